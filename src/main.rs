@@ -1,1 +1,180 @@
-fn main() {}
+//! gatherfsd: reads the command line, confines the process, serves the share.
+#![forbid(unsafe_code)]
+
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use parking_lot::Mutex;
+
+use gatherfs::config::{self, Arguments, Checked, Listening};
+use gatherfs::device::{Service, Session, Stopper};
+use gatherfs::fuse::Opcode;
+use gatherfs::host::Share;
+use gatherfs::metrics::Metrics;
+use gatherfs::sandbox::{self, Entered, Jail, Mode};
+use gatherfs::trace;
+
+/// Exit status of a command line that makes no sense.
+const EXIT_USAGE: u8 = 2;
+
+type AnyError = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => return usage(&e),
+    };
+    trace::start(arguments.log_level.as_str());
+    let is_root = rustix::process::geteuid().is_root();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let checked = match config::check(&arguments, is_root, cpus) {
+        Ok(checked) => checked,
+        Err(e) => return fail(&e, EXIT_USAGE),
+    };
+    match start(checked) {
+        Ok(code) => code,
+        Err(e) => fail(e.as_ref(), 1),
+    }
+}
+
+/// Says what is wrong with the command line and what to write instead.
+fn usage(e: &clap::Error) -> ExitCode {
+    if e.kind() != ErrorKind::UnknownArgument {
+        let _ = e.print();
+        return if e.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+    }
+    let text = |kind| match e.get(kind) {
+        Some(ContextValue::String(s)) => Some(s.clone()),
+        Some(ContextValue::Strings(s)) => s.first().cloned(),
+        _ => None,
+    };
+    let unknown = text(ContextKind::InvalidArg).unwrap_or_default();
+    match text(ContextKind::SuggestedArg) {
+        Some(known) => eprintln!("gatherfsd: there is no option {unknown}; did you mean {known}?"),
+        None => eprintln!("gatherfsd: there is no option {unknown}; gatherfsd --help lists the options"),
+    }
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
+    eprintln!("gatherfsd: {e}");
+    ExitCode::from(code)
+}
+
+/// Listens, confines the process and serves. In the process that waits outside, ends with the other.
+fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
+    let (listener, mut socket) = config::listen(&checked.listening)?;
+    let open_files = sandbox::raise_open_files(checked.open_files);
+    let entered = open_files.map_err(AnyError::from).and_then(|n| {
+        // Half of the descriptors for files that the guest opens.
+        checked.share.path_fds_max = usize::try_from(n / 4).unwrap_or(usize::MAX).clamp(16, 65_536);
+        Ok(sandbox::enter(checked.sandbox, &checked.share.shared_dir)?)
+    });
+    let jail = match entered {
+        Ok(Entered::Inside(jail)) => jail,
+        Ok(Entered::Outside(status)) => {
+            socket.remove();
+            return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));
+        }
+        Err(e) => {
+            socket.remove();
+            return Err(e);
+        }
+    };
+    if checked.sandbox != Mode::None {
+        socket.leave();
+    }
+    let served = serve(listener, checked, jail);
+    socket.remove();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves one monitor after the other, or only the first.
+fn serve(listener: UnixListener, checked: Checked, jail: Jail) -> Result<(), AnyError> {
+    let share = Arc::new(Share::export(checked.share, &jail.root, jail.descriptor_dir)?);
+    let metrics = Arc::new(Metrics::new());
+    let stop = Arc::new(Stop { wanted: AtomicBool::new(false), listener: listener.try_clone()?, session: Mutex::new(None) });
+    watch_signals(Arc::clone(&stop), Arc::clone(&metrics))?;
+    let place = match &checked.listening {
+        Listening::Path { path, .. } => path.display().to_string(),
+        Listening::Inherited(fd) => format!("inherited socket {fd}"),
+    };
+    let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
+    tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
+    while !stop.wanted.load(Ordering::Acquire) {
+        let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)));
+        let session = match Session::accept(listener.try_clone()?, service, checked.config_space.clone()) {
+            Ok(session) => session,
+            Err(_) if stop.wanted.load(Ordering::Acquire) => break,
+            Err(e) => return Err(e.into()),
+        };
+        tracing::info!("a monitor connected");
+        stop.began(session.stopper());
+        match session.wait() {
+            Ok(_) => tracing::info!("the monitor disconnected"),
+            Err(_) if stop.wanted.load(Ordering::Acquire) => {}
+            Err(e) if checked.keep_listening => tracing::error!("{e}"),
+            Err(e) => return Err(e.into()),
+        }
+        stop.began(None);
+        if !checked.keep_listening {
+            break;
+        }
+    }
+    tracing::debug!("metrics {}", metrics_line(&metrics));
+    Ok(())
+}
+
+/// What a signal ends: the wait for a monitor, or the session with one.
+struct Stop {
+    wanted: AtomicBool,
+    listener: UnixListener,
+    session: Mutex<Option<Stopper>>,
+}
+
+impl Stop {
+    /// A session began, or ended.
+    fn began(&self, session: Option<Stopper>) {
+        let mut current = self.session.lock();
+        *current = session;
+        if self.wanted.load(Ordering::Acquire)
+            && let Some(session) = current.as_ref()
+        {
+            session.stop();
+        }
+    }
+
+    fn stop(&self) {
+        let current = self.session.lock();
+        self.wanted.store(true, Ordering::Release);
+        match current.as_ref() {
+            Some(session) => session.stop(),
+            // Ends the accept(2) that waits.
+            None => _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both),
+        }
+    }
+}
+
+fn metrics_line(metrics: &Metrics) -> String {
+    metrics.to_json(|number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
+}
+
+fn watch_signals(stop: Arc<Stop>, metrics: Arc<Metrics>) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if signal == SIGUSR1 {
+                eprintln!("gatherfsd: metrics {}", metrics_line(&metrics));
+            } else {
+                tracing::info!("ending: what is in flight is finished first");
+                stop.stop();
+            }
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Wishes that do not fit together, and what is the default where nothing was said.
+
+use std::path::PathBuf;
+
+use super::listen::Listening;
+use super::{Arguments, Cache, Sandbox};
+use crate::device::{ConfigSpace, REQUEST_QUEUES_MAX, TagError};
+use crate::host::{CachePolicy, Options};
+use crate::sandbox::Mode;
+
+/// The tag for monitors that ask, when none was given.
+const TAG_DEFAULT: &str = "gatherfs";
+
+/// A wish that cannot be granted, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No directory.
+    #[error("say what to share: --shared-dir DIR")]
+    NoSharedDir,
+    /// No socket.
+    #[error("say where to listen: --socket-path PATH, or --fd N for a socket that was inherited")]
+    NoSocket,
+    /// Two sockets.
+    #[error("--socket-path and --fd are two places to listen; give one of them")]
+    TwoSockets,
+    /// A group for a socket that is not ours.
+    #[error("--socket-group goes with --socket-path; whoever made the socket of --fd has chosen its group")]
+    GroupOfInherited,
+    /// Not a descriptor, or one of the standard ones.
+    #[error("--fd {0} is no inherited socket; give its number, 3 or higher")]
+    BadFd(i32),
+    /// The tag does not fit.
+    #[error("--tag: {0}")]
+    Tag(#[from] TagError),
+    /// No or too many queues.
+    #[error("--num-request-queues {0} is not possible; give 1 to {REQUEST_QUEUES_MAX}")]
+    Queues(u16),
+}
+
+/// Wishes that fit together.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Where to listen.
+    pub listening: Listening,
+    /// The configuration space for monitors that ask.
+    pub config_space: ConfigSpace,
+    /// The tag in it.
+    pub tag: String,
+    /// How to confine the daemon.
+    pub sandbox: Mode,
+    /// The share; `path_fds_max` is set when the limit of open files is known.
+    pub share: Options,
+    /// The limit of open files that was asked for.
+    pub open_files: Option<u64>,
+    /// Whether to wait for the next monitor.
+    pub keep_listening: bool,
+}
+
+/// Checks `arguments`; `is_root` decides the default sandbox, `cpus` the default number of queues.
+pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checked, ConfigError> {
+    let a = arguments;
+    let shared_dir: PathBuf = a.shared_dir.clone().ok_or(ConfigError::NoSharedDir)?;
+    let listening = match (&a.socket_path, a.fd) {
+        (Some(_), Some(_)) => return Err(ConfigError::TwoSockets),
+        (None, None) => return Err(ConfigError::NoSocket),
+        (None, Some(_)) if a.socket_group.is_some() => return Err(ConfigError::GroupOfInherited),
+        (None, Some(fd)) if fd <= 2 => return Err(ConfigError::BadFd(fd)),
+        (None, Some(fd)) => Listening::Inherited(fd),
+        (Some(path), None) => Listening::Path { path: path.clone(), group: a.socket_group.clone() },
+    };
+    let tag = a.tag.clone().unwrap_or_else(|| TAG_DEFAULT.to_owned());
+    let queues = match a.num_request_queues {
+        Some(n) if n == 0 || n > REQUEST_QUEUES_MAX => return Err(ConfigError::Queues(n)),
+        Some(n) => n,
+        None => cpus.clamp(1, usize::from(REQUEST_QUEUES_MAX)) as u16,
+    };
+    let cache = match a.cache {
+        Cache::Auto => CachePolicy::Auto,
+        Cache::Always => CachePolicy::Always,
+        Cache::Never => CachePolicy::Never,
+        Cache::Metadata => CachePolicy::Metadata,
+    };
+    if a.writeback && matches!(a.cache, Cache::Never | Cache::Metadata) {
+        // virtiofsd starts with these, so we do.
+        tracing::warn!(
+            "--writeback has little to keep: --cache {} has the guest bypass its cache",
+            if a.cache == Cache::Never { "never" } else { "metadata" }
+        );
+    }
+    let sandbox = match a.sandbox {
+        Some(Sandbox::Namespace) => Mode::Namespace,
+        Some(Sandbox::Chroot) => Mode::Chroot,
+        Some(Sandbox::None) => Mode::None,
+        None if is_root => Mode::Namespace,
+        None => Mode::None,
+    };
+    Ok(Checked {
+        listening,
+        config_space: ConfigSpace::new(&tag, queues)?,
+        tag,
+        sandbox,
+        share: Options {
+            shared_dir,
+            cache,
+            readonly: a.readonly,
+            allow_direct_io: a.allow_direct_io,
+            writeback: a.writeback,
+            xattr: a.xattr,
+            path_fds_max: 0,
+        },
+        open_files: a.rlimit_nofile,
+        keep_listening: a.keep_listening,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn parsed(line: &str) -> Result<Checked, ConfigError> {
+        let words = std::iter::once("gatherfsd").chain(line.split_whitespace());
+        check(&Arguments::try_parse_from(words).unwrap(), true, 4)
+    }
+
+    #[test]
+    fn defaults_are_virtiofsds() {
+        let c = parsed("--shared-dir /srv --socket-path /run/s").unwrap();
+        assert_eq!(c.sandbox, Mode::Namespace);
+        assert_eq!(c.share.cache, CachePolicy::Auto);
+        assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
+        assert_eq!(c.config_space.read(36, 1), [4]);
+        assert_eq!(c.config_space.read(0, 8), *b"gatherfs");
+    }
+
+    #[test]
+    fn each_contradiction_ends_with_what_to_write_instead() {
+        let cases = [
+            ("--socket-path /s", ConfigError::NoSharedDir, "--shared-dir DIR"),
+            ("--shared-dir /d", ConfigError::NoSocket, "--socket-path PATH"),
+            ("--shared-dir /d --socket-path /s --fd 5", ConfigError::TwoSockets, "give one"),
+            ("--shared-dir /d --fd 5 --socket-group kvm", ConfigError::GroupOfInherited, "--socket-path"),
+            ("--shared-dir /d --fd 1", ConfigError::BadFd(1), "3 or higher"),
+            ("--shared-dir /d --fd 5 --num-request-queues 65", ConfigError::Queues(65), "1 to 64"),
+        ];
+        for (line, error, advice) in cases {
+            let got = parsed(line).unwrap_err();
+            assert_eq!(got, error, "{line}");
+            assert!(got.to_string().contains(advice), "{got}");
+        }
+        assert!(matches!(parsed("--shared-dir /d --fd 5 --tag 0123456789012345678901234567890123456"), Err(ConfigError::Tag(_))));
+    }
+
+    #[test]
+    fn every_option_takes_effect() {
+        let line = "--shared-dir /d --fd 5 --cache metadata --readonly --allow-direct-io --xattr --sandbox chroot --rlimit-nofile 99 --keep-listening --tag t --num-request-queues 3";
+        let c = parsed(line).unwrap();
+        assert_eq!((c.sandbox, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
+        assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
+        assert_eq!((c.tag.as_str(), c.config_space.read(36, 1)), ("t", vec![3]));
+        assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
+    }
+}

@@ -1,0 +1,159 @@
+//! The socket that monitors connect to: made here, inherited, or found taken.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listening {
+    /// On a socket that we make.
+    Path {
+        /// Its path.
+        path: PathBuf,
+        /// Its group, by name or number.
+        group: Option<String>,
+    },
+    /// On a socket that was inherited.
+    Inherited(i32),
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody listens there.
+    #[error("another process listens on {0}; end it or choose another --socket-path")]
+    Taken(PathBuf),
+    /// Something else lies there.
+    #[error("{0} exists and is no socket; remove it or choose another --socket-path")]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error("cannot listen on {path}: {source}")]
+    Bind {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No such group.
+    #[error("--socket-group {0}: there is no such group; give its name or number")]
+    NoGroup(String),
+    /// The group could not be set.
+    #[error("cannot give {path} to group {group}: {source}")]
+    Chown {
+        /// The socket's path.
+        path: PathBuf,
+        /// The group.
+        group: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Not a listening socket.
+    #[error("--fd {fd} is no listening unix socket: {source}")]
+    Inherited {
+        /// The descriptor.
+        fd: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The socket's file; removed by whoever made it, when that ends.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: Option<PathBuf>,
+}
+
+impl SocketFile {
+    /// Removes the file, if we made it.
+    pub fn remove(&mut self) {
+        if let Some(path) = self.path.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Leaves the file alone: another process of ours removes it.
+    pub fn leave(&mut self) {
+        self.path = None;
+    }
+}
+
+/// Listens. A socket file that nobody listens on any more is replaced.
+pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), ListenError> {
+    match listening {
+        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { path: None })),
+        Listening::Path { path, group } => {
+            let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
+            let listener = bind(&path)?;
+            let file = SocketFile { path: Some(path.clone()) };
+            if let Some(group) = group {
+                give_to_group(&path, group).inspect_err(|_| _ = fs::remove_file(&path))?;
+            }
+            Ok((listener, file))
+        }
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener, ListenError> {
+    let failed = |source| ListenError::Bind { path: path.to_owned(), source };
+    match UnixListener::bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            if !fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
+                return Err(ListenError::NotASocket(path.to_owned()));
+            }
+            if is_bound(path).map_err(failed)? {
+                return Err(ListenError::Taken(path.to_owned()));
+            }
+            fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path).map_err(failed)
+        }
+        bound => bound.map_err(failed),
+    }
+}
+
+/// Whether a living process has a socket bound to `path`. Connecting would tell too, but a daemon that
+/// serves one monitor would take the attempt for it.
+fn is_bound(path: &Path) -> io::Result<bool> {
+    // Columns: address, references, protocol, flags, type, state, inode, path.
+    let sockets = fs::read("/proc/net/unix")?;
+    let path_of = |line: &[u8]| {
+        let mut rest = line;
+        for _ in 0..7 {
+            rest = rest.trim_ascii_start();
+            let end = rest.iter().position(|&b| b == b' ')?;
+            rest = &rest[end..];
+        }
+        Some(rest.get(1..)?.to_vec())
+    };
+    let wanted = [path.as_os_str().as_bytes().to_vec(), fs::canonicalize(path)?.as_os_str().as_bytes().to_vec()];
+    Ok(sockets.split(|&b| b == b'\n').filter_map(path_of).any(|bound| wanted.contains(&bound)))
+}
+
+fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
+    let gid = match group.parse() {
+        Ok(gid) => gid,
+        Err(_) => gid_of(group).ok_or_else(|| ListenError::NoGroup(group.to_owned()))?,
+    };
+    let chown = || -> io::Result<()> {
+        std::os::unix::fs::chown(path, None, Some(gid))?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+        fs::set_permissions(path, mode)
+    };
+    chown().map_err(|source| ListenError::Chown { path: path.to_owned(), group: group.to_owned(), source })
+}
+
+/// A group's number by its name, from the host's group database.
+fn gid_of(name: &str) -> Option<u32> {
+    let database = fs::read_to_string("/etc/group").ok()?;
+    database.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+fn inherit(fd: i32) -> Result<UnixListener, ListenError> {
+    crate::sys::descriptor::inherited_listener(fd).map_err(|source| ListenError::Inherited { fd, source })
+}

@@ -1,0 +1,136 @@
+//! The command line: parses what the user wishes and checks it. Each room gets its own options; no room
+//! reads these.
+#![forbid(unsafe_code)]
+
+mod checks;
+mod listen;
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+pub use checks::{Checked, ConfigError, check};
+pub use listen::{ListenError, Listening, SocketFile, listen};
+
+/// `--cache`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// Names and attributes for a second; file contents until they change
+    Auto,
+    /// Everything for a day: only this guest changes the share
+    Always,
+    /// Nothing
+    Never,
+    /// Names and attributes for a day, no file contents
+    Metadata,
+}
+
+/// `--sandbox`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// Own mount, pid and network namespaces with the share as root
+    Namespace,
+    /// The share as root
+    Chroot,
+    /// No change of root
+    None,
+}
+
+/// `--log-level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing
+    Off,
+    /// What went wrong
+    Error,
+    /// And what looks wrong
+    Warn,
+    /// And what the daemon does
+    Info,
+    /// And why
+    Debug,
+    /// And everything else
+    Trace,
+}
+
+impl LogLevel {
+    /// As the log filter spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Off => "off",
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// Shares a host directory with a virtual machine: a virtio-fs device that QEMU and other monitors attach
+/// to by vhost-user.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "gatherfsd", version, max_term_width = 100)]
+#[command(after_help = "Signals: SIGTERM and SIGINT finish what is in flight and end; SIGUSR1 prints the counters as one line of JSON.")]
+pub struct Arguments {
+    /// Directory to share
+    #[arg(long, value_name = "DIR")]
+    pub shared_dir: Option<PathBuf>,
+
+    /// Unix socket to listen on; a stale one is replaced
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Group that owns the socket: a name or a number
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+
+    /// Listening socket that was inherited as this descriptor, in place of --socket-path
+    #[arg(long, value_name = "FD")]
+    pub fd: Option<i32>,
+
+    /// Name that the guest mounts, for monitors that ask the daemon for it; QEMU has its own tag= [default: gatherfs]
+    #[arg(long, value_name = "TAG")]
+    pub tag: Option<String>,
+
+    /// Request queues, 1 to 64, for monitors that ask the daemon for the number; QEMU has its own
+    /// num-request-queues= [default: one for each CPU]
+    #[arg(long, value_name = "N")]
+    pub num_request_queues: Option<u16>,
+
+    /// What the guest may cache
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "auto")]
+    pub cache: Cache,
+
+    /// Refuse every change with EROFS
+    #[arg(long)]
+    pub readonly: bool,
+
+    /// Let the guest keep dirty pages and write them back later
+    #[arg(long)]
+    pub writeback: bool,
+
+    /// Open a file with O_DIRECT on the host when the guest does
+    #[arg(long)]
+    pub allow_direct_io: bool,
+
+    /// Serve extended attributes
+    #[arg(long)]
+    pub xattr: bool,
+
+    /// How the daemon is confined [default: namespace for root, none for other users]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub sandbox: Option<Sandbox>,
+
+    /// Limit of open files; 0 leaves it as it is [default: what is allowed, up to a million]
+    #[arg(long, value_name = "N")]
+    pub rlimit_nofile: Option<u64>,
+
+    /// Wait for the next monitor when one disconnects, instead of ending
+    #[arg(long)]
+    pub keep_listening: bool,
+
+    /// What is logged to standard error
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+}

@@ -1,0 +1,299 @@
+//! One request: its bytes become an operation, the operation is carried out on the share, and the
+//! responder answers. A guest's mistake is answered with an errno and counted; nothing here ends the loop.
+
+use zerocopy::IntoBytes;
+
+use super::service::Service;
+use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LseekOut, WriteIn, WriteOut};
+use crate::fuse::{
+    InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, SupplementaryGroup, decode, decode_header, negotiate,
+};
+use crate::guest::ReadableBuffers;
+use crate::host::{Caller, Share, WriteRequest};
+use crate::types::{Errno, HostGid, HostUid};
+use crate::virtqueue::{ChainFault, Request, Responder};
+use crate::warn_limited;
+
+/// Bytes before a WRITE's payload.
+const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
+/// The longest value of an extended attribute.
+const XATTR_LEN_MAX: usize = 65536;
+
+/// Serves `request`, which was walked. `max_pages` bounds what INIT may agree on; `scratch` is room for
+/// replies that are put together here.
+pub fn serve(service: &Service, max_pages: u16, request: &mut Request, scratch: &mut Vec<u8>) {
+    let readable = request.readable_bytes();
+    let fault = request.fault();
+    let bytes = request.copy_arguments(WRITE_HEAD_LEN);
+    let Some(header) = decode_header(bytes) else {
+        return refuse_headerless(service, request, fault);
+    };
+    let opcode = Opcode::from_number(header.opcode);
+    service.metrics.requests[opcode.map_or(0, |o| o as usize)].increment();
+    let refusal = match fault {
+        Some(fault) => Some(refuse_chain(service, fault)),
+        None if u64::from(header.len) != readable => {
+            service.metrics.malformed_requests.increment();
+            warn_limited!("a request says {} bytes and has {readable}; answered with EINVAL", header.len);
+            Some(Errno::EINVAL)
+        }
+        None => None,
+    };
+    if refusal.is_none() && opcode != Some(Opcode::Write) && readable > WRITE_HEAD_LEN as u64 {
+        request.copy_arguments(readable as usize);
+    }
+    let (bytes, payload, responder) = request.parts(header.unique.0);
+    if let Some(errno) = refusal {
+        return answer_error(opcode, responder, errno);
+    }
+    if opcode != Some(Opcode::Write) && (bytes.len() as u64) < readable {
+        service.metrics.malformed_requests.increment();
+        return answer_error(opcode, responder, Errno::E2BIG);
+    }
+    let agreed = service.agreed();
+    match decode(&header, &bytes[IN_HEADER_LEN..], agreed.as_ref()) {
+        Ok(Operation::Init(init)) => begin(service, max_pages, &init, responder),
+        Ok(_) if agreed.is_none() => {
+            service.metrics.out_of_session.increment();
+            answer_error(opcode, responder, Errno::EIO);
+        }
+        Ok(operation) => Call { service, share: &service.share, header: &header, scratch }.carry_out(operation, payload, responder),
+        Err(errno) => {
+            service.metrics.malformed_requests.increment();
+            answer_error(opcode, responder, errno);
+        }
+    }
+}
+
+/// Answers an error, unless the guest expects no answer to `opcode`.
+fn answer_error(opcode: Option<Opcode>, responder: Responder<'_>, errno: Errno) {
+    if opcode.is_none_or(Opcode::wants_reply) { responder.error(errno) } else { responder.none() }
+}
+
+/// A chain without even a header: the guest is told which errno, if there is room, and nothing else.
+fn refuse_headerless(service: &Service, request: &mut Request, fault: Option<ChainFault>) {
+    let errno = match fault {
+        Some(fault) => refuse_chain(service, fault),
+        None => {
+            service.metrics.malformed_requests.increment();
+            warn_limited!("a request of {} bytes has no header", request.readable_bytes());
+            Errno::EINVAL
+        }
+    };
+    let (_, _, responder) = request.parts(0);
+    responder.error(errno);
+}
+
+fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
+    service.metrics.malformed_chains.increment();
+    warn_limited!("a descriptor chain was refused: {fault}");
+    match fault {
+        ChainFault::Outside { .. } => Errno::EFAULT,
+        _ => Errno::EINVAL,
+    }
+}
+
+/// INIT.
+fn begin(service: &Service, max_pages: u16, init: &InitRequest, responder: Responder<'_>) {
+    let limits = Limits { wanted: service.share.wanted_flags(), max_pages };
+    match negotiate(init, &limits) {
+        Ok((out, agreed)) => match service.begin_fuse(&agreed) {
+            Ok(()) => {
+                tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
+                responder.reply(out.as_bytes());
+            }
+            Err(_) => {
+                service.metrics.out_of_session.increment();
+                warn_limited!("a second INIT in one session was refused");
+                responder.error(Errno::EINVAL);
+            }
+        },
+        Err(SessionError::RetryWithOurs(out)) => responder.reply(out.as_bytes()),
+        Err(SessionError::TooOld) => {
+            tracing::error!("the guest speaks FUSE {}.{}; 7.27 (Linux 4.20) or newer is needed", init.major, init.minor);
+            responder.error(Errno::EPROTO);
+        }
+    }
+}
+
+/// One operation in a session.
+struct Call<'c> {
+    service: &'c Service,
+    share: &'c Share,
+    header: &'c RequestHeader,
+    scratch: &'c mut Vec<u8>,
+}
+
+/// Answers with a structure, or with the error.
+fn answer<T: IntoBytes + zerocopy::Immutable>(responder: Responder<'_>, result: Result<T, Errno>) {
+    match result {
+        Ok(out) => responder.reply(out.as_bytes()),
+        Err(errno) => responder.error(errno),
+    }
+}
+
+/// Answers with nothing but success, or with the error.
+fn answer_done(responder: Responder<'_>, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => responder.reply(&[]),
+        Err(errno) => responder.error(errno),
+    }
+}
+
+/// Answers with two structures one behind the other, or with the error.
+fn answer_two<A, B>(responder: Responder<'_>, result: Result<(A, B), Errno>)
+where
+    A: IntoBytes + zerocopy::Immutable,
+    B: IntoBytes + zerocopy::Immutable,
+{
+    match result {
+        Ok((first, second)) => responder.reply_parts(first.as_bytes(), second.as_bytes()),
+        Err(errno) => responder.error(errno),
+    }
+}
+
+impl Call<'_> {
+    fn caller(&self, group: SupplementaryGroup) -> Caller {
+        Caller { uid: HostUid(self.header.uid.0), gid: HostGid(self.header.gid.0), group: group.map(|g| HostGid(g.0)) }
+    }
+
+    /// The operations on contents and open files; those on names and attributes follow in `carry_out_named`.
+    fn carry_out(self, operation: Operation<'_>, payload: &mut ReadableBuffers, responder: Responder<'_>) {
+        let (share, node) = (self.share, self.header.node);
+        match operation {
+            Operation::Read { handle, offset, size } => {
+                let metrics = &self.service.metrics;
+                if size as usize > responder.room() {
+                    return responder.error(Errno::EINVAL);
+                }
+                responder.fill(size as usize, |pages| {
+                    let done = share.read(handle, offset, pages, &metrics.host_reads)?;
+                    metrics.host_read_bytes.add(done as u64);
+                    Ok(done)
+                });
+            }
+            Operation::Write { handle, offset, size, flags, write_flags } => {
+                let metrics = &self.service.metrics;
+                let head = WRITE_HEAD_LEN as u64;
+                if u64::from(size) > payload.bytes() - head {
+                    return responder.error(Errno::EINVAL);
+                }
+                let write = WriteRequest { handle, offset, flags, write_flags };
+                let done = payload.window(head, u64::from(size), |pages| share.write(&write, pages, &metrics.host_writes));
+                if let Ok(done) = done {
+                    metrics.host_write_bytes.add(done as u64);
+                }
+                answer(responder, done.map(|done| WriteOut { size: done as u32, padding: 0 }));
+            }
+            Operation::Open { flags, kill_suidgid } => answer(responder, share.open(node, flags, kill_suidgid)),
+            Operation::Release { handle } => answer_done(responder, share.release(handle)),
+            Operation::Flush { handle } => answer_done(responder, share.flush(handle)),
+            Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(handle, data_only)),
+            Operation::Opendir { .. } => answer(responder, share.opendir(node)),
+            Operation::Readdir { handle, offset, size } => {
+                let size = (size as usize).min(responder.room());
+                self.scratch.clear();
+                let done = share.readdir(handle, offset, size, self.scratch);
+                answer_bytes(responder, done, self.scratch);
+            }
+            Operation::Readdirplus { handle, offset, size } => {
+                let size = (size as usize).min(responder.room());
+                self.scratch.clear();
+                let done = share.readdirplus(handle, offset, size, self.scratch);
+                answer_bytes(responder, done, self.scratch);
+            }
+            Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
+            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(handle, data_only)),
+            Operation::Fallocate { handle, offset, len, mode } => answer_done(responder, share.fallocate(handle, offset, len, mode)),
+            Operation::Lseek { handle, offset, whence } => {
+                answer(responder, share.lseek(handle, offset, whence).map(|offset| LseekOut { offset }));
+            }
+            Operation::CopyFileRange { copy, wide_reply: true } => {
+                answer(responder, share.copy_file_range(&copy).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));
+            }
+            Operation::CopyFileRange { copy, wide_reply: false } => {
+                answer(responder, share.copy_file_range(&copy).map(|size| WriteOut { size: size as u32, padding: 0 }));
+            }
+            other => self.carry_out_named(other, responder),
+        }
+    }
+
+    fn carry_out_named(self, operation: Operation<'_>, responder: Responder<'_>) {
+        let (share, node) = (self.share, self.header.node);
+        match operation {
+            Operation::Lookup { name } => answer(responder, share.lookup(node, name)),
+            Operation::Forget { count } => {
+                share.forget(node, count);
+                responder.none();
+            }
+            Operation::BatchForget { nodes } => {
+                share.batch_forget(nodes);
+                responder.none();
+            }
+            Operation::Getattr { target } => answer(responder, share.getattr(node, target)),
+            Operation::Setattr(set) => answer(responder, share.setattr(node, &set)),
+            Operation::Statx { target, flags, mask } => answer(responder, share.statx(node, target, flags, mask)),
+            Operation::Access { mask } => answer_done(responder, share.access(node, &self.caller(None), mask)),
+            Operation::Readlink => match share.readlink(node) {
+                Ok(target) => responder.reply(&target),
+                Err(errno) => responder.error(errno),
+            },
+            Operation::Symlink { name, target, group } => answer(responder, share.symlink(node, name, target, &self.caller(group))),
+            Operation::Mknod { name, mode, rdev, group } => answer(responder, share.mknod(node, name, mode, rdev, &self.caller(group))),
+            Operation::Mkdir { name, mode, group } => answer(responder, share.mkdir(node, name, mode, &self.caller(group))),
+            Operation::Unlink { name } => answer_done(responder, share.unlink(node, name)),
+            Operation::Rmdir { name } => answer_done(responder, share.rmdir(node, name)),
+            Operation::Rename { name, new_parent, new_name, flags } => {
+                answer_done(responder, share.rename(node, name, new_parent, new_name, flags));
+            }
+            Operation::Link { node: old, name } => answer(responder, share.link(old, node, name)),
+            Operation::Create { name, flags, mode, kill_suidgid, group } => {
+                answer_two(responder, share.create(node, name, flags, mode, kill_suidgid, &self.caller(group)));
+            }
+            Operation::Tmpfile { flags, mode, group } => answer_two(responder, share.tmpfile(node, flags, mode, &self.caller(group))),
+            Operation::Statfs => answer(responder, share.statfs(node)),
+            Operation::Syncfs => answer_done(responder, share.syncfs(node)),
+            other => self.carry_out_rest(&other, responder),
+        }
+    }
+
+    fn carry_out_rest(self, operation: &Operation<'_>, responder: Responder<'_>) {
+        let (share, node) = (self.share, self.header.node);
+        match *operation {
+            Operation::Setxattr { name, value, flags } => answer_done(responder, share.setxattr(node, name, value, flags)),
+            Operation::Getxattr { name, size: 0 } => {
+                let len = share.getxattr(node, name, &mut []);
+                answer(responder, len.map(|len| GetxattrOut { size: len as u32, padding: 0 }));
+            }
+            Operation::Getxattr { name, size } => {
+                self.scratch.clear();
+                self.scratch.resize((size as usize).min(XATTR_LEN_MAX).min(responder.room()), 0);
+                let done = share.getxattr(node, name, self.scratch);
+                self.scratch.truncate(*done.as_ref().unwrap_or(&0));
+                answer_bytes(responder, done.map(|_| ()), self.scratch);
+            }
+            Operation::Listxattr { size } => match share.listxattr(node) {
+                Ok(list) if size == 0 => responder.reply(GetxattrOut { size: list.len() as u32, padding: 0 }.as_bytes()),
+                Ok(list) if list.len() > size as usize => responder.error(Errno::ERANGE),
+                Ok(list) => responder.reply(&list),
+                Err(errno) => responder.error(errno),
+            },
+            Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
+            Operation::Destroy => {
+                self.service.end_fuse();
+                responder.reply(&[]);
+            }
+            Operation::Interrupt { .. } | Operation::NotifyReply => responder.none(),
+            // No logic behind these yet; the guest's kernel then does without.
+            _ => responder.error(Errno::ENOSYS),
+        }
+    }
+}
+
+/// Answers with the bytes in `scratch`, or with the error.
+fn answer_bytes(responder: Responder<'_>, done: Result<(), Errno>, scratch: &[u8]) {
+    match done {
+        Ok(()) => responder.reply(scratch),
+        Err(errno) => responder.error(errno),
+    }
+}

@@ -1,0 +1,102 @@
+//! What all queues of a session share: the exported directory, the generation of guest memory, and the
+//! FUSE session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::fuse::Negotiated;
+use crate::guest::GuestMap;
+use crate::host::Share;
+use crate::metrics::Metrics;
+
+/// The shared state of a session's workers.
+#[derive(Debug)]
+pub struct Service {
+    /// The exported directory.
+    pub share: Arc<Share>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Whether the frontend wants dirty pages logged; the guest maps look at it.
+    pub logging: Arc<AtomicBool>,
+    memory: RwLock<Arc<GuestMap>>,
+    memory_generation: AtomicU64,
+    fuse: RwLock<Option<Negotiated>>,
+    /// Counts the times that request queues began anew: a guest that booted again.
+    restarts: AtomicU64,
+    /// The value of `restarts` at the last INIT. The lock keeps two INITs apart.
+    restarts_at_init: Mutex<Option<u64>>,
+}
+
+/// An INIT in the middle of a session, from a guest that did not restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecondInit;
+
+impl Service {
+    /// A service without guest memory.
+    pub fn new(share: Arc<Share>, metrics: Arc<Metrics>) -> Service {
+        Service {
+            share,
+            metrics,
+            logging: Arc::default(),
+            memory: RwLock::new(Arc::new(GuestMap::empty())),
+            memory_generation: AtomicU64::new(0),
+            fuse: RwLock::new(None),
+            restarts: AtomicU64::new(0),
+            restarts_at_init: Mutex::new(None),
+        }
+    }
+
+    /// Replaces guest memory. Requests in flight keep what they translated.
+    pub fn set_memory(&self, map: GuestMap) {
+        *self.memory.write() = Arc::new(map);
+        self.memory_generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The present generation of guest memory; it changes with each `set_memory`.
+    pub fn memory_generation(&self) -> u64 {
+        self.memory_generation.load(Ordering::Acquire)
+    }
+
+    /// The present memory.
+    pub fn memory(&self) -> Arc<GuestMap> {
+        Arc::clone(&self.memory.read())
+    }
+
+    /// What INIT agreed on, if there is a FUSE session.
+    pub fn agreed(&self) -> Option<Negotiated> {
+        *self.fuse.read()
+    }
+
+    /// Notes that a queue began at its first entry.
+    pub fn queue_restarted(&self) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Begins a FUSE session. A guest that booted again sends INIT without a DESTROY before: what the one
+    /// before it held is let go. An INIT from a guest that runs on is its mistake.
+    pub fn begin_fuse(&self, agreed: &Negotiated) -> Result<(), SecondInit> {
+        let mut at_init = self.restarts_at_init.lock();
+        let restarts = self.restarts.load(Ordering::Relaxed);
+        if self.fuse.read().is_some() {
+            if *at_init == Some(restarts) {
+                return Err(SecondInit);
+            }
+            tracing::info!("the guest restarted; its open files are closed");
+            self.share.end_session();
+        }
+        *at_init = Some(restarts);
+        self.share.begin_session(agreed);
+        *self.fuse.write() = Some(*agreed);
+        Ok(())
+    }
+
+    /// Ends the FUSE session: DESTROY, device reset, or the end of the connection.
+    pub fn end_fuse(&self) {
+        let _init = self.restarts_at_init.lock();
+        if self.fuse.write().take().is_some() {
+            self.share.end_session();
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! One frontend's connection, from accept to disconnect, on vhost-user-backend with our own threads.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Backend, Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserBackend, VhostUserDaemon};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
+use vmm_sys_util::epoll::EventSet;
+
+use super::config_space::{ConfigSpace, REQUEST_QUEUES_MAX};
+use super::queue::Queue;
+use super::relief::Relief;
+use super::service::Service;
+use super::vring::{HookedVring, Memory, collect_queues};
+use crate::guest::{DirtyLog, GuestMap, MappedMemory};
+use crate::types::QueueIndex;
+
+/// The largest queue that virtio allows (virtio 1.3 section 2.7).
+const QUEUE_SIZE_MAX: usize = 32768;
+
+/// Why a session did not begin or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection could not be taken.
+    #[error("cannot take a connection: {0}")]
+    Accept(DaemonError),
+    /// A thread or descriptor was missing.
+    #[error("cannot serve the connection: {0}")]
+    Start(#[from] io::Error),
+    /// The frontend broke the vhost-user protocol.
+    #[error("the frontend broke the vhost-user protocol: {0}")]
+    Protocol(DaemonError),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The frontend left.
+    Disconnected,
+}
+
+/// The backend object that the crate calls.
+struct Device {
+    service: Arc<Service>,
+    config: ConfigSpace,
+    queues: OnceLock<Vec<Arc<Queue>>>,
+    /// Held so that the channel stays open for the frontend.
+    backend_channel: Mutex<Option<Backend>>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    fn queues(&self) -> &[Arc<Queue>] {
+        self.queues.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl VhostUserBackend for Device {
+    type Bitmap = DirtyLog;
+    type Vring = HookedVring;
+
+    fn num_queues(&self) -> usize {
+        1 + usize::from(REQUEST_QUEUES_MAX)
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE_MAX
+    }
+
+    fn features(&self) -> u64 {
+        let rings = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        rings | (VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL).bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let logs = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        self.service.logging.store(logs, Ordering::Relaxed);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        use VhostUserProtocolFeatures as F;
+        F::MQ | F::REPLY_ACK | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::LOG_SHMFD | F::RESET_DEVICE | F::BACKEND_REQ
+    }
+
+    fn reset_device(&self) {
+        for queue in self.queues() {
+            queue.stop();
+        }
+        self.service.end_fuse();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // Each vring was told.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.config.read(offset, size)
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let memory: MappedMemory = (*memory.memory()).clone();
+        // A table that is replaced in the middle of a migration goes on logging.
+        if let Some(log) = self.service.memory().dirty_log().and_then(DirtyLog::log) {
+            for region in memory.iter().filter(|r| (***r).bitmap().log().is_none()) {
+                DirtyLog::join(region, &log)?;
+            }
+        }
+        self.service.set_memory(GuestMap::new(memory, Arc::clone(&self.service.logging)));
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&self, backend: Backend) {
+        *self.backend_channel.lock() = Some(backend);
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // No threads of the crate's: ours wait for the kicks.
+        Vec::new()
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if let Some(queue) = self.queues().get(index as usize) {
+            queue.stop();
+        }
+        Ok(())
+    }
+
+    fn handle_event(&self, _event: u16, _set: EventSet, _vrings: &[HookedVring], _thread: usize) -> io::Result<()> {
+        // Never called: there is no thread of the crate's.
+        Ok(())
+    }
+}
+
+/// Ends a session from another thread.
+#[derive(Clone)]
+pub struct Stopper(ShutdownHandle);
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
+impl Stopper {
+    /// Hangs up on the frontend; the session then drains and ends.
+    pub fn stop(&self) {
+        self.0.shutdown();
+    }
+}
+
+/// A connection that is being served.
+pub struct Session {
+    daemon: VhostUserDaemon<Arc<Device>>,
+    device: Arc<Device>,
+    relief: Arc<Relief>,
+    relief_thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Waits for a frontend on `listener` and serves it.
+    pub fn accept(listener: UnixListener, service: Arc<Service>, config: ConfigSpace) -> Result<Session, SessionError> {
+        let device = Arc::new(Device { service: Arc::clone(&service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) });
+        let memory = Memory::new(MappedMemory::new());
+        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
+        let queues = collect_queues();
+        let relief = Arc::new(Relief::default());
+        for (index, queue) in queues.iter().enumerate() {
+            let _ = queue.bound.set((QueueIndex(index as u16), Arc::clone(&service)));
+            let _ = queue.relief.set(Arc::clone(&relief));
+        }
+        let _ = device.queues.set(queues.clone());
+        daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
+        service.metrics.connections.increment();
+        let relief_thread = {
+            let relief = Arc::clone(&relief);
+            std::thread::Builder::new().name("relief".to_owned()).spawn(move || relief.run(&queues))?
+        };
+        Ok(Session { daemon, device, relief, relief_thread: Some(relief_thread) })
+    }
+
+    /// What ends this session from another thread.
+    pub fn stopper(&self) -> Option<Stopper> {
+        self.daemon.shutdown_handle().map(Stopper)
+    }
+
+    /// Serves until the frontend leaves, then drains every queue and lets go of what the guest held.
+    pub fn wait(mut self) -> Result<Ended, SessionError> {
+        let result = self.daemon.wait();
+        self.end();
+        match result {
+            Ok(()) => Ok(Ended::Disconnected),
+            Err(DaemonError::HandleRequest(VhostUserError::Disconnected | VhostUserError::PartialMessage)) => Ok(Ended::Disconnected),
+            Err(e) => Err(SessionError::Protocol(e)),
+        }
+    }
+
+    fn end(&mut self) {
+        for queue in self.device.queues() {
+            queue.end();
+        }
+        self.relief.end();
+        if let Some(thread) = self.relief_thread.take() {
+            let _ = thread.join();
+        }
+        self.device.service.end_fuse();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.daemon.request_shutdown();
+        let _ = self.daemon.wait();
+        self.end();
+    }
+}

@@ -1,0 +1,181 @@
+//! The threads that serve a queue, as leader and followers.
+//!
+//! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and
+//! requests take longer than a wake-up does, it hands the lead to a follower first; where they are quick it
+//! serves them one after the other and tells the guest once for the batch. A leader that sits on a slow
+//! request is relieved (`relief.rs`), so that nothing waits behind it for long.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use super::queue::{Next, Popped, Queue, State, publish_and_call};
+use super::relief::Relief;
+use super::serve::serve;
+use super::service::Service;
+use crate::types::QueueIndex;
+use crate::virtqueue::Request;
+
+/// Threads of one request queue. Each may wait for a disk; more than this would only queue there.
+const THREADS_PER_QUEUE_MAX: u16 = 16;
+/// FORGETs do not wait for anything: one thread serves them and one may relieve it.
+const HIPRIO_THREADS_MAX: u16 = 2;
+/// A follower without work leaves after this.
+const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
+/// A request is slow when it takes longer than waking a follower does: 25 to 100 us on a busy host.
+const SLOW_REQUEST: Duration = Duration::from_micros(100);
+/// Answers that one notification covers at most.
+const BATCH_LEN_MAX: u16 = 32;
+/// The longest that an answer waits for its notification while quick requests follow.
+const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
+
+/// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
+pub(super) fn add_thread(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
+    let Some((index, service)) = queue.bound() else { return };
+    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { THREADS_PER_QUEUE_MAX };
+    if state.threads >= threads_max || state.ending {
+        return;
+    }
+    let name = if *index == QueueIndex::HIPRIO { "hiprio".to_owned() } else { format!("request {}", index.0) };
+    let thread = {
+        let (queue, service, relief) = (Arc::clone(queue), Arc::clone(service), Arc::clone(relief));
+        std::thread::Builder::new().name(name).spawn(move || Worker::new(&queue, &service, &relief).run())
+    };
+    match thread {
+        Ok(handle) => {
+            state.threads += 1;
+            let mut handles = queue.handles.lock();
+            handles.retain(|h| !h.is_finished());
+            handles.push(handle);
+        }
+        Err(e) if state.threads == 0 => tracing::error!("cannot start a thread for queue {}: {e}; it is not served", index.0),
+        // The threads that are there go on serving.
+        Err(e) => tracing::debug!("cannot start another thread for queue {}: {e}", index.0),
+    }
+}
+
+/// Gives up the lead: an idle follower takes it, or a new one.
+pub(super) fn hand_over(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
+    state.led = false;
+    if state.idle > 0 {
+        queue.followers.notify_one();
+    } else {
+        add_thread(queue, state, relief);
+    }
+}
+
+struct Worker<'q> {
+    queue: &'q Arc<Queue>,
+    service: &'q Arc<Service>,
+    relief: &'q Arc<Relief>,
+    request: Request,
+    /// Room for replies that are made here: directory entries, attribute values.
+    reply: Vec<u8>,
+    /// How long the last request took.
+    last_took: Duration,
+    /// When the last request was done, or the leader woke up.
+    now: Instant,
+}
+
+impl<'q> Worker<'q> {
+    fn new(queue: &'q Arc<Queue>, service: &'q Arc<Service>, relief: &'q Arc<Relief>) -> Worker<'q> {
+        Worker { queue, service, relief, request: Request::new(), reply: Vec::new(), last_took: Duration::ZERO, now: Instant::now() }
+    }
+
+    fn run(mut self) {
+        if let Err(e) = self.service.share.enter_thread() {
+            tracing::error!("a worker cannot enter /proc/self/fd: {e}; attributes that need it will fail");
+        }
+        let mut state = self.queue.state.lock();
+        while self.take_lead(&mut state) {
+            self.lead(&mut state);
+        }
+        state.threads -= 1;
+    }
+
+    /// Waits for the lead. False where this thread should leave.
+    fn take_lead(&self, state: &mut MutexGuard<'_, State>) -> bool {
+        while state.led && !state.ending {
+            state.idle += 1;
+            let timed_out = self.queue.followers.wait_for(state, FOLLOWER_IDLE_MAX).timed_out();
+            state.idle -= 1;
+            if timed_out && state.led {
+                return false;
+            }
+        }
+        if state.ending {
+            return false;
+        }
+        state.led = true;
+        state.leadership = state.leadership.wrapping_add(1);
+        true
+    }
+
+    /// Leads until the lead is gone.
+    fn lead(&mut self, state: &mut MutexGuard<'_, State>) {
+        let mine = state.leadership;
+        while state.led && state.leadership == mine {
+            if state.ending {
+                state.led = false;
+                return;
+            }
+            match state.next(self.service) {
+                Next::Chain(popped) => self.turn(state, &popped),
+                Next::Empty => self.sleep(state, true),
+                Next::Stopped => self.sleep(state, false),
+            }
+        }
+    }
+
+    /// Serves one chain.
+    fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: &Popped) {
+        let mine = state.leadership;
+        if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
+            publish_and_call(state, self.service);
+            self.service.metrics.followers_woken.increment();
+            hand_over(self.queue, state, self.relief);
+        }
+        MutexGuard::unlocked(state, || {
+            self.request.walk(popped.head, popped.table, &popped.map);
+            serve(self.service, self.queue.max_pages(), &mut self.request, &mut self.reply);
+        });
+        let done = Instant::now();
+        self.last_took = done - self.now;
+        self.now = done;
+        state.answer(popped.head, self.request.used_len(), done);
+        let leads = state.led && state.leadership == mine;
+        let oldest = state.unsignalled_since.map_or(Duration::ZERO, |since| done - since);
+        if !leads || state.unsignalled() >= BATCH_LEN_MAX || oldest > BATCH_TIME_MAX {
+            publish_and_call(state, self.service);
+        }
+        self.queue.answered(state);
+    }
+
+    /// Tells the guest what is done and sleeps until there is more.
+    fn sleep(&mut self, state: &mut MutexGuard<'_, State>, runs: bool) {
+        if state.unsignalled() > 0 {
+            // The lock is open while the call is signalled: look again before sleeping.
+            return publish_and_call(state, self.service);
+        }
+        if runs && state.enable_kicks() {
+            return;
+        }
+        let Some(watch) = self.queue.watch() else {
+            // Threads start with the first kick, so there is always something to watch.
+            self.queue.followers.wait_for(state, FOLLOWER_IDLE_MAX);
+            return;
+        };
+        state.asleep = true;
+        let woken = MutexGuard::unlocked(state, || watch.wait());
+        state.asleep = false;
+        if woken.kicked {
+            self.service.metrics.kicks.increment();
+        }
+        if runs {
+            state.disable_kicks();
+        }
+        self.now = Instant::now();
+        self.relief.note_activity();
+    }
+}

@@ -1,0 +1,276 @@
+//! The FUSE protocol's structures, version 7.45, as they lie in memory (`linux/fuse.h`).
+//! Flag values that fuse-backend-rs has are taken from it; the structures are our own because its
+//! request header lacks the extension length of 7.38 and its traits belong to another vm-memory
+//! (docs/decisions/0001-own-wire-structs.md). A test holds both layouts side by side.
+
+// The derive makes helper types without Debug.
+#![allow(missing_debug_implementations)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use fuse_backend_rs::abi::fuse_abi::{
+    ATTR_SUBMOUNT, FATTR_FH, FATTR_LOCKOWNER, FSYNC_FDATASYNC, GETATTR_FH, KERNEL_VERSION, WRITE_CACHE, WRITE_KILL_PRIV,
+};
+
+/// The minor version that this daemon speaks.
+pub const KERNEL_MINOR_VERSION: u32 = 45;
+/// The oldest minor version that it accepts: 4.20 of 2018, the first with MAX_PAGES near.
+pub const KERNEL_MINOR_VERSION_MIN: u32 = 27;
+/// Bytes of a request's header.
+pub const IN_HEADER_LEN: usize = size_of::<InHeader>();
+/// Bytes of a reply's header.
+pub const OUT_HEADER_LEN: usize = size_of::<OutHeader>();
+
+/// INIT flags, both words joined (flags2 in the upper half).
+pub mod init_flags {
+    /// Reads may come out of order.
+    pub const ASYNC_READ: u64 = 1 << 0;
+    /// OPEN with O_TRUNC truncates, no SETATTR follows.
+    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    /// WRITE may exceed one page.
+    pub const BIG_WRITES: u64 = 1 << 5;
+    /// The guest drops cached data when size or mtime changed.
+    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
+    /// READDIRPLUS is served.
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    /// The guest chooses between READDIR and READDIRPLUS.
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    /// Direct I/O may be sent in parallel.
+    pub const ASYNC_DIO: u64 = 1 << 15;
+    /// The guest keeps dirty pages.
+    pub const WRITEBACK_CACHE: u64 = 1 << 16;
+    /// LOOKUP and READDIR of one directory may come in parallel.
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    /// `max_pages` of the INIT reply counts.
+    pub const MAX_PAGES: u64 = 1 << 22;
+    /// `FUSE_ATTR_SUBMOUNT` is understood.
+    pub const SUBMOUNTS: u64 = 1 << 27;
+    /// SETXATTR carries `setxattr_flags`.
+    pub const SETXATTR_EXT: u64 = 1 << 29;
+    /// INIT carries `flags2`.
+    pub const INIT_EXT: u64 = 1 << 30;
+    /// Creates carry the caller's group where the parent directory needs it.
+    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+}
+
+/// OPEN and CREATE reply flags.
+pub mod open_flags {
+    /// Bypass the page cache.
+    pub const DIRECT_IO: u32 = 1 << 0;
+    /// Keep cached data of an earlier open.
+    pub const KEEP_CACHE: u32 = 1 << 1;
+    /// The guest may cache directory entries.
+    pub const CACHE_DIR: u32 = 1 << 3;
+}
+
+/// `fuse_setattr_in.valid` bits.
+pub mod setattr_valid {
+    /// `mode` counts.
+    pub const MODE: u32 = 1 << 0;
+    /// `uid` counts.
+    pub const UID: u32 = 1 << 1;
+    /// `gid` counts.
+    pub const GID: u32 = 1 << 2;
+    /// `size` counts.
+    pub const SIZE: u32 = 1 << 3;
+    /// `atime` counts.
+    pub const ATIME: u32 = 1 << 4;
+    /// `mtime` counts.
+    pub const MTIME: u32 = 1 << 5;
+    /// atime becomes the present time.
+    pub const ATIME_NOW: u32 = 1 << 7;
+    /// mtime becomes the present time.
+    pub const MTIME_NOW: u32 = 1 << 8;
+    /// Clear setuid and setgid as a write does.
+    pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// `fuse_open_in.open_flags`: clear setuid and setgid when truncating.
+pub const OPEN_KILL_SUIDGID: u32 = 1;
+/// Extension type of supplementary groups; lower types are security contexts.
+pub const EXT_GROUPS: u32 = 32;
+
+macro_rules! wire {
+    ($($(#[$doc:meta])* $name:ident, $size:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => { $(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        #[allow(missing_docs)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty),* }
+        const _: () = assert!(size_of::<$name>() == $size);
+    )* };
+}
+
+wire! {
+    /// `fuse_in_header`: begins every request. `total_extlen` counts units of eight bytes.
+    InHeader, 40 { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16 }
+    /// `fuse_out_header`: begins every reply; `error` is zero or a negated errno.
+    OutHeader, 16 { len: u32, error: i32, unique: u64 }
+    /// `fuse_attr`.
+    Attr, 88 { ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32, ctimensec: u32,
+        mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32 }
+    /// `fuse_entry_out`.
+    EntryOut, 128 { nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32, attr_valid_nsec: u32, attr: Attr }
+    /// `fuse_attr_out`.
+    AttrOut, 104 { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: Attr }
+    /// `fuse_sx_time`.
+    SxTime, 16 { sec: i64, nsec: u32, reserved: i32 }
+    /// `fuse_statx`.
+    Statx, 256 { mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16, spare0: u16, ino: u64, size: u64, blocks: u64,
+        attributes_mask: u64, atime: SxTime, btime: SxTime, ctime: SxTime, mtime: SxTime, rdev_major: u32, rdev_minor: u32,
+        dev_major: u32, dev_minor: u32, spare2: [u64; 14] }
+    /// `fuse_statx_in`.
+    StatxIn, 24 { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32 }
+    /// `fuse_statx_out`.
+    StatxOut, 288 { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx }
+    /// `fuse_getattr_in`.
+    GetattrIn, 16 { getattr_flags: u32, dummy: u32, fh: u64 }
+    /// `fuse_setattr_in`.
+    SetattrIn, 88 { valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32,
+        mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32 }
+    /// `fuse_forget_in`.
+    ForgetIn, 8 { nlookup: u64 }
+    /// `fuse_forget_one`.
+    ForgetOne, 16 { nodeid: u64, nlookup: u64 }
+    /// `fuse_batch_forget_in`.
+    BatchForgetIn, 8 { count: u32, dummy: u32 }
+    /// `fuse_mknod_in`.
+    MknodIn, 16 { mode: u32, rdev: u32, umask: u32, padding: u32 }
+    /// `fuse_mkdir_in`.
+    MkdirIn, 8 { mode: u32, umask: u32 }
+    /// `fuse_rename_in`.
+    RenameIn, 8 { newdir: u64 }
+    /// `fuse_rename2_in`.
+    Rename2In, 16 { newdir: u64, flags: u32, padding: u32 }
+    /// `fuse_link_in`.
+    LinkIn, 8 { oldnodeid: u64 }
+    /// `fuse_open_in`.
+    OpenIn, 8 { flags: u32, open_flags: u32 }
+    /// `fuse_create_in`.
+    CreateIn, 16 { flags: u32, mode: u32, umask: u32, open_flags: u32 }
+    /// `fuse_open_out`.
+    OpenOut, 16 { fh: u64, open_flags: u32, backing_id: i32 }
+    /// `fuse_read_in`; also READDIR and READDIRPLUS.
+    ReadIn, 40 { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    /// `fuse_write_in`.
+    WriteIn, 40 { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    /// `fuse_write_out`; also COPY_FILE_RANGE.
+    WriteOut, 8 { size: u32, padding: u32 }
+    /// `fuse_kstatfs`.
+    Kstatfs, 80 { blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32, padding: u32, spare: [u32; 6] }
+    /// `fuse_release_in`.
+    ReleaseIn, 24 { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
+    /// `fuse_flush_in`.
+    FlushIn, 24 { fh: u64, unused: u32, padding: u32, lock_owner: u64 }
+    /// `fuse_fsync_in`.
+    FsyncIn, 16 { fh: u64, fsync_flags: u32, padding: u32 }
+    /// `fuse_setxattr_in` with SETXATTR_EXT.
+    SetxattrIn, 16 { size: u32, flags: u32, setxattr_flags: u32, padding: u32 }
+    /// `fuse_setxattr_in` without SETXATTR_EXT.
+    SetxattrCompatIn, 8 { size: u32, flags: u32 }
+    /// `fuse_getxattr_in`; also LISTXATTR.
+    GetxattrIn, 8 { size: u32, padding: u32 }
+    /// `fuse_getxattr_out`.
+    GetxattrOut, 8 { size: u32, padding: u32 }
+    /// `fuse_lk_in`.
+    LkIn, 48 { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
+    /// `fuse_access_in`.
+    AccessIn, 8 { mask: u32, padding: u32 }
+    /// `fuse_init_in` before 7.36.
+    InitCompatIn, 16 { major: u32, minor: u32, max_readahead: u32, flags: u32 }
+    /// What `fuse_init_in` grew by in 7.36.
+    InitExtIn, 48 { flags2: u32, unused: [u32; 11] }
+    /// `fuse_init_out`.
+    InitOut, 64 { major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16, congestion_threshold: u16, max_write: u32,
+        time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, max_stack_depth: u32, request_timeout: u16, unused: [u16; 11] }
+    /// `fuse_interrupt_in`.
+    InterruptIn, 8 { unique: u64 }
+    /// `fuse_bmap_in`.
+    BmapIn, 16 { block: u64, blocksize: u32, padding: u32 }
+    /// `fuse_ioctl_in`.
+    IoctlIn, 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// `fuse_poll_in`.
+    PollIn, 24 { fh: u64, kh: u64, flags: u32, events: u32 }
+    /// `fuse_fallocate_in`.
+    FallocateIn, 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    /// `fuse_lseek_in`.
+    LseekIn, 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
+    /// `fuse_lseek_out`.
+    LseekOut, 8 { offset: u64 }
+    /// `fuse_copy_file_range_in`.
+    CopyFileRangeIn, 56 { fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64 }
+    /// `fuse_copy_file_range_out`, the reply of COPY_FILE_RANGE_64.
+    CopyFileRangeOut, 8 { bytes_copied: u64 }
+    /// `fuse_setupmapping_in`.
+    SetupmappingIn, 40 { fh: u64, foffset: u64, len: u64, flags: u64, moffset: u64 }
+    /// `fuse_removemapping_in`.
+    RemovemappingIn, 4 { count: u32 }
+    /// `fuse_dirent` without its name.
+    Dirent, 24 { ino: u64, off: u64, namelen: u32, kind: u32 }
+    /// `fuse_ext_header`: begins each extension; `size` includes it.
+    ExtHeader, 8 { size: u32, kind: u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fuse_backend_rs::abi::fuse_abi as theirs;
+    use std::mem::offset_of;
+
+    #[test]
+    fn sizes_agree_with_fuse_backend_rs() {
+        macro_rules! same {
+            ($($name:ident),*) => { $(assert_eq!(size_of::<$name>(), size_of::<theirs::$name>(), stringify!($name));)* };
+        }
+        same!(
+            InHeader,
+            OutHeader,
+            Attr,
+            EntryOut,
+            AttrOut,
+            GetattrIn,
+            SetattrIn,
+            ForgetIn,
+            ForgetOne,
+            BatchForgetIn,
+            MknodIn,
+            MkdirIn,
+            RenameIn
+        );
+        same!(Rename2In, LinkIn, OpenIn, CreateIn, OpenOut, ReadIn, WriteIn, WriteOut, Kstatfs, ReleaseIn, FlushIn, FsyncIn, GetxattrIn);
+        same!(LkIn, AccessIn, InitOut, InterruptIn, BmapIn, IoctlIn, FallocateIn, LseekIn, CopyFileRangeIn, Dirent);
+    }
+
+    #[test]
+    fn offsets_agree_with_fuse_backend_rs() {
+        macro_rules! same {
+            ($($name:ident . $field:ident),*) => {
+                $(assert_eq!(offset_of!($name, $field), offset_of!(theirs::$name, $field), concat!(stringify!($name), ".", stringify!($field)));)*
+            };
+        }
+        same!(InHeader.unique, InHeader.nodeid, InHeader.uid, InHeader.pid, Attr.mode, Attr.blksize, EntryOut.attr, AttrOut.attr);
+        same!(SetattrIn.mode, SetattrIn.size, WriteIn.write_flags, WriteIn.flags, ReadIn.size, InitOut.max_pages, InitOut.max_write);
+    }
+
+    #[test]
+    fn flags_agree_with_fuse_backend_rs() {
+        use theirs::FsOptions as F;
+        let pairs = [
+            (init_flags::ASYNC_READ, F::ASYNC_READ),
+            (init_flags::ATOMIC_O_TRUNC, F::ATOMIC_O_TRUNC),
+            (init_flags::BIG_WRITES, F::BIG_WRITES),
+            (init_flags::AUTO_INVAL_DATA, F::AUTO_INVAL_DATA),
+            (init_flags::DO_READDIRPLUS, F::DO_READDIRPLUS),
+            (init_flags::READDIRPLUS_AUTO, F::READDIRPLUS_AUTO),
+            (init_flags::ASYNC_DIO, F::ASYNC_DIO),
+            (init_flags::WRITEBACK_CACHE, F::WRITEBACK_CACHE),
+            (init_flags::PARALLEL_DIROPS, F::PARALLEL_DIROPS),
+            (init_flags::MAX_PAGES, F::MAX_PAGES),
+            (init_flags::SUBMOUNTS, F::SUBMOUNTS),
+            (init_flags::INIT_EXT, F::INIT_EXT),
+        ];
+        for (ours, theirs) in pairs {
+            assert_eq!(ours, theirs.bits());
+        }
+    }
+}

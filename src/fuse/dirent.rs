@@ -1,0 +1,70 @@
+//! Directory entries on their way to the guest: READDIR's `fuse_dirent` and READDIRPLUS's
+//! `fuse_direntplus`, packed into a buffer no larger than the guest asked for.
+
+use zerocopy::IntoBytes;
+
+use super::abi::{Dirent, EntryOut};
+
+/// One entry: where the next READDIR resumes, and what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Inode number.
+    pub ino: u64,
+    /// Directory offset of the entry that follows.
+    pub next_offset: u64,
+    /// File type as in `d_type` (man readdir(3)).
+    pub kind: u32,
+    /// The name, without NUL.
+    pub name: &'a [u8],
+}
+
+/// Bytes that an entry of READDIR takes for a name of `name_len` bytes.
+pub fn dirent_len(name_len: usize) -> usize {
+    (size_of::<Dirent>() + name_len).next_multiple_of(8)
+}
+
+/// Bytes that an entry of READDIRPLUS takes for a name of `name_len` bytes.
+pub fn direntplus_len(name_len: usize) -> usize {
+    size_of::<EntryOut>() + dirent_len(name_len)
+}
+
+/// Appends a READDIR entry to `reply`, which then may hold at most `len_max` bytes. False, and nothing
+/// appended, where it does not fit.
+pub fn push_dirent(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>) -> bool {
+    if reply.len() + dirent_len(entry.name.len()) > len_max {
+        return false;
+    }
+    let header = Dirent { ino: entry.ino, off: entry.next_offset, namelen: entry.name.len() as u32, kind: entry.kind };
+    reply.extend_from_slice(header.as_bytes());
+    reply.extend_from_slice(entry.name);
+    reply.resize(reply.len().next_multiple_of(8), 0);
+    true
+}
+
+/// Appends a READDIRPLUS entry as [`push_dirent`] does. A zero node id means "not looked up".
+pub fn push_direntplus(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>, looked_up: &EntryOut) -> bool {
+    if reply.len() + direntplus_len(entry.name.len()) > len_max {
+        return false;
+    }
+    reply.extend_from_slice(looked_up.as_bytes());
+    push_dirent(reply, len_max, entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_padded_to_eight_bytes_and_never_exceed_the_limit() {
+        let entry = Entry { ino: 1, next_offset: 2, kind: 8, name: b"abc" };
+        let mut reply = Vec::new();
+        assert!(push_dirent(&mut reply, 64, &entry));
+        assert_eq!(reply.len(), 32);
+        assert!(push_dirent(&mut reply, 64, &entry));
+        assert!(!push_dirent(&mut reply, 64, &entry));
+        assert_eq!(reply.len(), 64);
+        assert!(!push_direntplus(&mut reply, 64 + 159, &entry, &EntryOut::default()));
+        assert!(push_direntplus(&mut reply, 64 + 160, &entry, &EntryOut::default()));
+        assert_eq!(reply.len(), 224);
+    }
+}

@@ -1,0 +1,293 @@
+//! Page descriptors `<address, length>`: a descriptor chain's memory as a flat list that the kernel
+//! takes as it is (`struct iovec`), and copies to and from it.
+//!
+//! The list's storage grows with the largest request and is used again: 16 bytes a page descriptor.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::memory::{GuestMap, GuestPiece};
+use crate::sys::vectored::Segments;
+
+/// One contiguous stretch of guest memory, laid out as `struct iovec` (man readv(2)).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageDescriptor {
+    /// Host address.
+    pub address: NonNull<u8>,
+    /// Bytes.
+    pub len: usize,
+}
+
+const _: () = assert!(size_of::<PageDescriptor>() == size_of::<libc::iovec>());
+
+// SAFETY: an address of guest memory; who uses it holds the map that it came from.
+unsafe impl Send for PageDescriptor {}
+// SAFETY: as above; it is never written through without a copy routine of this module or the kernel.
+unsafe impl Sync for PageDescriptor {}
+
+// SAFETY: page descriptors are iovecs (asserted above) of guest memory; the buffers that hand them out
+// keep the map, and with it the mapping, alive. Guest memory is never behind a Rust reference.
+unsafe impl Segments for [PageDescriptor] {
+    fn raw(&self) -> (*const libc::iovec, usize) {
+        (self.as_ptr().cast(), self.len())
+    }
+}
+
+/// Page descriptors in the order of the chain, neighbours merged.
+#[derive(Debug, Default)]
+pub struct PageList {
+    pages: Vec<PageDescriptor>,
+    bytes: u64,
+}
+
+impl PageList {
+    /// Forgets the pages, keeps the storage.
+    pub fn clear(&mut self) {
+        self.pages.clear();
+        self.bytes = 0;
+    }
+
+    /// Appends a piece; one that begins where the last one ends makes it longer.
+    #[inline]
+    pub fn push(&mut self, piece: GuestPiece) {
+        self.bytes += piece.len as u64;
+        if let Some(last) = self.pages.last_mut()
+            && last.address.as_ptr() as usize + last.len == piece.host.as_ptr() as usize
+        {
+            last.len += piece.len;
+            return;
+        }
+        self.pages.push(PageDescriptor { address: piece.host, len: piece.len });
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The descriptors.
+    pub fn pages(&self) -> &[PageDescriptor] {
+        &self.pages
+    }
+
+    /// Bytes of the list's storage.
+    pub fn storage_bytes(&self) -> usize {
+        self.pages.capacity() * size_of::<PageDescriptor>()
+    }
+
+    /// Runs `work` on the descriptors of `len` bytes from `skip` on. Both ends are shortened in place and
+    /// restored, so that the list is not copied. Fewer bytes than asked where the list ends.
+    fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
+        let mut first = 0;
+        let mut offset = skip;
+        while first < self.pages.len() && offset >= self.pages[first].len as u64 {
+            offset -= self.pages[first].len as u64;
+            first += 1;
+        }
+        if len == 0 || first == self.pages.len() {
+            return work(&[]);
+        }
+        let mut end = first;
+        let mut surplus = 0;
+        let mut wanted = len.saturating_add(offset);
+        while end < self.pages.len() && wanted > 0 {
+            let held = self.pages[end].len as u64;
+            surplus = held.saturating_sub(wanted);
+            wanted = wanted.saturating_sub(held);
+            end += 1;
+        }
+        let (head, tail) = (self.pages[first], self.pages[end - 1]);
+        self.pages[end - 1].len -= surplus as usize;
+        // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
+        self.pages[first].address = unsafe { head.address.add(offset as usize) };
+        self.pages[first].len -= offset as usize;
+        let result = work(&self.pages[first..end]);
+        self.pages[end - 1] = tail;
+        self.pages[first] = head;
+        result
+    }
+}
+
+/// The memory that the guest lets us read: header, arguments, and the payload of a WRITE.
+#[derive(Debug)]
+pub struct ReadableBuffers {
+    list: PageList,
+    map: Arc<GuestMap>,
+}
+
+/// The memory that the guest lets us write: the reply.
+#[derive(Debug)]
+pub struct WritableBuffers {
+    list: PageList,
+    map: Arc<GuestMap>,
+}
+
+macro_rules! buffers {
+    ($name:ident) => {
+        impl $name {
+            /// No memory yet.
+            pub fn empty() -> $name {
+                $name { list: PageList::default(), map: Arc::new(GuestMap::empty()) }
+            }
+
+            /// Starts over with pieces of `map`.
+            pub fn restart(&mut self, map: &Arc<GuestMap>) {
+                self.list.clear();
+                if !Arc::ptr_eq(&self.map, map) {
+                    self.map = Arc::clone(map);
+                }
+            }
+
+            /// Appends a piece that was translated by the map given to `restart`.
+            #[inline]
+            pub fn push(&mut self, piece: GuestPiece) {
+                self.list.push(piece);
+            }
+
+            /// Bytes in all.
+            pub fn bytes(&self) -> u64 {
+                self.list.bytes()
+            }
+
+            /// The page descriptors.
+            pub fn pages(&self) -> &[PageDescriptor] {
+                self.list.pages()
+            }
+
+            /// Bytes of the list's storage.
+            pub fn storage_bytes(&self) -> usize {
+                self.list.storage_bytes()
+            }
+
+            /// Runs `work` on the page descriptors of at most `len` bytes from `skip` on.
+            pub fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
+                self.list.window(skip, len, work)
+            }
+        }
+    };
+}
+
+buffers!(ReadableBuffers);
+buffers!(WritableBuffers);
+
+impl ReadableBuffers {
+    /// Copies from byte `skip` on into `to`; the number of bytes that were there.
+    pub fn copy_to(&self, skip: u64, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        self.list.each(skip, to.len(), |address, len| {
+            // SAFETY: the list holds only translated guest memory, which the map keeps mapped; `to` is
+            // ours and has `len` bytes left. The guest may change the source meanwhile: bytes are bytes.
+            unsafe { std::ptr::copy_nonoverlapping(address, to[done..].as_mut_ptr(), len) };
+            done += len;
+        });
+        done
+    }
+}
+
+impl WritableBuffers {
+    /// Copies `from` to byte `skip` on and marks the pages dirty; the number of bytes that had room.
+    pub fn copy_from(&mut self, skip: u64, from: &[u8]) -> usize {
+        let mut done = 0;
+        let map = &self.map;
+        self.list.each(skip, from.len(), |address, len| {
+            // SAFETY: as in `copy_to`, with the directions exchanged.
+            unsafe { std::ptr::copy_nonoverlapping(from[done..].as_ptr(), address, len) };
+            if let Some(host) = NonNull::new(address) {
+                map.mark_dirty(host, len);
+            }
+            done += len;
+        });
+        done
+    }
+
+    /// Marks the first `len` bytes from `skip` on as written, after the kernel wrote them.
+    pub fn mark_dirty(&self, skip: u64, len: usize) {
+        if self.map.is_logging() {
+            self.list.each(skip, len, |address, len| {
+                if let Some(host) = NonNull::new(address) {
+                    self.map.mark_dirty(host, len);
+                }
+            });
+        }
+    }
+}
+
+impl PageList {
+    /// Calls `visit` with each contiguous stretch of at most `len` bytes from `skip` on.
+    fn each(&self, skip: u64, len: usize, mut visit: impl FnMut(*mut u8, usize)) {
+        let mut offset = skip;
+        let mut left = len;
+        for page in &self.pages {
+            if left == 0 {
+                return;
+            }
+            if offset >= page.len as u64 {
+                offset -= page.len as u64;
+                continue;
+            }
+            let stretch = left.min(page.len - offset as usize);
+            visit(page.address.as_ptr().wrapping_add(offset as usize), stretch);
+            left -= stretch;
+            offset = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn list_over(buffer: &mut [u8], lens: &[usize]) -> PageList {
+        let mut list = PageList::default();
+        let mut at = 0;
+        for &len in lens {
+            let host = NonNull::new(buffer[at..].as_mut_ptr()).unwrap();
+            list.push(GuestPiece { host, len });
+            at += len + 1; // a gap, so that neighbours do not merge
+        }
+        list
+    }
+
+    #[test]
+    fn neighbours_merge_and_others_do_not() {
+        let mut buffer = [0u8; 64];
+        let host = NonNull::new(buffer.as_mut_ptr()).unwrap();
+        let mut list = PageList::default();
+        list.push(GuestPiece { host, len: 8 });
+        list.push(GuestPiece { host: unsafe { host.add(8) }, len: 8 });
+        list.push(GuestPiece { host: unsafe { host.add(17) }, len: 8 });
+        assert_eq!(list.pages().iter().map(|p| p.len).collect::<Vec<_>>(), [16, 8]);
+        assert_eq!(list.bytes(), 24);
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_shows_exactly_its_bytes_and_restores_the_list(
+            lens in proptest::collection::vec(1usize..9, 1..9), skip in 0u64..40, len in 0u64..60,
+        ) {
+            let mut buffer = vec![0u8; 128];
+            for (i, byte) in buffer.iter_mut().enumerate() {
+                *byte = i as u8;
+            }
+            let mut list = list_over(&mut buffer, &lens);
+            let before = list.pages().to_vec();
+            let mut flat = Vec::new();
+            list.each(0, usize::MAX, |p, n| flat.extend_from_slice(unsafe { std::slice::from_raw_parts(p, n) }));
+            let want: Vec<u8> = flat.iter().copied().skip(skip as usize).take(len as usize).collect();
+            let mut got = Vec::new();
+            list.window(skip, len, |pages| {
+                for page in pages {
+                    assert!(page.len > 0);
+                    got.extend_from_slice(unsafe { std::slice::from_raw_parts(page.address.as_ptr(), page.len) });
+                }
+            });
+            prop_assert_eq!(&got, &want);
+            prop_assert_eq!(list.pages(), &before[..]);
+            let mut each = Vec::new();
+            list.each(skip, len as usize, |p, n| each.extend_from_slice(unsafe { std::slice::from_raw_parts(p, n) }));
+            prop_assert_eq!(each, want);
+        }
+    }
+}

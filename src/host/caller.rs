@@ -1,0 +1,87 @@
+//! On whose behalf something is created: the guest's caller, taken on by the thread for one operation.
+
+use caps::Capability;
+
+use crate::sys::identity;
+use crate::types::{Errno, HostGid, HostUid};
+
+/// The credentials of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User.
+    pub uid: HostUid,
+    /// Group.
+    pub gid: HostGid,
+    /// The one supplementary group that matters to a create: that of the parent directory.
+    pub group: Option<HostGid>,
+}
+
+/// The thread acts as the caller until this is dropped.
+#[derive(Debug)]
+#[must_use]
+struct Acting {
+    own: (HostUid, HostGid),
+    caller: Caller,
+}
+
+impl Acting {
+    fn as_caller(caller: &Caller, own: (HostUid, HostGid)) -> Result<Acting, Errno> {
+        let mut acting = Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None } };
+        // Groups first and the user last: each step needs the rights that the last one gives up.
+        if let Some(group) = caller.group.filter(|g| *g != caller.gid) {
+            identity::set_groups(&[group])?;
+            acting.caller.group = Some(group);
+        }
+        if caller.gid != own.1 {
+            identity::set_effective_gid(caller.gid)?;
+            acting.caller.gid = caller.gid;
+        }
+        if caller.uid != own.0 {
+            identity::set_effective_uid(caller.uid)?;
+            acting.caller.uid = caller.uid;
+        }
+        Ok(acting)
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        let uid = if self.caller.uid == self.own.0 { Ok(()) } else { identity::set_effective_uid(self.own.0) };
+        let gid = if self.caller.gid == self.own.1 { Ok(()) } else { identity::set_effective_gid(self.own.1) };
+        let groups = if self.caller.group.is_none() { Ok(()) } else { identity::set_groups(&[]) };
+        // A thread that stays somebody else would act on the next guest's request with the wrong rights.
+        assert!(uid.is_ok() && gid.is_ok() && groups.is_ok(), "cannot take the daemon's own credentials back");
+    }
+}
+
+/// Runs `create` as the caller. No system call where the caller is the daemon itself.
+///
+/// `groups_known` says that the guest sends the supplementary group it relies on. An older guest does not,
+/// so a create that the host refuses for want of permission is tried once more with permission checks
+/// off: the guest's kernel has checked them already (`default_permissions`).
+pub fn acting_as<R>(
+    caller: &Caller,
+    own: (HostUid, HostGid),
+    groups_known: bool,
+    create: impl Fn() -> Result<R, Errno>,
+) -> Result<R, Errno> {
+    let _acting = Acting::as_caller(caller, own)?;
+    match create() {
+        Err(Errno::EACCES) if !groups_known && caller.uid != own.0 && identity::set_capability(Capability::CAP_DAC_OVERRIDE, true) => {
+            let result = create();
+            identity::set_capability(Capability::CAP_DAC_OVERRIDE, false);
+            result
+        }
+        result => result,
+    }
+}
+
+/// Runs `change` so that the kernel clears setuid and setgid bits as it does for an unprivileged writer.
+pub fn without_fsetid<R>(change: impl FnOnce() -> R) -> R {
+    let dropped = identity::has_capability(Capability::CAP_FSETID) && identity::set_capability(Capability::CAP_FSETID, false);
+    let result = change();
+    if dropped {
+        identity::set_capability(Capability::CAP_FSETID, true);
+    }
+    result
+}

@@ -1,0 +1,94 @@
+//! An open directory's stream: entries are read ahead in one getdents64 and what did not fit a reply is
+//! kept for the next.
+
+use std::os::fd::OwnedFd;
+
+use crate::sys::dirent::{self, HostEntry};
+use crate::types::Errno;
+
+/// Bytes that one getdents64 fills at most: about 1000 entries.
+const READ_LEN_MAX: usize = 32 * 1024;
+/// Bytes for the longest entry: 19 of header, 256 of name, padded.
+const READ_LEN_MIN: usize = 280;
+
+/// A directory that the guest has open.
+#[derive(Debug)]
+pub struct Directory {
+    file: OwnedFd,
+    /// Where the descriptor stands: the offset behind the last entry of `read`.
+    position: u64,
+    read: Vec<u8>,
+    /// What of `read` is not consumed, and the offset of its first entry.
+    start: usize,
+    start_offset: u64,
+}
+
+impl Directory {
+    /// A stream at the beginning of `file`.
+    pub fn new(file: OwnedFd) -> Directory {
+        Directory { file, position: 0, read: Vec::new(), start: 0, start_offset: 0 }
+    }
+
+    /// The directory's descriptor.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// Goes through the entries from `offset` on, as long as `take` wants more. `wanted_len` is about how
+    /// many bytes of host entries will be taken. An error counts only if no entry was offered before it.
+    ///
+    /// Offset 0 is a rewind: it reads anew what the directory holds now.
+    pub fn each(&mut self, offset: u64, wanted_len: usize, mut take: impl FnMut(&HostEntry<'_>) -> bool) -> Result<(), Errno> {
+        if offset == 0 || offset != self.start_offset {
+            self.seek(offset)?;
+        }
+        let mut offered = false;
+        loop {
+            if self.start == self.read.len() {
+                match self.fill(wanted_len) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    Err(errno) => return if offered { Ok(()) } else { Err(errno) },
+                }
+            }
+            let Some((entry, rest)) = dirent::next(&self.read[self.start..]) else {
+                return Err(Errno::EIO);
+            };
+            if !take(&entry) {
+                return Ok(());
+            }
+            offered = true;
+            self.start_offset = entry.next_offset;
+            self.start = self.read.len() - rest.len();
+        }
+    }
+
+    fn seek(&mut self, offset: u64) -> Result<(), Errno> {
+        self.read.clear();
+        self.start = 0;
+        if offset != self.position || offset == 0 {
+            let at = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+            if offset != 0 || self.position != 0 {
+                rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(at.cast_unsigned()))?;
+            }
+            self.position = offset;
+        }
+        self.start_offset = offset;
+        Ok(())
+    }
+
+    /// Reads more entries. False at the end.
+    fn fill(&mut self, wanted_len: usize) -> Result<bool, Errno> {
+        use std::os::fd::AsFd;
+        self.read.resize(wanted_len.clamp(READ_LEN_MIN, READ_LEN_MAX), 0);
+        self.start = 0;
+        let filled = dirent::read(self.file.as_fd(), &mut self.read);
+        self.read.truncate(*filled.as_ref().unwrap_or(&0));
+        let mut rest = &self.read[..];
+        while let Some((entry, more)) = dirent::next(rest) {
+            self.position = entry.next_offset;
+            rest = more;
+        }
+        filled.map(|len| len > 0)
+    }
+}

@@ -1,0 +1,164 @@
+//! The inode table: from a file on the host to the guest's node id and back. Hard links have one node.
+//!
+//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file meet
+//! at the lock of its part of the index, so a count never drops to zero under a lookup.
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use crate::state::{InodeIdentity, InodeRecords};
+use crate::types::{Errno, NodeId};
+
+/// Parts of the index with a lock of their own: more than there are threads that meet.
+const SHARDS: usize = 64;
+
+/// What tells one file from another at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// Device: major in the upper half, minor in the lower.
+    pub device: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Mount: one file seen through two mounts is two nodes, for their roots may differ in options.
+    pub mount_id: u64,
+}
+
+impl FileKey {
+    fn of(identity: &InodeIdentity) -> FileKey {
+        FileKey { device: identity.device, ino: identity.ino, mount_id: identity.mount_id }
+    }
+}
+
+/// What became of an insertion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// The file got a new node.
+    New(NodeId),
+    /// Another thread was first; its node was counted.
+    Known(NodeId),
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct InodeTable {
+    records: InodeRecords,
+    index: [Mutex<FxHashMap<FileKey, Indexed>>; SHARDS],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Indexed {
+    node: NodeId,
+    /// Birth time: a file that reuses the inode number of a deleted one has another.
+    birth_ns: u64,
+}
+
+impl InodeTable {
+    /// A table over `records`, which are empty.
+    pub fn new(records: InodeRecords) -> InodeTable {
+        InodeTable { records, index: std::array::from_fn(|_| Mutex::default()) }
+    }
+
+    fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
+        let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &self.index[(mixed >> 58) as usize]
+    }
+
+    /// The node of a file that the guest knows, counted once more.
+    pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
+        let shard = self.shard(key).lock();
+        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns)?;
+        self.records.add_lookup(found.node).then_some(found.node)
+    }
+
+    /// Makes a node for a file, or counts the one that another thread made meanwhile. ENFILE where the
+    /// table is full.
+    pub fn insert(&self, identity: &InodeIdentity) -> Result<Inserted, Errno> {
+        let key = FileKey::of(identity);
+        let mut shard = self.shard(&key).lock();
+        if let Some(found) = shard.get(&key).filter(|i| i.birth_ns == identity.birth_ns)
+            && self.records.add_lookup(found.node)
+        {
+            return Ok(Inserted::Known(found.node));
+        }
+        let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns });
+        Ok(Inserted::New(node))
+    }
+
+    /// Takes `count` lookups off `node`. Where none is left the node is freed and its identity returned,
+    /// so that the caller can let go of what hangs on it. The root is never freed.
+    pub fn forget(&self, node: NodeId, count: u64) -> Option<InodeIdentity> {
+        if node == NodeId::ROOT {
+            return None;
+        }
+        let identity = self.records.identity(node)?;
+        let key = FileKey::of(&identity);
+        let mut shard = self.shard(&key).lock();
+        if self.records.forget(node, count)? > 0 {
+            return None;
+        }
+        if shard.get(&key).is_some_and(|i| i.node == node) {
+            shard.remove(&key);
+        }
+        self.records.free(node);
+        Some(identity)
+    }
+
+    /// Which file `node` is; ESTALE where there is no such node.
+    pub fn identity(&self, node: NodeId) -> Result<InodeIdentity, Errno> {
+        self.records.identity(node).ok_or(Errno::ESTALE)
+    }
+
+    /// S_IFMT bits of `node`, or ESTALE.
+    pub fn kind(&self, node: NodeId) -> Result<u32, Errno> {
+        self.records.kind(node).ok_or(Errno::ESTALE)
+    }
+
+    /// Every node.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.records.nodes().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Arena;
+
+    fn table() -> InodeTable {
+        let arena = Arena::new(crate::state::INODES_LEN).unwrap();
+        InodeTable::new(InodeRecords::new(&arena, 0))
+    }
+
+    fn file(ino: u64, birth_ns: u64) -> InodeIdentity {
+        InodeIdentity { device: 1, ino, mount_id: 1, birth_ns, kind: libc::S_IFREG, handle: None }
+    }
+
+    #[test]
+    fn one_file_is_one_node_until_every_lookup_is_forgotten() {
+        let table = table();
+        assert_eq!(table.insert(&file(1, 1)).unwrap(), Inserted::New(NodeId::ROOT));
+        let Inserted::New(node) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
+        let key = FileKey::of(&file(2, 1));
+        assert_eq!(table.insert(&file(2, 1)).unwrap(), Inserted::Known(node));
+        assert_eq!(table.look_up(&key, 1), Some(node));
+        assert_eq!(table.forget(node, 2), None);
+        assert_eq!(table.forget(node, 1), Some(file(2, 1)));
+        assert_eq!(table.look_up(&key, 1), None);
+        assert_eq!(table.identity(node), Err(Errno::ESTALE));
+        assert_eq!(table.forget(NodeId::ROOT, 100), None);
+        assert!(table.identity(NodeId::ROOT).is_ok());
+    }
+
+    #[test]
+    fn a_reused_inode_number_is_another_node_and_both_can_be_forgotten() {
+        let table = table();
+        table.insert(&file(1, 1)).unwrap();
+        let Inserted::New(old) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), None);
+        let Inserted::New(new) = table.insert(&file(2, 2)).unwrap() else { panic!("known") };
+        assert_ne!(old, new);
+        assert!(table.forget(old, 1).is_some());
+        assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), Some(new), "still indexed");
+    }
+}

@@ -1,0 +1,19 @@
+//! The exported directory: what an operation of the guest means on the host. Knows nothing of queues or
+//! of how requests are encoded beyond the protocol's own structures.
+//!
+//! `share.rs` is what the guest sees as a file system; `ops/` holds one file for each family of
+//! operations, all of them methods of [`Share`].
+#![forbid(unsafe_code)]
+
+mod attributes;
+mod caller;
+mod directory;
+mod inodes;
+mod mounts;
+mod ops;
+mod path_fds;
+mod share;
+
+pub use caller::Caller;
+pub use ops::WriteRequest;
+pub use share::{CachePolicy, Options, Share, ShareError};

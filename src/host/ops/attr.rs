@@ -1,0 +1,158 @@
+//! GETATTR, SETATTR, STATX, ACCESS and READLINK.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+
+use crate::fuse::abi::{AttrOut, StatxOut};
+use crate::fuse::{HandleOrNode, SetTime, Setattr};
+use crate::host::caller::without_fsetid;
+use crate::host::{Caller, Share, attributes};
+use crate::sys::stat::{self, Statx};
+use crate::sys::working_dir::DescriptorName;
+use crate::types::{Errno, NodeId};
+
+/// Permission bits with setuid, setgid and sticky.
+const MODE_MASK: u32 = 0o7777;
+
+impl Share {
+    /// Runs `look` on the open file where the guest named one, else on the node.
+    fn on<R>(&self, node: NodeId, target: HandleOrNode, look: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
+        match target {
+            HandleOrNode::Handle(handle) => {
+                if let Some(file) = self.handles.get(handle) {
+                    return look(file.fd());
+                }
+                let directory = self.directory(handle)?;
+                let directory = directory.lock();
+                look(directory.file().as_fd())
+            }
+            HandleOrNode::Node => look(self.path_fd(node)?.as_fd()),
+        }
+    }
+
+    /// GETATTR.
+    pub fn getattr(&self, node: NodeId, target: HandleOrNode) -> Result<AttrOut, Errno> {
+        self.on(node, target, stat::of).map(|st| self.attr_out(&st))
+    }
+
+    /// STATX: `flags` are AT_STATX_ sync flags, `mask` what the guest wants; birth time among it.
+    pub fn statx(&self, node: NodeId, target: HandleOrNode, flags: u32, mask: u32) -> Result<StatxOut, Errno> {
+        let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
+        let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
+        let st = self.on(node, target, |fd| stat::of_with(fd, sync, mask))?;
+        Ok(StatxOut { attr_valid: self.attr_timeout_s(), stat: attributes::statx(&st), ..StatxOut::default() })
+    }
+
+    /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
+    /// bit that a change of mode may set.
+    pub fn setattr(&self, node: NodeId, set: &Setattr) -> Result<AttrOut, Errno> {
+        self.writable()?;
+        let path_fd = self.path_fd(node)?;
+        let fd = path_fd.as_fd();
+        // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
+        let name = DescriptorName::of(fd);
+        if set.uid.is_some() || set.gid.is_some() {
+            let (uid, gid) = (set.uid.map(|u| Uid::from_raw(u.0)), set.gid.map(|g| Gid::from_raw(g.0)));
+            rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(size) = set.size {
+            let truncate = || self.truncate(node, set.target, &name, size);
+            if set.kill_suidgid { without_fsetid(truncate) } else { truncate() }?;
+        }
+        if let Some(mode) = set.mode {
+            // Symbolic links have no mode of their own; the guest does not ask.
+            rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let times = Timestamps { last_access: timespec(set.atime), last_modification: timespec(set.mtime) };
+            rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
+        }
+        stat::of(fd).map(|st| self.attr_out(&st))
+    }
+
+    fn truncate(&self, node: NodeId, target: HandleOrNode, name: &DescriptorName, size: u64) -> Result<(), Errno> {
+        let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
+        if let HandleOrNode::Handle(handle) = target
+            && let Some(file) = self.handles.get(handle)
+            && file.flags() & libc::O_ACCMODE != libc::O_RDONLY
+        {
+            return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+        }
+        // Only regular files have a length, and nothing else may be opened.
+        match self.kind(node)? {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
+            _ => return Err(Errno::EINVAL),
+        }
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(CWD, name.as_c_str(), flags, Mode::empty())?;
+        Ok(rustix::fs::ftruncate(file, size)?)
+    }
+
+    /// ACCESS: whether the caller may do what `mask` (R_OK, W_OK, X_OK) says, by owner, group and others.
+    /// EACCES where not. Linux guests check by themselves and do not ask.
+    pub fn access(&self, node: NodeId, caller: &Caller, mask: u32) -> Result<(), Errno> {
+        let mask = mask & 0o7;
+        if mask & libc::W_OK.cast_unsigned() != 0 {
+            self.writable()?;
+        }
+        let st = stat::of(self.path_fd(node)?.as_fd())?;
+        if may_access(&st, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// READLINK: the target. EINVAL where the node is no symbolic link.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        let target = rustix::fs::readlinkat(self.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
+        Ok(target.into_bytes())
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(tv_sec, nsec)) => Timespec { tv_sec, tv_nsec: i64::from(nsec) },
+    }
+}
+
+fn may_access(st: &Statx, caller: &Caller, mask: u32) -> bool {
+    let mode = u32::from(st.stx_mode);
+    if caller.uid.0 == 0 {
+        let is_executable = mode & 0o111 != 0 || mode & libc::S_IFMT == libc::S_IFDIR;
+        return mask & libc::X_OK.cast_unsigned() == 0 || is_executable;
+    }
+    let granted = if st.stx_uid == caller.uid.0 {
+        mode >> 6
+    } else if st.stx_gid == caller.gid.0 {
+        mode >> 3
+    } else {
+        mode
+    };
+    granted & mask == mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{HostGid, HostUid};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn access_goes_by_owner_group_and_others_and_root_may_not_execute_what_nobody_may() {
+        let file = tempfile();
+        let st = stat::of(file.as_fd()).unwrap();
+        let mut st = Statx { stx_mode: 0o100_640, stx_uid: 5, stx_gid: 6, ..st };
+        let caller = |uid, gid| Caller { uid: HostUid(uid), gid: HostGid(gid), group: None };
+        assert!(may_access(&st, &caller(5, 9), 6));
+        assert!(may_access(&st, &caller(7, 6), 4) && !may_access(&st, &caller(7, 6), 2));
+        assert!(!may_access(&st, &caller(7, 7), 4));
+        assert!(may_access(&st, &caller(0, 0), 6) && !may_access(&st, &caller(0, 0), 1));
+        st.stx_mode = 0o100_001;
+        assert!(may_access(&st, &caller(0, 0), 1));
+    }
+
+    fn tempfile() -> std::fs::File {
+        std::fs::File::open("/dev/null").unwrap()
+    }
+}

@@ -1,0 +1,133 @@
+//! What makes a new name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. Everything but LINK is done with
+//! the caller's credentials, so that owner, group and setgid directories come out as on the host itself.
+//! The mode arrives with the guest's umask applied; the daemon's own umask is 0.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+
+use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
+use crate::host::caller::acting_as;
+use crate::host::{Caller, Share, attributes};
+use crate::sys::working_dir::DescriptorName;
+use crate::types::{Errno, NodeId};
+
+/// Permission bits with setuid, setgid and sticky.
+const MODE_MASK: u32 = 0o7777;
+
+impl Share {
+    /// Runs `create` on the directory `parent` with the caller's credentials.
+    fn create_in<R>(
+        &self,
+        parent: NodeId,
+        caller: &Caller,
+        create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
+    ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
+        self.writable()?;
+        let dir = self.path_fd(parent)?;
+        let groups_known = self.agreed(init_flags::CREATE_SUPP_GROUP);
+        let made = acting_as(caller, self.own_ids, groups_known, || create(dir.as_fd()))?;
+        Ok((dir, made))
+    }
+
+    /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
+    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, caller: &Caller) -> Result<EntryOut, Errno> {
+        let (major, minor) = attributes::decode_device(rdev);
+        let kind = match mode & libc::S_IFMT {
+            0 => FileType::RegularFile,
+            kind => FileType::from_raw_mode(kind),
+        };
+        if matches!(kind, FileType::Unknown | FileType::Directory | FileType::Symlink) {
+            return Err(Errno::EINVAL);
+        }
+        let mode = Mode::from_raw_mode(mode & MODE_MASK);
+        let make = |dir: BorrowedFd<'_>| Ok(rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))?);
+        let (dir, ()) = self.create_in(parent, caller, make)?;
+        self.look_up_at(dir.as_fd(), name)
+    }
+
+    /// MKDIR.
+    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, caller: &Caller) -> Result<EntryOut, Errno> {
+        let mode = Mode::from_raw_mode(mode & MODE_MASK);
+        let (dir, ()) = self.create_in(parent, caller, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
+        self.look_up_at(dir.as_fd(), name)
+    }
+
+    /// SYMLINK: `target` is kept as it is; the host never follows it.
+    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, caller: &Caller) -> Result<EntryOut, Errno> {
+        let (dir, ()) = self.create_in(parent, caller, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
+        self.look_up_at(dir.as_fd(), name)
+    }
+
+    /// LINK: another name for `node`.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr) -> Result<EntryOut, Errno> {
+        self.writable()?;
+        let (file, dir) = (self.path_fd(node)?, self.path_fd(parent)?);
+        // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
+        let old = DescriptorName::of(file.as_fd());
+        rustix::fs::linkat(CWD, old.as_c_str(), dir.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
+        self.look_up_at(dir.as_fd(), name)
+    }
+
+    /// CREATE: makes and opens a file; opens the one that is there unless O_EXCL forbids it.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &CStr,
+        flags: u32,
+        mode: u32,
+        kill_suidgid: bool,
+        caller: &Caller,
+    ) -> Result<(EntryOut, OpenOut), Errno> {
+        let host_flags = self.host_flags(flags);
+        // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
+        let make_flags =
+            OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(mode & MODE_MASK);
+        let make = |dir: BorrowedFd<'_>| {
+            Ok(rustix::fs::openat2(dir, name, make_flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+        };
+        match self.create_in(parent, caller, make) {
+            Ok((_, file)) => {
+                let entry = self.look_up_open(file.as_fd())?;
+                self.keep_created(entry, file, host_flags)
+            }
+            Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
+                let entry = self.lookup(parent, name)?;
+                let node = NodeId(entry.nodeid);
+                let opened = self.open(node, flags, kill_suidgid);
+                if opened.is_err() {
+                    self.forget(node, 1);
+                }
+                Ok((entry, opened?))
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none.
+    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, caller: &Caller) -> Result<(EntryOut, OpenOut), Errno> {
+        let host_flags = self.host_flags(flags);
+        // O_EXCL stays: it says that the file may never get a name.
+        let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
+        let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode & MODE_MASK);
+        let (_, file) = self.create_in(parent, caller, |dir| Ok(rustix::fs::openat(dir, c".", make_flags, mode)?))?;
+        let entry = self.look_up_open(file.as_fd())?;
+        self.keep_created(entry, file, host_flags)
+    }
+
+    /// Takes in the file that was just made and opened. Where the handle table is full the lookup is
+    /// taken back.
+    fn keep_created(&self, entry: EntryOut, file: OwnedFd, host_flags: i32) -> Result<(EntryOut, OpenOut), Errno> {
+        let node = NodeId(entry.nodeid);
+        match self.handles.insert(file, node, host_flags) {
+            Ok(handle) => Ok((entry, self.open_out(handle))),
+            Err(_) => {
+                self.forget(node, 1);
+                Err(Errno::ENFILE)
+            }
+        }
+    }
+}

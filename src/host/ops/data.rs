@@ -1,0 +1,115 @@
+//! READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE: a file's contents.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV};
+use crate::guest::PageDescriptor;
+use crate::host::Share;
+use crate::host::caller::without_fsetid;
+use crate::io::{self, Direction, Transfer};
+use crate::metrics::Counter;
+use crate::state::OpenFile;
+use crate::types::{Errno, FileHandle};
+
+/// Bytes that one COPY_FILE_RANGE copies at most: the old reply has 32 bits, and the guest asks again.
+const COPY_LEN_MAX: u64 = 0x7fff_f000;
+
+/// What a WRITE says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteRequest {
+    /// The open file.
+    pub handle: FileHandle,
+    /// Byte offset.
+    pub offset: u64,
+    /// The guest's open flags at the time of the write.
+    pub flags: u32,
+    /// FUSE_WRITE_ bits.
+    pub write_flags: u32,
+}
+
+impl Share {
+    /// READ into `pages` from `offset`: the bytes that were there. One vectored call, also at end of file.
+    pub fn read(&self, handle: FileHandle, offset: u64, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
+        let file = self.open_file(handle)?;
+        self.transfer(&file, Transfer { file: file.fd(), offset, direction: Direction::Read, pages }, true, calls)
+    }
+
+    /// WRITE of `pages`: the bytes taken. One vectored call.
+    pub fn write(&self, write: &WriteRequest, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
+        self.writable()?;
+        let file = self.open_file(write.handle)?;
+        // Pages that the guest's cache writes back have their place; only an application's own write appends.
+        let from_cache = write.write_flags & WRITE_CACHE != 0;
+        let append = !from_cache && !self.options.writeback && write.flags.cast_signed() & libc::O_APPEND != 0;
+        let transfer = Transfer { file: file.fd(), offset: write.offset, direction: Direction::Write { append }, pages };
+        let run = || self.transfer(&file, transfer, from_cache, calls);
+        if write.write_flags & WRITE_KILL_PRIV != 0 { without_fsetid(run) } else { run() }
+    }
+
+    /// Carries a transfer out. A file opened with O_DIRECT also serves the guest's page cache (mmap,
+    /// write-back of an odd-sized file): where `buffered_too` allows, what O_DIRECT refuses for its
+    /// alignment goes through a second descriptor without it.
+    fn transfer(&self, file: &OpenFile<'_>, transfer: Transfer<'_>, buffered_too: bool, calls: &Counter) -> Result<usize, Errno> {
+        match io::run(&transfer, calls) {
+            Err(Errno::EINVAL) if buffered_too && file.flags() & libc::O_DIRECT != 0 && !is_aligned(&transfer) => {
+                io::run(&Transfer { file: self.buffered(file)?, ..transfer }, calls)
+            }
+            result => result,
+        }
+    }
+
+    /// The descriptor of `file` without O_DIRECT, opened when it is first needed.
+    fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
+        if file.buffered().is_none() {
+            file.set_buffered(self.reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
+        }
+        file.buffered().ok_or(Errno::EBADF)
+    }
+
+    /// FALLOCATE; `mode` as in man fallocate(2).
+    pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32) -> Result<(), Errno> {
+        self.writable()?;
+        let file = self.open_file(handle)?;
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+        if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(rustix::fs::fallocate(file.fd(), flags, offset, len)?)
+    }
+
+    /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them.
+    pub fn lseek(&self, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let file = self.open_file(handle)?;
+        let from = match whence.cast_signed() {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::EINVAL),
+        };
+        if i64::try_from(offset).is_err() {
+            return Err(Errno::from_raw(libc::ENXIO));
+        }
+        Ok(rustix::fs::seek(file.fd(), from)?)
+    }
+
+    /// COPY_FILE_RANGE: bytes copied, in one call; the guest asks again for the rest.
+    pub fn copy_file_range(&self, copy: &CopyFileRangeIn) -> Result<u64, Errno> {
+        self.writable()?;
+        if copy.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let (from, to) = (self.open_file(FileHandle(copy.fh_in))?, self.open_file(FileHandle(copy.fh_out))?);
+        let (mut off_in, mut off_out) = (copy.off_in, copy.off_out);
+        let len = copy.len.min(COPY_LEN_MAX) as usize;
+        Ok(rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len)? as u64)
+    }
+}
+
+/// Whether offset and every page are multiples of the smallest block, so that alignment is not what
+/// O_DIRECT complained of.
+fn is_aligned(transfer: &Transfer<'_>) -> bool {
+    const BLOCK: u64 = 4096;
+    let page_aligned = |p: &PageDescriptor| (p.address.as_ptr() as u64).is_multiple_of(BLOCK) && (p.len as u64).is_multiple_of(BLOCK);
+    transfer.offset.is_multiple_of(BLOCK) && transfer.pages.iter().all(page_aligned)
+}

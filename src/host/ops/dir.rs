@@ -1,0 +1,90 @@
+//! OPENDIR, READDIR, READDIRPLUS and RELEASEDIR.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::fuse::abi::{EntryOut, OpenOut, open_flags};
+use crate::fuse::dirent::{self, Entry};
+use crate::host::directory::Directory;
+use crate::host::{CachePolicy, Share};
+use crate::sys::dirent::HostEntry;
+use crate::types::{Errno, FileHandle, NodeId};
+
+/// Bytes of a typical entry: on the host (name of 16 bytes), and as READDIRPLUS packs it.
+const HOST_ENTRY_LEN: usize = 40;
+const PLUS_ENTRY_LEN: usize = 168;
+
+impl Share {
+    /// The stream behind a directory handle, EBADF where there is none.
+    pub(in crate::host) fn directory(&self, handle: FileHandle) -> Result<Arc<Mutex<Directory>>, Errno> {
+        self.directories.read().get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// OPENDIR. ENOTDIR where the node is no directory.
+    pub fn opendir(&self, node: NodeId) -> Result<OpenOut, Errno> {
+        if self.kind(node)? != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR);
+        }
+        let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        // The record keeps a descriptor of its own, so that it can be handed on with the others.
+        let kept = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
+        let handle = self.handles.insert(kept, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
+        self.directories.write().insert(handle, Arc::new(Mutex::new(Directory::new(file))));
+        let open_flags = match self.options.cache {
+            CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
+            CachePolicy::Auto | CachePolicy::Never => 0,
+        };
+        Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })
+    }
+
+    /// RELEASEDIR.
+    pub fn releasedir(&self, handle: FileHandle) -> Result<(), Errno> {
+        let stream = self.directories.write().remove(&handle);
+        self.release(handle)?;
+        stream.map(drop).ok_or(Errno::EBADF)
+    }
+
+    /// READDIR: entries from `offset` on, in at most `size` bytes, appended to `reply`.
+    pub fn readdir(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
+        let directory = self.directory(handle)?;
+        let mut directory = directory.lock();
+        let mut too_small = false;
+        directory.each(offset, size, |e| {
+            let fits = dirent::push_dirent(reply, size, &wire_entry(e));
+            too_small = !fits && reply.is_empty();
+            fits
+        })?;
+        // An empty reply means the end: a buffer too small for one entry must not look like it.
+        if too_small { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// READDIRPLUS: as READDIR, with each entry looked up. An entry that vanished meanwhile is left out; one
+    /// that cannot be looked up is listed without attributes.
+    pub fn readdirplus(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
+        let directory = self.directory(handle)?;
+        let mut directory = directory.lock();
+        let parent = self.open_file(handle)?;
+        let mut too_small = false;
+        directory.each(offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
+            if reply.len() + dirent::direntplus_len(e.name.count_bytes()) > size {
+                too_small = reply.is_empty();
+                return false;
+            }
+            let looked_up = match e.name.to_bytes() {
+                b"." | b".." => EntryOut::default(),
+                _ => match self.look_up_at(parent.fd(), e.name) {
+                    Ok(entry) => entry,
+                    Err(Errno::ENOENT) => return true,
+                    Err(_) => EntryOut::default(),
+                },
+            };
+            dirent::push_direntplus(reply, size, &wire_entry(e), &looked_up)
+        })?;
+        if too_small { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+}
+
+fn wire_entry<'a>(e: &'a HostEntry<'_>) -> Entry<'a> {
+    Entry { ino: e.ino, next_offset: e.next_offset, kind: u32::from(e.kind), name: e.name.to_bytes() }
+}

@@ -1,0 +1,26 @@
+//! LOOKUP, FORGET and BATCH_FORGET.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use zerocopy::FromBytes;
+
+use crate::fuse::abi::{EntryOut, ForgetOne};
+use crate::host::Share;
+use crate::types::{Errno, NodeId};
+
+impl Share {
+    /// LOOKUP: the file `name` in `parent`, counted once more. ENOENT where there is none.
+    pub fn lookup(&self, parent: NodeId, name: &CStr) -> Result<EntryOut, Errno> {
+        self.look_up_at(self.path_fd(parent)?.as_fd(), name)
+    }
+
+    /// BATCH_FORGET: `nodes` are `fuse_forget_one` structures.
+    pub fn batch_forget(&self, nodes: &[u8]) {
+        let mut rest = nodes;
+        while let Ok((one, more)) = ForgetOne::read_from_prefix(rest) {
+            self.forget(NodeId(one.nodeid), one.nlookup);
+            rest = more;
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The operations, one file for each family. Each is a method of `Share`; errors are what the guest sees.
+
+mod attr;
+mod create;
+mod data;
+mod dir;
+mod lookup;
+mod open;
+mod remove;
+mod statfs;
+mod xattr;
+
+pub use data::WriteRequest;

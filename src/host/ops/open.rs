@@ -1,0 +1,89 @@
+//! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
+
+use std::os::fd::AsFd;
+
+use crate::fuse::abi::{OpenOut, open_flags};
+use crate::host::caller::without_fsetid;
+use crate::host::{CachePolicy, Share};
+use crate::sys::descriptor;
+use crate::types::{Errno, FileHandle, NodeId};
+
+impl Share {
+    /// The guest's open flags as the host's. What the guest's kernel does itself is left out: O_APPEND is
+    /// given with each write, since the guest may change it later (man fcntl(2), F_SETFL).
+    pub(in crate::host) fn host_flags(&self, flags: u32) -> i32 {
+        let mut flags =
+            flags.cast_signed() & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_APPEND | libc::O_NOFOLLOW | libc::O_NOATIME);
+        if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+            flags &= !(libc::O_TMPFILE & !libc::O_DIRECTORY);
+        }
+        flags &= !(libc::O_DIRECTORY | libc::O_PATH | libc::O_ASYNC);
+        if !self.options.allow_direct_io {
+            flags &= !libc::O_DIRECT;
+        }
+        // The guest's page cache reads what it partly overwrites, also of a file opened for writing only.
+        if self.options.writeback && flags & libc::O_ACCMODE == libc::O_WRONLY {
+            flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
+        }
+        flags | libc::O_NONBLOCK
+    }
+
+    /// What the guest is told of a file that it opened.
+    pub(in crate::host) fn open_out(&self, handle: FileHandle) -> OpenOut {
+        let open_flags = match self.options.cache {
+            CachePolicy::Never | CachePolicy::Metadata => open_flags::DIRECT_IO,
+            CachePolicy::Always => open_flags::KEEP_CACHE,
+            CachePolicy::Auto => 0,
+        };
+        OpenOut { fh: handle.0, open_flags, backing_id: 0 }
+    }
+
+    /// OPEN of a regular file. EBADF for any other type: special files are the guest kernel's own affair.
+    pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<OpenOut, Errno> {
+        if self.kind(node)? != libc::S_IFREG {
+            return Err(Errno::EBADF);
+        }
+        let host_flags = self.host_flags(flags);
+        if host_flags & libc::O_ACCMODE != libc::O_RDONLY || host_flags & libc::O_TRUNC != 0 {
+            self.writable()?;
+        }
+        let open = || self.open_node(node, host_flags);
+        let file = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { without_fsetid(open) } else { open() }?;
+        let handle = self.handles.insert(file, node, host_flags & !libc::O_TRUNC).map_err(|_| Errno::ENFILE)?;
+        Ok(self.open_out(handle))
+    }
+
+    /// RELEASE.
+    pub fn release(&self, handle: FileHandle) -> Result<(), Errno> {
+        if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
+    }
+
+    /// FLUSH, which follows each close(2) in the guest: closes a duplicate, so that a file system that
+    /// reports write errors at close (NFS) reports them to the guest.
+    pub fn flush(&self, handle: FileHandle) -> Result<(), Errno> {
+        let file = self.open_file(handle)?;
+        let duplicate = rustix::io::fcntl_dupfd_cloexec(file.fd(), 0)?;
+        descriptor::close(duplicate)
+    }
+
+    /// FSYNC.
+    pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let file = self.open_file(handle)?;
+        sync(file.fd(), data_only)
+    }
+
+    /// FSYNCDIR.
+    pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let duplicate = {
+            let directory = self.directory(handle)?;
+            let directory = directory.lock();
+            rustix::io::fcntl_dupfd_cloexec(directory.file(), 0)?
+        };
+        // Not under the directory's lock: a sync may take seconds.
+        sync(duplicate.as_fd(), data_only)
+    }
+}
+
+fn sync(file: std::os::fd::BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+    Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
+}

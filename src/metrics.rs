@@ -1,0 +1,111 @@
+//! Counters: what the daemon did since it started. One table, each with its meaning; all of them only grow.
+//! Knows the opcodes' names from the caller, nothing of requests.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Opcode numbers that are counted apart; higher ones are counted under 0.
+pub const OPCODES: usize = 54;
+
+/// One counter.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one.
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Counts `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Every counter of the daemon.
+        #[derive(Debug)]
+        pub struct Metrics {
+            /// Requests by opcode number; 0 holds those that are no opcode.
+            pub requests: [Counter; OPCODES],
+            $($(#[$doc])* pub $name: Counter),*
+        }
+
+        impl Metrics {
+            /// All counters at zero.
+            pub fn new() -> Metrics {
+                Metrics { requests: std::array::from_fn(|_| Counter::default()), $($name: Counter::default()),* }
+            }
+
+            /// One line of JSON. `opcode_name` spells the opcode of a number; opcodes not seen are left out.
+            pub fn to_json(&self, opcode_name: impl Fn(usize) -> &'static str) -> String {
+                let mut line = String::from("{\"requests\":{");
+                let mut comma = "";
+                for (number, count) in self.requests.iter().enumerate().filter(|(_, c)| c.get() > 0) {
+                    let _ = write!(line, "{comma}\"{}\":{}", opcode_name(number), count.get());
+                    comma = ",";
+                }
+                line.push('}');
+                $(let _ = write!(line, ",\"{}\":{}", stringify!($name), self.$name.get());)*
+                line.push('}');
+                line
+            }
+        }
+    };
+}
+
+counters! {
+    /// `preadv2` calls made for READ.
+    host_reads,
+    /// `pwritev2` calls made for WRITE.
+    host_writes,
+    /// Bytes that READ brought to guests.
+    host_read_bytes,
+    /// Bytes that WRITE brought to files.
+    host_write_bytes,
+    /// Descriptor chains that broke the virtio rules.
+    malformed_chains,
+    /// Requests whose bytes could not be decoded.
+    malformed_requests,
+    /// Avail indexes that jumped further than the ring is long.
+    avail_jumps,
+    /// Requests before INIT, after DESTROY, or a second INIT.
+    out_of_session,
+    /// Kicks received.
+    kicks,
+    /// Calls (interrupts) sent.
+    calls,
+    /// Times a follower took over because requests waited behind a slow one.
+    followers_woken,
+    /// Frontend connections served.
+    connections,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_names_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.requests[15].add(3);
+        metrics.host_reads.add(2);
+        let line = metrics.to_json(|n| if n == 15 { "READ" } else { "OTHER" });
+        assert!(line.starts_with("{\"requests\":{\"READ\":3},\"host_reads\":2,\"host_writes\":0"), "{line}");
+        assert!(line.ends_with('}'));
+    }
+}

@@ -1,0 +1,135 @@
+//! What confines the serving process, before it sees the first byte of a guest: namespaces with the share
+//! as root, or a chroot, and capabilities. Knows nothing of what is served.
+#![forbid(unsafe_code)]
+
+mod capabilities;
+mod limits;
+mod namespace;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+
+use crate::sys::process::{self, Side};
+use crate::sys::working_dir::DescriptorDir;
+
+pub use limits::{LimitError, raise_open_files};
+
+/// How the serving process is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Mount, pid and network namespaces; the share is the root directory.
+    Namespace,
+    /// The share is the root directory.
+    Chroot,
+    /// Not at all, but for capabilities.
+    None,
+}
+
+/// Why the process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// A step failed.
+    #[error("cannot {step}: {source}{hint}", hint = hint(.source))]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The share is not there.
+    #[error("cannot share {path}: {source}")]
+    Share {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        "; run gatherfsd as root, or say --sandbox none and confine it otherwise"
+    } else {
+        ""
+    }
+}
+
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, JailError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, JailError> {
+        self.map_err(|e| JailError::Step { step, source: e.into() })
+    }
+}
+
+/// The confined process: where it finds the share, and its descriptors' directory, opened before /proc went.
+#[derive(Debug)]
+pub struct Jail {
+    /// The share's path for this process.
+    pub root: PathBuf,
+    /// /proc/self/fd.
+    pub descriptor_dir: DescriptorDir,
+}
+
+/// Which process came back from `enter`.
+#[derive(Debug)]
+pub enum Entered {
+    /// The one that serves.
+    Inside(Jail),
+    /// The one that waited outside; the other has ended with this status.
+    Outside(i32),
+}
+
+/// Confines the process to `shared_dir`. Where that takes another process, both come back: the serving
+/// one at once, the waiting one when the other has ended. Call it before any thread is started.
+pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
+    let share = |source: io::Error| JailError::Share { path: shared_dir.to_owned(), source };
+    if !std::fs::metadata(shared_dir).map_err(share)?.is_dir() {
+        return Err(share(io::Error::from_raw_os_error(libc::ENOTDIR)));
+    }
+    // The guest has applied its own umask to every mode that it sends.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    if mode == Mode::None {
+        let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
+        capabilities::confine()?;
+        return Ok(Entered::Inside(Jail { root: shared_dir.to_owned(), descriptor_dir }));
+    }
+    if mode == Mode::Namespace {
+        namespace::leave_host()?;
+    }
+    match process::fork().step("start the serving process")? {
+        Side::Parent(child) => wait_outside(child),
+        Side::Child => {
+            // The serving process does not outlive the one that its user knows.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("ask for a signal when the parent ends")?;
+            let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
+            match mode {
+                Mode::Namespace => namespace::enter_share(shared_dir)?,
+                _ => namespace::change_root(shared_dir)?,
+            }
+            capabilities::confine()?;
+            Ok(Entered::Inside(Jail { root: PathBuf::from("/"), descriptor_dir }))
+        }
+    }
+}
+
+/// Passes signals on to the serving process and waits for its end.
+fn wait_outside(child: rustix::process::Pid) -> Result<Entered, JailError> {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1]).step("watch signals")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    let _ = rustix::process::kill_process(child, signal);
+                }
+            }
+        })
+        .step("start a thread")?;
+    process::wait(child).step("wait for the serving process").map(Entered::Outside)
+}

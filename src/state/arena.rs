@@ -1,0 +1,140 @@
+//! One memfd that holds every record: header page, inode slots, handle slots. It is sparse: a slot that
+//! was never used costs address space only. Whoever inherits the memfd can map it and walk the records.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::MemfdFlags;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// "gatherfs" in the first word of an arena.
+const MAGIC: u64 = u64::from_le_bytes(*b"gatherfs");
+/// Layout of the records that follow; another number is another layout.
+const LAYOUT_VERSION: u64 = 1;
+const HEADER_LEN: usize = 4096;
+
+/// Why there is no arena.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// The kernel gave no memory.
+    #[error("cannot make the record arena of {len} bytes: {source}")]
+    Map {
+        /// Bytes of address space.
+        len: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The mapped memfd.
+#[derive(Debug)]
+pub struct Arena {
+    memfd: OwnedFd,
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is shared memory of atomics only; it stays mapped as long as the arena lives.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+/// A record type: a `repr(C)` structure of atomics for which all zeroes is "never used".
+///
+/// # Safety
+/// Every field is an atomic integer or an array of them, so that any bit pattern is valid.
+pub unsafe trait Record: Sync {}
+
+impl Arena {
+    /// An arena with room for `records_len` bytes of records.
+    pub fn new(records_len: usize) -> Result<Arc<Arena>, ArenaError> {
+        let len = HEADER_LEN + records_len;
+        let map = || -> io::Result<Arena> {
+            let memfd = rustix::fs::memfd_create(c"gatherfs-records", MemfdFlags::CLOEXEC)?;
+            rustix::fs::ftruncate(&memfd, len as u64)?;
+            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+            // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+            let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) }?;
+            let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+            // A core dump without the records' address space stays small. Best effort.
+            // SAFETY: the advice changes no contents.
+            let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
+            Ok(Arena { memfd, base, len })
+        };
+        let arena = map().map_err(|source| ArenaError::Map { len, source })?;
+        let header: Table<AtomicU64> = arena.table_at(0, 2);
+        header.get(0).store(MAGIC, Ordering::Relaxed);
+        header.get(1).store(LAYOUT_VERSION, Ordering::Relaxed);
+        Ok(Arc::new(arena))
+    }
+
+    /// The memfd, for a process that takes the records over.
+    pub fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    fn table_at<T>(&self, offset: usize, count: usize) -> Table<T> {
+        assert!(offset + count * size_of::<T>() <= self.len && offset.is_multiple_of(align_of::<T>()));
+        // SAFETY: just asserted to lie inside the mapping.
+        let first = unsafe { self.base.add(offset) };
+        Table { first: first.cast(), count, kind: PhantomData }
+    }
+
+    /// The table of `count` records that begins `offset` bytes behind the header.
+    pub fn table<T: Record>(self: &Arc<Self>, offset: usize, count: usize) -> Records<T> {
+        Records { table: self.table_at(HEADER_LEN + offset, count), _arena: Arc::clone(self) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are the mapping that `new` made; tables hold the arena, so none is left.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[derive(Debug)]
+struct Table<T> {
+    first: NonNull<T>,
+    count: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T> Table<T> {
+    fn get(&self, index: usize) -> &T {
+        assert!(index < self.count);
+        // SAFETY: below `count`, which `table_at` checked against the mapping.
+        let record = unsafe { self.first.add(index) };
+        // SAFETY: records are atomics (`Record`), valid for any bytes and for sharing.
+        unsafe { record.as_ref() }
+    }
+}
+
+/// A table of records, with the arena that it lies in.
+#[derive(Debug)]
+pub struct Records<T> {
+    table: Table<T>,
+    _arena: Arc<Arena>,
+}
+
+// SAFETY: records are atomics; the arena keeps them mapped.
+unsafe impl<T: Record> Send for Records<T> {}
+// SAFETY: as above.
+unsafe impl<T: Record> Sync for Records<T> {}
+
+impl<T: Record> Records<T> {
+    /// The record of slot `index`, if the table is that long.
+    pub fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        (index < self.table.count).then(|| self.table.get(index))
+    }
+
+    /// Slots in all.
+    pub fn count(&self) -> u32 {
+        self.table.count as u32
+    }
+}

@@ -1,0 +1,233 @@
+//! Handle records: the files that the guest has open. A record holds the number of its descriptor and
+//! counts who uses it, so that a RELEASE during an I/O closes the file behind it, never under it.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use super::arena::{Arena, Record, Records};
+use super::slots::{Slots, TableFull};
+use crate::types::{FileHandle, NodeId};
+
+/// Files that a guest may have open at a time; the descriptor limit is reached before.
+pub const HANDLES_MAX: u32 = 1 << 20;
+/// Bytes of the table in the arena.
+pub const TABLE_LEN: usize = HANDLES_MAX as usize * size_of::<HandleRecord>();
+
+const LIVE: u64 = 1 << 31;
+const USERS: u64 = LIVE - 1;
+const NO_FD: i32 = -1;
+
+/// One open file.
+#[repr(C)]
+#[derive(Debug)]
+pub struct HandleRecord {
+    /// Generation in the upper half; LIVE; users in the low 31 bits, the handle itself being one.
+    state: AtomicU64,
+    node: AtomicU64,
+    fd: AtomicI32,
+    /// A second descriptor of the same file, opened without O_DIRECT when it was first needed.
+    buffered_fd: AtomicI32,
+    /// Flags that it was opened with on the host.
+    flags: AtomicU32,
+    reserved: [AtomicU32; 9],
+}
+
+const _: () = assert!(size_of::<HandleRecord>() == 64);
+
+// SAFETY: atomics only.
+unsafe impl Record for HandleRecord {}
+
+/// All handle records.
+#[derive(Debug)]
+pub struct HandleTable {
+    records: Records<HandleRecord>,
+    slots: Slots,
+}
+
+/// A file in use. While it lives the descriptor stays open.
+#[derive(Debug)]
+pub struct OpenFile<'t> {
+    table: &'t HandleTable,
+    record: &'t HandleRecord,
+    slot: u32,
+}
+
+impl HandleTable {
+    /// The table in `arena`, `offset` bytes behind its header.
+    pub fn new(arena: &Arc<Arena>, offset: usize) -> HandleTable {
+        HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(0, HANDLES_MAX) }
+    }
+
+    /// Takes an open file in; `flags` are those it was opened with.
+    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32) -> Result<FileHandle, TableFull> {
+        let slot = self.slots.take()?;
+        let record = self.records.get(slot).ok_or(TableFull)?;
+        record.node.store(node.0, Ordering::Relaxed);
+        record.buffered_fd.store(NO_FD, Ordering::Relaxed);
+        record.flags.store(flags.cast_unsigned(), Ordering::Relaxed);
+        record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
+        let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
+        record.state.store(generation | LIVE | 1, Ordering::Release);
+        Ok(FileHandle(generation | u64::from(slot)))
+    }
+
+    /// The file behind `handle`; `None` where there is none.
+    pub fn get(&self, handle: FileHandle) -> Option<OpenFile<'_>> {
+        let slot = handle.0 as u32;
+        let record = self.records.get(slot)?;
+        let mut state = record.state.load(Ordering::Acquire);
+        loop {
+            if state & LIVE == 0 || (state ^ handle.0) >> 32 != 0 || state & USERS == USERS {
+                return None;
+            }
+            match record.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(OpenFile { table: self, record, slot }),
+                Err(seen) => state = seen,
+            }
+        }
+    }
+
+    /// Ends `handle`. The file is closed when its last user is done. False where there is no such handle.
+    pub fn remove(&self, handle: FileHandle) -> bool {
+        let slot = handle.0 as u32;
+        let Some(record) = self.records.get(slot) else { return false };
+        let mut state = record.state.load(Ordering::Acquire);
+        loop {
+            if state & LIVE == 0 || (state ^ handle.0) >> 32 != 0 {
+                return false;
+            }
+            let next = (state & !LIVE) - 1;
+            match record.state.compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    if next & USERS == 0 {
+                        self.close(slot, record);
+                    }
+                    return true;
+                }
+                Err(seen) => state = seen,
+            }
+        }
+    }
+
+    /// Any open file of `node`, found by a walk: for the rare case that the node has no other way in.
+    pub fn find(&self, node: NodeId) -> Option<OpenFile<'_>> {
+        (0..self.slots.end()).find_map(|slot| {
+            let record = self.records.get(slot)?;
+            let state = record.state.load(Ordering::Acquire);
+            if state & LIVE == 0 || record.node.load(Ordering::Relaxed) != node.0 {
+                return None;
+            }
+            let file = self.get(FileHandle((state & !0xffff_ffff) | u64::from(slot)))?;
+            (file.node() == node).then_some(file)
+        })
+    }
+
+    /// Ends every handle.
+    pub fn clear(&self) {
+        for slot in 0..self.slots.end() {
+            if let Some(record) = self.records.get(slot) {
+                let generation = record.state.load(Ordering::Acquire) & !0xffff_ffff;
+                self.remove(FileHandle(generation | u64::from(slot)));
+            }
+        }
+    }
+
+    fn close(&self, slot: u32, record: &HandleRecord) {
+        for field in [&record.fd, &record.buffered_fd] {
+            let fd = field.swap(NO_FD, Ordering::Relaxed);
+            if fd != NO_FD {
+                // SAFETY: the record owned the descriptor since `insert` or `set_buffered`; nobody uses the
+                // record any more, and the swap took the number out of it.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
+        record.state.store(generation.wrapping_add(1 << 32), Ordering::Release);
+        self.slots.give(slot);
+    }
+}
+
+impl OpenFile<'_> {
+    /// Its descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the record owns the descriptor and this user keeps it from being closed.
+        unsafe { BorrowedFd::borrow_raw(self.record.fd.load(Ordering::Relaxed)) }
+    }
+
+    /// The descriptor without O_DIRECT, if one was set.
+    pub fn buffered(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.record.buffered_fd.load(Ordering::Acquire);
+        // SAFETY: as in `fd`; once set it stays until the record is closed.
+        (fd != NO_FD).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Keeps `file` as the descriptor without O_DIRECT, unless another thread was first.
+    pub fn set_buffered(&self, file: OwnedFd) {
+        let raw = file.as_raw_fd();
+        if self.record.buffered_fd.compare_exchange(NO_FD, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let _ = file.into_raw_fd();
+        }
+    }
+
+    /// The node that was opened.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.record.node.load(Ordering::Relaxed))
+    }
+
+    /// The flags that it was opened with.
+    pub fn flags(&self) -> i32 {
+        self.record.flags.load(Ordering::Relaxed).cast_signed()
+    }
+}
+
+impl Drop for OpenFile<'_> {
+    fn drop(&mut self) {
+        let before = self.record.state.fetch_sub(1, Ordering::AcqRel);
+        if before & USERS == 1 {
+            self.table.close(self.slot, self.record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    fn table() -> HandleTable {
+        HandleTable::new(&Arena::new(TABLE_LEN).unwrap(), 0)
+    }
+
+    #[test]
+    fn a_released_handle_is_gone_and_its_slot_gets_another_number() {
+        let table = table();
+        let handle = table.insert(file(), NodeId(5), 0).unwrap();
+        assert_eq!(table.get(handle).unwrap().node(), NodeId(5));
+        assert!(table.remove(handle));
+        assert!(!table.remove(handle));
+        assert!(table.get(handle).is_none());
+        let next = table.insert(file(), NodeId(6), 0).unwrap();
+        assert_ne!(next, handle);
+        assert!(table.get(handle).is_none());
+        assert!(table.get(FileHandle(u64::MAX)).is_none());
+        assert_eq!(table.find(NodeId(6)).unwrap().node(), NodeId(6));
+    }
+
+    #[test]
+    fn a_release_during_use_closes_the_file_behind_the_last_user() {
+        let table = table();
+        let handle = table.insert(file(), NodeId(5), 0).unwrap();
+        let user = table.get(handle).unwrap();
+        let raw = user.fd().as_raw_fd();
+        assert!(table.remove(handle));
+        assert!(rustix::io::fcntl_getfd(user.fd()).is_ok(), "still open");
+        assert_eq!(user.fd().as_raw_fd(), raw);
+        drop(user);
+        let next = table.insert(file(), NodeId(7), 0).unwrap();
+        assert_eq!(next.0 as u32, handle.0 as u32, "the slot is free again");
+    }
+}

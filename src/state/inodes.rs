@@ -1,0 +1,206 @@
+//! Inode records: what must be known to find a guest's inode again, and how often the guest looked it up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
+
+use super::arena::{Arena, Record, Records};
+use super::slots::{Slots, TableFull};
+use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
+use crate::types::NodeId;
+
+/// Inodes that a guest may hold at a time. A slot costs memory only once it was used: 8 GiB for all.
+pub const INODES_MAX: u32 = 1 << 26;
+/// Bytes of the table in the arena.
+pub const TABLE_LEN: usize = INODES_MAX as usize * size_of::<InodeRecord>();
+
+const LIVE: u64 = 1;
+
+/// One inode. Fields other than `state` and `lookups` are written before `state` says LIVE and not
+/// changed until it no longer does.
+#[repr(C)]
+#[derive(Debug)]
+pub struct InodeRecord {
+    /// Generation in the upper half, LIVE in bit 0.
+    state: AtomicU64,
+    /// How often the guest looked the node up, less what it forgot.
+    lookups: AtomicU64,
+    device: AtomicU64,
+    ino: AtomicU64,
+    mount_id: AtomicU64,
+    birth_ns: AtomicU64,
+    /// S_IFMT bits.
+    kind: AtomicU32,
+    handle_kind: AtomicI32,
+    /// 0: no handle.
+    handle_len: AtomicU32,
+    reserved: AtomicU32,
+    handle: [AtomicU64; HANDLE_LEN_MAX / 8],
+}
+
+const _: () = assert!(size_of::<InodeRecord>() == 128);
+
+// SAFETY: atomics only.
+unsafe impl Record for InodeRecord {}
+
+/// Which file on the host an inode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InodeIdentity {
+    /// Device: major in the upper half, minor in the lower.
+    pub device: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// The mount it was found on.
+    pub mount_id: u64,
+    /// Birth time in nanoseconds, 0 where the file system has none: tells a reused number from the old file.
+    pub birth_ns: u64,
+    /// S_IFMT bits of its mode: a file never changes its type.
+    pub kind: u32,
+    /// Its file handle, where the file system has them and they may be opened.
+    pub handle: Option<Handle>,
+}
+
+/// All inode records.
+#[derive(Debug)]
+pub struct InodeRecords {
+    records: Records<InodeRecord>,
+    slots: Slots,
+}
+
+fn slot_of(node: NodeId) -> u32 {
+    node.0 as u32
+}
+
+fn live_state_of(node: NodeId) -> u64 {
+    (node.0 & !0xffff_ffff) | LIVE
+}
+
+impl InodeRecords {
+    /// The table in `arena`, `offset` bytes behind its header. Slot 0 stays unused: node id 0 means "none".
+    pub fn new(arena: &Arc<Arena>, offset: usize) -> InodeRecords {
+        InodeRecords { records: arena.table(offset, INODES_MAX as usize), slots: Slots::new(1, INODES_MAX) }
+    }
+
+    fn live(&self, node: NodeId) -> Option<&InodeRecord> {
+        let record = self.records.get(slot_of(node))?;
+        (record.state.load(Ordering::Acquire) == live_state_of(node)).then_some(record)
+    }
+
+    /// Makes a record that was looked up once. The first one ever made is [`NodeId::ROOT`].
+    pub fn create(&self, identity: &InodeIdentity) -> Result<NodeId, TableFull> {
+        let slot = self.slots.take()?;
+        let record = self.records.get(slot).ok_or(TableFull)?;
+        let set = |field: &AtomicU64, value| field.store(value, Ordering::Relaxed);
+        set(&record.lookups, 1);
+        set(&record.device, identity.device);
+        set(&record.ino, identity.ino);
+        set(&record.mount_id, identity.mount_id);
+        set(&record.birth_ns, identity.birth_ns);
+        record.kind.store(identity.kind, Ordering::Relaxed);
+        record.handle_len.store(identity.handle.map_or(0, |h| h.len), Ordering::Relaxed);
+        if let Some(handle) = identity.handle {
+            record.handle_kind.store(handle.kind, Ordering::Relaxed);
+            for (word, bytes) in record.handle.iter().zip(handle.bytes.as_chunks::<8>().0) {
+                set(word, u64::from_ne_bytes(*bytes));
+            }
+        }
+        let state = record.state.load(Ordering::Relaxed) | LIVE;
+        record.state.store(state, Ordering::Release);
+        Ok(NodeId((state & !0xffff_ffff) | u64::from(slot)))
+    }
+
+    /// What the record of `node` says; `None` where there is no such node.
+    pub fn identity(&self, node: NodeId) -> Option<InodeIdentity> {
+        let record = self.live(node)?;
+        let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
+        let handle_len = record.handle_len.load(Ordering::Relaxed);
+        let handle = (handle_len > 0).then(|| {
+            let mut bytes = [0; HANDLE_LEN_MAX];
+            for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&record.handle) {
+                *bytes = get(word).to_ne_bytes();
+            }
+            Handle { kind: record.handle_kind.load(Ordering::Relaxed), len: handle_len.min(HANDLE_LEN_MAX as u32), bytes }
+        });
+        let identity = InodeIdentity {
+            device: get(&record.device),
+            ino: get(&record.ino),
+            mount_id: get(&record.mount_id),
+            birth_ns: get(&record.birth_ns),
+            kind: record.kind.load(Ordering::Relaxed),
+            handle,
+        };
+        // The record may have been freed and reused while it was read.
+        fence(Ordering::Acquire);
+        (record.state.load(Ordering::Relaxed) == live_state_of(node)).then_some(identity)
+    }
+
+    /// S_IFMT bits of `node`.
+    pub fn kind(&self, node: NodeId) -> Option<u32> {
+        self.live(node).map(|r| r.kind.load(Ordering::Relaxed))
+    }
+
+    /// Counts one more lookup. The caller holds the lock of the index that led it here.
+    pub fn add_lookup(&self, node: NodeId) -> bool {
+        let Some(record) = self.live(node) else { return false };
+        record.lookups.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Takes `count` lookups off: what is left. More than there are leaves 0. The caller holds the lock
+    /// of the index. `None` where there is no such node.
+    pub fn forget(&self, node: NodeId, count: u64) -> Option<u64> {
+        let record = self.live(node)?;
+        let left = record.lookups.load(Ordering::Relaxed).saturating_sub(count);
+        record.lookups.store(left, Ordering::Relaxed);
+        Some(left)
+    }
+
+    /// Frees the record of `node`; its id is not given again before 2^32 uses of the slot.
+    pub fn free(&self, node: NodeId) {
+        let Some(record) = self.live(node) else { return };
+        let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
+        record.state.store(next, Ordering::Release);
+        self.slots.give(slot_of(node));
+    }
+
+    /// Every node that lives.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        (1..self.slots.end()).filter_map(|slot| {
+            let state = self.records.get(slot)?.state.load(Ordering::Acquire);
+            (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(ino: u64) -> InodeIdentity {
+        let mut bytes = [0; HANDLE_LEN_MAX];
+        bytes[..8].copy_from_slice(&ino.to_ne_bytes());
+        let handle = Some(Handle { kind: 1, len: 8, bytes });
+        InodeIdentity { device: 1, ino, mount_id: 3, birth_ns: 4, kind: libc::S_IFREG, handle }
+    }
+
+    #[test]
+    fn an_id_finds_its_record_until_it_is_freed_and_never_the_next_one() {
+        let records = InodeRecords::new(&Arena::new(TABLE_LEN).unwrap(), 0);
+        let root = records.create(&identity(2)).unwrap();
+        assert_eq!(root, NodeId::ROOT);
+        let node = records.create(&identity(7)).unwrap();
+        assert_eq!(records.identity(node), Some(identity(7)));
+        assert!(records.add_lookup(node));
+        assert_eq!(records.forget(node, 1), Some(1));
+        assert_eq!(records.forget(node, u64::MAX), Some(0));
+        records.free(node);
+        assert_eq!(records.identity(node), None);
+        let next = records.create(&identity(8)).unwrap();
+        assert_ne!(next, node);
+        assert_eq!(slot_of(next), slot_of(node), "the slot is used again");
+        assert_eq!(records.identity(node), None);
+        assert_eq!(records.nodes().collect::<Vec<_>>(), [root, next]);
+        for bad in [0, 99, u64::MAX, 1 << 32 | 1] {
+            assert_eq!(records.identity(NodeId(bad)), None);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Records that outlive a worker: plain slots of atomics in one memfd-backed arena. Knows what a record
+//! holds, not what it means on the host.
+
+mod arena;
+mod handles;
+mod inodes;
+mod slots;
+
+pub use arena::{Arena, ArenaError};
+pub use handles::{HandleTable, OpenFile, TABLE_LEN as HANDLES_LEN};
+pub use inodes::{InodeIdentity, InodeRecords, TABLE_LEN as INODES_LEN};
+pub use slots::TableFull;

@@ -1,0 +1,48 @@
+//! The calling thread's own credentials. glibc changes those of every thread, so these are raw calls
+//! (man setresuid(2), "C library/kernel differences").
+
+use caps::{CapSet, Capability};
+
+use crate::types::{Errno, HostGid, HostUid};
+
+const KEEP: libc::c_long = -1;
+
+fn check(r: libc::c_long) -> Result<(), Errno> {
+    if r == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// Sets the thread's effective user id. EPERM without CAP_SETUID, EINVAL for an id that is not mapped.
+pub fn set_effective_uid(uid: HostUid) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, libc::c_long::from(uid.0), KEEP) })
+}
+
+/// Sets the thread's effective group id, as [`set_effective_uid`].
+pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, libc::c_long::from(gid.0), KEEP) })
+}
+
+/// Sets the thread's supplementary groups. EPERM without CAP_SETGID.
+pub fn set_groups(groups: &[HostGid]) -> Result<(), Errno> {
+    let ids: [libc::gid_t; 1] = [groups.first().map_or(0, |g| g.0)];
+    debug_assert!(groups.len() <= 1);
+    // SAFETY: at most one id is read, and `ids` holds one.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), ids.as_ptr()) })
+}
+
+/// The thread's effective ids.
+pub fn effective() -> (HostUid, HostGid) {
+    (HostUid(rustix::process::geteuid().as_raw()), HostGid(rustix::process::getegid().as_raw()))
+}
+
+/// Takes a capability out of the thread's effective set, or puts it back. False where that is not allowed.
+pub fn set_capability(capability: Capability, on: bool) -> bool {
+    let change = if on { caps::raise } else { caps::drop };
+    change(None, CapSet::Effective, capability).is_ok()
+}
+
+/// Whether the thread has a capability in its effective set.
+pub fn has_capability(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}

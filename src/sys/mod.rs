@@ -1,0 +1,12 @@
+//! Thin system calls, one family a file, with safe signatures and no policy.
+
+pub mod descriptor;
+pub mod dirent;
+pub mod event;
+pub mod file_handle;
+pub mod identity;
+pub mod process;
+pub mod stat;
+pub mod vectored;
+pub mod working_dir;
+pub mod xattr;

@@ -1,0 +1,48 @@
+//! fork(2) and waiting for the child, for the sandbox's process in its own pid namespace.
+
+use std::io;
+
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+
+/// Which side of a fork this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The new process.
+    Child,
+    /// The old one, with the child's id.
+    Parent(Pid),
+}
+
+/// Splits the process in two. Only for a process with one thread: a child of a threaded process may call
+/// nothing that takes a lock.
+pub fn fork() -> io::Result<Side> {
+    // SAFETY: the caller has one thread, so the child's memory is whole and no lock is held.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Side::Child),
+        pid => Pid::from_raw(pid).map(Side::Parent).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// Waits until `child` ends: the status that a shell would show.
+pub fn wait(child: Pid) -> io::Result<i32> {
+    loop {
+        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(shell_status(status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn shell_status(status: WaitStatus) -> i32 {
+    status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap_or(1)
+}
+
+/// Leaves the namespaces that `flags` name (man unshare(2)). Not for FILES: descriptors stay shared by all
+/// threads.
+pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    debug_assert!(!flags.contains(rustix::thread::UnshareFlags::FILES));
+    // SAFETY: without FILES no descriptor changes its meaning under another thread.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}

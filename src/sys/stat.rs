@@ -1,0 +1,35 @@
+//! statx(2) and fstatfs(2).
+
+use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::types::Errno;
+
+pub use rustix::fs::{StatVfs, Statx};
+
+/// What every look at a file asks for.
+fn wanted() -> StatxFlags {
+    StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
+}
+
+/// The file `name` in `dir`; a symbolic link is not followed, a mount point not triggered.
+pub fn at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
+    Ok(rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted())?)
+}
+
+/// The file behind `fd`, which may be an O_PATH descriptor.
+pub fn of(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted())?)
+}
+
+/// As [`of`], with the guest's own mask and AT_STATX_ sync flags.
+pub fn of_with(fd: BorrowedFd<'_>, flags: AtFlags, mask: StatxFlags) -> Result<Statx, Errno> {
+    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | flags, mask | wanted())?)
+}
+
+/// The file system that `fd` is on.
+pub fn file_system(fd: BorrowedFd<'_>) -> Result<StatVfs, Errno> {
+    Ok(rustix::fs::fstatvfs(fd)?)
+}

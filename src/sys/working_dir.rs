@@ -1,0 +1,48 @@
+//! A thread whose working directory is /proc/self/fd can name any of its descriptors as a path: calls
+//! that refuse O_PATH descriptors (chmod, truncate, xattrs, re-opening) then take one step instead of two.
+//! Names from the guest are never resolved there: those always go with a directory descriptor.
+
+use std::ffi::CStr;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::UnshareFlags;
+
+/// /proc/self/fd, opened before the sandbox hides /proc.
+#[derive(Debug)]
+pub struct DescriptorDir(OwnedFd);
+
+impl DescriptorDir {
+    /// Opens it for the calling process; a child needs its own.
+    pub fn open() -> io::Result<DescriptorDir> {
+        let fd = rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(DescriptorDir(fd))
+    }
+
+    /// Makes it the working directory of the calling thread alone.
+    pub fn enter(&self) -> io::Result<()> {
+        // SAFETY: CLONE_FS detaches only the working directory, root and umask of this thread.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        Ok(rustix::process::fchdir(self.0.as_fd())?)
+    }
+}
+
+/// A descriptor's name in /proc/self/fd.
+#[derive(Debug, Clone, Copy)]
+pub struct DescriptorName([u8; 12]);
+
+impl DescriptorName {
+    /// The name of `fd`.
+    pub fn of(fd: BorrowedFd<'_>) -> DescriptorName {
+        let mut name = [0; 12];
+        // Eleven bytes hold any i32; the twelfth stays NUL.
+        let _ = write!(&mut name[..11], "{}", fd.as_raw_fd());
+        DescriptorName(name)
+    }
+
+    /// As a C string.
+    pub fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}

@@ -1,0 +1,76 @@
+//! The log: where lines go and how many of one kind. Knows nothing of what they say.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Lines of one kind that are written in a second; a guest cannot flood the log past this.
+const LINES_PER_SECOND_MAX: u64 = 5;
+
+/// Sends the log to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`.
+pub fn start(level: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second start in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+}
+
+/// Lets a few lines a second through. One for each kind of line, in a `static`.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// The second in the upper half, lines written in it in the lower.
+    window: AtomicU64,
+}
+
+impl RateLimit {
+    /// A limit that has let nothing through yet.
+    pub const fn new() -> RateLimit {
+        RateLimit { window: AtomicU64::new(0) }
+    }
+
+    /// Whether one more line may be written now.
+    pub fn allows(&self) -> bool {
+        let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()) << 32;
+        let mut window = self.window.load(Ordering::Relaxed);
+        loop {
+            let next = if window & !0xffff_ffff == second { window + 1 } else { second + 1 };
+            if next - second > LINES_PER_SECOND_MAX {
+                return false;
+            }
+            match self.window.compare_exchange_weak(window, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => window = seen,
+            }
+        }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        RateLimit::new()
+    }
+}
+
+/// Warns, at most a few times a second from this place in the source.
+#[macro_export]
+macro_rules! warn_limited {
+    ($($arg:tt)*) => {{
+        static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
+        if LIMIT.allows() {
+            tracing::warn!($($arg)*);
+        }
+    }};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_line_is_written_a_few_times_a_second() {
+        let limit = RateLimit::new();
+        let allowed = (0..1000).filter(|_| limit.allows()).count() as u64;
+        assert!(allowed >= LINES_PER_SECOND_MAX, "{allowed}");
+        assert!(allowed <= 3 * LINES_PER_SECOND_MAX, "{allowed}");
+    }
+}

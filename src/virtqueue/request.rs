@@ -1,0 +1,467 @@
+//! One request: the single walk of its descriptor chain into readable and writable page descriptors,
+//! and the private copy of its header and arguments. Storage is reused from request to request.
+
+use std::sync::Arc;
+
+use super::responder::Responder;
+use super::ring::DescriptorTable;
+use crate::guest::{GuestMap, ReadableBuffers, WritableBuffers};
+
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const DESC_LEN: usize = 16;
+
+/// Descriptors of one chain. An indirect table can name 65535; the largest queue has 32768 entries and
+/// a driver must not make longer chains (virtio 1.3 section 2.7.5.3.1), so more is a mistake.
+pub const CHAIN_LEN_MAX: usize = 32768;
+/// Bytes of arguments that are copied: the largest are a 64 KiB xattr value, its name and extensions.
+/// What a WRITE carries is not copied and does not count.
+pub const ARGUMENTS_LEN_MAX: usize = 128 * 1024;
+
+/// How a chain broke the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainFault {
+    /// A descriptor index that the table does not have.
+    #[error("descriptor index {0} is outside the table")]
+    Index(u16),
+    /// More descriptors than a chain may have: a loop.
+    #[error("the chain loops or is longer than its table")]
+    Loop,
+    /// A buffer outside guest memory.
+    #[error("buffer {address:#x}+{len:#x} is outside guest memory")]
+    Outside {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A readable descriptor behind a writable one.
+    #[error("a readable descriptor follows a writable one")]
+    Order,
+    /// An indirect table inside an indirect table, or one that is followed by more descriptors.
+    #[error("an indirect table is nested or followed by a descriptor")]
+    Indirect,
+    /// An indirect table whose length is no multiple of 16, zero, or above the limit.
+    #[error("an indirect table has a length of {0} bytes")]
+    TableLen(u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// A request as it came off a queue. One object serves many requests, one after the other.
+#[derive(Debug)]
+pub struct Request {
+    head: u16,
+    readable: ReadableBuffers,
+    writable: WritableBuffers,
+    arguments: Vec<u8>,
+    fault: Option<ChainFault>,
+    used_len: u32,
+}
+
+impl Request {
+    /// An object without a request.
+    pub fn new() -> Request {
+        Request {
+            head: 0,
+            readable: ReadableBuffers::empty(),
+            writable: WritableBuffers::empty(),
+            arguments: Vec::new(),
+            fault: None,
+            used_len: 0,
+        }
+    }
+
+    /// Walks the chain that begins at `head`. What can be read of a faulty chain is kept, so that it can
+    /// be answered; [`Request::fault`] tells.
+    pub fn walk(&mut self, head: u16, table: DescriptorTable, map: &Arc<GuestMap>) {
+        self.head = head;
+        self.readable.restart(map);
+        self.writable.restart(map);
+        self.fault = None;
+        self.used_len = 0;
+        let mut entries = Entries { host: table.address.as_ptr(), count: usize::from(table.size), map: None };
+        let mut index = head;
+        let mut left = entries.count;
+        loop {
+            if usize::from(index) >= entries.count {
+                return self.broken(ChainFault::Index(index));
+            }
+            if left == 0 {
+                return self.broken(ChainFault::Loop);
+            }
+            left -= 1;
+            let Some(d) = entries.read(usize::from(index)) else {
+                return self.broken(ChainFault::Index(index));
+            };
+            if d.flags & DESC_INDIRECT != 0 {
+                if entries.map.is_some() || d.flags & DESC_NEXT != 0 {
+                    return self.broken(ChainFault::Indirect);
+                }
+                let count = d.len as usize / DESC_LEN;
+                if count == 0 || count > CHAIN_LEN_MAX || !(d.len as usize).is_multiple_of(DESC_LEN) {
+                    return self.broken(ChainFault::TableLen(d.len));
+                }
+                let Some(found) = Entries::indirect(map, &d, count) else {
+                    return self.broken(ChainFault::Outside { address: d.address, len: d.len });
+                };
+                entries = found;
+                left = count;
+                index = 0;
+                continue;
+            }
+            self.take(&d, map);
+            if d.flags & DESC_NEXT == 0 {
+                return;
+            }
+            index = d.next;
+        }
+    }
+
+    /// Adds a buffer, in as many pieces as it crosses regions. Faults of one buffer do not end the walk:
+    /// the reply's buffers may follow.
+    #[inline]
+    fn take(&mut self, d: &Descriptor, map: &GuestMap) {
+        let writable = d.flags & DESC_WRITE != 0;
+        if !writable && self.writable.bytes() > 0 {
+            self.fault.get_or_insert(ChainFault::Order);
+            return;
+        }
+        let (mut address, mut left) = (d.address, u64::from(d.len));
+        while left > 0 {
+            let Some(piece) = map.piece(address, left) else {
+                self.fault.get_or_insert(ChainFault::Outside { address: d.address, len: d.len });
+                return;
+            };
+            if writable {
+                self.writable.push(piece)
+            } else {
+                self.readable.push(piece)
+            }
+            left -= piece.len as u64;
+            address = address.wrapping_add(piece.len as u64);
+        }
+    }
+
+    fn broken(&mut self, fault: ChainFault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// The first fault of the chain.
+    pub fn fault(&self) -> Option<ChainFault> {
+        self.fault
+    }
+
+    /// The chain's first descriptor: what the used ring names it by.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Bytes that the answer wrote: what the used ring tells of this chain.
+    pub fn used_len(&self) -> u32 {
+        self.used_len
+    }
+
+    /// Bytes that the guest sent.
+    pub fn readable_bytes(&self) -> u64 {
+        self.readable.bytes()
+    }
+
+    /// Bytes that a reply may have.
+    pub fn writable_bytes(&self) -> u64 {
+        self.writable.bytes()
+    }
+
+    /// Copies the first `len` readable bytes, or as many as there are, and forgets an earlier copy.
+    pub fn copy_arguments(&mut self, len: usize) -> &[u8] {
+        let len = len.min(self.readable.bytes() as usize).min(ARGUMENTS_LEN_MAX);
+        // `clear` first: growing must not move stale bytes.
+        self.arguments.clear();
+        self.arguments.resize(len, 0);
+        self.readable.copy_to(0, &mut self.arguments);
+        &self.arguments
+    }
+
+    /// Takes the request apart: copied arguments, the memory that a WRITE's payload lies in, and the
+    /// responder that must answer it.
+    pub fn parts(&mut self, unique: u64) -> (&[u8], &mut ReadableBuffers, Responder<'_>) {
+        (&self.arguments, &mut self.readable, Responder::new(unique, &mut self.writable, &mut self.used_len))
+    }
+
+    /// Bytes of storage that the page descriptors of the largest request so far took.
+    pub fn descriptor_storage_bytes(&self) -> usize {
+        self.readable.storage_bytes() + self.writable.storage_bytes()
+    }
+
+    /// The page descriptors that the device may write to.
+    pub fn writable(&self) -> &WritableBuffers {
+        &self.writable
+    }
+
+    /// The page descriptors that the device may read.
+    pub fn readable(&self) -> &ReadableBuffers {
+        &self.readable
+    }
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Request::new()
+    }
+}
+
+/// A table of descriptors: the ring's own, or an indirect one.
+struct Entries<'m> {
+    /// Host address; null where the table crosses regions.
+    host: *mut u8,
+    count: usize,
+    /// Set for an indirect table: where it lies, for the slow path.
+    map: Option<(&'m GuestMap, u64)>,
+}
+
+impl<'m> Entries<'m> {
+    /// An indirect table of `count` entries. `None` where it begins outside memory.
+    fn indirect(map: &'m GuestMap, d: &Descriptor, count: usize) -> Option<Entries<'m>> {
+        let piece = map.piece(d.address, u64::from(d.len))?;
+        let whole = piece.len == d.len as usize;
+        let host = if whole { piece.host.as_ptr() } else { std::ptr::null_mut() };
+        Some(Entries { host, count, map: Some((map, d.address)) })
+    }
+
+    /// Entry `index`, read once. `None` where it lies outside memory. The caller checked the index.
+    #[inline]
+    fn read(&self, index: usize) -> Option<Descriptor> {
+        let mut bytes = [0u64; 2];
+        if self.host.is_null() {
+            self.read_across(index, &mut bytes)?;
+        } else {
+            // SAFETY: `index` is below `count`, and `count` entries at `host` were checked to lie in memory
+            // that the map keeps alive. The read is unaligned and volatile: the guest may write meanwhile.
+            let at = unsafe { self.host.add(index * DESC_LEN) };
+            // SAFETY: as above.
+            bytes = unsafe { at.cast::<Packed>().read_volatile() }.0;
+        }
+        let [address, rest] = bytes.map(u64::from_le);
+        Some(Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+    }
+
+    /// As `read`, for a table that lies in more than one region.
+    #[cold]
+    fn read_across(&self, index: usize, bytes: &mut [u64; 2]) -> Option<()> {
+        let (map, start) = self.map?;
+        let mut raw = [0u8; DESC_LEN];
+        let mut done = 0;
+        while done < DESC_LEN {
+            let at = start.checked_add((index * DESC_LEN + done) as u64)?;
+            let piece = map.piece(at, (DESC_LEN - done) as u64)?;
+            // SAFETY: the piece is guest memory that the map keeps alive; `raw` has the room.
+            unsafe { std::ptr::copy_nonoverlapping(piece.host.as_ptr(), raw[done..].as_mut_ptr(), piece.len) };
+            done += piece.len;
+        }
+        for (word, chunk) in bytes.iter_mut().zip(raw.chunks_exact(8)) {
+            *word = chunk.try_into().map(u64::from_ne_bytes).ok()?;
+        }
+        Some(())
+    }
+}
+
+/// A descriptor's bytes without an alignment: an indirect table may begin anywhere.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Packed([u64; 2]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MappedMemory;
+    use proptest::prelude::*;
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor as SplitDescriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    const TABLE_LEN: u16 = 64;
+
+    fn memory() -> (MappedMemory, Arc<GuestMap>) {
+        let memory = MappedMemory::from_ranges(&[(GuestAddress(0), 0x10_0000), (GuestAddress(0x10_0000), 0x10_0000)]).unwrap();
+        let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
+        (memory, map)
+    }
+
+    fn put(memory: &MappedMemory, table: u64, index: u64, address: u64, len: u32, flags: u16, next: u16) {
+        let at = GuestAddress(table + index * 16);
+        memory.write_obj(address.to_le(), at).unwrap();
+        memory.write_obj(len.to_le(), GuestAddress(at.0 + 8)).unwrap();
+        memory.write_obj(flags.to_le(), GuestAddress(at.0 + 12)).unwrap();
+        memory.write_obj(next.to_le(), GuestAddress(at.0 + 14)).unwrap();
+    }
+
+    fn walk(map: &Arc<GuestMap>, head: u16) -> Request {
+        let table = DescriptorTable { address: map.whole(0, 16 * u64::from(TABLE_LEN)).unwrap(), size: TABLE_LEN };
+        let mut request = Request::new();
+        request.walk(head, table, map);
+        request
+    }
+
+    #[test]
+    fn direct_and_indirect_chains_give_the_same_pages() {
+        let (memory, map) = memory();
+        let parts = [(0x8000, 40, 0), (0x9000, 4096, 0), (0xa000, 4096, 0), (0xc000, 16, DESC_WRITE)];
+        for (i, (address, len, flags)) in parts.into_iter().enumerate() {
+            let next = if i < 3 { DESC_NEXT } else { 0 };
+            put(&memory, 0, i as u64, address, len, flags | next, i as u16 + 1);
+            put(&memory, 0x5000, i as u64, address, len, flags | next, i as u16 + 1);
+        }
+        put(&memory, 0, 9, 0x5000, 64, DESC_INDIRECT, 0);
+        for head in [0, 9] {
+            let request = walk(&map, head);
+            assert_eq!(request.fault(), None);
+            let lens: Vec<usize> = request.readable.pages().iter().map(|p| p.len).collect();
+            assert_eq!(lens, [40, 8192], "adjacent pages merge");
+            assert_eq!((request.readable_bytes(), request.writable_bytes()), (8232, 16));
+        }
+    }
+
+    #[test]
+    fn a_buffer_and_a_table_that_cross_regions_are_split_not_refused() {
+        let (memory, map) = memory();
+        put(&memory, 0, 0, 0x10_0000 - 24, 32, DESC_INDIRECT, 0);
+        put(&memory, 0x10_0000 - 24, 0, 0x10_0000 - 100, 200, DESC_NEXT, 1);
+        put(&memory, 0x10_0000 - 24, 1, 0x8000, 16, DESC_WRITE, 0);
+        memory.write_slice(&[7; 76], GuestAddress(0x10_0000 - 100)).unwrap();
+        let request = walk(&map, 0);
+        assert_eq!(request.fault(), None);
+        assert_eq!((request.readable_bytes(), request.writable_bytes()), (200, 16));
+    }
+
+    #[test]
+    fn each_broken_rule_is_named() {
+        let (memory, map) = memory();
+        let fault = |memory: &MappedMemory, entries: &[(u64, u64, u32, u16, u16)]| {
+            for &(index, address, len, flags, next) in entries {
+                put(memory, 0, index, address, len, flags, next);
+            }
+            walk(&map, 0).fault()
+        };
+        assert_eq!(fault(&memory, &[(0, 0x8000, 8, DESC_NEXT, 64)]), Some(ChainFault::Index(64)));
+        assert_eq!(fault(&memory, &[(0, 0x8000, 8, DESC_NEXT, 0)]), Some(ChainFault::Loop));
+        assert_eq!(fault(&memory, &[(0, 0x40_0000, 8, 0, 0)]), Some(ChainFault::Outside { address: 0x40_0000, len: 8 }));
+        assert_eq!(fault(&memory, &[(0, u64::MAX - 3, 8, 0, 0)]), Some(ChainFault::Outside { address: u64::MAX - 3, len: 8 }));
+        assert_eq!(fault(&memory, &[(0, 0x8000, 8, DESC_NEXT | DESC_WRITE, 1), (1, 0x8000, 8, 0, 0)]), Some(ChainFault::Order));
+        assert_eq!(fault(&memory, &[(0, 0x5000, 16, DESC_INDIRECT | DESC_NEXT, 1)]), Some(ChainFault::Indirect));
+        assert_eq!(fault(&memory, &[(0, 0x5000, 17, DESC_INDIRECT, 1)]), Some(ChainFault::TableLen(17)));
+        assert_eq!(fault(&memory, &[(0, 0x5000, 0, DESC_INDIRECT, 1)]), Some(ChainFault::TableLen(0)));
+        put(&memory, 0x5000, 0, 0x5000, 16, DESC_INDIRECT, 0);
+        assert_eq!(fault(&memory, &[(0, 0x5000, 16, DESC_INDIRECT, 0)]), Some(ChainFault::Indirect));
+        put(&memory, 0x5000, 0, 0x8000, 16, DESC_NEXT, 1);
+        assert_eq!(fault(&memory, &[(0, 0x5000, 16, DESC_INDIRECT, 0)]), Some(ChainFault::Index(1)));
+        assert_eq!(walk(&map, 64).fault(), Some(ChainFault::Index(64)));
+    }
+
+    #[test]
+    fn a_faulty_buffer_leaves_the_rest_of_the_chain_answerable() {
+        let (memory, map) = memory();
+        put(&memory, 0, 0, 0x8000, 40, DESC_NEXT, 1);
+        put(&memory, 0, 1, 0x40_0000, 4096, DESC_NEXT, 2);
+        put(&memory, 0, 2, 0x9000, 16, DESC_WRITE, 0);
+        let mut request = walk(&map, 0);
+        assert!(matches!(request.fault(), Some(ChainFault::Outside { .. })));
+        let (_, _, responder) = request.parts(5);
+        responder.error(crate::types::Errno::EFAULT);
+        assert_eq!(request.used_len(), 16);
+        assert_eq!(memory.read_obj::<i32>(GuestAddress(0x9004)).unwrap(), -14);
+    }
+
+    #[test]
+    fn storage_is_sixteen_bytes_a_page_and_is_used_again() {
+        let (memory, map) = memory();
+        for i in 0..60u16 {
+            put(&memory, 0, u64::from(i), 0x8000 + u64::from(i) * 0x2000, 4096, DESC_NEXT, i + 1);
+        }
+        put(&memory, 0, 60, 0x7000, 16, DESC_WRITE, 0);
+        let table = DescriptorTable { address: map.whole(0, 1024).unwrap(), size: TABLE_LEN };
+        let mut request = Request::new();
+        request.walk(0, table, &map);
+        let after_first = request.descriptor_storage_bytes();
+        assert!((60 * 16..=2 * 64 * 16 + 64).contains(&after_first), "{after_first}");
+        request.walk(0, table, &map);
+        assert_eq!(request.descriptor_storage_bytes(), after_first);
+    }
+
+    proptest! {
+        /// virtio-queue's iterator is the oracle: on well-formed chains both see the same buffers.
+        #[test]
+        fn chains_read_as_virtio_queue_reads_them(
+            parts in proptest::collection::vec((0u64..0x1000, 1u32..5000), 1..40), readable in 0usize..40, indirect: bool,
+        ) {
+            let (memory, _) = memory();
+            let queue = MockSplitQueue::new(&memory, 64);
+            let readable = readable.min(parts.len());
+            let descriptors: Vec<RawDescriptor> = parts.iter().enumerate().map(|(i, &(page, len))| {
+                let write = if i >= readable { DESC_WRITE } else { 0 };
+                let next = if i + 1 < parts.len() { DESC_NEXT } else { 0 };
+                RawDescriptor::from(SplitDescriptor::new(0x8_0000 + page * 256, len, write | next, i as u16 + 1))
+            }).collect();
+            if indirect {
+                let table = 0x6_0000u64;
+                for (i, d) in descriptors.iter().enumerate() {
+                    memory.write_obj(*d, GuestAddress(table + i as u64 * 16)).unwrap();
+                }
+                let one = SplitDescriptor::new(table, descriptors.len() as u32 * 16, DESC_INDIRECT, 0);
+                queue.build_desc_chain(&[RawDescriptor::from(one)]).unwrap();
+            } else {
+                queue.build_desc_chain(&descriptors).unwrap();
+            }
+            let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
+            let table = DescriptorTable { address: map.whole(queue.desc_table_addr().0, 1024).unwrap(), size: 64 };
+            let mut request = Request::new();
+            request.walk(0, table, &map);
+            prop_assert_eq!(request.fault(), None);
+
+            let mut oracle: virtio_queue::Queue = queue.create_queue().unwrap();
+            let chain = virtio_queue::QueueOwnedT::iter(&mut oracle, &memory).unwrap().next().unwrap();
+            let mut theirs: [Vec<(usize, usize)>; 2] = Default::default();
+            for d in chain {
+                let mut at = d.addr();
+                let mut left = d.len() as usize;
+                while left > 0 {
+                    let piece = memory.get_slices(at, left).next().unwrap().unwrap();
+                    theirs[usize::from(d.is_write_only())].push((piece.ptr_guard().as_ptr() as usize, piece.len()));
+                    left -= piece.len();
+                    at.0 += piece.len() as u64;
+                }
+            }
+            let flat = |pieces: &[(usize, usize)]| pieces.iter().flat_map(|&(at, len)| at..at + len).collect::<Vec<_>>();
+            let ours = |pages: &[crate::guest::PageDescriptor]| {
+                flat(&pages.iter().map(|p| (p.address.as_ptr() as usize, p.len)).collect::<Vec<_>>())
+            };
+            prop_assert_eq!(ours(request.readable.pages()), flat(&theirs[0]));
+            prop_assert_eq!(ours(request.writable.pages()), flat(&theirs[1]));
+        }
+
+        /// Whatever a guest writes into its table, the walk ends and stays inside memory.
+        #[test]
+        fn any_table_is_walked_to_an_end(entries in proptest::collection::vec((0u64..0x30_0000, any::<u32>(), any::<u16>(), 0u16..70), 64), head in 0u16..70) {
+            let (memory, map) = memory();
+            for (i, &(address, len, flags, next)) in entries.iter().enumerate() {
+                put(&memory, 0, i as u64, address, len, flags & 7, next);
+            }
+            let request = walk(&map, head);
+            for page in request.readable.pages().iter().chain(request.writable.pages()) {
+                let low = map.whole(0, 1).unwrap().as_ptr() as usize;
+                let high = map.whole(0x10_0000, 1).unwrap().as_ptr() as usize;
+                let at = page.address.as_ptr() as usize;
+                let inside = |base: usize| at >= base && at + page.len <= base + 0x10_0000;
+                // Two mappings that happen to be neighbours on the host may have merged.
+                let both = at >= low.min(high) && at + page.len <= low.max(high) + 0x10_0000 && low.abs_diff(high) == 0x10_0000;
+                prop_assert!(inside(low) || inside(high) || both);
+            }
+        }
+    }
+}

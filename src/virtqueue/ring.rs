@@ -1,0 +1,279 @@
+//! The avail and used rings: pop heads, stage answers, publish them with one index store, and the rules
+//! of notification (virtio 1.3 sections 2.7.6 to 2.7.10). All accesses to guest memory are volatile or
+//! atomic: the guest may change it at any moment.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use crate::guest::{GuestMap, RingView};
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver does not want a call.
+const AVAIL_NO_INTERRUPT: u16 = 1;
+/// VIRTQ_USED_F_NO_NOTIFY: the device does not want a kick.
+const USED_NO_NOTIFY: u16 = 1;
+
+/// The driver's avail index lies further ahead than the ring is long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AvailJump {
+    /// The index that the driver wrote.
+    pub index: u16,
+    /// The index that we were at.
+    pub next: u16,
+}
+
+/// The descriptor table of a running ring; valid while the map it came with is held.
+#[derive(Debug, Clone, Copy)]
+pub struct DescriptorTable {
+    /// Host address, 16-byte aligned.
+    pub address: NonNull<u8>,
+    /// Entries.
+    pub size: u16,
+}
+
+/// A running ring: its memory and the device's place in it. Made when the frontend starts the queue,
+/// dropped when it stops it; the caller keeps `next_avail` in between.
+#[derive(Debug)]
+pub struct Ring {
+    view: RingView,
+    map: Arc<GuestMap>,
+    event_idx: bool,
+    next_avail: u16,
+    /// Where the next used element goes.
+    next_used: u16,
+    /// The used index that the driver sees.
+    published: u16,
+    /// The used index at which the driver was last told.
+    signalled: u16,
+}
+
+impl Ring {
+    /// A ring at `view` in `map`, with the indexes that the frontend handed over.
+    pub fn new(view: RingView, map: Arc<GuestMap>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
+        Ring { view, map, event_idx, next_avail, next_used, published: next_used, signalled: next_used }
+    }
+
+    /// Moves the ring to another generation of guest memory.
+    pub fn remap(&mut self, view: RingView, map: Arc<GuestMap>) {
+        self.view = view;
+        self.map = map;
+    }
+
+    /// The map in which the ring lies.
+    pub fn map(&self) -> &Arc<GuestMap> {
+        &self.map
+    }
+
+    /// The index of the next chain to pop.
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Where the next used element goes.
+    pub fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
+    /// The descriptor table.
+    pub fn table(&self) -> DescriptorTable {
+        DescriptorTable { address: self.view.descriptors, size: self.view.size }
+    }
+
+    fn avail_u16(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset < 6 + 2 * usize::from(self.view.size));
+        // SAFETY: `RingView::new` checked that the whole avail ring lies in mapped memory, 2-byte aligned;
+        // `map` keeps it mapped. Every offset used here is even and inside the ring.
+        let address = unsafe { self.view.avail.add(offset) };
+        // SAFETY: as above; the guest shares the memory, so only atomics touch it.
+        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
+    }
+
+    fn used_u16(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset < 6 + 8 * usize::from(self.view.size));
+        // SAFETY: as in `avail_u16`, for the used ring, which is 4-byte aligned.
+        let address = unsafe { self.view.used.add(offset) };
+        // SAFETY: as above.
+        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
+    }
+
+    fn avail_index(&self) -> u16 {
+        u16::from_le(self.avail_u16(2).load(Ordering::Acquire))
+    }
+
+    /// Chains that wait. An error where the driver's index is impossible; nothing is popped then.
+    pub fn waiting(&self) -> Result<u16, AvailJump> {
+        let index = self.avail_index();
+        let waiting = index.wrapping_sub(self.next_avail);
+        if waiting > self.view.size { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
+    }
+
+    /// The head of the next chain; the caller saw that one waits. The head may be out of range.
+    pub fn pop(&mut self) -> u16 {
+        let slot = usize::from(self.next_avail % self.view.size);
+        let head = u16::from_le(self.avail_u16(4 + 2 * slot).load(Ordering::Relaxed));
+        self.next_avail = self.next_avail.wrapping_add(1);
+        head
+    }
+
+    /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `publish`.
+    pub fn stage(&mut self, head: u16, len: u32) {
+        let slot = usize::from(self.next_used % self.view.size);
+        let element = [u32::from(head).to_le(), len.to_le()];
+        // SAFETY: the slot lies inside the used ring, which `RingView::new` checked and `map` keeps mapped.
+        let address = unsafe { self.view.used.add(4 + 8 * slot) };
+        // SAFETY: eight bytes of the ring at a 4-byte aligned address; only the driver reads them, after
+        // the index store of `publish`.
+        unsafe { address.as_ptr().cast::<[u32; 2]>().write_volatile(element) };
+        self.map.mark_dirty(address, 8);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Answers that the driver was not told of yet, published or not.
+    pub fn unsignalled(&self) -> u16 {
+        self.next_used.wrapping_sub(self.signalled)
+    }
+
+    /// Shows all staged answers to the driver with one index store. True where the driver wants a call
+    /// for what it has not been told yet (section 2.7.7.2).
+    pub fn publish(&mut self) -> bool {
+        if self.published != self.next_used {
+            self.used_u16(2).store(self.next_used.to_le(), Ordering::Release);
+            self.map.mark_dirty(self.view.used, 4);
+            self.published = self.next_used;
+        }
+        let old = self.signalled;
+        if old == self.published {
+            return false;
+        }
+        self.signalled = self.published;
+        // The index store must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let used_event = u16::from_le(self.avail_u16(4 + 2 * usize::from(self.view.size)).load(Ordering::Relaxed));
+            need_event(used_event, self.published, old)
+        } else {
+            u16::from_le(self.avail_u16(0).load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver for a kick at its next chain. True where chains came meanwhile, so that nobody
+    /// needs to wait.
+    pub fn enable_kicks(&mut self) -> bool {
+        if self.event_idx {
+            let avail_event = 4 + 8 * usize::from(self.view.size);
+            self.used_u16(avail_event).store(self.next_avail.to_le(), Ordering::Relaxed);
+        } else {
+            self.used_u16(0).store(0, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        self.avail_index() != self.next_avail
+    }
+
+    /// Tells the driver that kicks are not needed. With EVENT_IDX the index left behind says so already.
+    pub fn disable_kicks(&mut self) {
+        if !self.event_idx {
+            self.used_u16(0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether moving the index from `old` to `new` passed `event` (vring_need_event of section 2.7.10).
+fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::MappedMemory;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+
+    fn ring(event_idx: bool) -> (Ring, MappedMemory) {
+        let memory = MappedMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
+        let view = RingView::new(&map, 4, 0, AVAIL, USED).unwrap();
+        (Ring::new(view, map, event_idx, 0, 0), memory)
+    }
+
+    fn put(memory: &MappedMemory, at: u64, value: u16) {
+        memory.write_obj(value.to_le(), GuestAddress(at)).unwrap();
+    }
+
+    fn get(memory: &MappedMemory, at: u64) -> u16 {
+        u16::from_le(memory.read_obj(GuestAddress(at)).unwrap())
+    }
+
+    #[test]
+    fn heads_come_in_order_and_an_impossible_index_pops_nothing() {
+        let (mut ring, memory) = ring(false);
+        assert_eq!(ring.waiting(), Ok(0));
+        put(&memory, AVAIL + 4, 3);
+        put(&memory, AVAIL + 6, 1);
+        put(&memory, AVAIL + 2, 2);
+        assert_eq!(ring.waiting(), Ok(2));
+        assert_eq!((ring.pop(), ring.pop()), (3, 1));
+        put(&memory, AVAIL + 2, 7);
+        assert_eq!(ring.waiting(), Err(AvailJump { index: 7, next: 2 }));
+        put(&memory, AVAIL + 2, 3);
+        assert_eq!(ring.waiting(), Ok(1));
+    }
+
+    #[test]
+    fn staged_answers_appear_with_one_publish() {
+        let (mut ring, memory) = ring(false);
+        ring.stage(3, 100);
+        ring.stage(1, 16);
+        assert_eq!(get(&memory, USED + 2), 0);
+        assert!(ring.publish());
+        assert_eq!(get(&memory, USED + 2), 2);
+        assert_eq!((get(&memory, USED + 4), get(&memory, USED + 8)), (3, 100));
+        assert_eq!((get(&memory, USED + 12), get(&memory, USED + 16)), (1, 16));
+        assert!(!ring.publish(), "nothing new");
+    }
+
+    #[test]
+    fn verify_spec_2_7_7_2_the_drivers_wish_is_honoured() {
+        let (mut plain, memory) = ring(false);
+        put(&memory, AVAIL, AVAIL_NO_INTERRUPT);
+        plain.stage(0, 0);
+        assert!(!plain.publish());
+
+        let (mut events, memory) = ring(true);
+        let used_event = AVAIL + 4 + 2 * 4;
+        put(&memory, used_event, 1);
+        events.stage(0, 0);
+        assert!(!events.publish(), "the driver waits for the second answer");
+        events.stage(1, 0);
+        assert!(events.publish());
+        events.stage(2, 0);
+        assert!(!events.publish());
+    }
+
+    #[test]
+    fn verify_spec_2_7_10_kicks_are_asked_for_and_chains_in_between_are_seen() {
+        let (mut ring, memory) = ring(true);
+        assert!(!ring.enable_kicks());
+        put(&memory, AVAIL + 2, 1);
+        assert!(ring.enable_kicks());
+        ring.pop();
+        assert!(!ring.enable_kicks());
+        assert_eq!(get(&memory, USED + 4 + 8 * 4), 1);
+        let (mut plain, memory) = super::tests::ring(false);
+        plain.disable_kicks();
+        assert_eq!(get(&memory, USED), USED_NO_NOTIFY);
+        plain.enable_kicks();
+        assert_eq!(get(&memory, USED), 0);
+    }
+
+    #[test]
+    fn events_are_needed_when_the_index_passes_them_also_around_the_wrap() {
+        assert!(need_event(0, 1, 0));
+        assert!(!need_event(1, 1, 0));
+        assert!(need_event(u16::MAX, 0, u16::MAX));
+        assert!(need_event(0, 1, u16::MAX));
+        assert!(!need_event(5, 1, u16::MAX));
+    }
+}
