@@ -9,7 +9,7 @@ mod namespace;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::sys::process::{self, Side};
 use crate::sys::working_dir::DescriptorDir;
@@ -117,19 +117,22 @@ pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
     }
 }
 
-/// Passes signals on to the serving process and waits for its end.
-fn wait_outside(child: rustix::process::Pid) -> Result<Entered, JailError> {
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1]).step("watch signals")?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if let Some(signal) = Signal::from_named_raw(signal) {
-                    let _ = rustix::process::kill_process(child, signal);
-                }
+/// Passes signals on to the serving process and waits for its end. Without a thread: a process whose
+/// children live in another pid namespace may start none.
+fn wait_outside(child: Pid) -> Result<Entered, JailError> {
+    use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
+    let mut signals = signal_hook::iterator::Signals::new([SIGCHLD, SIGTERM, SIGINT, SIGUSR1]).step("watch signals")?;
+    loop {
+        // First, for a child that ended before its signal was watched.
+        if let Some(status) = process::ended(child).step("wait for the serving process")? {
+            return Ok(Entered::Outside(status));
+        }
+        for signal in signals.wait() {
+            if signal != SIGCHLD
+                && let Some(signal) = Signal::from_named_raw(signal)
+            {
+                let _ = rustix::process::kill_process(child, signal);
             }
-        })
-        .step("start a thread")?;
-    process::wait(child).step("wait for the serving process").map(Entered::Outside)
+        }
+    }
 }

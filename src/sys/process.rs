@@ -24,15 +24,9 @@ pub fn fork() -> io::Result<Side> {
     }
 }
 
-/// Waits until `child` ends: the status that a shell would show.
-pub fn wait(child: Pid) -> io::Result<i32> {
-    loop {
-        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
-            Ok(Some((_, status))) => return Ok(shell_status(status)),
-            Ok(None) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+/// Whether `child` has ended: the status that a shell would show.
+pub fn ended(child: Pid) -> io::Result<Option<i32>> {
+    Ok(rustix::process::waitpid(Some(child), WaitOptions::NOHANG)?.map(|(_, status)| shell_status(status)))
 }
 
 fn shell_status(status: WaitStatus) -> i32 {
