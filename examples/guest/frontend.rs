@@ -105,6 +105,7 @@ pub struct DeviceInfo {
 /// A guest with one virtio-fs device. Dropping it closes the connection.
 pub struct Guest {
     session: Mutex<Frontend>,
+    peer_pid: Option<u32>,
     memory: Arc<Memory>,
     rings: Vec<Arc<Mutex<Ring>>>,
     info: DeviceInfo,
@@ -133,6 +134,7 @@ impl Guest {
 
     /// Starts the device behind a connected socket.
     pub fn from_stream(stream: UnixStream, options: &GuestOptions) -> io::Result<Arc<Self>> {
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
         let mut session = Frontend::from_stream(stream, u64::from(u16::MAX));
         let info = negotiate(&mut session, options).map_err(io::Error::other)?;
         let memory = Arc::new(Memory::new(&options.layout)?);
@@ -147,6 +149,7 @@ impl Guest {
         let rings = (0..queues).map(ring).collect::<io::Result<Vec<_>>>()?;
         let guest = Self {
             session: Mutex::new(session),
+            peer_pid: peer.map(|peer| peer.pid.as_raw_nonzero().get().cast_unsigned()),
             memory,
             rings,
             info,
@@ -160,6 +163,12 @@ impl Guest {
     /// Guest memory.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// The process that listened on the socket.
+    pub fn peer_pid(&self) -> io::Result<u32> {
+        self.peer_pid
+            .ok_or_else(|| io::Error::other("the peer of the socket is not known"))
     }
 
     /// What was negotiated.

@@ -262,12 +262,9 @@ impl Ring {
     /// Writes entry `index` of the descriptor table, whatever it says.
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         assert!(index < self.options.size);
+        let entry = self.table.wrapping_add(index.into());
         // SAFETY: the entry lies in the table, which `region` keeps mapped.
-        unsafe {
-            self.table
-                .wrapping_add(index.into())
-                .write_volatile(descriptor)
-        };
+        unsafe { entry.write_volatile(descriptor) };
     }
 
     /// Reads entry `index` of the descriptor table.
