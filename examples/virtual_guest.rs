@@ -683,6 +683,10 @@ impl Drop for Daemon {
         let Some(child) = &mut self.child else {
             return;
         };
+        if let Ok(Some(status)) = child.try_wait() {
+            eprintln!("virtual_guest: {} has ended by itself: {status}", self.name);
+            return;
+        }
         // SIGTERM by id, and after two seconds SIGKILL.
         let pid = rustix::process::Pid::from_child(child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -886,7 +890,7 @@ impl<'a> Pump<'a> {
                 ring.publish();
             }
             if in_flight > 0 && !ring.wait(REPLY_TIMEOUT) {
-                return Err(format!("{}: no reply", daemon.name).into());
+                return Err(format!("{}: no reply: {}", daemon.name, ring.describe()).into());
             }
         }
         drop(ring);

@@ -3,6 +3,7 @@
 //! A [`Guest`] owns the connection, guest memory and the rings. It knows nothing of FUSE.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -105,6 +106,7 @@ pub struct DeviceInfo {
 /// A guest with one virtio-fs device. Dropping it closes the connection.
 pub struct Guest {
     session: Mutex<Frontend>,
+    socket: Arc<OwnedFd>,
     peer_pid: Option<u32>,
     memory: Arc<Memory>,
     rings: Vec<Arc<Mutex<Ring>>>,
@@ -135,6 +137,7 @@ impl Guest {
     /// Starts the device behind a connected socket.
     pub fn from_stream(stream: UnixStream, options: &GuestOptions) -> io::Result<Arc<Self>> {
         let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
+        let socket = Arc::new(OwnedFd::from(stream.try_clone()?));
         let mut session = Frontend::from_stream(stream, u64::from(u16::MAX));
         let info = negotiate(&mut session, options).map_err(io::Error::other)?;
         let memory = Arc::new(Memory::new(&options.layout)?);
@@ -145,10 +148,15 @@ impl Guest {
             busy_poll: options.busy_poll,
         };
         let queues = info.queue_num.min(FIRST_REQUEST + options.request_queues);
-        let ring = |_| Ok(Arc::new(Mutex::new(Ring::new(&memory, ring_options)?)));
+        let ring = |_| {
+            let mut ring = Ring::new(&memory, ring_options)?;
+            ring.set_peer(Arc::clone(&socket));
+            Ok(Arc::new(Mutex::new(ring)))
+        };
         let rings = (0..queues).map(ring).collect::<io::Result<Vec<_>>>()?;
         let guest = Self {
             session: Mutex::new(session),
+            socket,
             peer_pid: peer.map(|peer| peer.pid.as_raw_nonzero().get().cast_unsigned()),
             memory,
             rings,
@@ -330,6 +338,13 @@ impl Guest {
             );
         }
         pages
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Whoever still holds a ring holds the socket too; the connection ends all the same.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }
 

@@ -4,7 +4,7 @@
 //! The raw functions (`write_descriptor`, `push_head`, `set_avail_idx`) let a test be a bad driver.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -105,6 +105,7 @@ pub struct Ring {
     used: *mut u16,
     kick: EventFd,
     call: EventFd,
+    peer: Option<Arc<OwnedFd>>,
     free: Vec<u16>,
     next: Vec<u16>,
     chain_len: Vec<u16>,
@@ -152,6 +153,7 @@ impl Ring {
             len,
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
+            peer: None,
             free: Vec::with_capacity(size.into()),
             next: vec![0; size.into()],
             chain_len: vec![0; size.into()],
@@ -417,6 +419,22 @@ impl Ring {
         self.last_used
     }
 
+    /// The indexes and events of both sides, for the message of a test that got stuck.
+    pub fn describe(&self) -> String {
+        let size = usize::from(self.options.size);
+        let word = |word: &AtomicU16| word.load(Ordering::SeqCst);
+        format!(
+            "avail {} (event {}), used {} (event {}, seen {}), {} kicks, {} calls",
+            word(self.avail_word(1)),
+            word(self.used_word(2 + 4 * size)),
+            self.used_idx(),
+            word(self.avail_word(2 + size)),
+            self.last_used,
+            self.kicks,
+            self.calls,
+        )
+    }
+
     /// Offers one chain to the device and returns its head.
     pub fn submit(&mut self, segments: &[Segment]) -> u16 {
         let head = self.add(segments);
@@ -466,12 +484,18 @@ impl Ring {
         }
     }
 
-    /// Waits until a used entry is there; false when `timeout` passes first.
+    /// Lets `wait` give up as soon as the other end of `peer`, the daemon's socket, is closed.
+    pub fn set_peer(&mut self, peer: Arc<OwnedFd>) {
+        self.peer = Some(peer);
+    }
+
+    /// Waits until a used entry is there; false when `timeout` passes or the daemon goes first.
     pub fn wait(&mut self, timeout: Duration) -> bool {
         let start = Instant::now();
         if self.options.busy_poll {
             return self.spin(start, timeout);
         }
+        let mut alive = true;
         loop {
             if self.options.event_idx {
                 let word = 2 + usize::from(self.options.size);
@@ -483,37 +507,55 @@ impl Ring {
             if self.used_idx() != self.last_used {
                 return true;
             }
-            let Some(left) = timeout.checked_sub(start.elapsed()) else {
-                return false;
-            };
-            self.sleep(left);
+            match timeout.checked_sub(start.elapsed()) {
+                Some(left) if alive => alive = self.sleep(left),
+                _ => return false,
+            }
         }
     }
 
-    fn spin(&self, start: Instant, timeout: Duration) -> bool {
+    fn spin(&mut self, start: Instant, timeout: Duration) -> bool {
+        const LOOK_AROUND: u32 = 1 << 14;
         let mut turns = 0u32;
+        let mut alive = true;
         while self.used_idx() == self.last_used {
-            std::hint::spin_loop();
-            turns += 1;
-            if turns.is_multiple_of(1024) && start.elapsed() > timeout {
+            if !alive || start.elapsed() > timeout {
                 return false;
+            }
+            for _ in 0..64 {
+                std::hint::spin_loop();
+                if self.used_idx() != self.last_used {
+                    return true;
+                }
+            }
+            turns += 64;
+            if turns.is_multiple_of(LOOK_AROUND) {
+                alive = self.sleep(Duration::ZERO);
             }
         }
         true
     }
 
-    fn sleep(&mut self, timeout: Duration) {
-        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        });
+    /// Sleeps until the device calls; false when the daemon has closed the connection.
+    fn sleep(&mut self, timeout: Duration) -> bool {
+        let timeout = Timespec::try_from(timeout).expect("a timeout of a test is short");
         // SAFETY: the descriptor is the ring's own and stays open during the call.
-        let call = unsafe { rustix::fd::BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
-        let mut fds = [PollFd::new(&call, PollFlags::IN)];
-        let _ = poll(&mut fds, Some(&timeout));
-        if let Ok(count) = self.call.read() {
+        let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
+        let peer = self.peer.as_deref();
+        let mut fds = [
+            PollFd::new(&call, PollFlags::IN),
+            PollFd::from_borrowed_fd(peer.map_or(call, AsFd::as_fd), PollFlags::RDHUP),
+        ];
+        let woken = poll(&mut fds, Some(&timeout));
+        let alive = !fds[1]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::RDHUP);
+        if woken.is_ok()
+            && let Ok(count) = self.call.read()
+        {
             self.calls += count;
         }
+        alive
     }
 }
 
