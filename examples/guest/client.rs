@@ -1,7 +1,7 @@
 //! A synchronous FUSE client on one virtqueue of a guest.
 //!
-//! One call is in flight at a time; the queue is locked from submit to completion, so use one
-//! client per queue for parallel work. Every reply is checked as Linux checks it
+//! A call locks its queue until the reply is there, so use one client per queue for parallel work,
+//! or `begin` and `finish` to have several requests in flight. Every reply is checked as Linux checks it
 //! (`virtio_fs_verify_response`): a reply Linux would turn into EIO is a [`CallError::Violation`].
 
 use std::fmt;
@@ -22,8 +22,8 @@ pub enum CallError {
     Errno(i32),
     /// The device broke the protocol.
     Violation(String),
-    /// No answer within the client's timeout. The buffers stay with the device: the client must
-    /// not be used again.
+    /// No answer within the client's timeout, or the daemon has closed the connection. The request
+    /// stays with the device, its buffers with it.
     NoReply,
 }
 
@@ -134,6 +134,20 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A request on its way, with its buffers. Made by [`Client::begin`], consumed by
+/// [`Client::finish`]; dropped, it stays with the device and its buffers are never used again.
+#[derive(Debug)]
+pub struct Pending {
+    opcode: u32,
+    queue: usize,
+    head: u16,
+    /// The identity, for INTERRUPT.
+    pub unique: u64,
+    out_len: u32,
+    data_len: u32,
+    buffers: (Buffer, Buffer),
+}
+
 /// A range of guest memory the client keeps and enlarges.
 #[derive(Clone, Copy, Debug, Default)]
 struct Buffer {
@@ -166,8 +180,7 @@ pub struct Client {
     pub timeout: Duration,
     /// What INIT agreed on; zero before.
     pub init: InitOut,
-    request: Buffer,
-    reply: Buffer,
+    idle: Vec<(Buffer, Buffer)>,
     payload: Buffer,
     bytes: Vec<u8>,
     segments: Vec<Segment>,
@@ -192,8 +205,7 @@ impl Client {
             lock_owner: 0,
             timeout: Duration::from_secs(20),
             init: InitOut::default(),
-            request: Buffer::default(),
-            reply: Buffer::default(),
+            idle: Vec::new(),
             payload: Buffer::default(),
             bytes: Vec::new(),
             segments: Vec::new(),
@@ -258,13 +270,13 @@ impl Client {
         layout(self.payload.gpa).0
     }
 
-    /// Sends `call` on `queue` with `out_len` bytes for the reply, waits, and returns the used length.
-    fn transfer(&mut self, queue: usize, call: &Call, unique: u64, out_len: u32) -> Result<u32> {
+    /// Header, arguments and extensions of `call`, as bytes.
+    fn encode(&mut self, call: &Call, unique: u64) {
         self.bytes.clear();
         self.bytes.resize(size_of::<InHeader>(), 0);
-        call.args
-            .iter()
-            .for_each(|part| self.bytes.extend_from_slice(part));
+        for part in call.args {
+            self.bytes.extend_from_slice(part);
+        }
         self.bytes.extend_from_slice(call.extensions);
         let data: u32 = call.data_in.iter().map(|s| s.len).sum();
         let header = InHeader {
@@ -279,62 +291,95 @@ impl Client {
             padding: 0,
         };
         self.bytes[..size_of::<InHeader>()].copy_from_slice(header.as_bytes());
-        self.request = self.room(self.request, self.bytes.len() as u64);
-        self.reply = self.room(self.reply, u64::from(out_len.max(1)));
-        let memory = self.guest.memory();
-        memory.write(self.request.gpa, &self.bytes);
-        self.segments.clear();
-        let request = Segment::readable(self.request.gpa, self.bytes.len() as u32);
-        cut(&mut self.segments, request, &self.split_request);
-        self.segments.extend_from_slice(call.data_in);
-        cut(
-            &mut self.segments,
-            Segment::writable(self.reply.gpa, out_len),
-            &self.split_reply,
-        );
-        self.segments.extend_from_slice(call.data_out);
-        self.complete(queue)
     }
 
-    /// Submits `self.segments` and waits for that head.
-    fn complete(&self, queue: usize) -> Result<u32> {
+    /// Sends `call` on `queue` with `out_len` bytes of room for reply header and arguments.
+    fn send(&mut self, queue: usize, call: &Call, out_len: u32) -> Pending {
+        let unique = self.guest.next_unique();
+        self.encode(call, unique);
+        let (request, reply) = self.idle.pop().unwrap_or_default();
+        let request = self.room(request, self.bytes.len() as u64);
+        let reply = self.room(reply, u64::from(out_len.max(1)));
+        self.guest.memory().write(request.gpa, &self.bytes);
+        self.segments.clear();
+        let readable = Segment::readable(request.gpa, self.bytes.len() as u32);
+        cut(&mut self.segments, readable, &self.split_request);
+        self.segments.extend_from_slice(call.data_in);
+        let writable = Segment::writable(reply.gpa, out_len);
+        cut(&mut self.segments, writable, &self.split_reply);
+        self.segments.extend_from_slice(call.data_out);
+        Pending {
+            opcode: call.opcode,
+            queue,
+            head: self.guest.lock(queue).submit(&self.segments),
+            unique,
+            out_len,
+            data_len: call.data_out.iter().map(|s| s.len).sum(),
+            buffers: (request, reply),
+        }
+    }
+
+    /// Waits for the head of `pending` and returns its used length.
+    fn wait(&mut self, pending: &Pending) -> Result<u32> {
         let start = Instant::now();
-        let mut ring = self.guest.lock(queue);
-        let head = ring.submit(&self.segments);
+        let mut ring = self.guest.lock(pending.queue);
         loop {
-            match ring.poll_used() {
-                Some((used, len)) if used == head => return Ok(len),
-                Some(_) => {}
-                None => {
-                    let left = self.timeout.saturating_sub(start.elapsed());
-                    if !ring.wait(left) {
-                        return Err(CallError::NoReply);
-                    }
-                }
+            if let Some(used_len) = ring.take_used(pending.head) {
+                self.idle.push(pending.buffers);
+                return Ok(used_len);
+            }
+            if !ring.wait(self.timeout.saturating_sub(start.elapsed())) {
+                return Err(CallError::NoReply);
             }
         }
     }
 
-    /// Sends any request and returns its reply, errno or not; `Err` only when the reply is missing
-    /// or one that Linux would not accept.
-    pub fn exchange(&mut self, call: &Call) -> Result<Reply> {
-        let unique = self.guest.next_unique();
-        let out_len = size_of::<OutHeader>() as u32 + call.room;
-        let used_len = self.transfer(self.queue, call, unique, out_len)?;
+    /// Sends a request and leaves it with the device, so that several can be in flight. Payload of
+    /// several requests needs memory of the caller's: `place` gives the same to each.
+    pub fn begin(&mut self, call: &Call) -> Pending {
+        self.send(self.queue, call, size_of::<OutHeader>() as u32 + call.room)
+    }
+
+    /// Whether the device has answered `pending`.
+    pub fn is_answered(&self, pending: &Pending) -> bool {
+        self.guest.lock(pending.queue).is_used(pending.head)
+    }
+
+    /// Waits for the reply to `pending`; requests may be finished in any order. The result is that
+    /// of `exchange`.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a request is finished only once"
+    )]
+    pub fn finish(&mut self, pending: Pending) -> Result<Reply> {
+        let used_len = self.wait(&pending)?;
+        let Pending {
+            opcode,
+            unique,
+            out_len,
+            data_len,
+            buffers: (_, reply),
+            ..
+        } = pending;
+        let memory = self.guest.memory();
         let mut header = OutHeader::default();
-        self.guest
-            .memory()
-            .read(self.reply.gpa, header.as_mut_bytes());
-        let room = out_len + call.data_out.iter().map(|s| s.len).sum::<u32>();
-        check(call.opcode, &header, used_len, unique, room)?;
-        let args = (header.len - size_of::<OutHeader>() as u32).min(call.room);
-        let gpa = self.reply.gpa + size_of::<OutHeader>() as u64;
-        let payload = self.guest.memory().read_vec(gpa, args as usize);
+        memory.read(reply.gpa, header.as_mut_bytes());
+        check(opcode, &header, used_len, unique, out_len + data_len)?;
+        let header_len = size_of::<OutHeader>() as u32;
+        let args_len = (header.len - header_len).min(out_len - header_len);
+        let payload = memory.read_vec(reply.gpa + u64::from(header_len), args_len as usize);
         Ok(Reply {
             used_len,
             header,
             payload,
         })
+    }
+
+    /// Sends any request and returns its reply, errno or not; `Err` only when the reply is missing
+    /// or one that Linux would not accept.
+    pub fn exchange(&mut self, call: &Call) -> Result<Reply> {
+        let pending = self.begin(call);
+        self.finish(pending)
     }
 
     /// Sends any opcode with any argument bytes and `room` bytes for reply arguments.
@@ -472,11 +517,11 @@ impl Client {
 
     /// A request without a reply: it has no writable descriptor and nothing may be written.
     pub fn send_hiprio(&mut self, call: &Call) -> Result<()> {
-        let unique = self.guest.next_unique();
-        match self.transfer(HIPRIO, call, unique, 0)? {
+        let pending = self.send(HIPRIO, call, 0);
+        match self.wait(&pending)? {
             0 => Ok(()),
             len => Err(violation(format!(
-                "opcode {} has no reply, used {len}",
+                "opcode {} has no reply, but {len} bytes are used",
                 call.opcode
             ))),
         }
@@ -997,7 +1042,11 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        for buffer in [self.request, self.reply, self.payload] {
+        let idle = self
+            .idle
+            .drain(..)
+            .flat_map(|(request, reply)| [request, reply]);
+        for buffer in idle.chain([self.payload]) {
             if buffer.len > 0 {
                 self.guest.memory().release(buffer.gpa, buffer.len);
             }

@@ -110,6 +110,7 @@ pub struct Ring {
     next: Vec<u16>,
     chain_len: Vec<u16>,
     outstanding: Vec<u16>,
+    used_lens: Vec<Option<u32>>,
     indirect: Vec<Option<Indirect>>,
     avail_idx: u16,
     published: u16,
@@ -158,6 +159,7 @@ impl Ring {
             next: vec![0; size.into()],
             chain_len: vec![0; size.into()],
             outstanding: vec![0; size.into()],
+            used_lens: vec![None; size.into()],
             indirect: vec![None; size.into()],
             avail_idx: 0,
             published: 0,
@@ -178,6 +180,7 @@ impl Ring {
         self.free.extend((0..self.options.size).rev());
         self.chain_len.fill(0);
         self.outstanding.fill(0);
+        self.used_lens.fill(None);
         self.avail_idx = 0;
         self.published = 0;
         self.last_used = 0;
@@ -365,7 +368,10 @@ impl Ring {
             .store(head, Ordering::Relaxed);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         match self.outstanding.get_mut(usize::from(head)) {
-            Some(count) => *count += 1,
+            Some(count) => {
+                *count += 1;
+                self.used_lens[usize::from(head)] = None;
+            }
             None => self.lenient = true,
         }
     }
@@ -464,6 +470,22 @@ impl Ring {
         self.last_used = self.last_used.wrapping_add(1);
         self.retire(id);
         Some((id as u16, len))
+    }
+
+    /// Whether `head` has been used and not taken; puts other used entries by for their takers.
+    pub fn is_used(&mut self, head: u16) -> bool {
+        while let Some((used, len)) = self.poll_used() {
+            if let Some(put_by) = self.used_lens.get_mut(usize::from(used)) {
+                *put_by = Some(len);
+            }
+        }
+        self.used_lens[usize::from(head)].is_some()
+    }
+
+    /// Takes the used length of `head` if the device has used it; others are put by.
+    pub fn take_used(&mut self, head: u16) -> Option<u32> {
+        self.is_used(head);
+        self.used_lens[usize::from(head)].take()
     }
 
     fn retire(&mut self, id: u32) {
