@@ -12,7 +12,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -102,7 +101,10 @@ struct Setup {
     /// Size of the file that is read and written, in MiB
     #[arg(long, global = true, default_value_t = 64)]
     file_size: u64,
-    /// Open the file with O_DIRECT
+    /// Let the segments of a request adjoin each other in guest memory instead of lying apart
+    #[arg(long, global = true)]
+    contiguous: bool,
+    /// Open the file with O_DIRECT (virtiofsd needs --allow-direct-io)
     #[arg(long, global = true)]
     direct: bool,
 }
@@ -178,6 +180,23 @@ struct Io {
     block_size: u32,
     segment_size: u32,
     depth: usize,
+    contiguous: bool,
+}
+
+impl Io {
+    fn segments(&self) -> u64 {
+        u64::from(self.block_size.div_ceil(self.segment_size))
+    }
+
+    /// Bytes from one segment to the next in guest memory.
+    fn stride(&self) -> u64 {
+        let size = u64::from(self.segment_size);
+        if self.contiguous {
+            size
+        } else {
+            size.next_multiple_of(PAGE_SIZE) + PAGE_SIZE
+        }
+    }
 }
 
 /// One kind of metadata load; an operation is the whole cycle its name tells.
@@ -198,26 +217,82 @@ enum Load {
     Meta(Meta),
 }
 
+/// Latencies in buckets of an eighth of a power of two nanoseconds.
+#[derive(Clone)]
+struct Latency(Vec<u64>);
+
+impl Latency {
+    fn record(&mut self, latency: Duration) {
+        let ns = latency.as_nanos().clamp(8, u128::from(u32::MAX)) as u32;
+        let power = ns.ilog2();
+        // The three bits below the highest one choose the eighth.
+        let eighth = ns >> (power - 3) & 7;
+        self.0[(power * 8 + eighth) as usize] += 1;
+    }
+
+    /// The latency in microseconds that the fraction `part` of all operations does not exceed.
+    fn quantile(&self, part: f64) -> f64 {
+        let mut left = self.0.iter().sum::<u64>() as f64 * part;
+        let reached = |count: &u64| {
+            left -= *count as f64;
+            left <= 0.0
+        };
+        let bucket = self.0.iter().position(reached).unwrap_or(0) as i32;
+        f64::from(8 + bucket % 8 + 1) / 8.0 * 2f64.powi(bucket / 8) / 1e3
+    }
+}
+
+/// What a load has done.
+#[derive(Clone)]
+struct Counts {
+    operations: u64,
+    bytes: u64,
+    latency: Latency,
+}
+
+impl Counts {
+    fn new() -> Self {
+        let latency = Latency(vec![0; 32 * 8]);
+        Self {
+            operations: 0,
+            bytes: 0,
+            latency,
+        }
+    }
+
+    fn record(&mut self, bytes: u64, latency: Duration) {
+        self.operations += 1;
+        self.bytes += bytes;
+        self.latency.record(latency);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        let buckets = self.latency.0.iter_mut().zip(&other.latency.0);
+        buckets.for_each(|(sum, count)| *sum += count);
+    }
+}
+
 /// What one run of a load came to.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone)]
 struct Measure {
-    operations: f64,
-    bytes: f64,
+    counts: Counts,
     seconds: f64,
     cpu_us: f64,
 }
 
 impl Measure {
     fn rate(&self) -> f64 {
-        self.operations / self.seconds
+        self.counts.operations as f64 / self.seconds
     }
 
     fn mb_per_second(&self) -> f64 {
-        self.bytes / self.seconds / 1e6
+        self.counts.bytes as f64 / self.seconds / 1e6
     }
 
     fn cpu_per_operation(&self) -> f64 {
-        self.cpu_us / self.operations
+        self.cpu_us / self.counts.operations as f64
     }
 }
 
@@ -240,6 +315,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     fs::create_dir_all(&own_dir)?;
     fs::create_dir_all(&own_share)?;
     let share = cli.setup.dir.clone().unwrap_or_else(|| own_share.clone());
+    fs::create_dir_all(&share)?;
     let result = run_in(cli, &share, &own_dir);
     fs::remove_dir_all(own_dir)?;
     fs::remove_dir_all(own_share)?;
@@ -257,7 +333,7 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
             .into_iter()
             .try_for_each(|daemon| verify(daemon, share, &cli.mode));
     }
-    let rows = rows(&cli.mode);
+    let rows = rows(&cli.mode, cli.setup.contiguous);
     let entries = if let Workload::Meta { entries } = cli.mode {
         entries
     } else {
@@ -275,7 +351,7 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
 }
 
 /// The rows of the table for a mode.
-fn rows(mode: &Workload) -> Vec<(String, Load)> {
+fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
     let row = |op, pattern, block_size, segment_size, depth| {
         let verb = if op == Op::Read { "READ" } else { "WRITE" };
         let order = if pattern == Pattern::Seq {
@@ -297,6 +373,7 @@ fn rows(mode: &Workload) -> Vec<(String, Load)> {
                 block_size,
                 segment_size,
                 depth,
+                contiguous,
             }),
         )
     };
@@ -365,23 +442,28 @@ fn measure_all(
 /// The run with the median rate.
 fn median(runs: &mut [Measure]) -> Measure {
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
-    runs[runs.len() / 2]
+    runs[runs.len() / 2].clone()
 }
 
 fn print_table(rows: &[(String, Load)], targets: &[Target], table: &[Vec<Measure>]) {
     println!(
-        "{:<30} {:<12} {:>10} {:>10} {:>10} {:>8} {:>8}",
-        "operation", "daemon", "op/s", "MB/s", "CPU us/op", "op/s x", "CPU x"
+        "{:<29} {:<10} {:>9} {:>8} {:>8} {:>8} {:>9} {:>7} {:>7}",
+        "operation", "daemon", "op/s", "MB/s", "p50 us", "p99 us", "CPU us/op", "op/s x", "CPU x"
     );
     for ((name, _), measures) in rows.iter().zip(table) {
+        let first = &measures[0];
         for (i, (target, measure)) in targets.iter().zip(measures).enumerate() {
-            let first = &measures[0];
             println!(
-                "{:<30} {:<12} {:>10.0} {:>10.1} {:>10.2} {:>8.2} {:>8.2}",
+                "{:<29} {:<10} {:>9.0} {:>8} {:>8.1} {:>8.1} {:>9.2} {:>7.2} {:>7.2}",
                 if i == 0 { name } else { "" },
                 target.name(),
                 measure.rate(),
-                measure.mb_per_second(),
+                match measure.counts.bytes {
+                    0 => "-".into(),
+                    _ => format!("{:.1}", measure.mb_per_second()),
+                },
+                measure.counts.latency.quantile(0.5),
+                measure.counts.latency.quantile(0.99),
                 measure.cpu_per_operation(),
                 measure.rate() / first.rate(),
                 measure.cpu_per_operation() / first.cpu_per_operation(),
@@ -390,15 +472,17 @@ fn print_table(rows: &[(String, Load)], targets: &[Target], table: &[Vec<Measure
     }
 }
 
+/// How many times the bytes per second of one request per segment one packed request moves.
 fn print_origin(targets: &[Target], table: &[Vec<Measure>]) {
     println!(
-        "\n{:<12} {:>14} {:>14}",
-        "packed/unpacked", "readv x", "writev x"
+        "\n{:<29} {:<10} {:>9} {:>9}",
+        "packed / unpacked MB/s", "daemon", "readv x", "writev x"
     );
     for (i, target) in targets.iter().enumerate() {
         let ratio = |a: usize, b: usize| table[a][i].mb_per_second() / table[b][i].mb_per_second();
         println!(
-            "{:<15} {:>14.2} {:>14.2}",
+            "{:<29} {:<10} {:>9.1} {:>9.1}",
+            "",
             target.name(),
             ratio(0, 1),
             ratio(2, 3)
@@ -439,16 +523,16 @@ impl Target {
         let cpu = self.cpu_us()?;
         let start = Instant::now();
         let end = start + Duration::from_secs_f64(setup.seconds);
-        let (operations, bytes) = match (&mut *self, load) {
+        let counts = match (&mut *self, load) {
             (Self::Daemon(daemon), Load::Io(io)) => daemon.io(io, end)?,
-            (Self::Daemon(daemon), Load::Meta(meta)) => (repeat(end, || daemon.meta(meta))?, 0),
+            (Self::Daemon(daemon), Load::Meta(meta)) => repeat(end, || daemon.meta(meta))?,
             (Self::Local(local), Load::Io(io)) => local.io(io, end)?,
-            (Self::Local(local), Load::Meta(meta)) => (repeat(end, || local.meta(meta))?, 0),
+            (Self::Local(local), Load::Meta(meta)) => repeat(end, || local.meta(meta))?,
         };
+        let seconds = start.elapsed().as_secs_f64();
         Ok(Measure {
-            operations: operations as f64,
-            bytes: bytes as f64,
-            seconds: start.elapsed().as_secs_f64(),
+            counts,
+            seconds,
             cpu_us: self.cpu_us()? - cpu,
         })
     }
@@ -463,17 +547,20 @@ impl Target {
     }
 }
 
-/// Repeats an operation until `end`; returns how often.
+/// Repeats an operation until `end`.
 fn repeat(
     end: Instant,
     mut operation: impl FnMut() -> Result<(), Failure>,
-) -> Result<u64, Failure> {
-    let mut count = 0;
-    while Instant::now() < end {
+) -> Result<Counts, Failure> {
+    let mut counts = Counts::new();
+    let mut now = Instant::now();
+    while now < end {
+        let start = now;
         operation()?;
-        count += 1;
+        now = Instant::now();
+        counts.record(0, now - start);
     }
-    Ok(count)
+    Ok(counts)
 }
 
 /// Connects to the daemon of `--socket` and starts those of `--daemon` and `--vs`.
@@ -544,7 +631,7 @@ impl Daemon {
         let options = GuestOptions {
             // The second and the third region adjoin, for buffers that cross their border.
             layout: vec![
-                (0, 64 * MIB),
+                (0, 1024 * MIB),
                 (4096 * MIB, 64 * MIB),
                 (4160 * MIB, 64 * MIB),
             ],
@@ -555,7 +642,8 @@ impl Daemon {
             busy_poll: setup.busy_poll,
             ..GuestOptions::default()
         };
-        let guest = Guest::connect(socket, &options).map_err(|e| format!("{name}: {e}"))?;
+        let guest = Guest::connect(socket, &options)
+            .map_err(|e| format!("{name}: {}: {e}", socket.display()))?;
         let pid = match &child {
             Some(child) => child.id(),
             None => guest.peer_pid()?,
@@ -654,27 +742,19 @@ impl Daemon {
         Ok(self.client.releasedir(dir, open.fh)?)
     }
 
-    /// READs or WRITEs on every queue until `end`. Returns requests and bytes.
-    fn io(&mut self, io: Io, end: Instant) -> Result<(u64, u64), Failure> {
-        let (requests, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    /// READs or WRITEs on every queue until `end`.
+    fn io(&mut self, io: Io, end: Instant) -> Result<Counts, Failure> {
         let queues = self.guest.request_queues();
         let this = &*self;
         std::thread::scope(|scope| {
-            let worker = |index| {
-                let (requests, bytes) = (&requests, &bytes);
-                scope.spawn(move || {
-                    let (r, b) = Pump::new(this, io, index, queues).run(end)?;
-                    requests.fetch_add(r, Ordering::Relaxed);
-                    bytes.fetch_add(b, Ordering::Relaxed);
-                    Ok::<(), Failure>(())
-                })
-            };
+            let worker = |index| scope.spawn(move || Pump::new(this, io, index, queues)?.run(end));
             let workers: Vec<_> = (0..queues).map(worker).collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().expect("no panic"))
-        })?;
-        Ok((requests.into_inner(), bytes.into_inner()))
+            let mut sum = Counts::new();
+            for worker in workers {
+                sum.add(&worker.join().expect("a worker does not panic")?);
+            }
+            Ok(sum)
+        })
     }
 }
 
@@ -706,6 +786,7 @@ struct Slot {
     request: u64,
     reply: u64,
     segments: Vec<Segment>,
+    sent: Instant,
 }
 
 /// Keeps `depth` requests in flight on one queue.
@@ -724,20 +805,28 @@ struct Pump<'a> {
 const REPLY_AT: u64 = 128;
 
 impl<'a> Pump<'a> {
-    fn new(daemon: &'a Daemon, io: Io, index: usize, queues: usize) -> Self {
+    fn new(daemon: &'a Daemon, io: Io, index: usize, queues: usize) -> Result<Self, Failure> {
         let memory = daemon.guest.memory();
-        let stride = (PAGE_SIZE + u64::from(io.block_size)).next_multiple_of(PAGE_SIZE);
+        let stride = PAGE_SIZE + io.segments() * io.stride();
         let len = stride * io.depth as u64;
         let base = memory.alloc(len, PAGE_SIZE);
         let queue = FIRST_REQUEST + index;
-        let heads = daemon.guest.lock(queue).options().size;
+        let options = daemon.guest.lock(queue).options();
+        let chain = if options.indirect {
+            1
+        } else {
+            io.segments() as usize + 4
+        };
+        if chain * io.depth > options.size.into() {
+            return Err("the requests in flight need more descriptors than the queue has".into());
+        }
         let share = daemon.file_size / queues as u64 * index as u64;
         let mut pump = Self {
             daemon,
             io,
             queue,
             slots: Vec::new(),
-            by_head: vec![0; heads.into()],
+            by_head: vec![0; options.size.into()],
             offset: share - share % u64::from(io.block_size),
             random: Random(index as u64 + 1),
             memory: (base, len),
@@ -745,7 +834,7 @@ impl<'a> Pump<'a> {
         pump.slots = (0..io.depth as u64)
             .map(|i| pump.slot(base + i * stride))
             .collect();
-        pump
+        Ok(pump)
     }
 
     /// Lays a request out at `gpa` the way Linux does: header, arguments, whole pages.
@@ -791,8 +880,9 @@ impl<'a> Pump<'a> {
         ];
         let out_header = Segment::writable(reply, size_of::<OutHeader>() as u32);
         let out_args = reply + size_of::<OutHeader>() as u64;
-        let data = (0..size).step_by(segment_size as usize).map(|at| Segment {
-            addr: gpa + PAGE_SIZE + u64::from(at),
+        let data = (0..size).step_by(segment_size as usize).enumerate();
+        let data = data.map(|(i, at)| Segment {
+            addr: gpa + PAGE_SIZE + i as u64 * self.io.stride(),
             len: segment_size.min(size - at),
             writable: op == Op::Read,
         });
@@ -808,6 +898,7 @@ impl<'a> Pump<'a> {
             request: gpa,
             reply,
             segments,
+            sent: Instant::now(),
         }
     }
 
@@ -836,6 +927,7 @@ impl<'a> Pump<'a> {
         );
         let head = ring.add(&slot.segments);
         self.by_head[usize::from(head)] = index;
+        self.slots[index].sent = Instant::now();
     }
 
     /// Checks the reply of a slot; returns the bytes moved.
@@ -864,22 +956,23 @@ impl<'a> Pump<'a> {
         Ok(moved.into())
     }
 
-    fn run(mut self, end: Instant) -> Result<(u64, u64), Failure> {
+    fn run(mut self, end: Instant) -> Result<Counts, Failure> {
         let daemon = self.daemon;
         let mut ring = daemon.guest.lock(self.queue);
-        let (mut requests, mut bytes, mut in_flight) = (0, 0, self.slots.len());
+        let mut counts = Counts::new();
+        let mut in_flight = self.slots.len();
         for index in 0..in_flight {
             self.send(&mut ring, index);
         }
         ring.publish();
         while in_flight > 0 {
-            let more = Instant::now() < end;
+            let now = Instant::now();
             let mut sent = false;
             while let Some((head, used_len)) = ring.poll_used() {
                 let index = self.by_head[usize::from(head)];
-                bytes += self.finish(index, used_len)?;
-                requests += 1;
-                if more {
+                let bytes = self.finish(index, used_len)?;
+                counts.record(bytes, now - self.slots[index].sent);
+                if now < end {
                     self.send(&mut ring, index);
                     sent = true;
                 } else {
@@ -895,7 +988,7 @@ impl<'a> Pump<'a> {
         }
         drop(ring);
         daemon.guest.memory().release(self.memory.0, self.memory.1);
-        Ok((requests, bytes))
+        Ok(counts)
     }
 }
 
@@ -940,25 +1033,31 @@ impl Local {
         Ok(())
     }
 
-    fn io(&mut self, io: Io, end: Instant) -> Result<(u64, u64), Failure> {
+    fn io(&mut self, io: Io, end: Instant) -> Result<Counts, Failure> {
         let block = u64::from(io.block_size);
-        let segment = io.segment_size as usize;
+        let (segment, stride) = (io.segment_size as usize, io.stride() as usize);
         // Room to start at a page border, as O_DIRECT wants.
-        let mut room = vec![0x5a; io.block_size as usize + PAGE_SIZE as usize];
+        let len = io.segments() as usize * stride;
+        let mut room = vec![0x5a; len + PAGE_SIZE as usize];
         let skip = room.as_ptr().align_offset(PAGE_SIZE as usize);
-        let data = &mut room[skip..skip + io.block_size as usize];
+        let data = &mut room[skip..skip + len];
         let (mut offset, mut random) = (0, Random(1));
-        let requests = repeat(end, || {
+        let mut counts = repeat(end, || {
             offset = match io.pattern {
                 Pattern::Random => random.below(self.file_size / block) * block,
                 Pattern::Seq if offset + 2 * block > self.file_size => 0,
                 Pattern::Seq => offset + block,
             };
+            let parts = data.chunks_mut(stride).enumerate();
+            let parts = parts.map(|(i, part)| {
+                let len = segment.min(block as usize - i * segment);
+                &mut part[..len]
+            });
             let moved = if io.op == Op::Read {
-                let mut parts: Vec<_> = data.chunks_mut(segment).map(IoSliceMut::new).collect();
+                let mut parts: Vec<_> = parts.map(IoSliceMut::new).collect();
                 rustix::io::preadv(&self.file, &mut parts, offset)?
             } else {
-                let parts: Vec<_> = data.chunks(segment).map(IoSlice::new).collect();
+                let parts: Vec<_> = parts.map(|part| IoSlice::new(part)).collect();
                 rustix::io::pwritev(&self.file, &parts, offset)?
             };
             if moved as u64 == block {
@@ -967,7 +1066,8 @@ impl Local {
                 Err("a short transfer".into())
             }
         })?;
-        Ok((requests, requests * block))
+        counts.bytes = counts.operations * block;
+        Ok(counts)
     }
 
     fn meta(&mut self, meta: Meta) -> Result<(), Failure> {
