@@ -1137,6 +1137,8 @@ fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), Fail
     let host = File::options().read(true).write(true).open(&path)?;
     let nodeid = daemon.client.lookup(fuse::ROOT, VERIFY_FILE)?.nodeid;
     let fh = daemon.client.open(nodeid, libc::O_RDWR)?.fh;
+    let memory = daemon.guest.memory();
+    let border = (!no_crossing).then(|| memory.alloc_across(1, 5000, 5000) + 5000);
     let (mut read, mut written) = (0, 0);
     for turn in 0..count {
         let size = host.metadata()?.len();
@@ -1151,7 +1153,7 @@ fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), Fail
         daemon.guest.lock(FIRST_REQUEST).set_indirect(indirect);
         client.split_request = ragged_header(&mut random);
         client.split_reply = ragged_header(&mut random);
-        let segments = ragged_payload(client, &mut random, !no_crossing);
+        let segments = ragged_payload(client, &mut random, border);
         let outcome = if random.below(2) == 0 {
             read += 1;
             verify_read(client, &host, (nodeid, fh, offset), segments)
@@ -1177,8 +1179,9 @@ fn ragged_header(random: &mut Random) -> Vec<u32> {
         .collect()
 }
 
-/// Random payload fragments: pages, odd lengths and offsets, and a buffer across two regions.
-fn ragged_payload(client: &mut Client, random: &mut Random, crossing: bool) -> Vec<Segment> {
+/// Random payload fragments: pages, odd lengths and offsets, and with `border` a buffer across the
+/// border of two regions.
+fn ragged_payload(client: &mut Client, random: &mut Random, border: Option<u64>) -> Vec<Segment> {
     let mut pieces: Vec<Piece> = Vec::new();
     let whole_pages = random.below(3) == 0;
     for _ in 0..1 + random.below(40) {
@@ -1193,10 +1196,9 @@ fn ragged_payload(client: &mut Client, random: &mut Random, crossing: bool) -> V
         });
     }
     let mut segments = client.place(&pieces, false);
-    if crossing && random.below(2) == 0 {
-        let regions = client.guest().memory().regions();
+    if let Some(border) = border.filter(|_| random.below(2) == 0) {
         let (before, after) = (1 + random.below(5000), 1 + random.below(5000));
-        let crossing = Segment::readable(regions[1].end() - before, (before + after) as u32);
+        let crossing = Segment::readable(border - before, (before + after) as u32);
         let at = random.below(segments.len() as u64 + 1) as usize;
         segments.insert(at, crossing);
     }

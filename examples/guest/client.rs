@@ -1,8 +1,9 @@
 //! A synchronous FUSE client on one virtqueue of a guest.
 //!
 //! A call locks its queue until the reply is there, so use one client per queue for parallel work,
-//! or `begin` and `finish` to have several requests in flight. Every reply is checked as Linux checks it
-//! (`virtio_fs_verify_response`): a reply Linux would turn into EIO is a [`CallError::Violation`].
+//! or `begin` and `finish` to have several requests in flight. Every reply is checked as Linux
+//! checks it (`virtio_fs_verify_response`): what Linux would turn into EIO is a
+//! [`CallError::Violation`].
 
 use std::fmt;
 use std::sync::Arc;

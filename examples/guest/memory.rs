@@ -215,6 +215,8 @@ impl Memory {
         let borders: Vec<u64> = self.regions().iter().map(|r| r.gpa()).collect();
         let mut free = self.free();
         let at = free.partition_point(|f| f.gpa < gpa);
+        let apart = |f: &Free| f.gpa + f.len <= gpa || gpa + len <= f.gpa;
+        assert!(free.iter().all(apart), "{gpa:#x} is released twice");
         free.insert(at, Free { gpa, len });
         let adjoin = |a: Free, b: Free| a.gpa + a.len == b.gpa && !borders.contains(&b.gpa);
         if at + 1 < free.len() && adjoin(free[at], free[at + 1]) {
