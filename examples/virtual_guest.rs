@@ -310,16 +310,42 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     if let Some(cpu) = cli.setup.pin.first() {
         pin(0, *cpu)?;
     }
-    let own_dir = std::env::temp_dir().join(format!("virtual-guest-{}", std::process::id()));
-    let own_share = PathBuf::from(format!("/dev/shm/virtual-guest-{}", std::process::id()));
-    fs::create_dir_all(&own_dir)?;
-    fs::create_dir_all(&own_share)?;
-    let share = cli.setup.dir.clone().unwrap_or_else(|| own_share.clone());
-    fs::create_dir_all(&share)?;
-    let result = run_in(cli, &share, &own_dir);
-    fs::remove_dir_all(own_dir)?;
-    fs::remove_dir_all(own_share)?;
-    result
+    let sockets = Scratch::new(&std::env::temp_dir())?;
+    let share = match &cli.setup.dir {
+        Some(dir) => Scratch::keep(dir)?,
+        None => Scratch::new(Path::new("/dev/shm"))?,
+    };
+    run_in(cli, &share.path, &sockets.path)
+}
+
+/// A directory of this run; what `new` has made goes with it.
+struct Scratch {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Scratch {
+    fn new(parent: &Path) -> io::Result<Self> {
+        let path = parent.join(format!("virtual-guest-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self { path, keep: false })
+    }
+
+    fn keep(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        Ok(Self {
+            path: path.into(),
+            keep: true,
+        })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
@@ -674,7 +700,8 @@ impl Daemon {
         let client = &mut self.client;
         let created = client.create(fuse::ROOT, LOAD_FILE, 0o644, libc::O_RDWR)?;
         self.nodeid = created.entry.nodeid;
-        let block = vec![0x5a; client.init.max_write.clamp(4096, 1 << 20) as usize];
+        let pages = u64::from(setup.queue_size / 2).clamp(1, MIB / PAGE_SIZE);
+        let block = vec![0x5a; (pages * PAGE_SIZE).min(client.init.max_write.into()) as usize];
         let mut offset = created.entry.attr.size;
         while offset < self.file_size {
             offset += u64::from(client.write(self.nodeid, created.open.fh, offset, &block)?);
