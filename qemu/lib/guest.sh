@@ -2,6 +2,9 @@
 #
 # The guest's init (qemu/guest/init) says on the port gatherfs.ctl what it does; the jobs add the
 # lines of the table. QEMU connects each port to a pair of pipes, NAME.in and NAME.out.
+#
+# The variables come from qemu/run.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # --- processes --------------------------------------------------------------------------------
 
@@ -125,12 +128,12 @@ qemu_command() {
     local cmdline="console=hvc0 quiet rdinit=/init panic=-1 nokaslr mitigations=off random.trust_cpu=on tsc=reliable no_timer_check"
     qemu=(qemu-system-x86_64 -M q35 -m "$mem" -smp "$cpus" -nodefaults -no-user-config -display none
         -kernel "$kernel_file" -initrd "$run_dir/initrd" -append "$cmdline ${guest_args[*]}"
-        -object "memory-backend-memfd,id=mem,size=${mem}M,share=on" -numa node,memdev=mem
+        -object "memory-backend-memfd,id=mem,size=${mem}M,share=on" -numa "node,memdev=mem"
         -chardev "socket,id=fs,path=$run_dir/fs.sock" -device "$device"
-        -chardev "$1,id=console" -device virtio-serial-pci -device virtconsole,chardev=console)
+        -chardev "$1,id=console" -device virtio-serial-pci -device "virtconsole,chardev=console")
     case $accel in
         kvm) qemu+=(-accel kvm -cpu host) ;;
-        tcg) qemu+=(-accel tcg,thread=multi -cpu max) ;;
+        tcg) qemu+=(-accel "tcg,thread=multi" -cpu max) ;;
     esac
     # Without this a panic would boot again and again.
     [[ -n $allow_reboot ]] || qemu+=(-no-reboot)

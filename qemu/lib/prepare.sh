@@ -11,6 +11,9 @@
 #   base.cpio   initramfs: busybox, init
 #   tools.cpio  initramfs: bash, fio, git, getfattr and their libraries
 #   tree.tar    the source tree of the metadata job
+#
+# The variables come from qemu/run.
+# shellcheck shell=bash disable=SC2034,SC2154
 
 # Unpacked as one closed set with its own C library, so the host's release does not matter.
 TOOL_PACKAGES=(busybox-static bash fio git cpio zstd xz-utils attr)
@@ -109,7 +112,9 @@ apt_ready() {
 # write_sources RELEASE SUITES DIR: the host's own source for RELEASE, with SUITES instead.
 # The stanza is copied, so mirror, key and further options stay what the host uses.
 write_sources() {
-    local release=$1 suites=$2 dir=$3
+    local release=$1 suites=$2 dir=$3 sources
+    mapfile -t sources < <(find /etc/apt/sources.list.d -name '*.sources' 2>/dev/null | sort)
+    sources=(/dev/null "${sources[@]}")
     awk -v release="$release" -v suites="$suites" '
         BEGIN { RS = ""; FS = "\n" }
         {
@@ -129,9 +134,11 @@ write_sources() {
                 print $i
             }
             exit
-        }' /dev/null $(ls /etc/apt/sources.list.d/*.sources 2>/dev/null) >"$dir/guest.sources"
+        }' "${sources[@]}" >"$dir/guest.sources"
     [[ -s $dir/guest.sources ]] && return
     rm "$dir/guest.sources"
+    mapfile -t sources < <(find /etc/apt/sources.list /etc/apt/sources.list.d -name '*.list' 2>/dev/null | sort)
+    sources=(/dev/null "${sources[@]}")
     awk -v release="$release" -v suites="$suites" '
         $1 == "deb" {
             at = 2                                  # the address; options in brackets come before it
@@ -142,7 +149,7 @@ write_sources() {
             n = split(suites, suite, " ")
             for (i = 1; i <= n; i++) print line, suite[i], "main"
             exit
-        }' /dev/null $(ls /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null) >"$dir/guest.list"
+        }' "${sources[@]}" >"$dir/guest.list"
     [[ -s $dir/guest.list ]] || die "no apt source for $release found in /etc/apt; the guest's packages come from there."
 }
 
@@ -186,7 +193,7 @@ prepare_tools() {
     for deb in "$guest_dir"/apt/cache/archives/*.deb; do
         dpkg-deb -x "$deb" "$root" || die "$deb could not be unpacked."
     done
-    rm -rf "$guest_dir"/apt/cache "$root"/usr/share "$root"/var "$root"/usr/lib/x86_64-linux-gnu/perl*
+    rm -rf "$guest_dir/apt/cache" "${root:?}"/{usr/share,var} "${root:?}"/usr/lib/x86_64-linux-gnu/perl*
     echo "${TOOL_PACKAGES[*]}" >"$stamp"
 }
 
@@ -242,6 +249,7 @@ prepare_kernel() {
 unpack_kernel() {
     local image=$1 out=$2 magic program at
     while read -r magic program; do
+        # shellcheck disable=SC2013 # numbers, one a line
         for at in $(LC_ALL=C grep -aobP "$magic" "$image" | cut -d: -f1); do
             # What follows the payload makes the unpacker complain at the end; the ELF magic decides.
             tail -c "+$((at + 1))" "$image" | tool "$program" -dc 2>/dev/null >"$out" || true

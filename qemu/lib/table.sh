@@ -1,6 +1,9 @@
 # The table that plain `qemu/run` prints, and its verdict. Sourced by qemu/run.
+#
+# The variables come from qemu/run.
+# shellcheck shell=bash disable=SC2034,SC2154
 
-rows=() failures=() phase_requests='' phase_calls='' packed_speed='' metrics=''
+rows=() failures=() phase_data='' phase_all='' phase_calls='' packed_speed='' metrics=''
 
 # sum_of LINE GROUP: "requests" of data, "all" requests, or "calls" of the host, from a metrics line.
 sum_of() {
