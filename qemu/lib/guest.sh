@@ -14,13 +14,13 @@ alive() { [[ -n $1 ]] && kill -0 "$1" 2>/dev/null; }
 end_process() {
     local pid=$1 i
     alive "$pid" || return 0
-    kill "$pid" 2>/dev/null
+    kill "$pid" 2>/dev/null || return 0
     for ((i = 0; i < 40; i++)); do
         alive "$pid" || break
         sleep 0.05
     done
-    kill -KILL "$pid" 2>/dev/null
-    wait "$pid" 2>/dev/null
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
 }
 
 show_log() { # NAME FILE
@@ -158,9 +158,16 @@ run_shell() {
     [[ $line != mounted* ]] || guest_lost "the guest ended before its shell did."
 }
 
+check_time() {
+    ((SECONDS >= timeout)) || return 0
+    show_log "the guest's console" "$run_dir/console.log"
+    echo "qemu/run: the timeout of $timeout s is over." >&2
+    exit 124
+}
+
 # run_guest: boots, follows the guest line by line until it has ended, reports.
 run_guest() {
-    local started_at line='' part verb rest status='' reported=''
+    local started_at line='' part verb rest status='' orphaned=0 i
     qemu_command "file,path=$run_dir/console.log"
     exec 5<>"$run_dir/ctl.in" 6<>"$run_dir/ctl.out"
     cat "$run_dir/out.out" &
@@ -175,9 +182,10 @@ run_guest() {
         if ! read -r -t 1 part <&6; then
             # A line may come in two halves.
             line+=$part
-            ((SECONDS < timeout)) || { show_log "the guest's console" "$run_dir/console.log"; echo "qemu/run: the timeout of $timeout s is over." >&2; exit 124; }
+            check_time
             alive "$qemu_pid" || break
-            [[ -n $reported ]] || alive "$daemon_pid" || { reported=1; [[ -n $status ]] || echo "qemu/run: $daemon_name ended while the guest ran." >&2; }
+            # Without its daemon QEMU would wait for ever. The guest's last lines may still be on their way.
+            alive "$daemon_pid" || ((++orphaned < 3)) || break
             continue
         fi
         line+=$part
@@ -192,15 +200,17 @@ run_guest() {
             dead) dead=$rest ;;
             exit) status=$rest ;;
         esac
-        ((SECONDS < timeout)) || { echo "qemu/run: the timeout of $timeout s is over." >&2; exit 124; }
+        check_time
         [[ -z $status ]] || break
     done
-    local i
-    for ((i = 0; i < 100; i++)); do alive "$qemu_pid" || break; sleep 0.05; done
+    for ((i = 0; i < 100; i++)); do ((orphaned == 0)) && alive "$qemu_pid" || break; sleep 0.05; done
     end_process "$qemu_pid"
     wait "$cat_out" "$cat_err" || true
     [[ -z ${dead:-} ]] || guest_lost "$dead"
-    [[ -n $status ]] || guest_lost "the guest ended before its job did."
+    if [[ -z $status ]]; then
+        ((orphaned == 0)) || guest_lost "$daemon_name ended while the guest ran."
+        guest_lost "the guest ended before its job did."
+    fi
     if grep -q "panicked at" "$run_dir/daemon.log"; then
         show_log "the messages of $daemon_name" "$run_dir/daemon.log"
         add_failure "$daemon_name: it panicked"

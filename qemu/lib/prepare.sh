@@ -140,7 +140,7 @@ write_sources() {
     mapfile -t sources < <(find /etc/apt/sources.list /etc/apt/sources.list.d -name '*.list' 2>/dev/null | sort)
     sources=(/dev/null "${sources[@]}")
     awk -v release="$release" -v suites="$suites" '
-        $1 == "deb" {
+        $1 == "deb" && $2 !~ /^cdrom:/ {
             at = 2                                  # the address; options in brackets come before it
             if ($2 ~ /^\[/) { while ($at !~ /\]$/) at++; at++ }
             if ($(at + 1) != release) next
