@@ -203,7 +203,10 @@ run_guest() {
         check_time
         [[ -z $status ]] || break
     done
-    for ((i = 0; i < 100; i++)); do ((orphaned == 0)) && alive "$qemu_pid" || break; sleep 0.05; done
+    for ((i = orphaned * 100; i < 100; i++)); do
+        alive "$qemu_pid" || break
+        sleep 0.05
+    done
     end_process "$qemu_pid"
     wait "$cat_out" "$cat_err" || true
     [[ -z ${dead:-} ]] || guest_lost "$dead"

@@ -10,8 +10,8 @@ sum_of() {
     awk -v what="$2" '{
         sum = 0
         requests = $0
-        sub(/.*"requests":{/, "", requests)
-        sub(/}.*/, "", requests)
+        sub(/.*"requests":[{]/, "", requests)
+        sub(/[}].*/, "", requests)
         n = split(requests, pair, ",")
         for (i = 1; i <= n; i++) {
             split(pair[i], part, ":")

@@ -432,6 +432,43 @@ static void temporary_file(const char *path)
 	CHECK(rmdir(path) == 0);
 }
 
+/* More files open at once than a small descriptor table holds; each keeps its own data. */
+static void many_open(const char *path)
+{
+	enum { FILES = 1000 };
+	static int fd[FILES];
+	char name[PATH_MAX], text[16], back[16];
+
+	CHECK(mkdir(path, 0755) == 0);
+	for (int i = 0; i < FILES; i++) {
+		int n = snprintf(text, sizeof text, "%d", i);
+
+		snprintf(name, sizeof name, "%s/%d", path, i);
+		fd[i] = make(name, O_EXCL);
+		CHECK(write(fd[i], text, n) == n);
+	}
+	for (int i = FILES - 1; i >= 0; i--) {
+		int n = snprintf(text, sizeof text, "%d", i);
+
+		CHECK(pread(fd[i], back, sizeof back, 0) == n && !memcmp(back, text, n));
+		CHECK(close(fd[i]) == 0);
+	}
+}
+
+/* Offsets beyond 32 bits. */
+static void far_offset(const char *path)
+{
+	int fd = make(path, O_TRUNC);
+	long at = 6L * 1024 * MIB + 1;
+	char text[4] = { 0 };
+	struct stat st;
+
+	CHECK(pwrite(fd, "far", 3, at) == 3 && fsync(fd) == 0);
+	CHECK(fstat(fd, &st) == 0 && st.st_size == at + 3);
+	CHECK(pread(fd, text, 3, at) == 3 && !strcmp(text, "far"));
+	CHECK(pread(fd, text, 3, at - 4L * 1024 * MIB) == 3 && text[0] == 0);
+}
+
 static const struct { const char *name; void (*run)(const char *); } cases[] = {
 	{ "direct", direct }, { "mmap", shared_mmap }, { "sparse", sparse }, { "allocate", allocate },
 	{ "append", append }, { "truncate", truncate_case }, { "unlinked", unlinked },
@@ -439,6 +476,7 @@ static const struct { const char *name; void (*run)(const char *); } cases[] = {
 	{ "remove-while-reading", remove_while_reading }, { "read-directory", read_directory },
 	{ "names", names }, { "times", times }, { "locks", locks }, { "copy-range", copy_range },
 	{ "socket", unix_socket }, { "statfs", statfs_case }, { "sync", sync_case }, { "tmpfile", temporary_file },
+	{ "many-open", many_open }, { "far-offset", far_offset },
 };
 
 int main(int argc, char **argv)
