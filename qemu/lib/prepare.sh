@@ -1,0 +1,342 @@
+# Makes what a guest boot needs, under target/guest/. Sourced by qemu/run.
+#
+# Packages are fetched with an apt configuration of their own (lists, cache, an empty package
+# database), and unpacked, not installed: nothing of the host changes and nothing of the host is
+# packed. Only QEMU and the C compiler are installed, and only where they are missing.
+#
+# What lies in target/guest/ afterwards:
+#   kernel/     vmlinux and its release
+#   tools/      unpacked packages; `tool NAME` runs a program from there
+#   bin/        the C programs of qemu/guest/ and tests/guest/
+#   base.cpio   initramfs: busybox, init
+#   tools.cpio  initramfs: bash, fio, git, getfattr and their libraries
+#   tree.tar    the source tree of the metadata job
+#
+# The variables come from qemu/run.
+# shellcheck shell=bash disable=SC2034,SC2154
+
+# Unpacked as one closed set with its own C library, so the host's release does not matter.
+TOOL_PACKAGES=(busybox-static bash fio git cpio zstd xz-utils attr)
+# What goes into the guest, by its place in the unpacked packages.
+GUEST_PROGRAMS=(bash fio git getfattr setfattr)
+# The first kernel with several virtio-fs request queues.
+KERNEL_MIN=6.12
+
+# prepare: brings target/guest/ up to date. One run at a time; the others wait.
+prepare() {
+    mkdir -p "$guest_dir"/{bin,apt}
+    exec 9>"$guest_dir/lock"
+    flock -n 9 || { progress "waiting for another qemu/run that prepares $guest_dir"; flock 9; }
+    prepare_host
+    prepare_tools
+    [[ -n $kernel_file ]] || prepare_kernel
+    compile "$repo/qemu/guest/vecio.c"
+    prepare_tree
+    prepare_initramfs
+    exec 9>&-
+}
+
+# --- the host -------------------------------------------------------------------------------
+
+# install_on_host PROGRAM PACKAGE...: installs the packages unless the program is there.
+install_on_host() {
+    local program=$1
+    shift
+    command -v "$program" >/dev/null && return
+    progress "installing $*"
+    ((EUID == 0)) || die "$program is missing. Install it as root: apt-get install $*"
+    command -v apt-get >/dev/null || die "$program is missing and there is no apt-get to install it with."
+    local log=$guest_dir/install.log
+    if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"; } >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        die "apt-get install $* failed; the whole output is in $log."
+    fi
+}
+
+prepare_host() {
+    [[ $(dpkg --print-architecture 2>/dev/null) == amd64 ]] || die "the guest needs a Debian host on amd64."
+    install_on_host qemu-system-x86_64 qemu-system-x86
+    install_on_host gcc gcc libc6-dev
+}
+
+# compile FILE.c...: static programs in target/guest/bin, so they run in any guest.
+compile() {
+    local source program
+    for source; do
+        program=$guest_dir/bin/$(basename "$source" .c)
+        [[ $program -nt $source ]] && continue
+        gcc -O2 -Wall -Wextra -static -pthread -o "$program.new" "$source" || die "gcc could not compile $source."
+        mv "$program.new" "$program"
+    done
+}
+
+# --- packages -------------------------------------------------------------------------------
+
+# private_apt COMMAND ARG...: apt-get or apt-cache on the private configuration.
+private_apt() {
+    local apt=$guest_dir/apt command=$1
+    shift
+    "$command" -q \
+        -o Dir::Etc::sourcelist=/dev/null \
+        -o Dir::Etc::sourceparts="$apt/sources" \
+        -o Dir::Etc::preferences=/dev/null \
+        -o Dir::Etc::preferencesparts="$apt/none" \
+        -o Dir::State="$apt/state" \
+        -o Dir::State::status="$apt/status" \
+        -o Dir::Cache="$apt/cache" \
+        -o APT::Sandbox::User="$(id -un)" \
+        -o APT::Install-Recommends=false \
+        -o Acquire::Languages=none \
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+        -o Acquire::Retries=3 \
+        "$@"
+}
+
+# apt_ready: the package lists, once per run and only if a package is missing.
+apt_ready() {
+    [[ -z ${apt_is_ready:-} ]] || return 0
+    local apt=$guest_dir/apt release suites
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-sid}")
+    suites=$release
+    # Bookworm's own kernel is too old; its backports have a new one.
+    [[ $release != bookworm ]] || suites="$release $release-backports"
+    progress "reading the package lists of $suites"
+    rm -rf "$apt/sources"
+    mkdir -p "$apt"/{sources,none,state/lists/partial,cache/archives/partial}
+    : >"$apt/status"
+    write_sources "$release" "$suites" "$apt/sources"
+    private_apt apt-get update >"$apt/log" 2>&1 || { tail -n 5 "$apt/log" >&2; die "apt-get update failed for: $suites (see $apt/log)."; }
+    apt_is_ready=1
+}
+
+# write_sources RELEASE SUITES DIR: the host's own source for RELEASE, with SUITES instead.
+# The stanza is copied, so mirror, key and further options stay what the host uses.
+write_sources() {
+    local release=$1 suites=$2 dir=$3 sources
+    mapfile -t sources < <(find /etc/apt/sources.list.d -name '*.sources' 2>/dev/null | sort)
+    sources=(/dev/null "${sources[@]}")
+    awk -v release="$release" -v suites="$suites" '
+        BEGIN { RS = ""; FS = "\n" }
+        {
+            types = release_here = off = ""
+            for (i = 1; i <= NF; i++) {
+                if ($i ~ /^Types:.*deb( |$)/) types = 1
+                if ($i ~ /^Enabled: *no/) off = 1
+                n = split($i, word, /[ \t]+/)
+                if (word[1] == "Suites:") for (j = 2; j <= n; j++) if (word[j] == release) release_here = 1
+            }
+            if (!types || !release_here || off) next
+            for (i = 1; i <= NF; i++) {
+                if ($i ~ /^#/) continue
+                if ($i ~ /^Types:/) $i = "Types: deb"
+                if ($i ~ /^Suites:/) $i = "Suites: " suites
+                if ($i ~ /^Components:/) $i = "Components: main"
+                print $i
+            }
+            exit
+        }' "${sources[@]}" >"$dir/guest.sources"
+    [[ -s $dir/guest.sources ]] && return
+    rm "$dir/guest.sources"
+    mapfile -t sources < <(find /etc/apt/sources.list /etc/apt/sources.list.d -name '*.list' 2>/dev/null | sort)
+    sources=(/dev/null "${sources[@]}")
+    awk -v release="$release" -v suites="$suites" '
+        $1 == "deb" && $2 !~ /^cdrom:/ {
+            at = 2                                  # the address; options in brackets come before it
+            if ($2 ~ /^\[/) { while ($at !~ /\]$/) at++; at++ }
+            if ($(at + 1) != release) next
+            line = $1
+            for (i = 2; i <= at; i++) line = line " " $i
+            n = split(suites, suite, " ")
+            for (i = 1; i <= n; i++) print line, suite[i], "main"
+            exit
+        }' "${sources[@]}" >"$dir/guest.list"
+    [[ -s $dir/guest.list ]] || die "no apt source for $release found in /etc/apt; the guest's packages come from there."
+}
+
+# --- programs for the guest -----------------------------------------------------------------
+
+# tool NAME ARG...: runs an unpacked program with the libraries that came with it.
+tool() {
+    local program
+    program=$(tool_path "$1")
+    shift
+    tool_loader "$program" "$@"
+}
+
+tool_path() {
+    local place
+    for place in usr/bin bin usr/sbin sbin; do
+        [[ ! -f $guest_dir/tools/$place/$1 ]] || { echo "$guest_dir/tools/$place/$1"; return; }
+    done
+    die "$1 is not in the unpacked packages; remove $guest_dir/tools and start again."
+}
+
+# tool_loader ARG...: the dynamic loader that came with the packages.
+tool_loader() {
+    local root=$guest_dir/tools lib
+    lib=$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu/ceph
+    "$(loader_path)" --library-path "$lib" "$@"
+}
+
+# The name under lib64/ is a link to an absolute path of the host: take the file itself.
+loader_path() { find "$guest_dir"/tools/{lib,usr/lib} -name ld-linux-x86-64.so.2 -type f 2>/dev/null | head -n 1; }
+
+prepare_tools() {
+    local root=$guest_dir/tools stamp=$guest_dir/tools/.packages deb log=$guest_dir/apt/log
+    [[ -f $stamp && $(<"$stamp") == "${TOOL_PACKAGES[*]}" ]] && return
+    apt_ready
+    progress "fetching ${TOOL_PACKAGES[*]} and their libraries"
+    private_apt apt-get install -y --download-only "${TOOL_PACKAGES[@]}" >"$log" 2>&1 ||
+        { tail -n 5 "$log" >&2; die "apt-get could not fetch the guest's programs (see $log)."; }
+    rm -rf "$root"
+    mkdir -p "$root"
+    for deb in "$guest_dir"/apt/cache/archives/*.deb; do
+        dpkg-deb -x "$deb" "$root" || die "$deb could not be unpacked."
+    done
+    rm -rf "$guest_dir/apt/cache" "${root:?}"/{usr/share,var} "${root:?}"/usr/lib/x86_64-linux-gnu/perl*
+    echo "${TOOL_PACKAGES[*]}" >"$stamp"
+}
+
+# --- kernel ---------------------------------------------------------------------------------
+
+# version_at_least A B: A >= B, by numbers.
+version_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
+
+# newest_kernel_package: Debian's cloud kernel, the first suite that has one new enough.
+newest_kernel_package() {
+    local suite package
+    for suite in $(sed -n 's/^Suites: //p' "$guest_dir"/apt/sources/*.sources 2>/dev/null) \
+        $(awk '{print $(NF - 1)}' "$guest_dir"/apt/sources/*.list 2>/dev/null); do
+        package=$(private_apt apt-cache depends "linux-image-cloud-amd64/$suite" | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+        [[ -n $package ]] || continue
+        version_at_least "${package#linux-image-}" "$KERNEL_MIN" && { echo "$package"; return; }
+    done
+}
+
+prepare_kernel() {
+    local dir=$guest_dir/kernel package work
+    kernel_file=$dir/vmlinux
+    [[ -f $kernel_file && -f $dir/config ]] && return
+    apt_ready
+    package=$(newest_kernel_package)
+    [[ -n $package ]] || die "no linux-image-cloud-amd64 of $KERNEL_MIN or newer in this release; give one with --kernel FILE."
+    progress "fetching $package"
+    rm -rf "$dir"
+    work=$dir/work
+    mkdir -p "$work"
+    # Newer packages keep the kernel itself in a package beside this one.
+    local wanted=("$package") deb
+    mapfile -t -O 1 wanted < <(private_apt apt-cache depends "$package" | awk '$1 == "Depends:" && $2 ~ /^linux-(binary|modules)-[0-9]/ { print $2 }')
+    (cd "$work" && private_apt apt-get download "${wanted[@]}") >"$guest_dir/apt/log" 2>&1 ||
+        die "apt-get could not download ${wanted[*]} (see $guest_dir/apt/log)."
+    for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
+    local image config
+    image=$(find "$work/root" -name 'vmlinuz*' -type f | head -n 1)
+    config=$(find "$work/root" -name 'config*' -path '*6*' -type f | head -n 1)
+    [[ -n $image ]] || die "$package holds no kernel image."
+    if [[ -n $config ]] && ! grep -q '^CONFIG_VIRTIO_FS=y' "$config"; then
+        die "$package has virtio-fs as a module; give a kernel with CONFIG_VIRTIO_FS=y with --kernel FILE."
+    fi
+    unpack_kernel "$image" "$dir/vmlinux.new"
+    cp "${config:-/dev/null}" "$dir/config"
+    echo "${package#linux-image-}" >"$dir/release"
+    rm -rf "$work"
+    mv "$dir/vmlinux.new" "$kernel_file"
+}
+
+# unpack_kernel VMLINUZ OUT: the ELF image inside, which QEMU enters directly (PVH): that saves
+# the guest from unpacking itself. A kernel in an unknown format boots as it is.
+unpack_kernel() {
+    local image=$1 out=$2 magic program at
+    while read -r magic program; do
+        # shellcheck disable=SC2013 # numbers, one a line
+        for at in $(LC_ALL=C grep -aobP "$magic" "$image" | cut -d: -f1); do
+            # What follows the payload makes the unpacker complain at the end; the ELF magic decides.
+            tail -c "+$((at + 1))" "$image" | tool "$program" -dc 2>/dev/null >"$out" || true
+            [[ $(LC_ALL=C head -c 4 "$out" | tr -d '\177') == ELF ]] && return
+        done
+    done <<'FORMATS'
+\x28\xb5\x2f\xfd zstd
+\xfd7zXZ\x00 xz
+\x1f\x8b\x08 gzip
+FORMATS
+    cp "$image" "$out"
+}
+
+# --- the source tree of the metadata job ----------------------------------------------------
+
+# 2,200 text files in 100 directories, the same bytes on every machine.
+prepare_tree() {
+    local tar=$guest_dir/tree.tar work=$guest_dir/tree
+    [[ ! -f $tar ]] || return 0
+    progress "making the source tree of the metadata job"
+    rm -rf "$work"
+    mkdir -p "$work"/tree/d{00..99}
+    awk -v top="$work/tree" 'BEGIN {
+        seed = 1
+        for (i = 0; i < 2200; i++) {
+            file = sprintf("%s/d%02d/part%04d.c", top, i % 100, i)
+            lines = 20 + i * 7 % 90
+            for (n = 0; n < lines; n++) {
+                seed = (seed * 16807) % 2147483647
+                printf "static const unsigned value_%d_%d = %d; /* line %d of %d */\n", i, n, seed, n, lines > file
+            }
+            close(file)
+        }
+    }'
+    tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@1700000000 -cf "$tar.new" tree
+    rm -rf "$work"
+    mv "$tar.new" "$tar"
+}
+
+# --- initramfs ------------------------------------------------------------------------------
+
+# pack DIR OUT: a cpio archive of DIR, owned by root.
+pack() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | tool cpio -o -H newc --quiet -R 0:0) >"$2"; }
+
+prepare_initramfs() {
+    local stamp=$guest_dir/initramfs.stamp now
+    now=$(cat "$repo/qemu/lib/prepare.sh" "$repo/qemu/guest/init" "$guest_dir/tools/.packages" "$guest_dir"/bin/vecio | sha256sum)
+    [[ -f $stamp && $(<"$stamp") == "$now" ]] && return
+    progress "packing the initramfs"
+    rm -f "$stamp"
+    pack_base
+    pack_tools
+    echo "$now" >"$stamp"
+}
+
+pack_base() {
+    local stage=$guest_dir/stage link name
+    rm -rf "$stage"
+    mkdir -p "$stage"/{bin,usr,dev,proc,sys,tmp,run,etc,root,mnt/share}
+    for link in sbin usr/bin usr/sbin; do ln -s /bin "$stage/$link"; done
+    cp "$(tool_path busybox)" "$stage/bin/busybox"
+    for name in $("$stage/bin/busybox" --list); do
+        [[ $name == busybox ]] || ln -s busybox "$stage/bin/$name"
+    done
+    cp "$guest_dir/bin/vecio" "$stage/bin/"
+    printf 'root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/tmp:/bin/sh\nbob:x:1001:1001::/tmp:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n' >"$stage/etc/passwd"
+    printf 'root:x:0:\nalice:x:1000:\nbob:x:1001:\nnogroup:x:65534:\n' >"$stage/etc/group"
+    install -m 755 "$repo/qemu/guest/init" "$stage/init"
+    pack "$stage" "$guest_dir/base.cpio"
+    rm -rf "$stage"
+}
+
+# The programs with exactly the libraries that the loader names for them.
+pack_tools() {
+    local stage=$guest_dir/stage root=$guest_dir/tools program library
+    rm -rf "$stage"
+    mkdir -p "$stage"/{bin,lib64,lib}
+    for program in "${GUEST_PROGRAMS[@]}"; do
+        cp "$(tool_path "$program")" "$stage/bin/"
+        for library in $(tool_loader --list "$(tool_path "$program")" | grep -o "$root/[^ ]*"); do
+            case $library in
+                */ld-linux-x86-64.so.2) ;;
+                *) cp -Lu "$library" "$stage/lib/" ;;
+            esac
+        done
+    done
+    cp "$(loader_path)" "$stage/lib64/"
+    pack "$stage" "$guest_dir/tools.cpio"
+    rm -rf "$stage"
+}
