@@ -90,13 +90,7 @@ struct Setup {
     #[arg(long, global = true)]
     no_indirect: bool,
     /// CPUs to pin guest and daemons to
-    #[arg(
-        long,
-        global = true,
-        value_name = "GUEST,DAEMON",
-        value_delimiter = ',',
-        num_args = 1
-    )]
+    #[arg(long, global = true, value_name = "GUEST,DAEMON", value_delimiter = ',', num_args = 1)]
     pin: Vec<usize>,
     /// Size of the file that is read and written, in MiB
     #[arg(long, global = true, default_value_t = 64)]
@@ -191,11 +185,7 @@ impl Io {
     /// Bytes from one segment to the next in guest memory.
     fn stride(&self) -> u64 {
         let size = u64::from(self.segment_size);
-        if self.contiguous {
-            size
-        } else {
-            size.next_multiple_of(PAGE_SIZE) + PAGE_SIZE
-        }
+        if self.contiguous { size } else { size.next_multiple_of(PAGE_SIZE) + PAGE_SIZE }
     }
 }
 
@@ -253,11 +243,7 @@ struct Counts {
 impl Counts {
     fn new() -> Self {
         let latency = Latency(vec![0; 32 * 8]);
-        Self {
-            operations: 0,
-            bytes: 0,
-            latency,
-        }
+        Self { operations: 0, bytes: 0, latency }
     }
 
     fn record(&mut self, bytes: u64, latency: Duration) {
@@ -333,10 +319,7 @@ impl Scratch {
 
     fn keep(path: &Path) -> io::Result<Self> {
         fs::create_dir_all(path)?;
-        Ok(Self {
-            path: path.into(),
-            keep: true,
-        })
+        Ok(Self { path: path.into(), keep: true })
     }
 }
 
@@ -355,16 +338,10 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
             return Err("verify needs --dir, the directory the daemon shares".into());
         }
         let daemons = targets.iter_mut().filter_map(Target::daemon);
-        return daemons
-            .into_iter()
-            .try_for_each(|daemon| verify(daemon, share, &cli.mode));
+        return daemons.into_iter().try_for_each(|daemon| verify(daemon, share, &cli.mode));
     }
     let rows = rows(&cli.mode, cli.setup.contiguous);
-    let entries = if let Workload::Meta { entries } = cli.mode {
-        entries
-    } else {
-        0
-    };
+    let entries = if let Workload::Meta { entries } = cli.mode { entries } else { 0 };
     for target in &mut targets {
         target.prepare(&cli.setup, share, entries)?;
     }
@@ -380,49 +357,22 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
 fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
     let row = |op, pattern, block_size, segment_size, depth| {
         let verb = if op == Op::Read { "READ" } else { "WRITE" };
-        let order = if pattern == Pattern::Seq {
-            ""
-        } else {
-            " random"
-        };
-        let deep = if depth == 1 {
-            String::new()
-        } else {
-            format!(" depth {depth}")
-        };
+        let order = if pattern == Pattern::Seq { "" } else { " random" };
+        let deep = if depth == 1 { String::new() } else { format!(" depth {depth}") };
         let name = format!("{verb} {} KiB{order}{deep}", f64::from(block_size) / 1024.0);
-        (
-            name,
-            Load::Io(Io {
-                op,
-                pattern,
-                block_size,
-                segment_size,
-                depth,
-                contiguous,
-            }),
-        )
+        (name, Load::Io(Io { op, pattern, block_size, segment_size, depth, contiguous }))
     };
     let named = |name: &str, (_, load): (String, Load)| (name.to_owned(), load);
     let meta = |name: &str, meta| (name.to_owned(), Load::Meta(meta));
     let (read, write, seq) = (Op::Read, Op::Write, Pattern::Seq);
     match *mode {
-        Workload::Origin {
-            segments,
-            segment_size: size,
-        } => vec![
+        Workload::Origin { segments, segment_size: size } => vec![
             named("readv packed", row(read, seq, segments * size, size, 1)),
             named("readv unpacked", row(read, seq, size, size, 1)),
             named("writev packed", row(write, seq, segments * size, size, 1)),
             named("writev unpacked", row(write, seq, size, size, 1)),
         ],
-        Workload::Io {
-            op,
-            pattern,
-            block_size,
-            segment_size,
-            depth,
-        } => {
+        Workload::Io { op, pattern, block_size, segment_size, depth } => {
             vec![row(op, pattern, block_size, segment_size, depth)]
         }
         Workload::Meta { .. } => vec![
@@ -447,11 +397,7 @@ fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
 }
 
 /// Runs every row on every target, round by round, and returns the medians by row and target.
-fn measure_all(
-    setup: &Setup,
-    rows: &[(String, Load)],
-    targets: &mut [Target],
-) -> Result<Vec<Vec<Measure>>, Failure> {
+fn measure_all(setup: &Setup, rows: &[(String, Load)], targets: &mut [Target]) -> Result<Vec<Vec<Measure>>, Failure> {
     let mut table = Vec::new();
     for (_, load) in rows {
         let mut runs = vec![Vec::new(); targets.len()];
@@ -500,19 +446,10 @@ fn print_table(rows: &[(String, Load)], targets: &[Target], table: &[Vec<Measure
 
 /// How many times the bytes per second of one request per segment one packed request moves.
 fn print_origin(targets: &[Target], table: &[Vec<Measure>]) {
-    println!(
-        "\n{:<29} {:<10} {:>9} {:>9}",
-        "packed / unpacked MB/s", "daemon", "readv x", "writev x"
-    );
+    println!("\n{:<29} {:<10} {:>9} {:>9}", "packed / unpacked MB/s", "daemon", "readv x", "writev x");
     for (i, target) in targets.iter().enumerate() {
         let ratio = |a: usize, b: usize| table[a][i].mb_per_second() / table[b][i].mb_per_second();
-        println!(
-            "{:<29} {:<10} {:>9.1} {:>9.1}",
-            "",
-            target.name(),
-            ratio(0, 1),
-            ratio(2, 3)
-        );
+        println!("{:<29} {:<10} {:>9.1} {:>9.1}", "", target.name(), ratio(0, 1), ratio(2, 3));
     }
 }
 
@@ -556,11 +493,7 @@ impl Target {
             (Self::Local(local), Load::Meta(meta)) => repeat(end, || local.meta(meta))?,
         };
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Measure {
-            counts,
-            seconds,
-            cpu_us: self.cpu_us()? - cpu,
-        })
+        Ok(Measure { counts, seconds, cpu_us: self.cpu_us()? - cpu })
     }
 
     /// CPU time the target has used so far, in microseconds.
@@ -574,10 +507,7 @@ impl Target {
 }
 
 /// Repeats an operation until `end`.
-fn repeat(
-    end: Instant,
-    mut operation: impl FnMut() -> Result<(), Failure>,
-) -> Result<Counts, Failure> {
+fn repeat(end: Instant, mut operation: impl FnMut() -> Result<(), Failure>) -> Result<Counts, Failure> {
     let mut counts = Counts::new();
     let mut now = Instant::now();
     while now < end {
@@ -596,10 +526,7 @@ fn connect_all(setup: &Setup, share: &Path, sockets: &Path) -> Result<Vec<Target
     if let Some(path) = &setup.socket {
         add(Daemon::connect("daemon".into(), path, None, setup)?);
     }
-    let named = setup
-        .vs
-        .iter()
-        .map(|vs| vs.split_once('=').ok_or("--vs wants NAME=CMD"));
+    let named = setup.vs.iter().map(|vs| vs.split_once('=').ok_or("--vs wants NAME=CMD"));
     let mut commands = named.collect::<Result<Vec<_>, _>>()?;
     if let Some(command) = &setup.daemon {
         commands.insert(0, ("daemon", command));
@@ -621,16 +548,11 @@ fn connect_all(setup: &Setup, share: &Path, sockets: &Path) -> Result<Vec<Target
 /// Starts a daemon from a command line with {sock}, {dir} and {tag}.
 fn start(command: &str, socket: &Path, share: &Path) -> Result<Child, Failure> {
     let fill = |word: &str| {
-        word.replace("{sock}", &socket.to_string_lossy())
-            .replace("{dir}", &share.to_string_lossy())
-            .replace("{tag}", "virtual-guest")
+        word.replace("{sock}", &socket.to_string_lossy()).replace("{dir}", &share.to_string_lossy()).replace("{tag}", "virtual-guest")
     };
     let mut words = command.split_whitespace().map(fill);
     let program = words.next().ok_or("an empty daemon command")?;
-    Ok(Command::new(&program)
-        .args(words)
-        .spawn()
-        .map_err(|e| format!("{program}: {e}"))?)
+    Ok(Command::new(&program).args(words).spawn().map_err(|e| format!("{program}: {e}"))?)
 }
 
 /// A daemon under load and the guest that loads it.
@@ -648,19 +570,10 @@ struct Daemon {
 
 impl Daemon {
     /// Connects to `socket`, which `child` or somebody else serves, and mounts.
-    fn connect(
-        name: String,
-        socket: &Path,
-        child: Option<Child>,
-        setup: &Setup,
-    ) -> Result<Self, Failure> {
+    fn connect(name: String, socket: &Path, child: Option<Child>, setup: &Setup) -> Result<Self, Failure> {
         let options = GuestOptions {
             // The second and the third region adjoin, for buffers that cross their border.
-            layout: vec![
-                (0, 1024 * MIB),
-                (4096 * MIB, 64 * MIB),
-                (4160 * MIB, 64 * MIB),
-            ],
+            layout: vec![(0, 1024 * MIB), (4096 * MIB, 64 * MIB), (4160 * MIB, 64 * MIB)],
             queue_size: setup.queue_size,
             request_queues: setup.queues,
             event_idx: !setup.no_event_idx,
@@ -668,8 +581,7 @@ impl Daemon {
             busy_poll: setup.busy_poll,
             ..GuestOptions::default()
         };
-        let guest = Guest::connect(socket, &options)
-            .map_err(|e| format!("{name}: {}: {e}", socket.display()))?;
+        let guest = Guest::connect(socket, &options).map_err(|e| format!("{name}: {}: {e}", socket.display()))?;
         let pid = match &child {
             Some(child) => child.id(),
             None => guest.peer_pid()?,
@@ -681,17 +593,7 @@ impl Daemon {
         client.umask = 0;
         client.init()?;
         let (nodeid, fh, entries_dir, file_size) = (0, 0, 0, 0);
-        Ok(Self {
-            name,
-            pid,
-            child,
-            guest,
-            client,
-            nodeid,
-            fh,
-            entries_dir,
-            file_size,
-        })
+        Ok(Self { name, pid, child, guest, client, nodeid, fh, entries_dir, file_size })
     }
 
     /// Makes the load file and the directory of entries through the daemon, and opens the file.
@@ -758,9 +660,7 @@ impl Daemon {
         let open = self.client.opendir(dir)?;
         let mut offset = 0;
         loop {
-            let list = self
-                .client
-                .readdirplus(dir, open.fh, offset, READDIR_SIZE)?;
+            let list = self.client.readdirplus(dir, open.fh, offset, READDIR_SIZE)?;
             let Some(last) = list.last() else {
                 break;
             };
@@ -839,11 +739,7 @@ impl<'a> Pump<'a> {
         let base = memory.alloc(len, PAGE_SIZE);
         let queue = FIRST_REQUEST + index;
         let options = daemon.guest.lock(queue).options();
-        let chain = if options.indirect {
-            1
-        } else {
-            io.segments() as usize + 4
-        };
+        let chain = if options.indirect { 1 } else { io.segments() as usize + 4 };
         if chain * io.depth > options.size.into() {
             return Err("the requests in flight need more descriptors than the queue has".into());
         }
@@ -858,29 +754,18 @@ impl<'a> Pump<'a> {
             random: Random(index as u64 + 1),
             memory: (base, len),
         };
-        pump.slots = (0..io.depth as u64)
-            .map(|i| pump.slot(base + i * stride))
-            .collect();
+        pump.slots = (0..io.depth as u64).map(|i| pump.slot(base + i * stride)).collect();
         Ok(pump)
     }
 
     /// Lays a request out at `gpa` the way Linux does: header, arguments, whole pages.
     fn slot(&self, gpa: u64) -> Slot {
-        let Io {
-            op,
-            block_size: size,
-            segment_size,
-            ..
-        } = self.io;
+        let Io { op, block_size: size, segment_size, .. } = self.io;
         let (fh, flags) = (self.daemon.fh, self.daemon.client.file_flags);
         let data_in = if op == Op::Write { size } else { 0 };
         let header = InHeader {
             len: (size_of::<InHeader>() + size_of::<ReadIn>()) as u32 + data_in,
-            opcode: if op == Op::Read {
-                opcode::READ
-            } else {
-                opcode::WRITE
-            },
+            opcode: if op == Op::Read { opcode::READ } else { opcode::WRITE },
             nodeid: self.daemon.nodeid,
             pid: std::process::id(),
             ..InHeader::default()
@@ -888,23 +773,11 @@ impl<'a> Pump<'a> {
         let memory = self.daemon.guest.memory();
         memory.write(gpa, header.as_bytes());
         let args = gpa + size_of::<InHeader>() as u64;
-        memory.write(
-            args,
-            ReadIn {
-                fh,
-                size,
-                flags,
-                ..ReadIn::default()
-            }
-            .as_bytes(),
-        );
+        memory.write(args, ReadIn { fh, size, flags, ..ReadIn::default() }.as_bytes());
         const { assert!(size_of::<ReadIn>() == size_of::<WriteIn>()) };
 
         let reply = gpa + REPLY_AT;
-        let mut segments = vec![
-            Segment::readable(gpa, size_of::<InHeader>() as u32),
-            Segment::readable(args, size_of::<ReadIn>() as u32),
-        ];
+        let mut segments = vec![Segment::readable(gpa, size_of::<InHeader>() as u32), Segment::readable(args, size_of::<ReadIn>() as u32)];
         let out_header = Segment::writable(reply, size_of::<OutHeader>() as u32);
         let out_args = reply + size_of::<OutHeader>() as u64;
         let data = (0..size).step_by(segment_size as usize).enumerate();
@@ -921,12 +794,7 @@ impl<'a> Pump<'a> {
             segments.push(out_header);
             segments.push(Segment::writable(out_args, size_of::<WriteOut>() as u32));
         }
-        Slot {
-            request: gpa,
-            reply,
-            segments,
-            sent: Instant::now(),
-        }
+        Slot { request: gpa, reply, segments, sent: Instant::now() }
     }
 
     fn next_offset(&mut self) -> u64 {
@@ -948,10 +816,7 @@ impl<'a> Pump<'a> {
         let slot = &self.slots[index];
         let memory = self.daemon.guest.memory();
         memory.write(slot.request + 8, unique.as_bytes());
-        memory.write(
-            slot.request + size_of::<InHeader>() as u64 + 8,
-            offset.as_bytes(),
-        );
+        memory.write(slot.request + size_of::<InHeader>() as u64 + 8, offset.as_bytes());
         let head = ring.add(&slot.segments);
         self.by_head[usize::from(head)] = index;
         self.slots[index].sent = Instant::now();
@@ -965,15 +830,8 @@ impl<'a> Pump<'a> {
         memory.read(slot.reply, header.as_mut_bytes());
         memory.read(slot.request + 8, unique.as_mut_bytes());
         let payload = header.len.wrapping_sub(size_of::<OutHeader>() as u32);
-        memory.read(
-            slot.reply + size_of::<OutHeader>() as u64,
-            written.as_mut_bytes(),
-        );
-        let moved = if self.io.op == Op::Read {
-            payload
-        } else {
-            written
-        };
+        memory.read(slot.reply + size_of::<OutHeader>() as u64, written.as_mut_bytes());
+        let moved = if self.io.op == Op::Read { payload } else { written };
         let good = header.len == used_len && header.unique == unique && header.error == 0;
         if !good || moved != self.io.block_size {
             let size = self.io.block_size;
@@ -1030,31 +888,17 @@ struct Local {
 impl Local {
     fn new() -> Result<Self, Failure> {
         let path = || rustix::fs::openat(CWD, "/", OFlags::PATH, Mode::empty());
-        Ok(Self {
-            dir: path()?,
-            handle: path()?,
-            file: File::open("/")?,
-            file_size: 0,
-        })
+        Ok(Self { dir: path()?, handle: path()?, file: File::open("/")?, file_size: 0 })
     }
 
     fn prepare(&mut self, setup: &Setup, share: &Path) -> Result<(), Failure> {
         self.file_size = setup.file_size.max(1) * MIB;
         self.dir = rustix::fs::openat(CWD, share, OFlags::PATH, Mode::empty())?;
-        let direct = if setup.direct {
-            OFlags::DIRECT
-        } else {
-            OFlags::empty()
-        };
+        let direct = if setup.direct { OFlags::DIRECT } else { OFlags::empty() };
         let flags = OFlags::RDWR | OFlags::CREATE | direct;
         self.file = rustix::fs::openat(&self.dir, LOAD_FILE, flags, 0o644.into())?.into();
         if self.file.metadata()?.len() < self.file_size {
-            rustix::fs::fallocate(
-                &self.file,
-                rustix::fs::FallocateFlags::empty(),
-                0,
-                self.file_size,
-            )?;
+            rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, self.file_size)?;
         }
         self.handle = rustix::fs::openat(&self.dir, LOAD_FILE, OFlags::PATH, Mode::empty())?;
         Ok(())
@@ -1087,11 +931,7 @@ impl Local {
                 let parts: Vec<_> = parts.map(|part| IoSlice::new(part)).collect();
                 rustix::io::pwritev(&self.file, &parts, offset)?
             };
-            if moved as u64 == block {
-                Ok(())
-            } else {
-                Err("a short transfer".into())
-            }
+            if moved as u64 == block { Ok(()) } else { Err("a short transfer".into()) }
         })?;
         counts.bytes = counts.operations * block;
         Ok(counts)
@@ -1149,12 +989,7 @@ impl Random {
 
 /// Reads and writes random ranges through `daemon` and compares with the host's file each time.
 fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), Failure> {
-    let Workload::Verify {
-        count,
-        seed,
-        no_crossing,
-    } = *mode
-    else {
+    let Workload::Verify { count, seed, no_crossing } = *mode else {
         return Ok(());
     };
     let mut random = Random(seed.max(1));
@@ -1194,18 +1029,13 @@ fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), Fail
     }
     daemon.client.release(nodeid, fh)?;
     fs::remove_file(path)?;
-    println!(
-        "{}: {read} READs and {written} WRITEs agree with the host's file",
-        daemon.name
-    );
+    println!("{}: {read} READs and {written} WRITEs agree with the host's file", daemon.name);
     Ok(())
 }
 
 /// Random lengths of the descriptors of a header and its arguments.
 fn ragged_header(random: &mut Random) -> Vec<u32> {
-    (0..random.below(4))
-        .map(|_| 1 + random.below(50) as u32)
-        .collect()
+    (0..random.below(4)).map(|_| 1 + random.below(50) as u32).collect()
 }
 
 /// Random payload fragments: pages, odd lengths and offsets, and with `border` a buffer across the
@@ -1214,15 +1044,8 @@ fn ragged_payload(client: &mut Client, random: &mut Random, border: Option<u64>)
     let mut pieces: Vec<Piece> = Vec::new();
     let whole_pages = random.below(3) == 0;
     for _ in 0..1 + random.below(40) {
-        let (offset, len) = if whole_pages {
-            (0, PAGE_SIZE)
-        } else {
-            (random.below(PAGE_SIZE), 1 + random.below(2 * PAGE_SIZE))
-        };
-        pieces.push(Piece {
-            offset: offset as u32,
-            len: len as u32,
-        });
+        let (offset, len) = if whole_pages { (0, PAGE_SIZE) } else { (random.below(PAGE_SIZE), 1 + random.below(2 * PAGE_SIZE)) };
+        pieces.push(Piece { offset: offset as u32, len: len as u32 });
     }
     let mut segments = client.place(&pieces, false);
     if let Some(border) = border.filter(|_| random.below(2) == 0) {
@@ -1234,12 +1057,7 @@ fn ragged_payload(client: &mut Client, random: &mut Random, border: Option<u64>)
     segments
 }
 
-fn verify_read(
-    client: &mut Client,
-    host: &File,
-    (nodeid, fh, offset): (u64, u64, u64),
-    mut segments: Vec<Segment>,
-) -> Result<(), Failure> {
+fn verify_read(client: &mut Client, host: &File, (nodeid, fh, offset): (u64, u64, u64), mut segments: Vec<Segment>) -> Result<(), Failure> {
     segments.iter_mut().for_each(|s| s.writable = true);
     let size: u32 = segments.iter().map(|s| s.len).sum();
     let untouched = vec![0xc3; size as usize];
@@ -1303,9 +1121,7 @@ fn compare(found: &[u8], expected: &[u8], offset: u64) -> Result<(), Failure> {
             let (a, b, at) = (found[at], expected[at], offset + at as u64);
             Err(format!("byte {at} is {a:#x}, not {b:#x}").into())
         }
-        None if found.len() != expected.len() => {
-            Err(format!("{} bytes instead of {}", found.len(), expected.len()).into())
-        }
+        None if found.len() != expected.len() => Err(format!("{} bytes instead of {}", found.len(), expected.len()).into()),
         None => Ok(()),
     }
 }
@@ -1317,11 +1133,7 @@ fn process_tree(pid: u32) -> Vec<u32> {
     while next < tree.len() {
         for task in tasks(tree[next]) {
             let children = fs::read_to_string(task.join("children")).unwrap_or_default();
-            tree.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|word| word.parse::<u32>().ok()),
-            );
+            tree.extend(children.split_whitespace().filter_map(|word| word.parse::<u32>().ok()));
         }
         next += 1;
     }
@@ -1330,11 +1142,7 @@ fn process_tree(pid: u32) -> Vec<u32> {
 
 fn tasks(pid: u32) -> Vec<PathBuf> {
     let list = fs::read_dir(format!("/proc/{pid}/task"));
-    list.into_iter()
-        .flatten()
-        .flatten()
-        .map(|task| task.path())
-        .collect()
+    list.into_iter().flatten().flatten().map(|task| task.path()).collect()
 }
 
 /// Run time of all threads of these processes: the first number of schedstat, in nanoseconds.
@@ -1342,10 +1150,7 @@ fn cpu_ns(processes: &[u32]) -> Result<u64, Failure> {
     let mut sum = 0;
     for task in processes.iter().copied().flat_map(tasks) {
         let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-        sum += text
-            .split_whitespace()
-            .next()
-            .map_or(Ok(0), str::parse::<u64>)?;
+        sum += text.split_whitespace().next().map_or(Ok(0), str::parse::<u64>)?;
     }
     Ok(sum)
 }
@@ -1359,10 +1164,7 @@ fn pin(tid: i32, cpu: usize) -> Result<(), Failure> {
 
 fn pin_tree(pid: u32, cpu: usize) -> Result<(), Failure> {
     for task in process_tree(pid).into_iter().flat_map(tasks) {
-        let tid = task
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let tid = task.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         pin(tid.parse()?, cpu)?;
     }
     Ok(())

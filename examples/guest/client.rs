@@ -82,12 +82,7 @@ pub struct Piece {
 /// `size` bytes as Linux lays them out without large folios: whole pages, then the rest.
 pub fn pages(size: u32) -> Vec<Piece> {
     let page = PAGE_SIZE as u32;
-    (0..size.div_ceil(page))
-        .map(|i| Piece {
-            offset: 0,
-            len: page.min(size - i * page),
-        })
-        .collect()
+    (0..size.div_ceil(page)).map(|i| Piece { offset: 0, len: page.min(size - i * page) }).collect()
 }
 
 /// A reply as it came.
@@ -123,15 +118,7 @@ pub struct Call<'a> {
 impl<'a> Call<'a> {
     /// A request of a header and `args`, with no room for reply arguments.
     pub fn new(opcode: u32, nodeid: u64, args: &'a [&'a [u8]]) -> Self {
-        Self {
-            opcode,
-            nodeid,
-            args,
-            extensions: &[],
-            room: 0,
-            data_in: &[],
-            data_out: &[],
-        }
+        Self { opcode, nodeid, args, extensions: &[], room: 0, data_in: &[], data_out: &[] }
     }
 }
 
@@ -193,10 +180,7 @@ impl Client {
         Self {
             guest: Arc::clone(guest),
             queue,
-            caller: Caller {
-                pid: std::process::id(),
-                ..Caller::default()
-            },
+            caller: Caller { pid: std::process::id(), ..Caller::default() },
             groups: Vec::new(),
             umask: 0o022,
             split_request: vec![size_of::<InHeader>() as u32],
@@ -258,11 +242,7 @@ impl Client {
             for piece in pieces {
                 let addr = end.next_multiple_of(PAGE_SIZE) + u64::from(piece.offset);
                 end = addr + u64::from(piece.len);
-                segments.push(Segment {
-                    addr,
-                    len: piece.len,
-                    writable,
-                });
+                segments.push(Segment { addr, len: piece.len, writable });
             }
             (segments, end)
         };
@@ -348,20 +328,10 @@ impl Client {
 
     /// Waits for the reply to `pending`; requests may be finished in any order. The result is that
     /// of `exchange`.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "a request is finished only once"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "a request is finished only once")]
     pub fn finish(&mut self, pending: Pending) -> Result<Reply> {
         let used_len = self.wait(&pending)?;
-        let Pending {
-            opcode,
-            unique,
-            out_len,
-            data_len,
-            buffers: (_, reply),
-            ..
-        } = pending;
+        let Pending { opcode, unique, out_len, data_len, buffers: (_, reply), .. } = pending;
         let memory = self.guest.memory();
         let mut header = OutHeader::default();
         memory.read(reply.gpa, header.as_mut_bytes());
@@ -369,11 +339,7 @@ impl Client {
         let header_len = size_of::<OutHeader>() as u32;
         let args_len = (header.len - header_len).min(out_len - header_len);
         let payload = memory.read_vec(reply.gpa + u64::from(header_len), args_len as usize);
-        Ok(Reply {
-            used_len,
-            header,
-            payload,
-        })
+        Ok(Reply { used_len, header, payload })
     }
 
     /// Sends any request and returns its reply, errno or not; `Err` only when the reply is missing
@@ -385,10 +351,7 @@ impl Client {
 
     /// Sends any opcode with any argument bytes and `room` bytes for reply arguments.
     pub fn raw(&mut self, opcode: u32, nodeid: u64, args: &[u8], room: u32) -> Result<Reply> {
-        self.exchange(&Call {
-            room,
-            ..Call::new(opcode, nodeid, &[args])
-        })
+        self.exchange(&Call { room, ..Call::new(opcode, nodeid, &[args]) })
     }
 
     /// As `exchange`, with an errno in the reply turned into `Err`.
@@ -402,16 +365,10 @@ impl Client {
 
     /// A call whose reply is exactly a `T`.
     fn call_for<T: FromBytes>(&mut self, call: Call) -> Result<T> {
-        let reply = self.call(&Call {
-            room: size_of::<T>() as u32,
-            ..call
-        })?;
+        let reply = self.call(&Call { room: size_of::<T>() as u32, ..call })?;
         T::read_from_bytes(&reply.payload).map_err(|_| {
             let (opcode, len) = (call.opcode, reply.payload.len());
-            violation(format!(
-                "opcode {opcode}: {len} reply bytes instead of {}",
-                size_of::<T>()
-            ))
+            violation(format!("opcode {opcode}: {len} reply bytes instead of {}", size_of::<T>()))
         })
     }
 
@@ -424,21 +381,12 @@ impl Client {
     fn extensions(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.init_flags() & fuse::init::SECURITY_CTX != 0 {
-            bytes.extend_from_slice(
-                SecctxHeader {
-                    size: 8,
-                    nr_secctx: 0,
-                }
-                .as_bytes(),
-            );
+            bytes.extend_from_slice(SecctxHeader { size: 8, nr_secctx: 0 }.as_bytes());
         }
         if !self.groups.is_empty() {
             let size = (size_of::<ExtHeader>() + 4 + 4 * self.groups.len()).next_multiple_of(8);
             let end = bytes.len() + size;
-            let header = ExtHeader {
-                size: size as u32,
-                kind: fuse::EXT_GROUPS,
-            };
+            let header = ExtHeader { size: size as u32, kind: fuse::EXT_GROUPS };
             bytes.extend_from_slice(header.as_bytes());
             bytes.extend_from_slice((self.groups.len() as u32).as_bytes());
             bytes.extend_from_slice(self.groups.as_bytes());
@@ -450,10 +398,7 @@ impl Client {
     /// A create: `args` with the extensions behind.
     fn call_create<T: FromBytes>(&mut self, op: u32, dir: u64, args: &[&[u8]]) -> Result<T> {
         let extensions = self.extensions();
-        self.call_for(Call {
-            extensions: &extensions,
-            ..Call::new(op, dir, args)
-        })
+        self.call_for(Call { extensions: &extensions, ..Call::new(op, dir, args) })
     }
 
     fn masked(&self, mode: u32) -> u32 {
@@ -502,10 +447,7 @@ impl Client {
 
     /// BATCH_FORGET on the hiprio queue.
     pub fn batch_forget(&mut self, nodes: &[ForgetOne]) -> Result<()> {
-        let request = BatchForgetIn {
-            count: nodes.len() as u32,
-            dummy: 0,
-        };
+        let request = BatchForgetIn { count: nodes.len() as u32, dummy: 0 };
         let args: &[&[u8]] = &[request.as_bytes(), nodes.as_bytes()];
         self.send_hiprio(&Call::new(opcode::BATCH_FORGET, 0, args))
     }
@@ -521,20 +463,14 @@ impl Client {
         let pending = self.send(HIPRIO, call, 0);
         match self.wait(&pending)? {
             0 => Ok(()),
-            len => Err(violation(format!(
-                "opcode {} has no reply, but {len} bytes are used",
-                call.opcode
-            ))),
+            len => Err(violation(format!("opcode {} has no reply, but {len} bytes are used", call.opcode))),
         }
     }
 
     /// READLINK.
     pub fn readlink(&mut self, nodeid: u64) -> Result<Vec<u8>> {
         let room = PAGE_SIZE as u32;
-        let reply = self.call(&Call {
-            room,
-            ..Call::new(opcode::READLINK, nodeid, &[])
-        })?;
+        let reply = self.call(&Call { room, ..Call::new(opcode::READLINK, nodeid, &[]) })?;
         Ok(reply.payload)
     }
 
@@ -546,30 +482,14 @@ impl Client {
 
     /// MKNOD. `mode` has the file type.
     pub fn mknod(&mut self, parent: u64, name: &str, mode: u32, rdev: u32) -> Result<EntryOut> {
-        let request = MknodIn {
-            mode: self.masked(mode),
-            rdev,
-            umask: self.umask,
-            padding: 0,
-        };
-        self.call_create(
-            opcode::MKNOD,
-            parent,
-            &[request.as_bytes(), &fuse::name(name)],
-        )
+        let request = MknodIn { mode: self.masked(mode), rdev, umask: self.umask, padding: 0 };
+        self.call_create(opcode::MKNOD, parent, &[request.as_bytes(), &fuse::name(name)])
     }
 
     /// MKDIR.
     pub fn mkdir(&mut self, parent: u64, name: &str, mode: u32) -> Result<EntryOut> {
-        let request = MkdirIn {
-            mode: self.masked(mode),
-            umask: self.umask,
-        };
-        self.call_create(
-            opcode::MKDIR,
-            parent,
-            &[request.as_bytes(), &fuse::name(name)],
-        )
+        let request = MkdirIn { mode: self.masked(mode), umask: self.umask };
+        self.call_create(opcode::MKDIR, parent, &[request.as_bytes(), &fuse::name(name)])
     }
 
     /// UNLINK.
@@ -591,11 +511,7 @@ impl Client {
 
     /// RENAME2 from `(parent, name)` to `(parent, name)` with `RENAME_*` flags.
     pub fn rename2(&mut self, from: (u64, &str), to: (u64, &str), flags: u32) -> Result<()> {
-        let request = Rename2In {
-            newdir: to.0,
-            flags,
-            padding: 0,
-        };
+        let request = Rename2In { newdir: to.0, flags, padding: 0 };
         let args: &[&[u8]] = &[request.as_bytes(), &fuse::name(from.1), &fuse::name(to.1)];
         self.call_empty(opcode::RENAME2, from.0, args)
     }
@@ -613,11 +529,7 @@ impl Client {
     /// GETATTR, by file handle when there is one.
     pub fn getattr(&mut self, nodeid: u64, fh: Option<u64>) -> Result<AttrOut> {
         let getattr_flags = if fh.is_some() { flag::GETATTR_FH } else { 0 };
-        let request = GetattrIn {
-            getattr_flags,
-            dummy: 0,
-            fh: fh.unwrap_or(0),
-        };
+        let request = GetattrIn { getattr_flags, dummy: 0, fh: fh.unwrap_or(0) };
         self.call_for(Call::new(opcode::GETATTR, nodeid, &[request.as_bytes()]))
     }
 
@@ -630,12 +542,7 @@ impl Client {
     pub fn truncate(&mut self, nodeid: u64, fh: Option<u64>, size: u64) -> Result<AttrOut> {
         let by_handle = if fh.is_some() { flag::FATTR_FH } else { 0 };
         let valid = flag::FATTR_SIZE | by_handle;
-        let request = SetattrIn {
-            valid,
-            fh: fh.unwrap_or(0),
-            size,
-            ..SetattrIn::default()
-        };
+        let request = SetattrIn { valid, fh: fh.unwrap_or(0), size, ..SetattrIn::default() };
         self.setattr(nodeid, &request)
     }
 
@@ -643,13 +550,7 @@ impl Client {
     pub fn statx(&mut self, nodeid: u64, fh: Option<u64>, sx_mask: u32) -> Result<StatxOut> {
         let getattr_flags = if fh.is_some() { flag::GETATTR_FH } else { 0 };
         let fh = fh.unwrap_or(0);
-        let request = StatxIn {
-            getattr_flags,
-            reserved: 0,
-            fh,
-            sx_flags: 0,
-            sx_mask,
-        };
+        let request = StatxIn { getattr_flags, reserved: 0, fh, sx_flags: 0, sx_mask };
         self.call_for(Call::new(opcode::STATX, nodeid, &[request.as_bytes()]))
     }
 
@@ -666,28 +567,17 @@ impl Client {
 
     /// SETXATTR in the form agreed on (SETXATTR_EXT or the short one).
     pub fn setxattr(&mut self, nodeid: u64, name: &str, value: &[u8], flags: u32) -> Result<()> {
-        let request = SetxattrIn {
-            size: value.len() as u32,
-            flags,
-            ..SetxattrIn::default()
-        };
+        let request = SetxattrIn { size: value.len() as u32, flags, ..SetxattrIn::default() };
         let long = self.init_flags() & fuse::init::SETXATTR_EXT != 0;
         let request = &request.as_bytes()[..if long { 16 } else { 8 }];
-        self.call_empty(
-            opcode::SETXATTR,
-            nodeid,
-            &[request, &fuse::name(name), value],
-        )
+        self.call_empty(opcode::SETXATTR, nodeid, &[request, &fuse::name(name), value])
     }
 
     /// GETXATTR into `size` bytes.
     pub fn getxattr(&mut self, nodeid: u64, name: &str, size: u32) -> Result<Vec<u8>> {
         let request = GetxattrIn { size, padding: 0 };
         let args: &[&[u8]] = &[request.as_bytes(), &fuse::name(name)];
-        let call = Call {
-            room: size,
-            ..Call::new(opcode::GETXATTR, nodeid, args)
-        };
+        let call = Call { room: size, ..Call::new(opcode::GETXATTR, nodeid, args) };
         Ok(self.call(&call)?.payload)
     }
 
@@ -703,10 +593,7 @@ impl Client {
     pub fn listxattr(&mut self, nodeid: u64, size: u32) -> Result<Vec<u8>> {
         let request = GetxattrIn { size, padding: 0 };
         let args: &[&[u8]] = &[request.as_bytes()];
-        let call = Call {
-            room: size,
-            ..Call::new(opcode::LISTXATTR, nodeid, args)
-        };
+        let call = Call { room: size, ..Call::new(opcode::LISTXATTR, nodeid, args) };
         Ok(self.call(&call)?.payload)
     }
 
@@ -737,10 +624,7 @@ impl Client {
     }
 
     fn open_as(&mut self, opcode: u32, nodeid: u64, flags: i32) -> Result<OpenOut> {
-        let request = OpenIn {
-            flags: flags as u32,
-            open_flags: 0,
-        };
+        let request = OpenIn { flags: flags as u32, open_flags: 0 };
         self.call_for(Call::new(opcode, nodeid, &[request.as_bytes()]))
     }
 
@@ -755,21 +639,10 @@ impl Client {
         self.create_as(opcode::TMPFILE, parent, &fuse::name("/"), (mode, flags))
     }
 
-    fn create_as(
-        &mut self,
-        opcode: u32,
-        parent: u64,
-        name: &[u8],
-        (mode, flags): (u32, i32),
-    ) -> Result<CreateOut> {
+    fn create_as(&mut self, opcode: u32, parent: u64, name: &[u8], (mode, flags): (u32, i32)) -> Result<CreateOut> {
         let mode = self.masked(mode) | libc::S_IFREG;
         let (flags, umask) = (flags as u32, self.umask);
-        let request = CreateIn {
-            flags,
-            mode,
-            umask,
-            open_flags: 0,
-        };
+        let request = CreateIn { flags, mode, umask, open_flags: 0 };
         self.call_create(opcode, parent, &[request.as_bytes(), name])
     }
 
@@ -785,22 +658,13 @@ impl Client {
 
     fn release_as(&mut self, opcode: u32, nodeid: u64, fh: u64) -> Result<()> {
         let (flags, lock_owner) = (self.file_flags, self.lock_owner);
-        let request = ReleaseIn {
-            fh,
-            flags,
-            release_flags: 0,
-            lock_owner,
-        };
+        let request = ReleaseIn { fh, flags, release_flags: 0, lock_owner };
         self.call_empty(opcode, nodeid, &[request.as_bytes()])
     }
 
     /// FLUSH.
     pub fn flush(&mut self, nodeid: u64, fh: u64) -> Result<()> {
-        let request = FlushIn {
-            fh,
-            lock_owner: self.lock_owner,
-            ..FlushIn::default()
-        };
+        let request = FlushIn { fh, lock_owner: self.lock_owner, ..FlushIn::default() };
         self.call_empty(opcode::FLUSH, nodeid, &[request.as_bytes()])
     }
 
@@ -816,11 +680,7 @@ impl Client {
 
     fn fsync_as(&mut self, opcode: u32, nodeid: u64, fh: u64, data_only: bool) -> Result<()> {
         let fsync_flags = if data_only { flag::FSYNC_FDATASYNC } else { 0 };
-        let request = FsyncIn {
-            fh,
-            fsync_flags,
-            padding: 0,
-        };
+        let request = FsyncIn { fh, fsync_flags, padding: 0 };
         self.call_empty(opcode, nodeid, &[request.as_bytes()])
     }
 
@@ -835,57 +695,24 @@ impl Client {
     }
 
     /// READ into `pieces`; returns the bytes in their order.
-    pub fn read_pieces(
-        &mut self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        pieces: &[Piece],
-    ) -> Result<Vec<u8>> {
+    pub fn read_pieces(&mut self, nodeid: u64, fh: u64, offset: u64, pieces: &[Piece]) -> Result<Vec<u8>> {
         let segments = self.place(pieces, true);
         let count = self.read_segments(nodeid, fh, offset, &segments)?;
         Ok(self.gather(&segments, count))
     }
 
     /// READ into writable `segments` of the caller's; returns the number of bytes.
-    pub fn read_segments(
-        &mut self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        segments: &[Segment],
-    ) -> Result<u32> {
+    pub fn read_segments(&mut self, nodeid: u64, fh: u64, offset: u64, segments: &[Segment]) -> Result<u32> {
         self.read_as(opcode::READ, nodeid, (fh, offset), segments)
     }
 
-    fn read_as(
-        &mut self,
-        opcode: u32,
-        nodeid: u64,
-        (fh, offset): (u64, u64),
-        segments: &[Segment],
-    ) -> Result<u32> {
+    fn read_as(&mut self, opcode: u32, nodeid: u64, (fh, offset): (u64, u64), segments: &[Segment]) -> Result<u32> {
         let size = segments.iter().map(|s| s.len).sum();
         let (lock_owner, flags) = (self.lock_owner, self.file_flags);
-        let read_flags = if lock_owner != 0 {
-            flag::READ_LOCKOWNER
-        } else {
-            0
-        };
-        let request = ReadIn {
-            fh,
-            offset,
-            size,
-            read_flags,
-            lock_owner,
-            flags,
-            padding: 0,
-        };
+        let read_flags = if lock_owner != 0 { flag::READ_LOCKOWNER } else { 0 };
+        let request = ReadIn { fh, offset, size, read_flags, lock_owner, flags, padding: 0 };
         let args: &[&[u8]] = &[request.as_bytes()];
-        let reply = self.call(&Call {
-            data_out: segments,
-            ..Call::new(opcode, nodeid, args)
-        })?;
+        let reply = self.call(&Call { data_out: segments, ..Call::new(opcode, nodeid, args) })?;
         Ok(reply.header.len - size_of::<OutHeader>() as u32)
     }
 
@@ -918,43 +745,20 @@ impl Client {
     }
 
     /// WRITE of `data` from `pieces`, whose lengths must sum up to that of `data`.
-    pub fn write_pieces(
-        &mut self,
-        nodeid: u64,
-        (fh, offset): (u64, u64),
-        data: &[u8],
-        pieces: &[Piece],
-    ) -> Result<u32> {
+    pub fn write_pieces(&mut self, nodeid: u64, (fh, offset): (u64, u64), data: &[u8], pieces: &[Piece]) -> Result<u32> {
         let segments = self.place(pieces, false);
         self.scatter(&segments, data);
         self.write_segments(nodeid, fh, offset, &segments)
     }
 
     /// WRITE from readable `segments` of the caller's.
-    pub fn write_segments(
-        &mut self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        segments: &[Segment],
-    ) -> Result<u32> {
+    pub fn write_segments(&mut self, nodeid: u64, fh: u64, offset: u64, segments: &[Segment]) -> Result<u32> {
         let size = segments.iter().map(|s| s.len).sum();
         let (lock_owner, flags) = (self.lock_owner, self.file_flags);
         let write_flags = self.write_flags;
-        let request = WriteIn {
-            fh,
-            offset,
-            size,
-            write_flags,
-            lock_owner,
-            flags,
-            padding: 0,
-        };
+        let request = WriteIn { fh, offset, size, write_flags, lock_owner, flags, padding: 0 };
         let args: &[&[u8]] = &[request.as_bytes()];
-        let call = Call {
-            data_in: segments,
-            ..Call::new(opcode::WRITE, nodeid, args)
-        };
+        let call = Call { data_in: segments, ..Call::new(opcode::WRITE, nodeid, args) };
         let reply: WriteOut = self.call_for(call)?;
         Ok(reply.size)
     }
@@ -965,28 +769,15 @@ impl Client {
     }
 
     /// READDIRPLUS of at most `size` bytes from `offset`.
-    pub fn readdirplus(
-        &mut self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        size: u32,
-    ) -> Result<Vec<Dirent>> {
+    pub fn readdirplus(&mut self, nodeid: u64, fh: u64, offset: u64, size: u32) -> Result<Vec<Dirent>> {
         self.readdir_as(opcode::READDIRPLUS, nodeid, (fh, offset), size)
     }
 
-    fn readdir_as(
-        &mut self,
-        opcode: u32,
-        nodeid: u64,
-        at: (u64, u64),
-        size: u32,
-    ) -> Result<Vec<Dirent>> {
+    fn readdir_as(&mut self, opcode: u32, nodeid: u64, at: (u64, u64), size: u32) -> Result<Vec<Dirent>> {
         let segments = self.place(&pages(size), true);
         let count = self.read_as(opcode, nodeid, at, &segments)?;
         let bytes = self.gather(&segments, count);
-        fuse::dirents(&bytes, opcode == opcode::READDIRPLUS)
-            .ok_or_else(|| violation("a directory entry is cut off or has no name".into()))
+        fuse::dirents(&bytes, opcode == opcode::READDIRPLUS).ok_or_else(|| violation("a directory entry is cut off or has no name".into()))
     }
 
     /// FALLOCATE with `FALLOC_FL_*` mode.
@@ -996,41 +787,28 @@ impl Client {
 
     /// LSEEK with `SEEK_*`.
     pub fn lseek(&mut self, nodeid: u64, fh: u64, offset: u64, whence: i32) -> Result<u64> {
-        let request = LseekIn {
-            fh,
-            offset,
-            whence: whence as u32,
-            padding: 0,
-        };
-        let reply: LseekOut =
-            self.call_for(Call::new(opcode::LSEEK, nodeid, &[request.as_bytes()]))?;
+        let request = LseekIn { fh, offset, whence: whence as u32, padding: 0 };
+        let reply: LseekOut = self.call_for(Call::new(opcode::LSEEK, nodeid, &[request.as_bytes()]))?;
         Ok(reply.offset)
     }
 
     /// COPY_FILE_RANGE; `nodeid` is the source.
     pub fn copy_file_range(&mut self, nodeid: u64, request: &CopyFileRangeIn) -> Result<u32> {
         let call = Call::new(opcode::COPY_FILE_RANGE, nodeid, &[]);
-        let reply: WriteOut = self.call_for(Call {
-            args: &[request.as_bytes()],
-            ..call
-        })?;
+        let reply: WriteOut = self.call_for(Call { args: &[request.as_bytes()], ..call })?;
         Ok(reply.size)
     }
 
     /// COPY_FILE_RANGE_64; `nodeid` is the source.
     pub fn copy_file_range_64(&mut self, nodeid: u64, request: &CopyFileRangeIn) -> Result<u64> {
         let call = Call::new(opcode::COPY_FILE_RANGE_64, nodeid, &[]);
-        let reply: CopyFileRangeOut = self.call_for(Call {
-            args: &[request.as_bytes()],
-            ..call
-        })?;
+        let reply: CopyFileRangeOut = self.call_for(Call { args: &[request.as_bytes()], ..call })?;
         Ok(reply.bytes_copied)
     }
 
     /// GETLK.
     pub fn getlk(&mut self, nodeid: u64, request: &LkIn) -> Result<FileLock> {
-        let reply: LkOut =
-            self.call_for(Call::new(opcode::GETLK, nodeid, &[request.as_bytes()]))?;
+        let reply: LkOut = self.call_for(Call::new(opcode::GETLK, nodeid, &[request.as_bytes()]))?;
         Ok(reply.lk)
     }
 
@@ -1043,10 +821,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        let idle = self
-            .idle
-            .drain(..)
-            .flat_map(|(request, reply)| [request, reply]);
+        let idle = self.idle.drain(..).flat_map(|(request, reply)| [request, reply]);
         for buffer in idle.chain([self.payload]) {
             if buffer.len > 0 {
                 self.guest.memory().release(buffer.gpa, buffer.len);
@@ -1081,10 +856,7 @@ fn check(opcode: u32, header: &OutHeader, used_len: u32, unique: u64, room: u32)
     let what = if used_len < header_len {
         format!("used length {used_len} is shorter than a header")
     } else if header.len != used_len {
-        format!(
-            "used length {used_len} but out header length {}",
-            header.len
-        )
+        format!("used length {used_len} but out header length {}", header.len)
     } else if header.unique != unique {
         format!("unique {} instead of {unique}", header.unique)
     } else if header.error > 0 || header.error <= -ERESTARTSYS {

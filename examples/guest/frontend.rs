@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
-};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 
@@ -117,9 +115,7 @@ pub struct Guest {
 
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guest")
-            .field("info", &self.info)
-            .finish_non_exhaustive()
+        f.debug_struct("Guest").field("info", &self.info).finish_non_exhaustive()
     }
 }
 
@@ -175,8 +171,7 @@ impl Guest {
 
     /// The process that listened on the socket.
     pub fn peer_pid(&self) -> io::Result<u32> {
-        self.peer_pid
-            .ok_or_else(|| io::Error::other("the peer of the socket is not known"))
+        self.peer_pid.ok_or_else(|| io::Error::other("the peer of the socket is not known"))
     }
 
     /// What was negotiated.
@@ -196,9 +191,7 @@ impl Guest {
 
     /// Locks virtqueue `index` for its driver.
     pub fn lock(&self, index: usize) -> MutexGuard<'_, Ring> {
-        self.rings[index]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.rings[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection, for messages that have no function here.
@@ -216,12 +209,7 @@ impl Guest {
         {
             let session = self.session();
             session.set_features(self.info.accepted)?;
-            let regions: Vec<_> = self
-                .memory
-                .regions()
-                .iter()
-                .map(|r| region_info(r))
-                .collect();
+            let regions: Vec<_> = self.memory.regions().iter().map(|r| region_info(r)).collect();
             session.set_mem_table(&regions)?;
         }
         (0..self.rings.len()).try_for_each(|index| self.restart_queue(index, 0))
@@ -269,28 +257,18 @@ impl Guest {
     /// Adds memory while the device runs (ADD_MEM_REG).
     pub fn add_region(&self, gpa: u64, len: u64) -> Result<()> {
         let region = self.memory.add(gpa, len).map_err(vhost::Error::IOError)?;
-        self.session()
-            .add_mem_region(&region_info(&region))
-            .map(|_| ())
+        self.session().add_mem_region(&region_info(&region)).map(|_| ())
     }
 
     /// Removes the region that starts at `gpa` while the device runs (REM_MEM_REG).
     pub fn remove_region(&self, gpa: u64) -> Result<()> {
-        let region = self
-            .memory
-            .remove(gpa)
-            .ok_or(vhost::Error::InvalidGuestMemoryRegion)?;
+        let region = self.memory.remove(gpa).ok_or(vhost::Error::InvalidGuestMemoryRegion)?;
         self.session().remove_mem_region(&region_info(&region))
     }
 
     /// Sends the whole memory table again (SET_MEM_TABLE).
     pub fn send_memory(&self) -> Result<()> {
-        let regions: Vec<_> = self
-            .memory
-            .regions()
-            .iter()
-            .map(|r| region_info(r))
-            .collect();
+        let regions: Vec<_> = self.memory.regions().iter().map(|r| region_info(r)).collect();
         self.session().set_mem_table(&regions).map(|_| ())
     }
 
@@ -298,15 +276,9 @@ impl Guest {
     pub fn set_log(&self, on: bool) -> Result<()> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if on {
-            let bytes = (self.memory.end() / PAGE_SIZE)
-                .div_ceil(8)
-                .next_multiple_of(PAGE_SIZE);
+            let bytes = (self.memory.end() / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
             let region = Region::new(0, bytes).map_err(vhost::Error::IOError)?;
-            let shared = VhostUserDirtyLogRegion {
-                mmap_size: bytes,
-                mmap_offset: 0,
-                mmap_handle: region.fd(),
-            };
+            let shared = VhostUserDirtyLogRegion { mmap_size: bytes, mmap_offset: 0, mmap_handle: region.fd() };
             self.session().set_log_base(0, Some(shared))?;
             *log = Some(region);
         }
@@ -314,8 +286,7 @@ impl Guest {
         self.session().set_features(features)?;
         for (index, ring) in self.rings.iter().enumerate() {
             let ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
-            self.session()
-                .set_vring_addr(index, &addresses(&ring, on))?;
+            self.session().set_vring_addr(index, &addresses(&ring, on))?;
         }
         Ok(())
     }
@@ -331,11 +302,7 @@ impl Guest {
             // SAFETY: the byte lies in the mapped log, which `region` keeps mapped.
             let byte = unsafe { AtomicU8::from_ptr(region.host(index)) };
             let bits = byte.swap(0, Ordering::AcqRel);
-            pages.extend(
-                (0..8)
-                    .filter(|b| bits & 1 << b != 0)
-                    .map(|b| (index * 8 + b) * PAGE_SIZE),
-            );
+            pages.extend((0..8).filter(|b| bits & 1 << b != 0).map(|b| (index * 8 + b) * PAGE_SIZE));
         }
         pages
     }
@@ -386,29 +353,15 @@ fn negotiate(session: &mut Frontend, options: &GuestOptions) -> Result<DeviceInf
         false => None,
     };
     let accepted = offered & wanted;
-    Ok(DeviceInfo {
-        offered,
-        accepted,
-        protocol_offered,
-        protocol,
-        queue_num,
-        config,
-        mem_slots,
-    })
+    Ok(DeviceInfo { offered, accepted, protocol_offered, protocol, queue_num, config, mem_slots })
 }
 
 /// Tag and num_request_queues, virtio 1.3 section 5.11.4.
 fn read_config(session: &mut Frontend) -> Result<(String, u32)> {
     let (flags, room) = (VhostUserConfigFlags::empty(), [0; CONFIG_SIZE]);
     let (_, bytes) = session.get_config(0, CONFIG_SIZE as u32, flags, &room)?;
-    let tag = bytes[..36]
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default();
-    let queues = bytes[36..40]
-        .iter()
-        .rev()
-        .fold(0, |n, byte| n << 8 | u32::from(*byte));
+    let tag = bytes[..36].split(|byte| *byte == 0).next().unwrap_or_default();
+    let queues = bytes[36..40].iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte));
     Ok((String::from_utf8_lossy(tag).into_owned(), queues))
 }
 

@@ -389,13 +389,7 @@ pub fn dirents(mut bytes: &[u8], plus: bool) -> Option<Vec<Dirent>> {
         let len = header.namelen as usize;
         let name = rest.get(..len).filter(|name| !name.is_empty())?.to_vec();
         bytes = rest.get(len.next_multiple_of(8)..)?;
-        list.push(Dirent {
-            ino: header.ino,
-            off: header.off,
-            kind: header.kind,
-            name,
-            entry,
-        });
+        list.push(Dirent { ino: header.ino, off: header.off, kind: header.kind, name, entry });
     }
     Some(list)
 }

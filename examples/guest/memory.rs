@@ -37,23 +37,9 @@ impl Region {
         ftruncate(&fd, len)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let host = unsafe {
-            mmap(
-                ptr::null_mut(),
-                len as usize,
-                access,
-                MapFlags::SHARED,
-                &fd,
-                0,
-            )?
-        };
+        let host = unsafe { mmap(ptr::null_mut(), len as usize, access, MapFlags::SHARED, &fd, 0)? };
         let host = NonNull::new(host.cast()).expect("mmap does not return null");
-        Ok(Self {
-            gpa,
-            len,
-            file: fd.into(),
-            host,
-        })
+        Ok(Self { gpa, len, file: fd.into(), host })
     }
 
     /// First guest-physical address.
@@ -83,10 +69,7 @@ impl Region {
 
     /// The host address of `gpa`, which must lie in the region.
     pub fn host(&self, gpa: u64) -> *mut u8 {
-        assert!(
-            (self.gpa..self.end()).contains(&gpa),
-            "{gpa:#x} is not in this region"
-        );
+        assert!((self.gpa..self.end()).contains(&gpa), "{gpa:#x} is not in this region");
         self.host.as_ptr().wrapping_add((gpa - self.gpa) as usize)
     }
 }
@@ -116,10 +99,7 @@ pub struct Memory {
 impl Memory {
     /// Makes memory of `layout`, a list of `(gpa, length)`.
     pub fn new(layout: &[(u64, u64)]) -> io::Result<Self> {
-        let memory = Self {
-            regions: RwLock::default(),
-            free: Mutex::default(),
-        };
+        let memory = Self { regions: RwLock::default(), free: Mutex::default() };
         for &(gpa, len) in layout {
             memory.add(gpa, len)?;
         }
@@ -145,17 +125,13 @@ impl Memory {
         let index = regions.iter().position(|r| r.gpa() == gpa)?;
         let region = regions.remove(index);
         drop(regions);
-        self.free()
-            .retain(|f| f.gpa < region.gpa() || f.gpa >= region.end());
+        self.free().retain(|f| f.gpa < region.gpa() || f.gpa >= region.end());
         Some(region)
     }
 
     /// The regions, by rising address.
     pub fn regions(&self) -> Vec<Arc<Region>> {
-        self.regions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Free>> {
@@ -167,11 +143,7 @@ impl Memory {
     pub fn alloc(&self, len: u64, align: u64) -> u64 {
         let mut free = self.free();
         let fits = |f: &&Free| f.gpa.next_multiple_of(align) + len <= f.gpa + f.len;
-        let gpa = free
-            .iter()
-            .find(fits)
-            .expect("guest memory is exhausted")
-            .gpa;
+        let gpa = free.iter().find(fits).expect("guest memory is exhausted").gpa;
         let gpa = gpa.next_multiple_of(align);
         assert!(carve(&mut free, gpa, len));
         gpa
@@ -188,15 +160,8 @@ impl Memory {
         let regions = self.regions();
         let border = regions[k].end();
         assert_eq!(regions[k + 1].gpa(), border, "the regions do not adjoin");
-        assert!(
-            self.alloc_at(border - before, before),
-            "the end of region {k} is taken"
-        );
-        assert!(
-            self.alloc_at(border, after),
-            "the start of region {} is taken",
-            k + 1
-        );
+        assert!(self.alloc_at(border - before, before), "the end of region {k} is taken");
+        assert!(self.alloc_at(border, after), "the start of region {} is taken", k + 1);
         border - before
     }
 
@@ -280,12 +245,7 @@ impl Memory {
     pub fn region_of(&self, gpa: u64, len: u64) -> Arc<Region> {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         let holds = |r: &&Arc<Region>| r.gpa() <= gpa && gpa + len <= r.end();
-        Arc::clone(
-            regions
-                .iter()
-                .find(holds)
-                .expect("the range lies in one region"),
-        )
+        Arc::clone(regions.iter().find(holds).expect("the range lies in one region"))
     }
 
     /// The highest guest-physical address plus one.
@@ -300,14 +260,8 @@ fn carve(free: &mut Vec<Free>, gpa: u64, len: u64) -> bool {
     let Some(at) = free.iter().position(holds) else {
         return false;
     };
-    let Free {
-        gpa: start,
-        len: total,
-    } = free[at];
-    let after = Free {
-        gpa: gpa + len,
-        len: start + total - gpa - len,
-    };
+    let Free { gpa: start, len: total } = free[at];
+    let after = Free { gpa: gpa + len, len: start + total - gpa - len };
     free[at].len = gpa - start;
     if after.len > 0 {
         free.insert(at + 1, after);

@@ -40,20 +40,12 @@ pub struct Segment {
 impl Segment {
     /// A buffer the device reads.
     pub fn readable(addr: u64, len: u32) -> Self {
-        Self {
-            addr,
-            len,
-            writable: false,
-        }
+        Self { addr, len, writable: false }
     }
 
     /// A buffer the device writes.
     pub fn writable(addr: u64, len: u32) -> Self {
-        Self {
-            addr,
-            len,
-            writable: true,
-        }
+        Self { addr, len, writable: true }
     }
 }
 
@@ -136,10 +128,7 @@ impl Ring {
     /// Lays a ring out in `memory`, empty, with both indexes 0.
     pub fn new(memory: &Arc<Memory>, options: RingOptions) -> io::Result<Self> {
         let size = options.size;
-        assert!(
-            size.is_power_of_two() && (2..=32768).contains(&size),
-            "queue size {size}"
-        );
+        assert!(size.is_power_of_two() && (2..=32768).contains(&size), "queue size {size}");
         let (avail, used, len) = layout(u64::from(size));
         let gpa = memory.alloc(len, PAGE_SIZE);
         let region = memory.region_of(gpa, len);
@@ -237,13 +226,8 @@ impl Ring {
         self.options.busy_poll = busy_poll;
         if self.options.event_idx {
             // virtio 1.3 section 2.7.7: far behind is a value the device does not soon reach.
-            let event = if busy_poll {
-                self.last_used.wrapping_sub(1)
-            } else {
-                self.last_used
-            };
-            self.avail_word(2 + usize::from(self.options.size))
-                .store(event, Ordering::Release);
+            let event = if busy_poll { self.last_used.wrapping_sub(1) } else { self.last_used };
+            self.avail_word(2 + usize::from(self.options.size)).store(event, Ordering::Release);
         } else {
             let flags = if busy_poll { AVAIL_F_NO_INTERRUPT } else { 0 };
             self.avail_word(0).store(flags, Ordering::Release);
@@ -294,11 +278,7 @@ impl Ring {
     /// device. Panics when the ring has not enough free descriptors.
     pub fn add(&mut self, segments: &[Segment]) -> u16 {
         assert!(!segments.is_empty(), "a chain has a segment");
-        let head = if self.use_indirect && segments.len() > 1 {
-            self.write_indirect(segments)
-        } else {
-            self.write_direct(segments)
-        };
+        let head = if self.use_indirect && segments.len() > 1 { self.write_indirect(segments) } else { self.write_direct(segments) };
         self.push_head(head);
         head
     }
@@ -309,11 +289,7 @@ impl Ring {
         for (i, segment) in segments.iter().enumerate() {
             let index = self.free.pop().expect("counted above");
             let last = i + 1 == segments.len();
-            let next = if last {
-                0
-            } else {
-                *self.free.last().expect("counted above")
-            };
+            let next = if last { 0 } else { *self.free.last().expect("counted above") };
             self.next[usize::from(index)] = next;
             self.write_descriptor(index, descriptor(*segment, next, last));
         }
@@ -332,12 +308,7 @@ impl Ring {
             unsafe { entry.write_volatile(descriptor(*segment, next, last)) };
         }
         let len = segments.len() as u32 * DESCRIPTOR_SIZE as u32;
-        let entry = Descriptor {
-            addr: table.gpa,
-            len,
-            flags: DESC_F_INDIRECT,
-            next: 0,
-        };
+        let entry = Descriptor { addr: table.gpa, len, flags: DESC_F_INDIRECT, next: 0 };
         self.write_descriptor(head, entry);
         self.chain_len[usize::from(head)] = 1;
         head
@@ -349,8 +320,7 @@ impl Ring {
             return table;
         }
         if let Some(table) = kept {
-            self.memory
-                .release(table.gpa, table.room as u64 * DESCRIPTOR_SIZE);
+            self.memory.release(table.gpa, table.room as u64 * DESCRIPTOR_SIZE);
         }
         let room = count.next_power_of_two().max(8);
         let len = room as u64 * DESCRIPTOR_SIZE;
@@ -364,8 +334,7 @@ impl Ring {
     /// Enters any `head` in the available ring, not yet visible to the device.
     pub fn push_head(&mut self, head: u16) {
         let slot = self.avail_idx % self.options.size;
-        self.avail_word(2 + usize::from(slot))
-            .store(head, Ordering::Relaxed);
+        self.avail_word(2 + usize::from(slot)).store(head, Ordering::Relaxed);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         match self.outstanding.get_mut(usize::from(head)) {
             Some(count) => {
@@ -491,10 +460,7 @@ impl Ring {
     fn retire(&mut self, id: u32) {
         let head = id as usize;
         let held = self.outstanding.get(head).is_some_and(|count| *count > 0);
-        assert!(
-            held || self.lenient,
-            "the device used head {id}, which it does not hold"
-        );
+        assert!(held || self.lenient, "the device used head {id}, which it does not hold");
         if !held {
             return;
         }
@@ -521,8 +487,7 @@ impl Ring {
         loop {
             if self.options.event_idx {
                 let word = 2 + usize::from(self.options.size);
-                self.avail_word(word)
-                    .store(self.last_used, Ordering::Release);
+                self.avail_word(word).store(self.last_used, Ordering::Release);
             }
             // The event index is visible before the used index is read again.
             fence(Ordering::SeqCst);
@@ -564,14 +529,9 @@ impl Ring {
         // SAFETY: the descriptor is the ring's own and stays open during the call.
         let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
         let peer = self.peer.as_deref();
-        let mut fds = [
-            PollFd::new(&call, PollFlags::IN),
-            PollFd::from_borrowed_fd(peer.map_or(call, AsFd::as_fd), PollFlags::RDHUP),
-        ];
+        let mut fds = [PollFd::new(&call, PollFlags::IN), PollFd::from_borrowed_fd(peer.map_or(call, AsFd::as_fd), PollFlags::RDHUP)];
         let woken = poll(&mut fds, Some(&timeout));
-        let alive = !fds[1]
-            .revents()
-            .intersects(PollFlags::HUP | PollFlags::RDHUP);
+        let alive = !fds[1].revents().intersects(PollFlags::HUP | PollFlags::RDHUP);
         if woken.is_ok()
             && let Ok(count) = self.call.read()
         {
@@ -585,12 +545,7 @@ impl Ring {
 fn descriptor(segment: Segment, next: u16, last: bool) -> Descriptor {
     let write = if segment.writable { DESC_F_WRITE } else { 0 };
     let follow = if last { 0 } else { DESC_F_NEXT };
-    Descriptor {
-        addr: segment.addr,
-        len: segment.len,
-        flags: write | follow,
-        next,
-    }
+    Descriptor { addr: segment.addr, len: segment.len, flags: write | follow, next }
 }
 
 /// virtio 1.3 section 2.7.7.2: whether the step from `old` to `new` went past `event`.

@@ -249,7 +249,7 @@ mod tests {
             };
         }
         same!(InHeader.unique, InHeader.nodeid, InHeader.uid, InHeader.pid, Attr.mode, Attr.blksize, EntryOut.attr, AttrOut.attr);
-        same!(SetattrIn.mode, SetattrIn.size, WriteIn.write_flags, WriteIn.flags, ReadIn.size, InitOut.max_pages, InitOut.max_write);
+        same!(SetattrIn.mode, SetattrIn.size, WriteIn.lock_owner, WriteIn.flags, ReadIn.size, InitOut.max_pages, InitOut.max_write);
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl PathFds {
         let evicted;
         {
             let mut shard = self.shard(node).lock();
-            let entry = Recent { node, fd, used: true };
+            // Not marked: one that is never used again goes before one that is.
+            let entry = Recent { node, fd, used: false };
             if let Some(&place) = shard.places.get(&node) {
                 evicted = Some(std::mem::replace(&mut shard.recent[place], entry));
             } else if shard.recent.len() < self.shard_len_max {
