@@ -546,7 +546,7 @@ impl Client {
         self.setattr(nodeid, &request)
     }
 
-    /// STATX with `sx_flags` and `sx_mask` of statx(2).
+    /// STATX with the `STATX_*` mask of statx(2).
     pub fn statx(&mut self, nodeid: u64, fh: Option<u64>, sx_mask: u32) -> Result<StatxOut> {
         let getattr_flags = if fh.is_some() { flag::GETATTR_FH } else { 0 };
         let fh = fh.unwrap_or(0);
