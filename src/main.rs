@@ -88,13 +88,13 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     if checked.sandbox != Mode::None {
         socket.leave();
     }
-    let served = serve(listener, checked, jail);
+    let served = serve(&listener, checked, jail);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
 
 /// Serves one monitor after the other, or only the first.
-fn serve(listener: UnixListener, checked: Checked, jail: Jail) -> Result<(), AnyError> {
+fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), AnyError> {
     let share = Arc::new(Share::export(checked.share, &jail.root, jail.descriptor_dir)?);
     let metrics = Arc::new(Metrics::new());
     let stop = Arc::new(Stop { wanted: AtomicBool::new(false), listener: listener.try_clone()?, session: Mutex::new(None) });
@@ -107,7 +107,7 @@ fn serve(listener: UnixListener, checked: Checked, jail: Jail) -> Result<(), Any
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
     while !stop.wanted.load(Ordering::Acquire) {
         let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)));
-        let session = match Session::accept(listener.try_clone()?, service, checked.config_space.clone()) {
+        let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {
             Ok(session) => session,
             Err(_) if stop.wanted.load(Ordering::Acquire) => break,
             Err(e) => return Err(e.into()),

@@ -177,14 +177,15 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     /// Waits for a frontend on `listener` and serves it.
-    pub fn accept(listener: UnixListener, service: Arc<Service>, config: ConfigSpace) -> Result<Session, SessionError> {
-        let device = Arc::new(Device { service: Arc::clone(&service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) });
+    pub fn accept(listener: UnixListener, service: &Arc<Service>, config: ConfigSpace) -> Result<Session, SessionError> {
+        let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
+        let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
         let relief = Arc::new(Relief::default());
         for (index, queue) in queues.iter().enumerate() {
-            let _ = queue.bound.set((QueueIndex(index as u16), Arc::clone(&service)));
+            let _ = queue.bound.set((QueueIndex(index as u16), Arc::clone(service)));
             let _ = queue.relief.set(Arc::clone(&relief));
         }
         let _ = device.queues.set(queues.clone());

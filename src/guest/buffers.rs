@@ -239,6 +239,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn bytes_at(address: *const u8, len: usize) -> Vec<u8> {
+        // SAFETY: the tests' lists lead into a buffer that outlives them.
+        unsafe { std::slice::from_raw_parts(address, len) }.to_vec()
+    }
+
     fn list_over(buffer: &mut [u8], lens: &[usize]) -> PageList {
         let mut list = PageList::default();
         let mut at = 0;
@@ -256,8 +261,10 @@ mod tests {
         let host = NonNull::new(buffer.as_mut_ptr()).unwrap();
         let mut list = PageList::default();
         list.push(GuestPiece { host, len: 8 });
-        list.push(GuestPiece { host: unsafe { host.add(8) }, len: 8 });
-        list.push(GuestPiece { host: unsafe { host.add(17) }, len: 8 });
+        for at in [8, 17] {
+            let host = NonNull::new(buffer[at..].as_mut_ptr()).unwrap();
+            list.push(GuestPiece { host, len: 8 });
+        }
         assert_eq!(list.pages().iter().map(|p| p.len).collect::<Vec<_>>(), [16, 8]);
         assert_eq!(list.bytes(), 24);
     }
@@ -274,19 +281,19 @@ mod tests {
             let mut list = list_over(&mut buffer, &lens);
             let before = list.pages().to_vec();
             let mut flat = Vec::new();
-            list.each(0, usize::MAX, |p, n| flat.extend_from_slice(unsafe { std::slice::from_raw_parts(p, n) }));
+            list.each(0, usize::MAX, |p, n| flat.extend(bytes_at(p, n)));
             let want: Vec<u8> = flat.iter().copied().skip(skip as usize).take(len as usize).collect();
             let mut got = Vec::new();
             list.window(skip, len, |pages| {
                 for page in pages {
                     assert!(page.len > 0);
-                    got.extend_from_slice(unsafe { std::slice::from_raw_parts(page.address.as_ptr(), page.len) });
+                    got.extend(bytes_at(page.address.as_ptr(), page.len));
                 }
             });
             prop_assert_eq!(&got, &want);
             prop_assert_eq!(list.pages(), &before[..]);
             let mut each = Vec::new();
-            list.each(skip, len as usize, |p, n| each.extend_from_slice(unsafe { std::slice::from_raw_parts(p, n) }));
+            list.each(skip, len as usize, |p, n| each.extend(bytes_at(p, n)));
             prop_assert_eq!(each, want);
         }
     }

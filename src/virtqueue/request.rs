@@ -141,9 +141,9 @@ impl Request {
                 return;
             };
             if writable {
-                self.writable.push(piece)
+                self.writable.push(piece);
             } else {
-                self.readable.push(piece)
+                self.readable.push(piece);
             }
             left -= piece.len as u64;
             address = address.wrapping_add(piece.len as u64);

@@ -1,0 +1,220 @@
+//! Reads the source text and holds what the compiler does not: the floors of docs/ARCHITECTURE.md, where
+//! `unsafe` may be, how modules begin, what things may not be called.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+
+/// Rooms and their floors: a room imports from floors below its own only.
+const FLOORS: &[(&str, u32)] = &[
+    ("main", 7),
+    ("config", 7),
+    ("sandbox", 6),
+    ("device", 5),
+    ("host", 3),
+    ("virtqueue", 2),
+    ("io", 2),
+    ("guest", 1),
+    ("fuse", 1),
+    ("state", 1),
+    ("sys", 0),
+    ("types", 0),
+    ("metrics", 0),
+    ("trace", 0),
+];
+/// Places where `unsafe` has a reason to be.
+const UNSAFE_PLACES: &[&str] = &["sys/", "guest/", "virtqueue/ring.rs", "virtqueue/request.rs", "state/"];
+/// Lines of a file without its tests above which it must be split.
+const FILE_LEN_MAX: usize = 500;
+const LINE_LEN_MAX: usize = 160;
+const BANNED_NAMES: &[&str] = &["util", "utils", "common", "helpers", "helper", "manager", "misc"];
+
+struct Source {
+    path: String,
+    /// Without the tests at the end.
+    text: String,
+}
+
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources() -> Vec<Source> {
+    let root = repository().join("src");
+    let mut found = Vec::new();
+    files_below(&root, &mut found);
+    found
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
+            Source { path: path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), text }
+        })
+        .collect()
+}
+
+fn room_of(path: &str) -> &str {
+    path.split(['/', '.']).next().unwrap()
+}
+
+fn floor_of(room: &str) -> Option<u32> {
+    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
+}
+
+/// Lines that are code, with their numbers.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn fail_with(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn imports_go_down_the_floors() {
+    let mut found = Vec::new();
+    for source in sources() {
+        let room = room_of(&source.path);
+        if room == "lib" {
+            continue;
+        }
+        let own = floor_of(room).unwrap_or_else(|| panic!("{} is in no room of the list of floors", source.path));
+        for (number, line) in code_lines(&source.text) {
+            for prefix in ["crate::", "gatherfs::"] {
+                for (at, _) in line.match_indices(prefix) {
+                    let rest = &line[at + prefix.len()..];
+                    let other: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                    // `types` lies under every floor: identities and nothing else.
+                    let is_below = other == "types" || floor_of(&other).is_none_or(|floor| floor < own || other == room);
+                    // A macro of the crate's root, such as `warn_limited`, belongs to floor 0. The floor
+                    // of `config` is the top, where `main` is too.
+                    if !is_below && room != "main" {
+                        found.push(format!("src/{}:{number}: {room} (floor {own}) imports {other}", source.path));
+                    }
+                }
+            }
+        }
+    }
+    fail_with("imports that do not go down", &found);
+}
+
+#[test]
+fn unsafe_is_where_it_has_a_reason_and_each_block_says_which() {
+    let mut found = Vec::new();
+    for source in sources() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (number, line) in code_lines(&source.text) {
+            let has_unsafe = line.contains("unsafe {") || line.contains("unsafe impl") || line.contains("unsafe fn");
+            if !has_unsafe {
+                continue;
+            }
+            if !UNSAFE_PLACES.iter().any(|place| source.path.starts_with(place)) {
+                found.push(format!("src/{}:{number}: unsafe outside its rooms", source.path));
+            }
+            let before = lines[..number - 1].iter().rev().take(6).any(|l| l.contains("SAFETY:") || l.contains("# Safety"));
+            if !before {
+                found.push(format!("src/{}:{number}: no SAFETY comment above", source.path));
+            }
+        }
+    }
+    fail_with("unsafe", &found);
+}
+
+#[test]
+fn every_module_opens_with_what_it_is_and_stays_short() {
+    let mut found = Vec::new();
+    for source in sources() {
+        if !source.text.starts_with("//!") {
+            found.push(format!("src/{} does not begin with //!", source.path));
+        }
+        let lines = source.text.lines().count();
+        if lines > FILE_LEN_MAX {
+            found.push(format!("src/{} has {lines} lines without its tests: look for the seam", source.path));
+        }
+        for (number, line) in source.text.lines().enumerate() {
+            if line.chars().count() > LINE_LEN_MAX {
+                found.push(format!("src/{}:{}: the line is too long", source.path, number + 1));
+            }
+        }
+    }
+    fail_with("modules", &found);
+}
+
+#[test]
+fn nothing_is_called_by_a_name_that_says_nothing() {
+    let mut found = Vec::new();
+    for dir in ["src", "tests", "examples", "benches"] {
+        let mut files = Vec::new();
+        files_below(&repository().join(dir), &mut files);
+        for file in files {
+            let in_repository = file.strip_prefix(repository()).unwrap().to_path_buf();
+            let mut parts = in_repository.iter().map(|p| Path::new(p).file_stem().unwrap().to_str().unwrap());
+            if parts.any(|part| BANNED_NAMES.contains(&part)) {
+                found.push(in_repository.display().to_string());
+            }
+        }
+    }
+    fail_with("names that say nothing", &found);
+}
+
+#[test]
+fn the_daemon_neither_panics_nor_exits_by_the_way() {
+    let banned = [".unwrap()", "panic!(", "todo!(", "unimplemented!(", "unreachable!(", "dbg!(", "process::exit(", "println!("];
+    let mut found = Vec::new();
+    for source in sources() {
+        for (number, line) in code_lines(&source.text) {
+            for word in banned.iter().filter(|word| line.contains(**word)) {
+                // Standard error is main's to write to, and a line that the user asked for is no log.
+                if !(source.path == "main.rs" && line.contains("eprintln!(")) {
+                    found.push(format!("src/{}:{number}: {word}", source.path));
+                }
+            }
+        }
+    }
+    fail_with("calls that end the daemon or bypass the log", &found);
+}
+
+#[test]
+fn every_option_stands_in_the_readme() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let command = gatherfs::config::Arguments::command();
+    let missing: Vec<String> = command
+        .get_arguments()
+        .filter_map(|a| a.get_long())
+        .filter(|long| *long != "help" && *long != "version")
+        .map(|long| format!("--{long}"))
+        .filter(|option| !readme.contains(&format!("`{option}")))
+        .collect();
+    fail_with("options without a line in README.md", &missing);
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let semantics = fs::read_to_string(repository().join("docs/SEMANTICS.md")).unwrap();
+    let mut tests = String::new();
+    let mut files = Vec::new();
+    for dir in ["src", "tests"] {
+        files_below(&repository().join(dir), &mut files);
+    }
+    for file in files {
+        tests.push_str(&fs::read_to_string(file).unwrap_or_default());
+    }
+    let named: Vec<&str> = semantics.lines().filter_map(|line| line.trim().strip_prefix("Held by `")?.split('`').next()).collect();
+    assert!(named.len() >= 20, "SEMANTICS.md names {} tests", named.len());
+    let missing: Vec<String> = named.iter().filter(|name| !tests.contains(*name)).map(|name| (*name).to_owned()).collect();
+    fail_with("tests that SEMANTICS.md names and nobody wrote", &missing);
+    let promises = semantics.lines().filter(|line| line.starts_with("### ")).count();
+    assert!(named.len() >= promises, "{promises} promises, {} tests", named.len());
+}
