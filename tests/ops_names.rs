@@ -1,6 +1,4 @@
 //! Operations on names: LOOKUP and FORGET, what makes a name, moves it and takes it away.
-#![allow(clippy::unwrap_used, reason = "a test fails by it")]
-
 
 #[path = "../examples/guest/mod.rs"]
 mod guest;

@@ -238,6 +238,20 @@ impl Share {
         File { node: entry.nodeid, fh: open.fh }
     }
 
+    /// The flags with which the daemon has the file `name` open now, O_PATH descriptors left out.
+    pub fn host_flags(&mut self, name: &str) -> Vec<i32> {
+        let pid = self.client().guest().peer_pid().expect("the daemon's process is known");
+        let path = self.path(name);
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the daemon runs");
+        let of_file = descriptors.flatten().filter(|d| std::fs::read_link(d.path()).is_ok_and(|to| to == path));
+        let flags = of_file.filter_map(|d| {
+            let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", d.file_name().to_str()?)).ok()?;
+            let octal = info.lines().find_map(|l| l.strip_prefix("flags:"))?;
+            i32::from_str_radix(octal.trim(), 8).ok()
+        });
+        flags.filter(|f| f & libc::O_PATH == 0).collect()
+    }
+
     /// The daemon's process.
     pub fn pid(&self) -> u32 {
         self.daemon.id()
