@@ -37,7 +37,11 @@ fn what_is_written_is_in_the_host_file_and_read_back_short_at_its_end() {
     assert_eq!(c.read(file.node, file.fh, 1 << 40, 4096).unwrap(), b"", "far behind it");
     assert_eq!(c.write(file.node, file.fh, 0, b"").unwrap(), 0);
     assert_eq!(errno(c.write(file.node, file.fh, i64::MAX as u64, b"xx")), libc::EINVAL);
-    assert_eq!(errno(c.read(file.node, file.fh, u64::MAX, 1)), libc::EINVAL);
+    for negative in [1 << 63, u64::MAX] {
+        assert_eq!(errno(c.read(file.node, file.fh, negative, 1)), libc::EINVAL);
+        assert_eq!(errno(c.write(file.node, file.fh, negative, b"x")), libc::EINVAL);
+    }
+    assert_eq!(share.contents("file"), expected);
 }
 
 #[test]
