@@ -103,6 +103,9 @@ impl Share {
 
     /// READLINK: the target. EINVAL where the node is no symbolic link.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        if self.kind(node)? != libc::S_IFLNK {
+            return Err(Errno::EINVAL);
+        }
         let target = rustix::fs::readlinkat(self.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
         Ok(target.into_bytes())
     }

@@ -122,7 +122,8 @@ impl Share {
     /// taken back.
     fn keep_created(&self, entry: EntryOut, file: OwnedFd, host_flags: i32) -> Result<(EntryOut, OpenOut), Errno> {
         let node = NodeId(entry.nodeid);
-        match self.handles.insert(file, node, host_flags) {
+        // What opens the file once more must not empty it.
+        match self.handles.insert(file, node, host_flags & !libc::O_TRUNC) {
             Ok(handle) => Ok((entry, self.open_out(handle))),
             Err(_) => {
                 self.forget(node, 1);

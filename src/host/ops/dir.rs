@@ -38,11 +38,12 @@ impl Share {
         Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })
     }
 
-    /// RELEASEDIR.
+    /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
     pub fn releasedir(&self, handle: FileHandle) -> Result<(), Errno> {
-        let stream = self.directories.write().remove(&handle);
-        self.release(handle)?;
-        stream.map(drop).ok_or(Errno::EBADF)
+        let stream = self.directories.write().remove(&handle).ok_or(Errno::EBADF)?;
+        // Closed without the table's lock.
+        drop(stream);
+        self.end_handle(handle)
     }
 
     /// READDIR: entries from `offset` on, in at most `size` bytes, appended to `reply`.

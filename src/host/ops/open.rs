@@ -53,8 +53,15 @@ impl Share {
         Ok(self.open_out(handle))
     }
 
-    /// RELEASE.
+    /// RELEASE. EBADF for a directory's handle, which has RELEASEDIR.
     pub fn release(&self, handle: FileHandle) -> Result<(), Errno> {
+        if self.open_file(handle)?.flags() & libc::O_DIRECTORY != 0 {
+            return Err(Errno::EBADF);
+        }
+        self.end_handle(handle)
+    }
+
+    pub(in crate::host) fn end_handle(&self, handle: FileHandle) -> Result<(), Errno> {
         if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
