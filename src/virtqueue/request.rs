@@ -392,19 +392,23 @@ mod tests {
     }
 
     #[test]
-    fn storage_is_sixteen_bytes_a_page_and_is_used_again() {
-        let (memory, map) = memory();
-        for i in 0..60u16 {
-            put(&memory, 0, u64::from(i), 0x8000 + u64::from(i) * 0x2000, 4096, DESC_NEXT, i + 1);
+    fn storage_grows_with_the_request_as_the_architecture_says_and_is_used_again() {
+        let memory = MappedMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
+        let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
+        let table = DescriptorTable { address: map.whole(0, 16 * 2048).unwrap(), size: 2048 };
+        // As in docs/ARCHITECTURE.md, "Memory".
+        for (pages, bytes) in [(1, 64), (32, 1024), (256, 8192), (1020, 16_384)] {
+            put(&memory, 0, 0, 0xf000, 16, DESC_WRITE | DESC_NEXT, 1);
+            for i in 1..=pages {
+                let next = if i < pages { DESC_NEXT } else { 0 };
+                put(&memory, 0, i, 0x10_0000 + i * 0x2000, 4096, DESC_WRITE | next, i as u16 + 1);
+            }
+            let mut request = Request::new();
+            request.walk(0, table, &map);
+            assert_eq!(request.descriptor_storage_bytes(), bytes, "{pages} pages");
+            request.walk(0, table, &map);
+            assert_eq!(request.descriptor_storage_bytes(), bytes, "used again");
         }
-        put(&memory, 0, 60, 0x7000, 16, DESC_WRITE, 0);
-        let table = DescriptorTable { address: map.whole(0, 1024).unwrap(), size: TABLE_LEN };
-        let mut request = Request::new();
-        request.walk(0, table, &map);
-        let after_first = request.descriptor_storage_bytes();
-        assert!((60 * 16..=2 * 64 * 16 + 64).contains(&after_first), "{after_first}");
-        request.walk(0, table, &map);
-        assert_eq!(request.descriptor_storage_bytes(), after_first);
     }
 
     proptest! {

@@ -1,7 +1,5 @@
 //! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
 
-use std::os::fd::AsFd;
-
 use crate::fuse::abi::{OpenOut, open_flags};
 use crate::host::caller::without_fsetid;
 use crate::host::{CachePolicy, Share};
@@ -73,24 +71,9 @@ impl Share {
         descriptor::close(duplicate)
     }
 
-    /// FSYNC.
+    /// FSYNC and FSYNCDIR.
     pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
         let file = self.open_file(handle)?;
-        sync(file.fd(), data_only)
+        Ok(if data_only { rustix::fs::fdatasync(file.fd()) } else { rustix::fs::fsync(file.fd()) }?)
     }
-
-    /// FSYNCDIR.
-    pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let duplicate = {
-            let directory = self.directory(handle)?;
-            let directory = directory.lock();
-            rustix::io::fcntl_dupfd_cloexec(directory.file(), 0)?
-        };
-        // Not under the directory's lock: a sync may take seconds.
-        sync(duplicate.as_fd(), data_only)
-    }
-}
-
-fn sync(file: std::os::fd::BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
-    Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
 }
