@@ -11,16 +11,23 @@ fn check(r: libc::c_long) -> Result<(), Errno> {
     if r == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
+/// An id as the call takes it. EINVAL for -1, which would leave the thread what it is.
+fn new_id(id: u32) -> Result<libc::c_long, Errno> {
+    if id == u32::MAX { Err(Errno::EINVAL) } else { Ok(libc::c_long::from(id)) }
+}
+
 /// Sets the thread's effective user id. EPERM without CAP_SETUID, EINVAL for an id that is not mapped.
 pub fn set_effective_uid(uid: HostUid) -> Result<(), Errno> {
+    let uid = new_id(uid.0)?;
     // SAFETY: takes integers only.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, libc::c_long::from(uid.0), KEEP) })
+    check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) })
 }
 
 /// Sets the thread's effective group id, as [`set_effective_uid`].
 pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
+    let gid = new_id(gid.0)?;
     // SAFETY: takes integers only.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, libc::c_long::from(gid.0), KEEP) })
+    check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })
 }
 
 /// Sets the thread's supplementary groups. EPERM without CAP_SETGID.

@@ -8,10 +8,8 @@ use crate::types::Errno;
 
 /// Reads attribute `name` into `value`; with an empty `value`, its length.
 pub fn get(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
-    if value.is_empty() {
-        return Ok(rustix::fs::getxattr_query(path, name)?);
-    }
-    Ok(rustix::fs::getxattr(path, name, value)?)
+    // The binding answers 0 for an empty buffer.
+    Ok(if value.is_empty() { rustix::fs::getxattr_query(path, name) } else { rustix::fs::getxattr(path, name, value) }?)
 }
 
 /// Sets attribute `name`; `flags` as in man setxattr(2).
@@ -19,8 +17,9 @@ pub fn set(path: &CStr, name: &CStr, value: &[u8], flags: u32) -> Result<(), Err
     Ok(rustix::fs::setxattr(path, name, value, XattrFlags::from_bits_retain(flags))?)
 }
 
-/// Lists the names, each with its NUL. ERANGE where they do not fit `list`, which is not empty.
+/// Lists the names, each with its NUL, into `list`, which is not empty.
 pub fn list(path: &CStr, list: &mut [u8]) -> Result<usize, Errno> {
+    // The buffer is bytes; the binding takes C chars.
     Ok(rustix::fs::listxattr(path, list)?)
 }
 

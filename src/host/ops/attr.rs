@@ -14,6 +14,7 @@ use crate::types::{Errno, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
+const NSEC_PER_SEC: u32 = 1_000_000_000;
 
 impl Share {
     /// Runs `look` on the open file where the guest named one, else on the node.
@@ -38,16 +39,21 @@ impl Share {
     }
 
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
-    /// bit that a change of mode may set.
+    /// bit that a change of mode may set. EINVAL, and nothing changed, for an id of -1 or a time of a second
+    /// or more of nanoseconds: both mean something of their own to the host's calls.
     pub fn setattr(&self, node: NodeId, set: &Setattr) -> Result<AttrOut, Errno> {
         self.writable()?;
+        let (uid, gid) = (set.uid.map(|u| u.0), set.gid.map(|g| g.0));
+        if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
+            return Err(Errno::EINVAL);
+        }
+        let times = Timestamps { last_access: timespec(set.atime)?, last_modification: timespec(set.mtime)? };
         let path_fd = self.path_fd(node)?;
         let fd = path_fd.as_fd();
         // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
         let name = DescriptorName::of(fd);
-        if set.uid.is_some() || set.gid.is_some() {
-            let (uid, gid) = (set.uid.map(|u| Uid::from_raw(u.0)), set.gid.map(|g| Gid::from_raw(g.0)));
-            rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+        if uid.is_some() || gid.is_some() {
+            rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
         }
         if let Some(size) = set.size {
             let truncate = || self.truncate(node, set.target, &name, size);
@@ -58,7 +64,6 @@ impl Share {
             rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            let times = Timestamps { last_access: timespec(set.atime), last_modification: timespec(set.mtime) };
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         stat::of(fd).map(|st| self.attr_out(&st))
@@ -104,11 +109,12 @@ impl Share {
     }
 }
 
-fn timespec(time: Option<SetTime>) -> Timespec {
+fn timespec(time: Option<SetTime>) -> Result<Timespec, Errno> {
     match time {
-        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(SetTime::At(tv_sec, nsec)) => Timespec { tv_sec, tv_nsec: i64::from(nsec) },
+        None => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }),
+        Some(SetTime::Now) => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }),
+        Some(SetTime::At(_, NSEC_PER_SEC..)) => Err(Errno::EINVAL),
+        Some(SetTime::At(tv_sec, nsec)) => Ok(Timespec { tv_sec, tv_nsec: i64::from(nsec) }),
     }
 }
 
