@@ -40,9 +40,10 @@ impl Share {
 
     /// RELEASEDIR.
     pub fn releasedir(&self, handle: FileHandle) -> Result<(), Errno> {
-        let stream = self.directories.write().remove(&handle);
-        self.release(handle)?;
-        stream.map(drop).ok_or(Errno::EBADF)
+        let stream = self.directories.write().remove(&handle).ok_or(Errno::EBADF)?;
+        self.handles.remove(handle);
+        drop(stream);
+        Ok(())
     }
 
     /// READDIR: entries from `offset` on, in at most `size` bytes, appended to `reply`.

@@ -53,9 +53,10 @@ impl Share {
         Ok(self.open_out(handle))
     }
 
-    /// RELEASE.
+    /// RELEASE. EBADF for the handle of a directory too, whose stream only RELEASEDIR ends.
     pub fn release(&self, handle: FileHandle) -> Result<(), Errno> {
-        if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
+        let is_file = self.open_file(handle)?.flags() & libc::O_DIRECTORY == 0;
+        if is_file && self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
     /// FLUSH, which follows each close(2) in the guest: closes a duplicate, so that a file system that
