@@ -208,7 +208,7 @@ impl Call<'_> {
                 answer_bytes(responder, done, self.scratch);
             }
             Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
-            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsync(handle, data_only)),
+            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(handle, data_only)),
             Operation::Fallocate { handle, offset, len, mode } => answer_done(responder, share.fallocate(handle, offset, len, mode)),
             Operation::Lseek { handle, offset, whence } => {
                 answer(responder, share.lseek(handle, offset, whence).map(|offset| LseekOut { offset }));

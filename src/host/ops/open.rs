@@ -1,5 +1,7 @@
 //! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
 
+use std::os::fd::BorrowedFd;
+
 use crate::fuse::abi::{OpenOut, open_flags};
 use crate::host::caller::without_fsetid;
 use crate::host::{CachePolicy, Share};
@@ -71,9 +73,21 @@ impl Share {
         descriptor::close(duplicate)
     }
 
-    /// FSYNC and FSYNCDIR.
+    /// FSYNC.
     pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let file = self.open_file(handle)?;
-        Ok(if data_only { rustix::fs::fdatasync(file.fd()) } else { rustix::fs::fsync(file.fd()) }?)
+        sync(self.open_file(handle)?.fd(), data_only)
     }
+
+    /// FSYNCDIR. EBADF for a file's handle, which has FSYNC.
+    pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let directory = self.open_file(handle)?;
+        if directory.flags() & libc::O_DIRECTORY == 0 {
+            return Err(Errno::EBADF);
+        }
+        sync(directory.fd(), data_only)
+    }
+}
+
+fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+    Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
 }
