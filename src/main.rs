@@ -1,6 +1,7 @@
 //! gatherfsd: reads the command line, confines the process, serves the share.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use gatherfs::config::{self, Arguments, Checked, Listening};
 use gatherfs::device::{Service, Session, Stopper};
@@ -97,7 +99,7 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
 fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), AnyError> {
     let share = Arc::new(Share::export(checked.share, &jail.root, jail.descriptor_dir)?);
     let metrics = Arc::new(Metrics::new());
-    let stop = Arc::new(Stop { wanted: AtomicBool::new(false), listener: listener.try_clone()?, session: Mutex::new(None) });
+    let stop = Arc::new(Stop::new()?);
     watch_signals(Arc::clone(&stop), Arc::clone(&metrics))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
@@ -105,11 +107,14 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), An
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
-    while !stop.wanted.load(Ordering::Acquire) {
+    while stop.wait_for_monitor(listener)? {
         let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)));
         let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {
             Ok(session) => session,
-            Err(_) if stop.wanted.load(Ordering::Acquire) => break,
+            Err(e) if checked.keep_listening => {
+                tracing::error!("{e}");
+                continue;
+            }
             Err(e) => return Err(e.into()),
         };
         tracing::info!("a monitor connected");
@@ -132,11 +137,31 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), An
 /// What a signal ends: the wait for a monitor, or the session with one.
 struct Stop {
     wanted: AtomicBool,
-    listener: UnixListener,
+    /// Readable once stopping is wanted.
+    event: OwnedFd,
     session: Mutex<Option<Stopper>>,
 }
 
 impl Stop {
+    fn new() -> std::io::Result<Stop> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Stop { wanted: AtomicBool::new(false), event, session: Mutex::new(None) })
+    }
+
+    /// Sleeps until a monitor connects; false where the daemon is to end. The listener itself is left as it
+    /// is: an inherited one belongs to whoever made it.
+    fn wait_for_monitor(&self, listener: &UnixListener) -> std::io::Result<bool> {
+        let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
+        loop {
+            match poll(&mut watched, None) {
+                Ok(_) if !watched[1].revents().is_empty() => return Ok(false),
+                Ok(_) if !watched[0].revents().is_empty() => return Ok(true),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// A session began, or ended.
     fn began(&self, session: Option<Stopper>) {
         let mut current = self.session.lock();
@@ -151,10 +176,9 @@ impl Stop {
     fn stop(&self) {
         let current = self.session.lock();
         self.wanted.store(true, Ordering::Release);
-        match current.as_ref() {
-            Some(session) => session.stop(),
-            // Ends the accept(2) that waits.
-            None => _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both),
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        if let Some(session) = current.as_ref() {
+            session.stop();
         }
     }
 }

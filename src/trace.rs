@@ -9,10 +9,16 @@ const LINES_PER_SECOND_MAX: u64 = 5;
 
 /// Sends the log to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`.
 pub fn start(level: &str) {
+    use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     // A second start in one process (tests) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
 }
 
 /// Lets a few lines a second through. One for each kind of line, in a `static`.

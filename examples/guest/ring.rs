@@ -429,6 +429,12 @@ impl Ring {
     /// Takes the next used entry, `(head, used length)`, if there is one.
     /// Panics when the device uses a head it does not hold, unless the driver misbehaved first.
     pub fn poll_used(&mut self) -> Option<(u16, u32)> {
+        let (head, len) = self.next_used()?;
+        self.free_chain(head);
+        Some((head, len))
+    }
+
+    fn next_used(&mut self) -> Option<(u16, u32)> {
         if self.used_idx() == self.last_used {
             return None;
         }
@@ -443,7 +449,7 @@ impl Ring {
 
     /// Whether `head` has been used and not taken; puts other used entries by for their takers.
     pub fn is_used(&mut self, head: u16) -> bool {
-        while let Some((used, len)) = self.poll_used() {
+        while let Some((used, len)) = self.next_used() {
             if let Some(put_by) = self.used_lens.get_mut(usize::from(used)) {
                 *put_by = Some(len);
             }
@@ -454,19 +460,26 @@ impl Ring {
     /// Takes the used length of `head` if the device has used it; others are put by.
     pub fn take_used(&mut self, head: u16) -> Option<u32> {
         self.is_used(head);
-        self.used_lens[usize::from(head)].take()
+        let len = self.used_lens[usize::from(head)].take()?;
+        // Not before: a head that was put by must not be used again until its taker has come.
+        self.free_chain(head);
+        Some(len)
     }
 
     fn retire(&mut self, id: u32) {
         let head = id as usize;
         let held = self.outstanding.get(head).is_some_and(|count| *count > 0);
         assert!(held || self.lenient, "the device used head {id}, which it does not hold");
-        if !held {
-            return;
+        if held {
+            self.outstanding[head] -= 1;
         }
-        self.outstanding[head] -= 1;
-        let mut index = id as u16;
-        for _ in 0..std::mem::take(&mut self.chain_len[head]) {
+    }
+
+    /// Gives the descriptors of a used chain back.
+    fn free_chain(&mut self, head: u16) {
+        let mut index = head;
+        let len = self.chain_len.get_mut(usize::from(head)).map_or(0, std::mem::take);
+        for _ in 0..len {
             self.free.push(index);
             index = self.next[usize::from(index)];
         }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
-use super::{Arguments, Cache, Sandbox};
+use super::{Arguments, Cache, InodeFileHandles, Sandbox};
 use crate::device::{ConfigSpace, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, Options};
+use crate::host::{CachePolicy, FileHandles, Options};
 use crate::sandbox::Mode;
 
 /// The tag for monitors that ask, when none was given.
@@ -106,6 +106,11 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
             xattr: a.xattr,
+            file_handles: match a.inode_file_handles {
+                InodeFileHandles::Never => FileHandles::Never,
+                InodeFileHandles::Prefer => FileHandles::Prefer,
+                InodeFileHandles::Mandatory => FileHandles::Mandatory,
+            },
             path_fds_max: 0,
         },
         open_files: a.rlimit_nofile,
@@ -159,5 +164,9 @@ mod tests {
         assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
         assert_eq!((c.tag.as_str(), c.config_space.read(36, 1)), ("t", vec![3]));
         assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
+        for (word, how) in [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)] {
+            let line = format!("--shared-dir /d --fd 5 --inode-file-handles {word}");
+            assert_eq!(parsed(&line).unwrap().share.file_handles, how);
+        }
     }
 }

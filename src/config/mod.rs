@@ -25,6 +25,17 @@ pub enum Cache {
     Metadata,
 }
 
+/// `--inode-file-handles`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InodeFileHandles {
+    /// Keep a descriptor open for each
+    Never,
+    /// Keep a file handle where that is possible
+    Prefer,
+    /// Keep a file handle or refuse
+    Mandatory,
+}
+
 /// `--sandbox`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
@@ -117,6 +128,11 @@ pub struct Arguments {
     /// Serve extended attributes
     #[arg(long)]
     pub xattr: bool,
+
+    /// How inodes that the guest knows are kept: as file handles (no limit; needs CAP_DAC_READ_SEARCH) or
+    /// as open descriptors
+    #[arg(long, value_enum, value_name = "HOW", default_value = "prefer")]
+    pub inode_file_handles: InodeFileHandles,
 
     /// How the daemon is confined [default: namespace for root, none for other users]
     #[arg(long, value_enum, value_name = "MODE")]

@@ -258,12 +258,6 @@ impl Queue {
         }
     }
 
-    /// Pages of the largest request that fits a chain: the guest keeps four descriptors for headers
-    /// (FUSE_HEADER_OVERHEAD of `fs/fuse/virtio_fs.c`).
-    pub fn max_pages(&self) -> u16 {
-        self.state.lock().setup.size.saturating_sub(4).max(1)
-    }
-
     /// Whether the ring runs, so that its indexes are ours and not the frontend's to set.
     pub fn is_running(&self) -> bool {
         self.state.lock().ring.is_some()

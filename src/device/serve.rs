@@ -19,9 +19,13 @@ const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
 /// The longest value of an extended attribute.
 const XATTR_LEN_MAX: usize = 65536;
 
-/// Serves `request`, which was walked. `max_pages` bounds what INIT may agree on; `scratch` is room for
-/// replies that are put together here.
-pub fn serve(service: &Service, max_pages: u16, request: &mut Request, scratch: &mut Vec<u8>) {
+/// Descriptors of a chain that carry no page: the guest keeps four for headers and arguments
+/// (FUSE_HEADER_OVERHEAD of `fs/fuse/virtio_fs.c`).
+const HEADER_DESCRIPTORS: u16 = 4;
+
+/// Serves `request`, which was walked. The size of its queue bounds what INIT may agree on; `scratch` is
+/// room for replies that are put together here.
+pub fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch: &mut Vec<u8>) {
     let readable = request.readable_bytes();
     let fault = request.fault();
     let bytes = request.copy_arguments(WRITE_HEAD_LEN);
@@ -52,7 +56,7 @@ pub fn serve(service: &Service, max_pages: u16, request: &mut Request, scratch: 
     }
     let agreed = service.agreed();
     match decode(&header, &bytes[IN_HEADER_LEN..], agreed.as_ref()) {
-        Ok(Operation::Init(init)) => begin(service, max_pages, &init, responder),
+        Ok(Operation::Init(init)) => begin(service, queue_size, &init, responder),
         Ok(_) if agreed.is_none() => {
             service.metrics.out_of_session.increment();
             answer_error(opcode, responder, Errno::EIO);
@@ -94,7 +98,8 @@ fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
 }
 
 /// INIT.
-fn begin(service: &Service, max_pages: u16, init: &InitRequest, responder: Responder<'_>) {
+fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
+    let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).max(1);
     let limits = Limits { wanted: service.share.wanted_flags(), max_pages };
     match negotiate(init, &limits) {
         Ok((out, agreed)) => match service.begin_fuse(&agreed) {

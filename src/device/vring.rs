@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost_user_backend::{VringRwLock, VringStateGuard, VringStateMutGuard, VringT};
@@ -138,10 +139,15 @@ impl VringT<Memory> for HookedVring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let ours = file.as_ref().and_then(|f| f.try_clone().ok()).map(Into::into);
+        let ours: Option<OwnedFd> = file.as_ref().and_then(|f| f.try_clone().ok()).map(Into::into);
+        // The crate starts a ring at its first kick only. After RESET_DEVICE it takes the ring for started.
+        let is_started = ours.is_some() && self.inner.get_ref().get_queue().ready();
         self.inner.set_kick(file);
         if let Err(e) = self.queue.set_kick(ours) {
             tracing::error!("cannot watch a queue's kick: {e}; raise --rlimit-nofile");
+        }
+        if is_started {
+            self.set_queue_ready(true);
         }
     }
 

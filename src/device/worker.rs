@@ -109,6 +109,7 @@ impl<'q> Worker<'q> {
         }
         state.led = true;
         state.leadership = state.leadership.wrapping_add(1);
+        self.relief.note_activity();
         true
     }
 
@@ -138,7 +139,7 @@ impl<'q> Worker<'q> {
         }
         MutexGuard::unlocked(state, || {
             self.request.walk(popped.head, popped.table, &popped.map);
-            serve(self.service, self.queue.max_pages(), &mut self.request, &mut self.reply);
+            serve(self.service, popped.table.size, &mut self.request, &mut self.reply);
         });
         let done = Instant::now();
         self.last_took = done - self.now;

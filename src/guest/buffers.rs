@@ -39,6 +39,8 @@ unsafe impl Segments for [PageDescriptor] {
 pub struct PageList {
     pages: Vec<PageDescriptor>,
     bytes: u64,
+    /// Where the last descriptor ends.
+    end: usize,
 }
 
 impl PageList {
@@ -46,19 +48,20 @@ impl PageList {
     pub fn clear(&mut self) {
         self.pages.clear();
         self.bytes = 0;
+        self.end = 0;
     }
 
     /// Appends a piece; one that begins where the last one ends makes it longer.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, piece: GuestPiece) {
+        let begin = piece.host.as_ptr() as usize;
+        let joins = begin == self.end;
         self.bytes += piece.len as u64;
-        if let Some(last) = self.pages.last_mut()
-            && last.address.as_ptr() as usize + last.len == piece.host.as_ptr() as usize
-        {
-            last.len += piece.len;
-            return;
+        self.end = begin + piece.len;
+        match self.pages.last_mut() {
+            Some(last) if joins => last.len += piece.len,
+            _ => self.pages.push(PageDescriptor { address: piece.host, len: piece.len }),
         }
-        self.pages.push(PageDescriptor { address: piece.host, len: piece.len });
     }
 
     /// Bytes in all.
@@ -140,7 +143,7 @@ macro_rules! buffers {
             }
 
             /// Appends a piece that was translated by the map given to `restart`.
-            #[inline]
+            #[inline(always)]
             pub fn push(&mut self, piece: GuestPiece) {
                 self.list.push(piece);
             }

@@ -24,6 +24,28 @@ pub struct GuestPiece {
     pub len: usize,
 }
 
+/// A region of the table, by value: good for as long as the map it came from.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestRegion {
+    guest: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+impl GuestRegion {
+    /// `len` bytes at `guest`, at least one, if all of them lie in this region.
+    #[inline(always)]
+    pub fn whole(&self, guest: u64, len: u32) -> Option<GuestPiece> {
+        let offset = guest.wrapping_sub(self.guest);
+        if len == 0 || offset >= self.len || u64::from(len) > self.len - offset {
+            return None;
+        }
+        // SAFETY: `offset` is below the region's length, which is the length of its mapping.
+        let host = unsafe { self.host.add(offset as usize) };
+        Some(GuestPiece { host, len: len as usize })
+    }
+}
+
 #[derive(Debug)]
 struct Region {
     guest: u64,
@@ -82,6 +104,13 @@ impl GuestMap {
         // SAFETY: `offset` is below the region's length, which is the length of its mapping.
         let host = unsafe { region.host.add(offset as usize) };
         Some(GuestPiece { host, len: len as usize })
+    }
+
+    /// The region that holds `guest`, to be kept for the next buffers: they mostly lie in the same one.
+    #[inline]
+    pub fn region(&self, guest: u64) -> Option<GuestRegion> {
+        let region = &self.regions[self.find(guest)?];
+        Some(GuestRegion { guest: region.guest, len: region.len, host: region.host })
     }
 
     /// All of `len` bytes at `guest`, where one region holds them.

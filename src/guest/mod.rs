@@ -7,4 +7,4 @@ mod memory;
 
 pub use buffers::{PageDescriptor, PageList, ReadableBuffers, WritableBuffers};
 pub use dirty::DirtyLog;
-pub use memory::{GuestMap, GuestPiece, MappedMemory, RingView};
+pub use memory::{GuestMap, GuestPiece, GuestRegion, MappedMemory, RingView};

@@ -1,7 +1,7 @@
 //! An open directory's stream: entries are read ahead in one getdents64 and what did not fit a reply is
-//! kept for the next.
+//! kept for the next. The descriptor itself is the handle's.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 
 use crate::sys::dirent::{self, HostEntry};
 use crate::types::Errno;
@@ -11,10 +11,9 @@ const READ_LEN_MAX: usize = 32 * 1024;
 /// Bytes for the longest entry: 19 of header, 256 of name, padded.
 const READ_LEN_MIN: usize = 280;
 
-/// A directory that the guest has open.
-#[derive(Debug)]
+/// Where the guest is in a directory that it has open.
+#[derive(Debug, Default)]
 pub struct Directory {
-    file: OwnedFd,
     /// Where the descriptor stands: the offset behind the last entry of `read`.
     position: u64,
     read: Vec<u8>,
@@ -24,28 +23,24 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A stream at the beginning of `file`.
-    pub fn new(file: OwnedFd) -> Directory {
-        Directory { file, position: 0, read: Vec::new(), start: 0, start_offset: 0 }
-    }
-
-    /// The directory's descriptor.
-    pub fn file(&self) -> &OwnedFd {
-        &self.file
-    }
-
-    /// Goes through the entries from `offset` on, as long as `take` wants more. `wanted_len` is about how
+    /// Goes through the entries of `file` from `offset` on, as long as `take` wants more. `wanted_len` is about how
     /// many bytes of host entries will be taken. An error counts only if no entry was offered before it.
     ///
     /// Offset 0 is a rewind: it reads anew what the directory holds now.
-    pub fn each(&mut self, offset: u64, wanted_len: usize, mut take: impl FnMut(&HostEntry<'_>) -> bool) -> Result<(), Errno> {
+    pub fn each(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        wanted_len: usize,
+        mut take: impl FnMut(&HostEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
         if offset == 0 || offset != self.start_offset {
-            self.seek(offset)?;
+            self.seek(file, offset)?;
         }
         let mut offered = false;
         loop {
             if self.start == self.read.len() {
-                match self.fill(wanted_len) {
+                match self.fill(file, wanted_len) {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
                     Err(errno) => return if offered { Ok(()) } else { Err(errno) },
@@ -63,13 +58,13 @@ impl Directory {
         }
     }
 
-    fn seek(&mut self, offset: u64) -> Result<(), Errno> {
+    fn seek(&mut self, file: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
         self.read.clear();
         self.start = 0;
         if offset != self.position || offset == 0 {
             let at = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
             if offset != 0 || self.position != 0 {
-                rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(at.cast_unsigned()))?;
+                rustix::fs::seek(file, rustix::fs::SeekFrom::Start(at.cast_unsigned()))?;
             }
             self.position = offset;
         }
@@ -78,11 +73,10 @@ impl Directory {
     }
 
     /// Reads more entries. False at the end.
-    fn fill(&mut self, wanted_len: usize) -> Result<bool, Errno> {
-        use std::os::fd::AsFd;
+    fn fill(&mut self, file: BorrowedFd<'_>, wanted_len: usize) -> Result<bool, Errno> {
         self.read.resize(wanted_len.clamp(READ_LEN_MIN, READ_LEN_MAX), 0);
         self.start = 0;
-        let filled = dirent::read(self.file.as_fd(), &mut self.read);
+        let filled = dirent::read(file, &mut self.read);
         self.read.truncate(*filled.as_ref().unwrap_or(&0));
         let mut rest = &self.read[..];
         while let Some((entry, more)) = dirent::next(rest) {

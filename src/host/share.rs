@@ -47,6 +47,17 @@ impl CachePolicy {
     }
 }
 
+/// How inodes are kept while the guest knows them (virtiofsd's `--inode-file-handles`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileHandles {
+    /// As open descriptors.
+    Never,
+    /// As file handles where the file system has them and this process may open them.
+    Prefer,
+    /// As file handles; without them the share is refused, and a file that has none is EOPNOTSUPP.
+    Mandatory,
+}
+
 /// What the share is and how it behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -62,6 +73,8 @@ pub struct Options {
     pub writeback: bool,
     /// Serve extended attributes.
     pub xattr: bool,
+    /// How inodes are kept.
+    pub file_handles: FileHandles,
     /// O_PATH descriptors of recently used inodes to keep open.
     pub path_fds_max: usize,
 }
@@ -76,6 +89,15 @@ pub enum ShareError {
         path: PathBuf,
         /// What the kernel said.
         source: std::io::Error,
+    },
+    /// File handles were asked for and cannot be had.
+    #[error(
+        "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
+         run it with CAP_DAC_READ_SEARCH on a file system that has them, or say prefer"
+    )]
+    NoFileHandles {
+        /// The directory.
+        path: PathBuf,
     },
     /// No memory for the records.
     #[error(transparent)]
@@ -118,13 +140,17 @@ impl Share {
             rustix::fs::open(root, flags, Mode::empty()).map_err(|e| ShareError::Open { path: path.clone(), source: e.into() })?;
         Share::with_root(options, root_fd, descriptor_dir).map_err(|e| match e {
             RootError::Arena(e) => ShareError::Arena(e),
+            RootError::NoFileHandles => ShareError::NoFileHandles { path },
             RootError::Root(errno) => ShareError::Root { path, errno },
         })
     }
 
     fn with_root(options: Options, root_fd: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, RootError> {
         let st = stat::of(root_fd.as_fd())?;
-        let handle = openable_handle(root_fd.as_fd())?;
+        let handle = if options.file_handles == FileHandles::Never { None } else { openable_handle(root_fd.as_fd())? };
+        if options.file_handles == FileHandles::Mandatory && handle.is_none() {
+            return Err(RootError::NoFileHandles);
+        }
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
         let arena = Arena::new(INODES_LEN + HANDLES_LEN)?;
         let share = Share {
@@ -302,6 +328,9 @@ impl Share {
                 None => (identity.handle, pinned) = (None, Some(fd)),
             }
         } else if identity.handle.is_none() {
+            if self.options.file_handles == FileHandles::Mandatory {
+                return Err(Errno::EOPNOTSUPP);
+            }
             pinned = Some(open()?);
         }
         let inserted = self.inodes.insert(&identity);
@@ -357,6 +386,7 @@ impl Share {
 /// Why the root failed; the path is added by who knows it.
 enum RootError {
     Arena(ArenaError),
+    NoFileHandles,
     Root(Errno),
 }
 

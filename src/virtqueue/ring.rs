@@ -96,6 +96,16 @@ impl Ring {
         unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
     }
 
+    /// Writes a word of the used ring that is neither an element nor the index.
+    fn store_used(&self, offset: usize, value: u16) {
+        let word = self.used_u16(offset);
+        // What is there already dirties no page.
+        if word.load(Ordering::Relaxed) != value.to_le() {
+            word.store(value.to_le(), Ordering::Relaxed);
+            self.map.mark_dirty(NonNull::from(word).cast(), 2);
+        }
+    }
+
     fn avail_index(&self) -> u16 {
         u16::from_le(self.avail_u16(2).load(Ordering::Acquire))
     }
@@ -160,10 +170,9 @@ impl Ring {
     /// needs to wait.
     pub fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
-            let avail_event = 4 + 8 * usize::from(self.view.size);
-            self.used_u16(avail_event).store(self.next_avail.to_le(), Ordering::Relaxed);
+            self.store_used(4 + 8 * usize::from(self.view.size), self.next_avail);
         } else {
-            self.used_u16(0).store(0, Ordering::Relaxed);
+            self.store_used(0, 0);
         }
         fence(Ordering::SeqCst);
         self.avail_index() != self.next_avail
@@ -172,7 +181,7 @@ impl Ring {
     /// Tells the driver that kicks are not needed. With EVENT_IDX the index left behind says so already.
     pub fn disable_kicks(&mut self) {
         if !self.event_idx {
-            self.used_u16(0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.store_used(0, USED_NO_NOTIFY);
         }
     }
 }

@@ -20,14 +20,7 @@ impl Share {
     /// Runs `look` on the open file where the guest named one, else on the node.
     fn on<R>(&self, node: NodeId, target: HandleOrNode, look: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
         match target {
-            HandleOrNode::Handle(handle) => {
-                if let Some(file) = self.handles.get(handle) {
-                    return look(file.fd());
-                }
-                let directory = self.directory(handle)?;
-                let directory = directory.lock();
-                look(directory.file().as_fd())
-            }
+            HandleOrNode::Handle(handle) => look(self.open_file(handle)?.fd()),
             HandleOrNode::Node => look(self.path_fd(node)?.as_fd()),
         }
     }
@@ -78,11 +71,11 @@ impl Share {
 
     fn truncate(&self, node: NodeId, target: HandleOrNode, name: &DescriptorName, size: u64) -> Result<(), Errno> {
         let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
-        if let HandleOrNode::Handle(handle) = target
-            && let Some(file) = self.handles.get(handle)
-            && file.flags() & libc::O_ACCMODE != libc::O_RDONLY
-        {
-            return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+        if let HandleOrNode::Handle(handle) = target {
+            let file = self.open_file(handle)?;
+            if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
+                return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+            }
         }
         // Only regular files have a length, and nothing else may be opened.
         match self.kind(node)? {

@@ -27,10 +27,8 @@ impl Share {
             return Err(Errno::ENOTDIR);
         }
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        // The record keeps a descriptor of its own, so that it can be handed on with the others.
-        let kept = rustix::io::fcntl_dupfd_cloexec(&file, 0)?;
-        let handle = self.handles.insert(kept, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
-        self.directories.write().insert(handle, Arc::new(Mutex::new(Directory::new(file))));
+        let handle = self.handles.insert(file, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
+        self.directories.write().insert(handle, Arc::default());
         let open_flags = match self.options.cache {
             CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
             CachePolicy::Auto | CachePolicy::Never => 0,
@@ -40,9 +38,7 @@ impl Share {
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
     pub fn releasedir(&self, handle: FileHandle) -> Result<(), Errno> {
-        let stream = self.directories.write().remove(&handle).ok_or(Errno::EBADF)?;
-        // Closed without the table's lock.
-        drop(stream);
+        self.directories.write().remove(&handle).ok_or(Errno::EBADF)?;
         self.end_handle(handle)
     }
 
@@ -50,8 +46,9 @@ impl Share {
     pub fn readdir(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let directory = self.directory(handle)?;
         let mut directory = directory.lock();
+        let file = self.open_file(handle)?;
         let mut too_small = false;
-        directory.each(offset, size, |e| {
+        directory.each(file.fd(), offset, size, |e| {
             let fits = dirent::push_dirent(reply, size, &wire_entry(e));
             too_small = !fits && reply.is_empty();
             fits
@@ -65,16 +62,16 @@ impl Share {
     pub fn readdirplus(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let directory = self.directory(handle)?;
         let mut directory = directory.lock();
-        let parent = self.open_file(handle)?;
+        let file = self.open_file(handle)?;
         let mut too_small = false;
-        directory.each(offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
+        directory.each(file.fd(), offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
             if reply.len() + dirent::direntplus_len(e.name.count_bytes()) > size {
                 too_small = reply.is_empty();
                 return false;
             }
             let looked_up = match e.name.to_bytes() {
                 b"." | b".." => EntryOut::default(),
-                _ => match self.look_up_at(parent.fd(), e.name) {
+                _ => match self.look_up_at(file.fd(), e.name) {
                     Ok(entry) => entry,
                     Err(Errno::ENOENT) => return true,
                     Err(_) => EntryOut::default(),

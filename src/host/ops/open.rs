@@ -1,6 +1,6 @@
 //! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
 
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use crate::fuse::abi::{OpenOut, open_flags};
 use crate::host::caller::without_fsetid;
@@ -75,22 +75,19 @@ impl Share {
 
     /// FSYNC.
     pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let file = self.open_file(handle)?;
-        sync(file.fd(), data_only)
+        sync(self.open_file(handle)?.fd(), data_only)
     }
 
-    /// FSYNCDIR.
+    /// FSYNCDIR. EBADF for a file's handle, which has FSYNC.
     pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let duplicate = {
-            let directory = self.directory(handle)?;
-            let directory = directory.lock();
-            rustix::io::fcntl_dupfd_cloexec(directory.file(), 0)?
-        };
-        // Not under the directory's lock: a sync may take seconds.
-        sync(duplicate.as_fd(), data_only)
+        let directory = self.open_file(handle)?;
+        if directory.flags() & libc::O_DIRECTORY == 0 {
+            return Err(Errno::EBADF);
+        }
+        sync(directory.fd(), data_only)
     }
 }
 
-fn sync(file: std::os::fd::BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
     Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
 }

@@ -1,0 +1,117 @@
+//! Guest memory that comes, goes and is laid out in pieces, while requests are served.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::guest::client::Client;
+use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use super::guest::fuse::*;
+use super::guest::ring::Segment;
+use super::{FILE, assert_serves, content, mounted, open};
+use crate::daemon::PATIENCE;
+
+const MIB: u64 = 1 << 20;
+/// A gap of the default layout.
+const GAP: u64 = 256 * MIB;
+
+/// READs of the whole file into `addr`.
+fn read_into(client: &mut Client, (node, fh): (u64, u64), addr: u64) -> Result<u32, i32> {
+    let segments = [Segment::writable(addr, 16_384)];
+    client.read_segments(node, fh, 0, &segments).map_err(|e| e.errno().expect("an errno"))
+}
+
+#[test]
+fn memory_is_the_devices_from_when_it_is_added_until_it_is_removed() {
+    let (_daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+    let file = open(&mut client, FILE, libc::O_RDONLY);
+    for _ in 0..3 {
+        assert_eq!(read_into(&mut client, file, GAP), Err(libc::EFAULT), "before");
+        guest.add_region(GAP, 16 * MIB).expect("ADD_MEM_REG");
+        assert_eq!(read_into(&mut client, file, GAP), Ok(14_336));
+        assert_eq!(guest.memory().read_vec(GAP, 14_336), content());
+        guest.remove_region(GAP).expect("REM_MEM_REG");
+        assert_eq!(read_into(&mut client, file, GAP), Err(libc::EFAULT), "after");
+    }
+    assert_serves(&mut client);
+}
+
+#[test]
+fn requests_are_served_while_memory_changes() {
+    let options = GuestOptions { request_queues: 2, ..GuestOptions::default() };
+    let (_daemon, guest, client) = mounted(&[], &options);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for queue in [FIRST_REQUEST, FIRST_REQUEST + 1] {
+            let (mut client, done) = (client.on_queue(queue), &done);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    assert_serves(&mut client);
+                }
+            });
+        }
+        for _ in 0..40 {
+            guest.add_region(GAP, MIB).expect("ADD_MEM_REG");
+            guest.send_memory().expect("SET_MEM_TABLE");
+            guest.remove_region(GAP).expect("REM_MEM_REG");
+            guest.send_memory().expect("SET_MEM_TABLE");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Two regions with nothing in between.
+fn adjoining() -> GuestOptions {
+    GuestOptions { layout: vec![(0, 16 * MIB), (16 * MIB, 16 * MIB)], ..GuestOptions::default() }
+}
+
+#[test]
+fn a_payload_may_cross_two_adjoining_regions() {
+    let (daemon, guest, mut client) = mounted(&[], &adjoining());
+    let (node, fh) = open(&mut client, FILE, libc::O_RDWR);
+    let across = guest.memory().alloc_across(0, 5000, 20_000);
+    assert_eq!(read_into(&mut client, (node, fh), across), Ok(14_336));
+    assert_eq!(guest.memory().read_vec(across, 14_336), content());
+    let data: Vec<u8> = (0..25_000u32).map(|i| (i % 241) as u8).collect();
+    guest.memory().write(across, &data);
+    assert_eq!(client.write_segments(node, fh, 0, &[Segment::readable(across, 25_000)]), Ok(25_000));
+    assert_eq!(daemon.content(FILE), data);
+}
+
+#[test]
+fn a_header_may_cross_two_adjoining_regions() {
+    for before in [1, 8, 39, 41] {
+        let (_daemon, guest, _client) = mounted(&[], &adjoining());
+        let memory = guest.memory();
+        let request = memory.alloc_across(0, before, 4096);
+        let reply_len = (size_of::<OutHeader>() + size_of::<AttrOut>()) as u32;
+        let reply = memory.alloc(4096, 4096);
+        let header = InHeader { len: 56, opcode: opcode::GETATTR, unique: 77, nodeid: ROOT, ..InHeader::default() };
+        memory.write(request, &[header.as_bytes(), GetattrIn::default().as_bytes()].concat());
+        let mut ring = guest.lock(FIRST_REQUEST);
+        let head = ring.submit(&[Segment::readable(request, 56), Segment::writable(reply, reply_len)]);
+        assert!(ring.wait(PATIENCE), "{}", ring.describe());
+        assert_eq!(ring.take_used(head), Some(reply_len), "{before} bytes before the border");
+        let mut out = OutHeader::new_zeroed();
+        memory.read(reply, out.as_mut_bytes());
+        assert_eq!((out.len, out.error, out.unique), (reply_len, 0, 77));
+    }
+}
+
+#[test]
+fn a_reply_header_may_cross_two_adjoining_regions() {
+    let (_daemon, guest, _client) = mounted(&[], &adjoining());
+    let memory = guest.memory();
+    let reply = memory.alloc_across(0, 5, 4096);
+    let request = memory.alloc(4096, 4096);
+    let reply_len = (size_of::<OutHeader>() + size_of::<AttrOut>()) as u32;
+    let header = InHeader { len: 56, opcode: opcode::GETATTR, unique: 78, nodeid: ROOT, ..InHeader::default() };
+    memory.write(request, &[header.as_bytes(), GetattrIn::default().as_bytes()].concat());
+    let mut ring = guest.lock(FIRST_REQUEST);
+    let head = ring.submit(&[Segment::readable(request, 56), Segment::writable(reply, reply_len)]);
+    assert!(ring.wait(PATIENCE), "{}", ring.describe());
+    assert_eq!(ring.take_used(head), Some(reply_len));
+    let mut out = OutHeader::new_zeroed();
+    memory.read(reply, out.as_mut_bytes());
+    assert_eq!((out.len, out.error, out.unique), (reply_len, 0, 78));
+}
