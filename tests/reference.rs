@@ -128,3 +128,8 @@ fn the_daemon_does_what_the_host_does_on_disk() {
     // Whether ext4 calls preallocated space data or a hole depends on what it has written back.
     run(share, CASES / 3, |operation| !matches!(operation, Operation::Seek { .. }));
 }
+
+#[test]
+fn the_daemon_does_what_the_host_does_with_inodes_as_descriptors() {
+    run(Share::with(&["--inode-file-handles", "never"]), CASES / 3, |_| true);
+}
