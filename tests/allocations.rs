@@ -118,6 +118,8 @@ impl Device {
         });
         let guest = Guest::connect(&socket, &GuestOptions::default()).unwrap();
         let mut client = Client::new(&guest, FIRST_REQUEST);
+        client.caller.uid = rustix::process::geteuid().as_raw();
+        client.caller.gid = rustix::process::getegid().as_raw();
         client.init().unwrap();
         Device { client: Some(client), server: Some(server), directory }
     }

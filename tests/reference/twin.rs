@@ -19,15 +19,13 @@ pub struct Twin {
 
 /// The thread makes files as a caller until this is dropped.
 struct Acting {
-    own: (u32, u32),
     active: bool,
 }
 
 impl Acting {
     fn as_caller(caller: u8) -> Acting {
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let (uid, gid, group) = identity(caller);
-        let acting = Acting { own, active: caller != 0 };
+        let acting = Acting { active: caller != 0 };
         if acting.active {
             set_groups(group.as_slice());
             set_ids(uid, gid);
@@ -39,7 +37,7 @@ impl Acting {
 impl Drop for Acting {
     fn drop(&mut self) {
         if self.active {
-            set_ids(self.own.0, self.own.1);
+            set_ids(0, 0);
             set_groups(&[]);
         }
     }
