@@ -106,6 +106,7 @@ impl Device {
             readonly: false,
             allow_direct_io: false,
             writeback: false,
+            file_handles: gatherfs::host::FileHandles::Prefer,
             xattr: false,
             file_handles,
             path_fds_max: 1024,
