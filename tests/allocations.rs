@@ -106,7 +106,6 @@ impl Device {
             readonly: false,
             allow_direct_io: false,
             writeback: false,
-            file_handles: gatherfs::host::FileHandles::Prefer,
             xattr: false,
             file_handles,
             path_fds_max: 1024,
