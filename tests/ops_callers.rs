@@ -53,7 +53,7 @@ fn what_a_caller_makes_is_the_callers_and_the_daemon_stays_itself() {
     (c.caller.uid, c.caller.gid) = (0, 0);
     let own = c.create(ROOT, "roots", 0o600, libc::O_RDWR).unwrap().entry.attr;
     assert_eq!((own.uid, own.gid), (0, 0));
-    std::fs::set_permissions(share.path("created"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(share.path("created"), std::fs::Permissions::from_mode(0o000)).unwrap();
     let open = share.open("created", libc::O_RDWR);
     share.client().write(open.node, open.fh, 0, b"root may").unwrap();
 }

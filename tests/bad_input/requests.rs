@@ -400,7 +400,7 @@ fn a_huge_argument_area_is_e2big() {
 fn extensions_that_lie_about_their_length_are_einval() {
     let mut mounted = Mounted::new(&[]);
     let mkdir = [MkdirIn { mode: 0o755, umask: 0 }.as_bytes(), b"dir\0"].concat();
-    let group = |size: u32, count: u32| [&[size, EXT_GROUPS].as_bytes()[..], [count, 7].as_bytes()].concat();
+    let group = |size: u32, count: u32| [[size, EXT_GROUPS].as_bytes(), [count, 7].as_bytes()].concat();
     for queue in QUEUES {
         let mut client = mounted.on(queue);
         for (size, count) in [(0, 1), (7, 1), (17, 1), (u32::MAX, 1), (16, 2), (16, u32::MAX)] {

@@ -74,5 +74,6 @@ impl SlowFile {
         let bytes = [response.fd.to_ne_bytes(), response.response.to_ne_bytes()].concat();
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.write_all(&bytes).expect("the read takes the answer");
+        drop(read);
     }
 }

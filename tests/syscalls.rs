@@ -1,0 +1,281 @@
+//! Counts the host system calls behind each request, exactly, in a trace of the daemon, and holds them to the
+//! budget in docs/ARCHITECTURE.md.
+
+#[path = "../examples/guest/mod.rs"]
+mod guest;
+mod share;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use guest::client::{Client, Piece};
+use guest::fuse::ROOT;
+use share::{Directory, Setup, Share, errno};
+
+/// Requests of each kind.
+const N: usize = 100;
+
+/// What the transport costs, whatever the request: sleeping until a kick, the call to the guest, locks, and the
+/// thread that looks after the others. Each of these calls belongs to no operation on files.
+const TRANSPORT: &[&str] = &["epoll_wait", "epoll_pwait", "epoll_ctl", "write", "futex", "sched_yield", "restart_syscall", "clock_gettime"];
+/// What starting or ending one more thread costs: a traced request is slow, and a slow one gets help.
+const THREADS: &[&str] = &[
+    "clone",
+    "clone3",
+    "rseq",
+    "set_robust_list",
+    "sigaltstack",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "madvise",
+    "prctl",
+    "unshare",
+    "fchdir",
+    "rt_sigprocmask",
+    "sched_getaffinity",
+    "gettid",
+    "exit",
+    "brk",
+    "mremap",
+];
+
+/// Whether a process may be traced here, with the reason printed where not.
+fn can_trace() -> bool {
+    match Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            eprintln!("skipped: tracing is not permitted here: {}", String::from_utf8_lossy(&output.stderr));
+            false
+        }
+        Err(e) => {
+            eprintln!("skipped: strace cannot be run: {e}");
+            false
+        }
+    }
+}
+
+/// A share whose daemon is traced, and the phases that were marked in the trace.
+struct Traced {
+    share: Share,
+    phases: Vec<(&'static str, usize)>,
+    directory: Directory,
+}
+
+impl Traced {
+    fn start() -> Traced {
+        let directory = Directory::in_memory();
+        let trace = directory.path().join("trace");
+        let before = ["strace", "-f", "-s", "64", "-o", trace.to_str().unwrap()].map(str::to_owned).to_vec();
+        let share = Share::start(Setup { before, ..Setup::default() });
+        Traced { share, phases: Vec::new(), directory }
+    }
+
+    fn client(&mut self) -> &mut Client {
+        self.share.client()
+    }
+
+    /// Runs `act`, which makes `count` requests of one kind, between two marks: lookups of names that are not there.
+    fn phase(&mut self, name: &'static str, count: usize, act: impl FnOnce(&mut Share)) {
+        let number = self.phases.len();
+        self.phases.push((name, count));
+        assert_eq!(errno(self.client().lookup(ROOT, &format!("mark-begin-{number}-"))), libc::ENOENT);
+        act(&mut self.share);
+        assert_eq!(errno(self.client().lookup(ROOT, &format!("mark-end-{number}-"))), libc::ENOENT);
+    }
+
+    /// Ends the daemon and tells what each phase called.
+    fn end(self) -> Vec<Phase> {
+        let Traced { share, phases, directory } = self;
+        drop(share);
+        let trace = read(&directory.path().join("trace"));
+        let cut = |number: usize, (name, count): (&'static str, usize)| {
+            let place = |mark: &str| trace.find(&format!("\"mark-{mark}-{number}-\"")).unwrap_or_else(|| panic!("no {mark} of {name}"));
+            let body = &trace[place("begin")..place("end")];
+            // The first line is the rest of the mark's own; the last is the beginning of the other's.
+            let lines: Vec<&str> = body.lines().skip(1).collect();
+            let lines = &lines[..lines.len() - 1];
+            Phase::of(name, count, lines)
+        };
+        phases.into_iter().enumerate().map(|(number, phase)| cut(number, phase)).collect()
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()
+}
+
+/// The calls of one phase.
+struct Phase {
+    name: &'static str,
+    requests: usize,
+    /// Calls on files, by name.
+    calls: BTreeMap<String, usize>,
+    transport: usize,
+    threads: usize,
+    /// Lengths of the vectors of preadv2 and pwritev2.
+    vectors: Vec<usize>,
+}
+
+impl Phase {
+    fn of(name: &'static str, requests: usize, lines: &[&str]) -> Phase {
+        let mut phase = Phase { name, requests, calls: BTreeMap::new(), transport: 0, threads: 0, vectors: Vec::new() };
+        for line in lines {
+            // "PID name(arguments) = result", "PID name(arguments <unfinished ...>", "PID <... name resumed>..."
+            let rest = line.split_once(' ').map_or("", |(_, rest)| rest.trim_start());
+            // Where another thread's call came between, the vector stands in one half of the line.
+            if rest.contains("preadv2") || rest.contains("pwritev2") {
+                let count: Option<usize> = rest.split_once("], ").and_then(|(_, rest)| rest.split([',', ' ']).next()?.parse().ok());
+                phase.vectors.extend(count);
+            }
+            let Some((call, _)) = rest.split_once('(') else { continue };
+            if !call.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                continue;
+            }
+            // A debug build's standard library looks at each descriptor before it closes it.
+            if cfg!(debug_assertions) && call == "fcntl" && rest.contains("F_GETFD") {
+                continue;
+            }
+            if TRANSPORT.contains(&call) {
+                phase.transport += 1;
+            } else if THREADS.contains(&call) {
+                phase.threads += 1;
+            } else {
+                *phase.calls.entry(call.to_owned()).or_default() += 1;
+            }
+        }
+        phase
+    }
+
+    fn total(&self) -> usize {
+        self.calls.values().sum()
+    }
+}
+
+/// `count` pieces that do not adjoin.
+fn pieces(count: usize) -> Vec<Piece> {
+    vec![Piece { offset: 8, len: 100 }; count]
+}
+
+fn name(prefix: &str, i: usize) -> String {
+    format!("{prefix}{i}")
+}
+
+/// READ and WRITE, and what opens and closes files.
+fn trace_files(traced: &mut Traced) {
+    let file = traced.share.make("data");
+    let whole = vec![7; 1020 * 100];
+    for (segments, write, read) in [
+        (1, "WRITE of 1 segment", "READ of 1 segment"),
+        (32, "WRITE of 32 segments", "READ of 32 segments"),
+        (256, "WRITE of 256 segments", "READ of 256 segments"),
+        (1020, "WRITE of 1020 segments", "READ of 1020 segments"),
+    ] {
+        let pieces = pieces(segments);
+        traced.phase(write, N, |s| {
+            for _ in 0..N {
+                let len = s.client().write_pieces(file.node, (file.fh, 0), &whole[..segments * 100], &pieces).unwrap();
+                assert_eq!(len as usize, segments * 100);
+            }
+        });
+        traced.phase(read, N, |s| {
+            for _ in 0..N {
+                assert_eq!(s.client().read_pieces(file.node, file.fh, 0, &pieces).unwrap().len(), segments * 100);
+            }
+        });
+    }
+    traced.phase("READ at the end of the file", N, |s| {
+        for _ in 0..N {
+            assert_eq!(s.client().read_pieces(file.node, file.fh, 1020 * 100 - 150, &pieces(32)).unwrap().len(), 150);
+        }
+    });
+    let mut handles = Vec::new();
+    traced.phase("OPEN", N, |s| handles.extend((0..N).map(|_| s.client().open(file.node, libc::O_RDWR).unwrap().fh)));
+    traced.phase("RELEASE", N, |s| handles.iter().for_each(|fh| s.client().release(file.node, *fh).unwrap()));
+    traced.client().getattr(file.node, None).unwrap();
+    traced.phase("GETATTR of a node", N, |s| (0..N).for_each(|_| _ = s.client().getattr(file.node, None).unwrap()));
+    traced.phase("GETATTR of a handle", N, |s| (0..N).for_each(|_| _ = s.client().getattr(file.node, Some(file.fh)).unwrap()));
+}
+
+/// What makes, finds and removes names.
+fn trace_names(traced: &mut Traced) {
+    for i in 0..N {
+        traced.share.put(&name("host", i), b"");
+    }
+    let look_up = |s: &mut Share| (0..N).for_each(|i| _ = s.client().lookup(ROOT, &name("host", i)).unwrap());
+    traced.phase("LOOKUP of a new name", N, look_up);
+    traced.phase("LOOKUP of a known name", N, look_up);
+    let flags = libc::O_RDWR | libc::O_EXCL;
+    traced.phase("CREATE", N, |s| (0..N).for_each(|i| _ = s.client().create(ROOT, &name("file", i), 0o644, flags).unwrap()));
+    traced.phase("RENAME", N, |s| (0..N).for_each(|i| s.client().rename(ROOT, &name("file", i), ROOT, &name("moved", i)).unwrap()));
+    traced.phase("UNLINK", N, |s| (0..N).for_each(|i| s.client().unlink(ROOT, &name("moved", i)).unwrap()));
+    traced.phase("MKDIR", N, |s| (0..N).for_each(|i| _ = s.client().mkdir(ROOT, &name("dir", i), 0o755).unwrap()));
+    traced.phase("RMDIR", N, |s| (0..N).for_each(|i| s.client().rmdir(ROOT, &name("dir", i)).unwrap()));
+}
+
+/// Lists a directory of `N` entries twice. Tells how many requests each listing took.
+fn trace_listing(traced: &mut Traced) -> [usize; 2] {
+    let dir = traced.client().mkdir(ROOT, "listed", 0o755).unwrap().nodeid;
+    for i in 0..N {
+        traced.share.put(&name("listed/entry", i), b"");
+    }
+    ["READDIRPLUS, new entries", "READDIRPLUS, known entries"].map(|kind| {
+        let fh = traced.client().opendir(dir).unwrap().fh;
+        let (mut offset, mut entries, mut requests) = (0, 0, 0);
+        traced.phase(kind, N, |s| {
+            loop {
+                let part = s.client().readdirplus(dir, fh, offset, 4096).unwrap();
+                requests += 1;
+                let Some(last) = part.last() else { break };
+                (offset, entries) = (last.off, entries + part.len());
+            }
+        });
+        assert_eq!(entries, N + 2);
+        requests
+    })
+}
+
+#[test]
+fn each_request_takes_no_more_host_calls_than_its_budget() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: the budget is that of a daemon that may open files by handle");
+        return;
+    }
+    if !can_trace() {
+        return;
+    }
+    let mut traced = Traced::start();
+    trace_files(&mut traced);
+    trace_names(&mut traced);
+    let listings = trace_listing(&mut traced);
+    let phases = traced.end();
+
+    println!("{:<28} {:>9} {:>9} {:>10}   calls on files", "request", "budget", "calls", "transport");
+    let mut over = Vec::new();
+    for phase in &phases {
+        // Per request; of a listing, per entry beside one for each request.
+        let (budget, beside, exact) = match phase.name {
+            "LOOKUP of a new name" | "MKDIR" => (3, 0, false),
+            "CREATE" => (4, 0, false),
+            "READDIRPLUS, new entries" => (2, listings[0], false),
+            "READDIRPLUS, known entries" => (1, listings[1], false),
+            _ => (1, 0, true),
+        };
+        let (allowed, total) = (budget * phase.requests + beside, phase.total());
+        let per_request = |n: usize| n as f64 / phase.requests as f64;
+        let (calls, transport) = (per_request(total), per_request(phase.transport));
+        println!("{:<28} {:>9} {calls:>9.2} {transport:>10.2}   {:?}", phase.name, per_request(allowed), phase.calls);
+        if phase.threads > 0 {
+            println!("{:<28} {} calls that started or ended threads", "", phase.threads);
+        }
+        if total > allowed || (exact && total != allowed) || total < phase.requests {
+            over.push(format!("{}: {total} calls instead of {allowed}: {:?}", phase.name, phase.calls));
+        }
+    }
+    assert!(over.is_empty(), "{over:#?}");
+    for phase in phases.iter().filter(|p| p.name.contains("segment")) {
+        let segments: usize = phase.name.split(' ').find_map(|word| word.parse().ok()).unwrap();
+        assert_eq!(phase.vectors, vec![segments; N], "{}: what arrived packed stays packed", phase.name);
+    }
+}
