@@ -1,0 +1,204 @@
+//! The command line: what is there, what is refused and in which words.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::CommandFactory;
+
+use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
+use super::guest::client::Caller;
+use super::{assert_serves, command, mount, refused};
+
+/// A user without any rights.
+const NOBODY: u32 = 65534;
+/// The exit status of a command line that makes no sense.
+const USAGE: Option<i32> = Some(2);
+
+#[test]
+fn help_lists_every_option_and_the_signals() {
+    let output = gatherfsd().arg("--help").output().expect("the program starts");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).expect("text");
+    for argument in gatherfs::config::Arguments::command().get_arguments() {
+        let long = argument.get_long().expect("a long name");
+        assert!(help.contains(&format!("--{long}")), "--{long} is missing in\n{help}");
+    }
+    for word in ["--shared-dir", "--socket-path", "--fd", "--tag", "--sandbox", "--keep-listening", "SIGTERM", "SIGUSR1"] {
+        assert!(help.contains(word), "{word} is missing in\n{help}");
+    }
+}
+
+#[test]
+fn version_is_the_name_and_the_version() {
+    let output = gatherfsd().arg("--version").output().expect("the program starts");
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("gatherfsd {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_misspelt_option_is_refused_with_the_right_one() {
+    let (status, said) = refused(gatherfsd().args(["--shared-dri", "/srv"]));
+    assert_eq!(status.code(), USAGE);
+    assert_eq!(said, "gatherfsd: there is no option --shared-dri; did you mean --shared-dir?");
+    let (status, said) = refused(gatherfsd().arg("--quux"));
+    assert_eq!(status.code(), USAGE);
+    assert!(said.contains("no option --quux") && said.contains("--help"), "{said}");
+}
+
+#[test]
+fn wishes_that_contradict_each_other_are_refused_with_what_to_write() {
+    let long_tag = "t".repeat(37);
+    let whole = ["--shared-dir", "/tmp", "--socket-path", "/tmp/gfs-none"];
+    let cases: [(&[&str], &[&str], &str); 11] = [
+        (&[], &[], "--shared-dir"),
+        (&["--shared-dir", "/tmp"], &[], "--socket-path"),
+        (&["--socket-path", "/tmp/gfs-none"], &[], "--shared-dir"),
+        (&whole, &["--fd", "5"], "one of them"),
+        (&["--shared-dir", "/tmp", "--fd", "5"], &["--socket-group", "0"], "--socket-path"),
+        (&["--shared-dir", "/tmp"], &["--fd", "2"], "3 or higher"),
+        (&whole, &["--num-request-queues", "0"], "1 to 64"),
+        (&whole, &["--num-request-queues", "65"], "1 to 64"),
+        (&whole, &["--tag", &long_tag], "36"),
+        (&whole, &["--tag", ""], "--tag"),
+        (&whole, &["--cache", "sometimes"], "metadata"),
+    ];
+    for (first, more, advice) in cases {
+        let (status, said) = refused(gatherfsd().args(first).args(more));
+        assert_eq!(status.code(), USAGE, "{first:?} {more:?}");
+        assert!(said.contains(advice), "{first:?} {more:?}: {said}");
+        assert!(!fs::exists("/tmp/gfs-none").expect("/tmp"), "{first:?} {more:?} made a socket");
+    }
+}
+
+#[test]
+fn a_share_that_is_missing_or_no_directory_is_refused_by_its_path_and_leaves_no_socket() {
+    for sandbox in ["none", "chroot", "namespace"] {
+        if sandbox != "none" && !is_root("a sandbox") {
+            continue;
+        }
+        let scratch = Scratch::new();
+        fs::write(scratch.join("file"), "").expect("a file");
+        for name in ["missing", "file"] {
+            let (share, socket) = (scratch.join(name), scratch.join("s"));
+            let mut command = gatherfsd();
+            command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(&socket).args(["--sandbox", sandbox]);
+            let (status, said) = refused(&mut command);
+            assert_eq!(status.code(), Some(1), "{said}");
+            assert!(said.contains(share.to_str().expect("text")), "{said}");
+            assert!(!socket.exists(), "--sandbox {sandbox} left a socket");
+        }
+    }
+}
+
+/// gatherfsd as the user without rights.
+fn as_nobody(command: &mut Command) -> &mut Command {
+    command.uid(NOBODY).gid(NOBODY)
+}
+
+#[test]
+fn what_a_user_may_not_do_is_refused_in_a_sentence() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let socket = scratch.join("s");
+    // The socket's directory is root's.
+    fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let (_, said) = refused(as_nobody(&mut command(&scratch, &[])));
+    assert!(said.contains("cannot listen") && said.contains(socket.to_str().expect("text")), "{said}");
+    // The share is root's alone.
+    fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o777)).expect("a mode");
+    fs::set_permissions(scratch.join("share"), PermissionsExt::from_mode(0o700)).expect("a mode");
+    let (_, said) = refused(as_nobody(&mut command(&scratch, &[])));
+    assert!(said.contains("cannot share") && said.contains(scratch.join("share").to_str().expect("text")), "{said}");
+    assert!(!socket.exists());
+    // A sandbox is root's to make.
+    fs::set_permissions(scratch.join("share"), PermissionsExt::from_mode(0o755)).expect("a mode");
+    for sandbox in ["namespace", "chroot"] {
+        let mut command = gatherfsd();
+        command.arg("--shared-dir").arg(scratch.join("share")).arg("--socket-path").arg(&socket).args(["--sandbox", sandbox]);
+        let (_, said) = refused(as_nobody(&mut command));
+        assert!(said.contains("as root") && said.contains("--sandbox none"), "{said}");
+        assert!(!socket.exists(), "--sandbox {sandbox} left a socket");
+    }
+}
+
+#[test]
+fn a_user_without_rights_shares_what_is_theirs() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("share")).expect("the shared directory");
+    for path in [scratch.path(), &scratch.join("share")] {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
+    }
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(scratch.join("share")).arg("--socket-path").arg(scratch.join("s"));
+    let process = Process::spawn(as_nobody(&mut command));
+    process.wait_for_line("sharing ");
+    let (_guest, mut client) = mount(&scratch.join("s"));
+    client.caller = Caller { uid: NOBODY, gid: NOBODY, pid: 1 };
+    assert_serves(&mut client, "dir");
+    assert_eq!(process.status_field("CapEff"), "0000000000000000");
+}
+
+#[test]
+fn the_start_line_names_share_tag_and_socket() {
+    let daemon = Daemon::start(&["--tag", "holiday pictures"]);
+    let line = daemon.wait_for_line("sharing ");
+    for word in [daemon.share().to_str(), daemon.socket().to_str(), Some("\"holiday pictures\"")] {
+        assert!(line.contains(word.expect("text")), "{line}");
+    }
+    assert!(!line.contains('\x1b'), "colours belong on a terminal: {line:?}");
+}
+
+#[test]
+fn the_log_level_decides_what_is_said() {
+    let mut said = Vec::new();
+    for level in ["off", "warn", "info", "debug"] {
+        let scratch = Scratch::new();
+        let mut process = Process::spawn(&mut command(&scratch, &["--log-level", level]));
+        let (guest, mut client) = mount(&scratch.join("s"));
+        // More argument bytes than the header says: worth a warning.
+        client.raw(1, 1, &[b'x'; 200_000], 64).expect("a reply");
+        drop((guest, client));
+        assert!(process.wait().success());
+        said.push(process.log());
+    }
+    assert_eq!(said[0], "");
+    assert!(!said[1].contains("sharing "), "{}", said[1]);
+    assert!(said[2].contains("sharing ") && !said[2].contains("FUSE 7."), "{}", said[2]);
+    assert!(said[3].contains("sharing ") && said[3].contains("FUSE 7."), "{}", said[3]);
+}
+
+/// The soft limit of open files of a process.
+fn open_files(pid: u32) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process is there");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the limit");
+    line.split_whitespace().next().expect("a number").parse().expect("a number")
+}
+
+#[test]
+fn the_limit_of_open_files_is_what_was_asked_for() {
+    let daemon = Daemon::start(&["--rlimit-nofile", "777"]);
+    assert_eq!(open_files(daemon.pid()), 777);
+    let (_guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "dir");
+    let daemon = Daemon::start(&["--rlimit-nofile", "0"]);
+    assert_eq!(open_files(daemon.pid()), open_files(std::process::id()), "0 leaves it as it is");
+}
+
+#[test]
+fn a_limit_of_open_files_that_cannot_be_had_is_refused() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o777)).expect("a mode");
+    let (_, said) = refused(as_nobody(&mut command(&scratch, &["--rlimit-nofile", "4000000000"])));
+    assert!(said.contains("open files") && said.contains("--rlimit-nofile"), "{said}");
+    assert!(!scratch.join("s").exists(), "it left a socket");
+}

@@ -1,0 +1,56 @@
+//! The life of the process: its command line, its socket, its connections, signals and sandbox.
+
+#[path = "../daemon/mod.rs"]
+mod daemon;
+#[path = "../../examples/guest/mod.rs"]
+mod guest;
+#[path = "../slow_file/mod.rs"]
+mod slow_file;
+
+mod arguments;
+mod connections;
+mod sandbox;
+mod signals;
+mod socket;
+
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+
+use daemon::{Process, Scratch, gatherfsd};
+use guest::client::Client;
+use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use guest::fuse::ROOT;
+
+/// A guest that has mounted the share behind `socket`.
+fn mount(socket: &Path) -> (Arc<Guest>, Client) {
+    let guest = Guest::connect(socket, &GuestOptions::default()).expect("a connection");
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().expect("INIT");
+    (guest, client)
+}
+
+/// Panics unless a directory can be made in the share and is found there.
+fn assert_serves(client: &mut Client, name: &str) {
+    let made = client.mkdir(ROOT, name, 0o755).expect("MKDIR");
+    assert_eq!(client.lookup(ROOT, name).map(|e| e.nodeid), Ok(made.nodeid));
+    assert_eq!(client.rmdir(ROOT, name), Ok(()));
+}
+
+/// gatherfsd with `options`, for a share and a socket in `scratch`, without a sandbox.
+fn command(scratch: &Scratch, options: &[&str]) -> Command {
+    let share = scratch.join("share");
+    std::fs::create_dir_all(&share).expect("the shared directory");
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(share).arg("--socket-path").arg(scratch.join("s"));
+    command.args(["--sandbox", "none"]).args(options);
+    command
+}
+
+/// Runs `command` to its end, which must be a refusal: its exit status and what it said.
+fn refused(command: &mut Command) -> (ExitStatus, String) {
+    let mut process = Process::spawn(command);
+    let status = process.wait();
+    assert!(!status.success(), "{}", process.log());
+    (status, process.log())
+}

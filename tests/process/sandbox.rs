@@ -1,0 +1,212 @@
+//! The sandboxes of root: what the serving process sees and may do, and that it ends with the one outside.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, status_field};
+use super::guest::fuse::{ROOT, SetattrIn, flag};
+use super::{assert_serves, mount};
+
+const SANDBOXES: [&str; 2] = ["namespace", "chroot"];
+
+/// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP
+/// (linux/capability.h).
+const KEPT: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
+
+fn start(sandbox: &str) -> Daemon {
+    Daemon::start(&["--sandbox", sandbox])
+}
+
+/// The one process that serves.
+fn inner(daemon: &Daemon) -> u32 {
+    let children = daemon.children();
+    assert_eq!(children.len(), 1, "one process inside: {children:?}");
+    children[0]
+}
+
+/// Whether a process lives. One that nobody has waited for yet has ended all the same.
+fn is_there(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
+}
+
+/// The mount, network and process namespaces of a process.
+fn namespaces(pid: &str) -> [PathBuf; 3] {
+    ["mnt", "net", "pid"].map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace"))
+}
+
+#[test]
+fn a_sandboxed_daemon_serves_its_share() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let mut daemon = start(sandbox);
+        let (guest, mut client) = mount(daemon.socket());
+        let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+        assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"from inside"), Ok(11));
+        let chmod = SetattrIn { valid: flag::FATTR_MODE, mode: 0o600, ..SetattrIn::default() };
+        assert_eq!(client.setattr(made.entry.nodeid, &chmod).map(|a| a.attr.mode), Ok(0o100_600));
+        assert_serves(&mut client, "dir");
+        assert_eq!(daemon.content("file"), b"from inside");
+        assert_eq!(daemon.metrics().requests("WRITE"), 1, "SIGUSR1 reaches the one that serves");
+        drop((guest, client));
+        assert_eq!(daemon.wait().code(), Some(0));
+        assert!(!daemon.socket().exists(), "the socket is removed");
+    }
+}
+
+#[test]
+fn the_serving_process_has_the_share_as_its_root() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let daemon = start(sandbox);
+        let share = fs::metadata(daemon.share()).expect("the share");
+        for place in ["root", "cwd"] {
+            let place = fs::metadata(format!("/proc/{}/{place}/.", inner(&daemon))).expect("a directory");
+            assert_eq!((place.dev(), place.ino()), (share.dev(), share.ino()), "--sandbox {sandbox}");
+        }
+    }
+}
+
+#[test]
+fn the_namespace_sandbox_has_mounts_network_and_process_ids_of_its_own() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let daemon = start("namespace");
+    let theirs = namespaces(&inner(&daemon).to_string());
+    assert!(namespaces("self").iter().all(|namespace| !theirs.contains(namespace)), "{theirs:?}");
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", inner(&daemon))).expect("its mounts");
+    let points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    assert_eq!(points, ["/"], "nothing but the share is mounted");
+    let routes = fs::read_to_string(format!("/proc/{}/net/route", inner(&daemon))).expect("its network");
+    assert_eq!(routes.lines().count(), 1, "a title and no route: {routes}");
+}
+
+#[test]
+fn the_chroot_sandbox_stays_in_the_namespaces_of_the_host() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let daemon = start("chroot");
+    assert_eq!(namespaces("self"), namespaces(&inner(&daemon).to_string()));
+}
+
+#[test]
+fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in ["namespace", "chroot", "none"] {
+        let daemon = start(sandbox);
+        let (_guest, mut client) = mount(daemon.socket());
+        assert_serves(&mut client, "dir");
+        let serving = if sandbox == "none" { daemon.pid() } else { inner(&daemon) };
+        let tasks: Vec<_> = fs::read_dir(format!("/proc/{serving}/task")).expect("threads").filter_map(Result::ok).collect();
+        assert!(tasks.len() >= 4, "{} threads", tasks.len());
+        for task in tasks {
+            let tid: u32 = task.file_name().to_str().and_then(|tid| tid.parse().ok()).expect("a number");
+            let held = |set| u64::from_str_radix(&status_field(tid, set), 16).expect("a number");
+            assert_eq!(held("CapEff"), KEPT, "--sandbox {sandbox}: {:#x}", held("CapEff"));
+            assert_eq!((held("CapPrm"), held("CapInh"), held("CapAmb")), (KEPT, 0, 0), "--sandbox {sandbox}");
+            assert_eq!(status_field(tid, "NoNewPrivs"), "1", "--sandbox {sandbox}");
+            assert_eq!(status_field(tid, "Groups"), "", "--sandbox {sandbox}");
+        }
+    }
+}
+
+#[test]
+fn the_serving_process_ends_when_the_outer_one_is_killed() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let mut daemon = start(sandbox);
+        let (_guest, mut client) = mount(daemon.socket());
+        assert_serves(&mut client, "dir");
+        let inside = inner(&daemon);
+        daemon.signal(Signal::KILL);
+        assert_eq!(daemon.wait().code(), None);
+        assert!(eventually(|| !is_there(inside)), "--sandbox {sandbox}: process {inside} lives on");
+    }
+}
+
+#[test]
+fn the_outer_process_ends_when_the_serving_one_is_killed_and_removes_the_socket() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let mut daemon = start(sandbox);
+        let inside = Pid::from_raw(inner(&daemon).cast_signed()).expect("a process id");
+        kill_process(inside, Signal::KILL).expect("the process is there");
+        assert_eq!(daemon.wait().code(), Some(128 + 9), "as a shell would say it");
+        assert!(!daemon.socket().exists());
+    }
+}
+
+#[test]
+fn a_signal_to_the_outer_process_ends_both_and_removes_the_socket() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        for connected in [false, true] {
+            let mut daemon = start(sandbox);
+            let guest = connected.then(|| mount(daemon.socket()));
+            let inside = inner(&daemon);
+            daemon.signal(Signal::TERM);
+            assert_eq!(daemon.wait().code(), Some(0), "--sandbox {sandbox}");
+            assert!(!is_there(inside) && !daemon.socket().exists(), "--sandbox {sandbox}");
+            drop(guest);
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_comes_with_the_socket_ends_a_sandboxed_daemon_too() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for round in 0..20 {
+        let sandbox = SANDBOXES[round % 2];
+        let scratch = Scratch::new();
+        let (share, socket) = (scratch.join("share"), scratch.join("s"));
+        fs::create_dir(&share).expect("the shared directory");
+        let mut command = gatherfsd();
+        command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(&socket).args(["--sandbox", sandbox]);
+        let mut process = Process::spawn(&mut command);
+        assert!(eventually(|| socket.exists()));
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait().code(), Some(0), "round {round}, --sandbox {sandbox}: {}", process.log());
+        assert!(!socket.exists(), "round {round}, --sandbox {sandbox}: the socket is removed");
+    }
+}
+
+#[test]
+fn a_link_out_of_the_share_is_a_link_and_is_not_followed() {
+    let sandboxes = if is_root("a sandbox") { &["none", "namespace", "chroot"][..] } else { &["none"] };
+    for sandbox in sandboxes {
+        let daemon = start(sandbox);
+        symlink("/etc/passwd", daemon.share().join("link")).expect("a link");
+        symlink("/etc", daemon.share().join("dir")).expect("a link");
+        let (_guest, mut client) = mount(daemon.socket());
+        for (name, target) in [("link", &b"/etc/passwd"[..]), ("dir", b"/etc")] {
+            let entry = client.lookup(ROOT, name).expect("LOOKUP");
+            assert_eq!(entry.attr.mode & libc::S_IFMT, libc::S_IFLNK, "--sandbox {sandbox}");
+            assert_eq!(client.readlink(entry.nodeid).as_deref(), Ok(target));
+            let open = client.open(entry.nodeid, libc::O_RDONLY);
+            assert!(open.as_ref().is_err_and(|e| e.errno().is_some()), "--sandbox {sandbox}: {open:?}");
+            assert_eq!(client.opendir(entry.nodeid).err(), Some(libc::ENOTDIR.into()));
+            let through = client.lookup(entry.nodeid, "passwd").err();
+            assert_eq!(through, Some(libc::ENOTDIR.into()), "--sandbox {sandbox}");
+            assert!(client.create(entry.nodeid, "new", 0o644, libc::O_RDWR).is_err());
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Signals: SIGTERM and SIGINT finish what is in flight and end, SIGUSR1 tells, others do no harm.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+use zerocopy::IntoBytes;
+
+use super::daemon::{Daemon, Process, Scratch, eventually};
+use super::guest::client::{Call, CallError, Client, Pending};
+use super::guest::fuse::{ROOT, ReadIn, opcode};
+use super::slow_file::{SlowFile, WaitingRead};
+use super::{assert_serves, command, mount};
+
+const ENDING: [Signal; 2] = [Signal::TERM, Signal::INT];
+
+/// Panics unless the daemon ends well and its socket is gone.
+fn assert_ends(daemon: &mut Daemon) {
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    assert!(!daemon.socket().exists(), "the socket is removed");
+}
+
+#[test]
+fn an_idle_daemon_ends_at_once() {
+    for signal in ENDING {
+        for options in [&[][..], &["--keep-listening"]] {
+            let mut daemon = Daemon::start(options);
+            daemon.signal(signal);
+            assert_ends(&mut daemon);
+        }
+    }
+}
+
+#[test]
+fn a_daemon_with_a_frontend_hangs_up_and_ends() {
+    for signal in ENDING {
+        for options in [&[][..], &["--keep-listening"]] {
+            let mut daemon = Daemon::start(options);
+            let (_guest, mut client) = mount(daemon.socket());
+            assert_serves(&mut client, "dir");
+            daemon.signal(signal);
+            assert_ends(&mut daemon);
+            assert_eq!(client.statfs(ROOT).err(), Some(CallError::NoReply));
+        }
+    }
+}
+
+#[test]
+fn a_daemon_between_two_frontends_ends() {
+    let mut daemon = Daemon::start(&["--keep-listening"]);
+    drop(mount(daemon.socket()));
+    daemon.wait_for_line("disconnected");
+    daemon.signal(Signal::TERM);
+    assert_ends(&mut daemon);
+}
+
+#[test]
+fn a_daemon_whose_frontend_has_said_nothing_ends() {
+    let mut daemon = Daemon::start(&[]);
+    let _stream = UnixStream::connect(daemon.socket()).expect("a connection");
+    daemon.wait_for_line("connected");
+    daemon.signal(Signal::TERM);
+    assert_ends(&mut daemon);
+}
+
+#[test]
+fn a_daemon_in_the_middle_of_writes_ends_with_every_answered_write_in_its_file() {
+    for signal in ENDING {
+        let mut daemon = Daemon::start(&[]);
+        let (_guest, mut client) = mount(daemon.socket());
+        let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+        let writer = std::thread::spawn(move || {
+            let mut answered = 0u64;
+            loop {
+                match client.write(made.entry.nodeid, made.open.fh, answered * 4096, &[answered as u8; 4096]) {
+                    Ok(4096) => answered += 1,
+                    Err(CallError::NoReply) => return answered,
+                    other => panic!("WRITE {answered}: {other:?}"),
+                }
+            }
+        });
+        assert!(eventually(|| daemon.metrics().get("host_writes") > 100));
+        daemon.signal(signal);
+        assert_ends(&mut daemon);
+        let answered = writer.join().expect("the writer");
+        let content = daemon.content("file");
+        assert!(content.len() as u64 >= answered * 4096, "{answered} answered, {} bytes", content.len());
+        for (i, page) in content.chunks(4096).enumerate() {
+            assert!(page.iter().all(|byte| *byte == i as u8), "page {i}");
+        }
+    }
+}
+
+/// A READ that is in flight, and what lets it go on.
+struct InFlight {
+    client: Client,
+    pending: Pending,
+    slow: SlowFile,
+    waiting: WaitingRead,
+}
+
+impl InFlight {
+    fn begin(daemon: &Daemon) -> Option<Self> {
+        let slow = SlowFile::new(&daemon.put("slow", "slow content"))?;
+        let (_guest, mut client) = mount(daemon.socket());
+        let node = client.lookup(ROOT, "slow").expect("LOOKUP").nodeid;
+        let fh = client.open(node, libc::O_RDONLY).expect("OPEN").fh;
+        let read = ReadIn { fh, size: 12, ..ReadIn::default() };
+        let pending = client.begin(&Call { room: 12, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+        let waiting = slow.wait_for_read();
+        Some(Self { client, pending, slow, waiting })
+    }
+
+    fn finish(mut self) {
+        self.slow.let_go(self.waiting);
+        let reply = self.client.finish(self.pending).expect("READ");
+        assert_eq!((reply.header.error, &reply.payload[..]), (0, &b"slow content"[..]));
+    }
+}
+
+#[test]
+fn a_daemon_with_a_request_in_flight_finishes_it_before_it_ends() {
+    for signal in ENDING {
+        let mut daemon = Daemon::start(&[]);
+        let Some(in_flight) = InFlight::begin(&daemon) else { return };
+        daemon.signal(signal);
+        let hung_up = eventually(|| in_flight.client.guest().stop_queue(0).is_err());
+        // It answers signals, so it had the time to end if it did not wait.
+        for _ in 0..20 {
+            assert_eq!(daemon.metrics().requests("READ"), 1);
+        }
+        assert!(hung_up && daemon.is_running(), "the daemon did not wait");
+        in_flight.finish();
+        assert_ends(&mut daemon);
+    }
+}
+
+#[test]
+fn more_signals_change_nothing() {
+    let mut daemon = Daemon::start(&[]);
+    let Some(in_flight) = InFlight::begin(&daemon) else { return };
+    for _ in 0..5 {
+        daemon.signal(Signal::TERM);
+        daemon.signal(Signal::INT);
+        assert_eq!(daemon.metrics().get("connections"), 1, "it still hears signals");
+    }
+    in_flight.finish();
+    assert_ends(&mut daemon);
+}
+
+#[test]
+fn a_signal_that_comes_with_the_socket_ends_the_daemon_too() {
+    for round in 0..20 {
+        let scratch = Scratch::new();
+        let mut process = Process::spawn(&mut command(&scratch, &[]));
+        assert!(eventually(|| scratch.join("s").exists()));
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait().code(), Some(0), "round {round}: {}", process.log());
+        assert!(!scratch.join("s").exists(), "round {round}: the socket is removed");
+    }
+}
+
+#[test]
+fn usr1_prints_the_counters_and_serving_goes_on() {
+    let daemon = Daemon::start(&[]);
+    assert_eq!(daemon.metrics().get("connections"), 0);
+    let (_guest, mut client) = mount(daemon.socket());
+    for _ in 0..3 {
+        assert_serves(&mut client, "dir");
+    }
+    let metrics = daemon.metrics();
+    let requests = ["INIT", "MKDIR", "LOOKUP", "RMDIR", "WRITE"].map(|opcode| metrics.requests(opcode));
+    assert_eq!(requests, [1, 3, 3, 3, 0]);
+    assert_eq!(metrics.get("connections"), 1);
+    assert!(metrics.get("kicks") > 0 && metrics.get("calls") > 0);
+    assert_serves(&mut client, "dir");
+}
+
+/// How often the threads of a process have gone to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let count = |status: String| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    tasks.filter_map(|task| count(fs::read_to_string(task.ok()?.path().join("status")).ok()?)).sum()
+}
+
+#[test]
+fn an_idle_daemon_with_a_mounted_guest_comes_to_rest() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "dir");
+    let at_rest = eventually(|| {
+        let before = sleeps(daemon.pid());
+        std::thread::sleep(Duration::from_millis(100));
+        sleeps(daemon.pid()) == before
+    });
+    assert!(at_rest, "it wakes up without a reason");
+}
+
+#[test]
+fn a_write_above_the_file_size_limit_is_efbig_and_no_signal_ends_the_daemon() {
+    let scratch = Scratch::new();
+    let mut command = command(&scratch, &[]);
+    let limit = || Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(8192), maximum: Some(8192) })?);
+    // SAFETY: setrlimit(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(limit) };
+    let mut process = Process::spawn(&mut command);
+    let (_guest, mut client) = mount(&scratch.join("s"));
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    let (node, fh) = (made.entry.nodeid, made.open.fh);
+    assert_eq!(client.write(node, fh, 0, &[1; 8192]), Ok(8192));
+    assert_eq!(client.write(node, fh, 8192, &[1; 4096]), Err(libc::EFBIG.into()));
+    assert_eq!(client.truncate(node, Some(fh), 1 << 20).err(), Some(libc::EFBIG.into()));
+    assert_serves(&mut client, "dir");
+    assert!(process.is_running());
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_does_not_end_the_daemon() {
+    let scratch = Scratch::new();
+    let mut command = command(&scratch, &["--log-level", "trace"]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    drop(child.stderr.take());
+    let pid = Pid::from_child(&child);
+    let (guest, mut client) = mount(&scratch.join("s"));
+    for _ in 0..3 {
+        // A mistake that is worth a warning, and the counters.
+        let head = guest.lock(1).submit(&[super::guest::ring::Segment::readable(1 << 50, 40)]);
+        assert!(eventually(|| guest.lock(1).take_used(head).is_some()), "the chain comes back");
+        kill_process(pid, Signal::USR1).expect("the process is there");
+        assert_serves(&mut client, "dir");
+    }
+    assert!(child.try_wait().expect("the child").is_none(), "the daemon ended");
+    kill_process(pid, Signal::TERM).expect("the process is there");
+    let mut status = None;
+    assert!(eventually(|| {
+        status = child.try_wait().expect("the child");
+        status.is_some()
+    }));
+    assert_eq!(status.and_then(|s| s.code()), Some(0));
+}

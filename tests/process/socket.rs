@@ -1,0 +1,169 @@
+//! The socket: made, replaced, refused, inherited, given to a group, removed.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
+use super::{assert_serves, command, mount, refused};
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let scratch = Scratch::new();
+    drop(UnixListener::bind(scratch.join("s")).expect("a socket"));
+    let daemon = Daemon::start_in(scratch, &[]);
+    let (_guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "dir");
+}
+
+#[test]
+fn a_socket_that_somebody_listens_on_is_refused_and_the_other_goes_on() {
+    let mut first = Daemon::start(&["--keep-listening"]);
+    for connected in [false, true] {
+        let mount = connected.then(|| mount(first.socket()));
+        let mut second = gatherfsd();
+        second.arg("--shared-dir").arg(first.share()).arg("--socket-path").arg(first.socket()).args(["--sandbox", "none"]);
+        let (status, said) = refused(&mut second);
+        assert_eq!(status.code(), Some(1));
+        assert!(said.contains("listens on") && said.contains(first.socket().to_str().expect("text")), "{said}");
+        assert!(first.socket().exists() && first.is_running());
+        if let Some((_guest, mut client)) = mount {
+            assert_serves(&mut client, "dir");
+        }
+    }
+    assert_eq!(first.metrics().get("connections"), 1, "the first one was not bothered");
+}
+
+#[test]
+fn a_relative_path_through_a_link_leads_to_the_same_live_socket() {
+    let first = Daemon::start(&[]);
+    let scratch = Scratch::new();
+    symlink(first.socket().parent().expect("a directory"), scratch.join("link")).expect("a link");
+    let mut second = gatherfsd();
+    second.arg("--shared-dir").arg(first.share()).args(["--socket-path", "link/s", "--sandbox", "none"]);
+    let (_, said) = refused(second.current_dir(scratch.path()));
+    assert!(said.contains("listens on"), "{said}");
+    let (_guest, mut client) = mount(first.socket());
+    assert_serves(&mut client, "dir");
+}
+
+#[test]
+fn a_path_that_is_no_socket_is_refused_and_left_alone() {
+    let scratch = Scratch::new();
+    fs::write(scratch.join("s"), "a letter").expect("a file");
+    let (_, said) = refused(&mut command(&scratch, &[]));
+    assert!(said.contains("no socket") && said.contains(scratch.join("s").to_str().expect("text")), "{said}");
+    assert_eq!(fs::read(scratch.join("s")).expect("the file"), b"a letter");
+}
+
+#[test]
+fn a_path_that_cannot_be_a_socket_is_refused() {
+    let scratch = Scratch::new();
+    for path in [scratch.join("missing").join("s"), scratch.join(&"s".repeat(120))] {
+        let mut command = gatherfsd();
+        command.arg("--shared-dir").arg(scratch.path()).arg("--socket-path").arg(&path).args(["--sandbox", "none"]);
+        let (_, said) = refused(&mut command);
+        assert!(said.contains("cannot listen on"), "{said}");
+    }
+}
+
+/// Lets the process that `command` starts inherit `descriptor` as number `fd`.
+fn inherit(command: &mut Command, descriptor: impl AsFd, fd: i32) {
+    let from = descriptor.as_fd().as_raw_fd();
+    let duplicate = move || {
+        // SAFETY: dup2(2) takes two numbers.
+        if unsafe { libc::dup2(from, fd) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: dup2(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(duplicate) };
+}
+
+/// A daemon on an inherited socket, which stays the test's too.
+fn on_inherited_socket(scratch: &Scratch) -> (UnixListener, Process) {
+    let listener = UnixListener::bind(scratch.join("inherited")).expect("a socket");
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(scratch.path()).args(["--fd", "7", "--sandbox", "none"]);
+    inherit(&mut command, &listener, 7);
+    let process = Process::spawn(&mut command);
+    let line = process.wait_for_line("sharing ");
+    assert!(line.contains("inherited socket 7"), "{line}");
+    (listener, process)
+}
+
+#[test]
+fn an_inherited_socket_is_served_and_left_to_its_maker() {
+    let scratch = Scratch::new();
+    let (listener, mut process) = on_inherited_socket(&scratch);
+    let (guest, mut client) = mount(&scratch.join("inherited"));
+    assert_serves(&mut client, "dir");
+    drop((guest, client));
+    assert!(process.wait().success());
+    assert!(scratch.join("inherited").exists(), "it is not the daemon's to remove");
+    listener.set_nonblocking(true).expect("still a socket");
+    assert_eq!(listener.accept().err().map(|e| e.kind()), Some(io::ErrorKind::WouldBlock), "it still listens");
+}
+
+#[test]
+fn an_idle_daemon_on_an_inherited_socket_ends_and_leaves_it_listening() {
+    let scratch = Scratch::new();
+    let (_listener, mut process) = on_inherited_socket(&scratch);
+    process.signal(Signal::TERM);
+    assert!(process.wait().success());
+    UnixStream::connect(scratch.join("inherited")).expect("its maker still listens");
+}
+
+#[test]
+fn a_descriptor_that_is_no_listening_socket_is_refused() {
+    let scratch = Scratch::new();
+    let file = File::create(scratch.join("file")).expect("a file");
+    let (connected, _peer) = UnixStream::pair().expect("sockets");
+    let start = |with: Option<&dyn AsFd>| {
+        let mut command = gatherfsd();
+        command.arg("--shared-dir").arg(scratch.path()).args(["--fd", "900", "--sandbox", "none"]);
+        if let Some(descriptor) = with {
+            inherit(&mut command, descriptor.as_fd(), 900);
+        }
+        refused(&mut command).1
+    };
+    for said in [start(None), start(Some(&file)), start(Some(&connected))] {
+        assert!(said.contains("--fd 900 is no listening unix socket"), "{said}");
+    }
+}
+
+/// A group of /etc/group other than root's: name and number.
+fn some_group() -> (String, u32) {
+    let groups = fs::read_to_string("/etc/group").expect("groups");
+    let mut found = groups.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
+    });
+    found.find(|(_, gid)| *gid != 0).expect("a group")
+}
+
+#[test]
+fn the_socket_belongs_to_the_group_that_was_named() {
+    if !is_root("giving a file to another group") {
+        return;
+    }
+    let (name, gid) = some_group();
+    for (group, gid) in [(name.as_str(), gid), ("54321", 54321)] {
+        let daemon = Daemon::start(&["--socket-group", group]);
+        let meta = fs::symlink_metadata(daemon.socket()).expect("the socket");
+        assert!(meta.file_type().is_socket());
+        assert_eq!((meta.gid(), meta.mode() & 0o777), (gid, 0o660), "--socket-group {group}");
+    }
+}
+
+#[test]
+fn a_group_that_is_none_is_refused_and_leaves_no_socket() {
+    let scratch = Scratch::new();
+    let (_, said) = refused(&mut command(&scratch, &["--socket-group", "no-such-group"]));
+    assert!(said.contains("no such group") && said.contains("no-such-group"), "{said}");
+    assert!(!scratch.join("s").exists());
+}
