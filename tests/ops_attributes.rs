@@ -51,8 +51,8 @@ fn setattr_changes_what_it_names_and_nothing_else() {
     let reader = share.open("file", libc::O_RDONLY);
     let c = share.client();
 
-    let mode = c.setattr(file.node, &SetattrIn { mode: libc::S_IFREG | 0o6712, ..change(flag::FATTR_MODE) }).unwrap().attr;
-    assert_eq!((mode.mode, mode.size), (libc::S_IFREG | 0o6712, 10));
+    let mode = c.setattr(file.node, &SetattrIn { mode: libc::S_IFREG | 0o1712, ..change(flag::FATTR_MODE) }).unwrap().attr;
+    assert_eq!((mode.mode, mode.size), (libc::S_IFREG | 0o1712, 10));
     assert_eq!(c.truncate(file.node, None, 4).unwrap().attr.size, 4);
     assert_eq!(c.truncate(file.node, Some(file.fh), 8).unwrap().attr.size, 8);
     assert_eq!(c.truncate(file.node, Some(reader.fh), 6).unwrap().attr.size, 6, "a handle for reading only");
@@ -60,7 +60,7 @@ fn setattr_changes_what_it_names_and_nothing_else() {
     assert_eq!(errno(c.truncate(ROOT, None, 0)), libc::EISDIR);
     let nothing = c.setattr(file.node, &change(0)).unwrap().attr;
 
-    assert_eq!((nothing.mode, nothing.size), (libc::S_IFREG | 0o6712, 6));
+    assert_eq!((nothing.mode, nothing.size), (libc::S_IFREG | 0o1712, 6));
     assert_eq!(share.contents("file"), b"0123\0\0");
     let dir = share.client().mkdir(ROOT, "dir", 0o755).unwrap().nodeid;
     let set = SetattrIn { mode: 0o1700, ..change(flag::FATTR_MODE) };

@@ -239,7 +239,7 @@ fn an_unlinked_file_that_is_open_stays_in_full_use() {
         let file = share.make("file");
         share.client().write(file.node, file.fh, 0, b"before").unwrap();
         share.client().unlink(ROOT, "file").unwrap();
-        for i in 0..300 {
+        for i in 0..100 {
             let name = format!("other{i}");
             share.put(&name, b"");
             let other = share.client().lookup(ROOT, &name).unwrap().nodeid;

@@ -192,7 +192,11 @@ impl Share {
         let mut share = Share { client: None, daemon, log, reader: Some(reader), shared, run };
         let guest = Guest::connect(&socket, &guest);
         let guest = guest.unwrap_or_else(|e| panic!("the guest cannot start: {e}; the daemon printed {:#?}", share.log.lines()));
-        share.client = Some(Client::new(&guest, FIRST_REQUEST));
+        let mut client = Client::new(&guest, FIRST_REQUEST);
+        // A daemon that is not root can act for nobody else.
+        client.caller.uid = rustix::process::geteuid().as_raw();
+        client.caller.gid = rustix::process::getegid().as_raw();
+        share.client = Some(client);
         share
     }
 
