@@ -1,6 +1,7 @@
 //! gatherfsd: reads the command line, confines the process, serves the share.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use gatherfs::fuse::Opcode;
 use gatherfs::host::Share;
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode};
+use gatherfs::sys::signal;
 use gatherfs::trace;
 
 /// Exit status of a command line that makes no sense.
@@ -37,7 +39,8 @@ fn main() -> ExitCode {
         Ok(checked) => checked,
         Err(e) => return fail(&e, EXIT_USAGE),
     };
-    match start(checked) {
+    signal::ignore_file_size_limit();
+    match signal::hold().map_err(AnyError::from).and_then(|()| start(checked)) {
         Ok(code) => code,
         Err(e) => fail(e.as_ref(), 1),
     }
@@ -188,12 +191,15 @@ fn metrics_line(metrics: &Metrics) -> String {
 }
 
 fn watch_signals(stop: Arc<Stop>, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    let mut signals = signal_hook::iterator::Signals::new(signal::WATCHED)?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if let Err(e) = signal::release() {
+            tracing::error!("signals do not come through: {e}");
+        }
         for signal in signals.forever() {
-            if signal == SIGUSR1 {
-                eprintln!("gatherfsd: metrics {}", metrics_line(&metrics));
+            if signal == signal_hook::consts::SIGUSR1 {
+                // Whoever read standard error may have gone.
+                let _ = writeln!(std::io::stderr(), "gatherfsd: metrics {}", metrics_line(&metrics));
             } else {
                 tracing::info!("ending: what is in flight is finished first");
                 stop.stop();

@@ -17,6 +17,8 @@ pub fn start(level: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // Whoever read standard error may have gone; complaining there of that would panic.
+        .log_internal_errors(false)
         .with_target(false)
         .try_init();
 }

@@ -1,11 +1,15 @@
 //! The socket that monitors connect to: made here, inherited, or found taken.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,38 +65,43 @@ pub enum ListenError {
     },
 }
 
-/// The socket's file; removed by whoever made it, when that ends.
+/// The socket's file; removed by whoever made it, when that ends. It is found by its directory, since a
+/// sandbox may have taken the path away by then.
 #[derive(Debug)]
 pub struct SocketFile {
-    path: Option<PathBuf>,
+    place: Option<(OwnedFd, OsString)>,
 }
 
 impl SocketFile {
     /// Removes the file, if we made it.
     pub fn remove(&mut self) {
-        if let Some(path) = self.path.take() {
-            let _ = fs::remove_file(path);
+        if let Some((directory, name)) = self.place.take() {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
         }
     }
 
-    /// Leaves the file alone: another process of ours removes it.
+    /// Leaves the file alone and forgets its directory: another process of ours removes it.
     pub fn leave(&mut self) {
-        self.path = None;
+        self.place = None;
+    }
+
+    fn at(path: &Path) -> io::Result<SocketFile> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(SocketFile { place: None }) };
+        let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(SocketFile { place: Some((directory, name.to_owned())) })
     }
 }
 
 /// Listens. A socket file that nobody listens on any more is replaced.
 pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), ListenError> {
     match listening {
-        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { path: None })),
+        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None })),
         Listening::Path { path, group } => {
             let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
             let listener = bind(&path)?;
-            let file = SocketFile { path: Some(path.clone()) };
-            if let Some(group) = group {
-                give_to_group(&path, group).inspect_err(|_| _ = fs::remove_file(&path))?;
-            }
-            Ok((listener, file))
+            let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
+            let file = given.and_then(|()| SocketFile::at(&path).map_err(|source| ListenError::Bind { path: path.clone(), source }));
+            Ok((listener, file.inspect_err(|_| _ = fs::remove_file(&path))?))
         }
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal};
 
 use crate::sys::process::{self, Side};
+use crate::sys::signal;
 use crate::sys::working_dir::DescriptorDir;
 
 pub use limits::{LimitError, raise_open_files};
@@ -120,8 +121,9 @@ pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
 /// Passes signals on to the serving process and waits for its end. Without a thread: a process whose
 /// children live in another pid namespace may start none.
 fn wait_outside(child: Pid) -> Result<Entered, JailError> {
-    use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
-    let mut signals = signal_hook::iterator::Signals::new([SIGCHLD, SIGTERM, SIGINT, SIGUSR1]).step("watch signals")?;
+    use signal_hook::consts::SIGCHLD;
+    let mut signals = signal_hook::iterator::Signals::new(signal::WATCHED.into_iter().chain([SIGCHLD])).step("watch signals")?;
+    signal::release().step("watch signals")?;
     loop {
         // First, for a child that ended before its signal was watched.
         if let Some(status) = process::ended(child).step("wait for the serving process")? {

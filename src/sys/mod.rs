@@ -6,6 +6,7 @@ pub mod event;
 pub mod file_handle;
 pub mod identity;
 pub mod process;
+pub mod signal;
 pub mod stat;
 pub mod vectored;
 pub mod working_dir;

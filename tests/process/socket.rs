@@ -73,7 +73,7 @@ fn a_path_that_cannot_be_a_socket_is_refused() {
     }
 }
 
-/// Lets the process that `command` starts inherit `descriptor` as number `fd`.
+/// Lets the process that `command` starts inherit `descriptor` as number `fd`, which must be one that nobody has.
 fn inherit(command: &mut Command, descriptor: impl AsFd, fd: i32) {
     let from = descriptor.as_fd().as_raw_fd();
     let duplicate = move || {
@@ -88,11 +88,11 @@ fn inherit(command: &mut Command, descriptor: impl AsFd, fd: i32) {
 fn on_inherited_socket(scratch: &Scratch) -> (UnixListener, Process) {
     let listener = UnixListener::bind(scratch.join("inherited")).expect("a socket");
     let mut command = gatherfsd();
-    command.arg("--shared-dir").arg(scratch.path()).args(["--fd", "7", "--sandbox", "none"]);
-    inherit(&mut command, &listener, 7);
+    command.arg("--shared-dir").arg(scratch.path()).args(["--fd", "700", "--sandbox", "none"]);
+    inherit(&mut command, &listener, 700);
     let process = Process::spawn(&mut command);
     let line = process.wait_for_line("sharing ");
-    assert!(line.contains("inherited socket 7"), "{line}");
+    assert!(line.contains("inherited socket 700"), "{line}");
     (listener, process)
 }
 
