@@ -396,7 +396,8 @@ fn a_file_with_the_inode_number_of_a_deleted_one_is_another_node() {
         // The old one is gone, or kept as it was: never the new one.
         match share.client().open(old.entry.nodeid, libc::O_RDONLY) {
             Ok(kept) => assert_eq!(share.client().read(old.entry.nodeid, kept.fh, 0, 10).unwrap(), b""),
-            Err(error) => assert_eq!(error.errno(), Some(libc::ESTALE)),
+            // ENOMEM is what ext4 answers, rarely, while another process makes a file with this very number.
+            Err(error) => assert!(matches!(error.errno(), Some(libc::ESTALE | libc::ENOMEM)), "{error}"),
         }
     }
     println!("{reused} of 50 inode numbers were given again");
