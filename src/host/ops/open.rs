@@ -9,15 +9,11 @@ use crate::sys::descriptor;
 use crate::types::{Errno, FileHandle, NodeId};
 
 impl Share {
-    /// The guest's open flags as the host's. What the guest's kernel does itself is left out: O_APPEND is
-    /// given with each write, since the guest may change it later (man fcntl(2), F_SETFL).
+    /// The guest's open flags as the host's: those that change what the host does. O_APPEND is given with
+    /// each write, since the guest may change it later (man fcntl(2), F_SETFL); the others are the guest
+    /// kernel's own affair.
     pub(in crate::host) fn host_flags(&self, flags: u32) -> i32 {
-        let mut flags =
-            flags.cast_signed() & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_APPEND | libc::O_NOFOLLOW | libc::O_NOATIME);
-        if flags & libc::O_TMPFILE == libc::O_TMPFILE {
-            flags &= !(libc::O_TMPFILE & !libc::O_DIRECTORY);
-        }
-        flags &= !(libc::O_DIRECTORY | libc::O_PATH | libc::O_ASYNC);
+        let mut flags = flags.cast_signed() & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC | libc::O_DIRECT);
         if !self.options.allow_direct_io {
             flags &= !libc::O_DIRECT;
         }
@@ -25,7 +21,7 @@ impl Share {
         if self.options.writeback && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
         }
-        flags | libc::O_NONBLOCK
+        flags
     }
 
     /// What the guest is told of a file that it opened.
