@@ -3,6 +3,8 @@
 //! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file meet
 //! at the lock of its part of the index, so a count never drops to zero under a lookup.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
@@ -34,7 +36,7 @@ impl FileKey {
 pub enum Inserted {
     /// The file got a new node.
     New(NodeId),
-    /// Another thread was first; its node was counted.
+    /// The file has one; it was counted.
     Known(NodeId),
 }
 
@@ -50,6 +52,19 @@ struct Indexed {
     node: NodeId,
     /// Birth time: a file that reuses the inode number of a deleted one has another.
     birth_ns: u64,
+    /// No file that is made from now on can have the same number and birth time. Until then only the file
+    /// handle tells them apart.
+    settled: bool,
+}
+
+/// Birth times are as coarse as the host's clock tick, 10 ms at most, before Linux 6.13. A file that is
+/// looked up within this after its birth may be deleted and its number be reused with the same birth time.
+const BIRTH_TICK_NS: u64 = 20_000_000;
+
+/// Whether the clock tick of a birth is over. Never for a file system that does not tell births.
+fn is_settled(birth_ns: u64) -> bool {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()) as u64;
+    birth_ns != 0 && birth_ns.saturating_add(BIRTH_TICK_NS) < now_ns
 }
 
 impl InodeTable {
@@ -63,25 +78,29 @@ impl InodeTable {
         &self.index[(mixed >> 58) as usize]
     }
 
-    /// The node of a file that the guest knows, counted once more.
+    /// The node of a file that the guest knows for certain, counted once more. For one that might be another
+    /// file with the same number, `None`: `insert` tells with the file's handle.
     pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
         let shard = self.shard(key).lock();
-        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns)?;
+        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns && i.settled)?;
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
-    /// Makes a node for a file, or counts the one that another thread made meanwhile. ENFILE where the
-    /// table is full.
+    /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     pub fn insert(&self, identity: &InodeIdentity) -> Result<Inserted, Errno> {
         let key = FileKey::of(identity);
         let mut shard = self.shard(&key).lock();
-        if let Some(found) = shard.get(&key).filter(|i| i.birth_ns == identity.birth_ns)
+        // A node without a handle keeps its file open, so that its number cannot be reused.
+        let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
+        if let Some(found) = shard.get_mut(&key).filter(|i| i.birth_ns == identity.birth_ns)
+            && self.records.identity(found.node).is_some_and(|known| known.handle == identity.handle)
             && self.records.add_lookup(found.node)
         {
+            found.settled |= settled;
             return Ok(Inserted::Known(found.node));
         }
         let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
-        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns });
+        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns, settled });
         Ok(Inserted::New(node))
     }
 
@@ -124,6 +143,7 @@ impl InodeTable {
 mod tests {
     use super::*;
     use crate::state::Arena;
+    use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 
     fn table() -> InodeTable {
         let arena = Arena::new(crate::state::INODES_LEN).unwrap();
@@ -148,6 +168,28 @@ mod tests {
         assert_eq!(table.identity(node), Err(Errno::ESTALE));
         assert_eq!(table.forget(NodeId::ROOT, 100), None);
         assert!(table.identity(NodeId::ROOT).is_ok());
+    }
+
+    #[test]
+    fn files_of_one_number_and_one_clock_tick_are_told_apart_by_their_handles() {
+        let table = table();
+        table.insert(&file(1, 1)).unwrap();
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let generation = |n: u8| {
+            let mut handle = Handle { kind: 1, len: 8, bytes: [0; HANDLE_LEN_MAX] };
+            handle.bytes[4] = n;
+            InodeIdentity { handle: Some(handle), ..file(2, now_ns) }
+        };
+        let key = FileKey::of(&generation(1));
+        let Inserted::New(old) = table.insert(&generation(1)).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&key, now_ns), None, "the tick is not over");
+        assert_eq!(table.insert(&generation(1)).unwrap(), Inserted::Known(old));
+        let Inserted::New(new) = table.insert(&generation(2)).unwrap() else { panic!("known") };
+        assert_ne!(old, new);
+
+        let long_ago = InodeIdentity { birth_ns: now_ns - 2 * BIRTH_TICK_NS, ..generation(3) };
+        let Inserted::New(settled) = table.insert(&long_ago).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&key, long_ago.birth_ns), Some(settled));
     }
 
     #[test]
