@@ -28,6 +28,12 @@ const EXIT_USAGE: u8 = 2;
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    // Our own bug: a monitor that sees its connection closed is better off than one with a queue that hangs.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => return usage(&e),
