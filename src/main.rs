@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use gatherfs::config::{self, Arguments, Checked, Listening};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
-use gatherfs::host::Share;
+use gatherfs::host::{Descriptors, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode};
 use gatherfs::sys::signal;
@@ -81,8 +81,7 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     let (listener, mut socket) = config::listen(&checked.listening)?;
     let open_files = sandbox::raise_open_files(checked.open_files);
     let entered = open_files.map_err(AnyError::from).and_then(|n| {
-        // Half of the descriptors for files that the guest opens.
-        checked.share.path_fds_max = usize::try_from(n / 4).unwrap_or(usize::MAX).clamp(16, 65_536);
+        checked.share.descriptors = Descriptors::of(n);
         Ok(sandbox::enter(checked.sandbox, &checked.share.shared_dir)?)
     });
     let jail = match entered {

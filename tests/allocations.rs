@@ -108,7 +108,7 @@ impl Device {
             writeback: false,
             xattr: false,
             file_handles,
-            path_fds_max: 1024,
+            descriptors: gatherfs::host::Descriptors::of(4096),
         };
         let share = Share::export(options, &shared_dir, DescriptorDir::open().unwrap()).unwrap();
         let service = Arc::new(Service::new(Arc::new(share), Arc::new(Metrics::new())));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::listen::Listening;
 use super::{Arguments, Cache, InodeFileHandles, Sandbox};
 use crate::device::{ConfigSpace, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, FileHandles, Options};
+use crate::host::{CachePolicy, Descriptors, FileHandles, Options};
 use crate::sandbox::Mode;
 
 /// The tag for monitors that ask, when none was given.
@@ -48,7 +48,7 @@ pub struct Checked {
     pub tag: String,
     /// How to confine the daemon.
     pub sandbox: Mode,
-    /// The share; `path_fds_max` is set when the limit of open files is known.
+    /// The share; `descriptors` is set when the limit of open files is known.
     pub share: Options,
     /// The limit of open files that was asked for.
     pub open_files: Option<u64>,
@@ -111,7 +111,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
                 InodeFileHandles::Prefer => FileHandles::Prefer,
                 InodeFileHandles::Mandatory => FileHandles::Mandatory,
             },
-            path_fds_max: 0,
+            descriptors: Descriptors::of(0),
         },
         open_files: a.rlimit_nofile,
         keep_listening: a.keep_listening,

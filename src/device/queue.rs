@@ -1,7 +1,7 @@
 //! A queue's state between the frontend, which sets it up, and the threads that serve it.
 //!
-//! One lock holds the ring and the roles of the threads; it is held for a few loads and stores, never
-//! over a system call.
+//! One lock holds the ring and the roles of the threads; it is held for a few loads and stores, and never
+//! over a system call that can block.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
@@ -78,6 +78,8 @@ pub(super) struct State {
     pub serving: u32,
     /// When the oldest answer that the guest was not told of was staged.
     pub unsignalled_since: Option<Instant>,
+    /// The guest wanted a call while the frontend had none set: it gets it with the next one.
+    call_owed: bool,
     /// The session ends: threads leave.
     pub ending: bool,
 }
@@ -170,6 +172,7 @@ impl State {
     pub fn publish(&mut self) -> Option<Arc<OwnedFd>> {
         self.unsignalled_since = None;
         let wanted = self.ring.as_mut().is_some_and(Ring::publish);
+        self.call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }
     }
 
@@ -222,6 +225,18 @@ impl Queue {
         state.setup.kick = kick;
         watch.wake();
         Ok(())
+    }
+
+    /// Takes a new call from the frontend, or takes it away. QEMU starts queues before it sets their calls:
+    /// what was answered in between is signalled now.
+    pub fn set_call(&self, call: Option<Arc<OwnedFd>>) {
+        let mut state = self.state.lock();
+        let owed = call.is_some() && std::mem::take(&mut state.call_owed);
+        state.setup.call.clone_from(&call);
+        drop(state);
+        if let Some(call) = call.filter(|_| owed) {
+            event::signal(call.as_fd());
+        }
     }
 
     /// Changes the setup and lets the leader look at it.
@@ -306,7 +321,8 @@ impl Queue {
         if let Some(watch) = self.watch.get() {
             watch.wake();
         }
-        for handle in std::mem::take(&mut *self.handles.lock()) {
+        let handles = std::mem::take(&mut *self.handles.lock());
+        for handle in handles {
             // A thread that panicked has said so; the others still must be waited for.
             let _ = handle.join();
         }

@@ -77,11 +77,13 @@ impl Relief {
             awake = true;
             let turns = state.turns;
             if turns == std::mem::replace(seen, turns) && state.serving > 0 {
+                // In the same breath as the look: publishing opens the lock, and a leader that came back
+                // meanwhile must not lose the lead while it sleeps.
+                hand_over(queue, &mut state, self);
                 if let Some((_, service)) = queue.bound() {
                     service.metrics.followers_woken.increment();
                     publish_and_call(&mut state, service);
                 }
-                hand_over(queue, &mut state, self);
             }
         }
         awake

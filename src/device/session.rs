@@ -113,12 +113,21 @@ impl VhostUserBackend for Device {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let memory: MappedMemory = (*memory.memory()).clone();
         // A table that is replaced in the middle of a migration goes on logging.
-        if let Some(log) = self.service.memory().dirty_log().and_then(DirtyLog::log) {
+        if self.service.logging.load(Ordering::Relaxed)
+            && let Some(log) = self.service.memory().dirty_log().and_then(DirtyLog::log)
+        {
             for region in memory.iter().filter(|r| (***r).bitmap().log().is_none()) {
-                DirtyLog::join(region, &log)?;
+                // An error here would end the connection, and with it the guest's mount.
+                if let Err(e) = DirtyLog::join(region, &log) {
+                    tracing::error!("guest memory beyond the migration's log is not logged: {e}");
+                }
             }
         }
         self.service.set_memory(GuestMap::new(memory, Arc::clone(&self.service.logging)));
+        // A ring that lay outside the memory before may lie in it now.
+        for queue in self.queues() {
+            queue.configure(|_| ());
+        }
         Ok(())
     }
 
@@ -181,6 +190,8 @@ impl Session {
         let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
         let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());
+        // What an attempt that failed left behind is none of this session's.
+        drop(collect_queues());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
         let relief = Arc::new(Relief::default());

@@ -49,6 +49,15 @@ impl<'a> VringStateMutGuard<'a, Memory> for HookedVring {
     type G = <VringRwLock<Memory> as VringStateMutGuard<'a, Memory>>::G;
 }
 
+/// A descriptor of ours for what the crate keeps.
+fn ours_of(file: &File) -> Option<OwnedFd> {
+    let ours = file.try_clone();
+    if let Err(e) = &ours {
+        tracing::error!("a queue's kick or call is lost: {e}; raise --rlimit-nofile");
+    }
+    ours.ok().map(Into::into)
+}
+
 type VringResult<T> = Result<T, virtio_queue::Error>;
 
 impl VringT<Memory> for HookedVring {
@@ -139,7 +148,7 @@ impl VringT<Memory> for HookedVring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let ours: Option<OwnedFd> = file.as_ref().and_then(|f| f.try_clone().ok()).map(Into::into);
+        let ours = file.as_ref().and_then(ours_of);
         // The crate starts a ring at its first kick only. After RESET_DEVICE it takes the ring for started.
         let is_started = ours.is_some() && self.inner.get_ref().get_queue().ready();
         self.inner.set_kick(file);
@@ -156,9 +165,9 @@ impl VringT<Memory> for HookedVring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        let ours = file.as_ref().and_then(|f| f.try_clone().ok()).map(|f| Arc::new(f.into()));
+        let ours = file.as_ref().and_then(ours_of).map(Arc::new);
         self.inner.set_call(file);
-        self.queue.configure(|s| s.call = ours);
+        self.queue.set_call(ours);
     }
 
     fn set_err(&self, file: Option<File>) {

@@ -84,10 +84,14 @@ impl<'q> Worker<'q> {
     }
 
     fn run(mut self) {
-        if let Err(e) = self.service.share.enter_thread() {
-            tracing::error!("a worker cannot enter /proc/self/fd: {e}; attributes that need it will fail");
-        }
+        let entered = self.service.share.enter_thread();
         let mut state = self.queue.state.lock();
+        if let Err(e) = entered {
+            // A descriptor's name would then mean some file of the share: better no thread than this one.
+            tracing::error!("a worker cannot enter /proc/self/fd and leaves: {e}");
+            state.threads -= 1;
+            return;
+        }
         while self.take_lead(&mut state) {
             self.lead(&mut state);
         }
@@ -133,9 +137,9 @@ impl<'q> Worker<'q> {
     fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: &Popped) {
         let mine = state.leadership;
         if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
-            publish_and_call(state, self.service);
             self.service.metrics.followers_woken.increment();
             hand_over(self.queue, state, self.relief);
+            publish_and_call(state, self.service);
         }
         MutexGuard::unlocked(state, || {
             self.request.walk(popped.head, popped.table, &popped.map);
@@ -162,6 +166,7 @@ impl<'q> Worker<'q> {
         if runs && state.enable_kicks() {
             return;
         }
+        let mine = state.leadership;
         let Some(watch) = self.queue.watch() else {
             // Threads start with the first kick, so there is always something to watch.
             self.queue.followers.wait_for(state, FOLLOWER_IDLE_MAX);
@@ -172,6 +177,10 @@ impl<'q> Worker<'q> {
         state.asleep = false;
         if woken.kicked {
             self.service.metrics.kicks.increment();
+            if !state.led || state.leadership != mine {
+                // The edge was meant for whoever leads now.
+                watch.wake();
+            }
         }
         if runs {
             state.disable_kicks();

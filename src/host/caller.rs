@@ -16,6 +16,18 @@ pub struct Caller {
     pub group: Option<HostGid>,
 }
 
+impl Caller {
+    /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are
+    /// only taken on by a daemon that is root.
+    fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
+        Caller {
+            uid: if self.uid.0 == 0 { own.0 } else { self.uid },
+            gid: if self.gid.0 == 0 { own.1 } else { self.gid },
+            group: self.group.filter(|_| own.0.0 == 0),
+        }
+    }
+}
+
 /// The thread acts as the caller until this is dropped.
 #[derive(Debug)]
 #[must_use]
@@ -65,6 +77,7 @@ pub fn acting_as<R>(
     groups_known: bool,
     create: impl Fn() -> Result<R, Errno>,
 ) -> Result<R, Errno> {
+    let caller = &caller.on_host(own);
     let _acting = Acting::as_caller(caller, own)?;
     match create() {
         Err(Errno::EACCES) if !groups_known && caller.uid != own.0 && identity::set_capability(Capability::CAP_DAC_OVERRIDE, true) => {

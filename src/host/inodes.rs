@@ -87,7 +87,8 @@ impl InodeTable {
     }
 
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
-    pub fn insert(&self, identity: &InodeIdentity) -> Result<Inserted, Errno> {
+    /// `on_new` is called before any other thread can find a new node.
+    pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
         let key = FileKey::of(identity);
         let mut shard = self.shard(&key).lock();
         // A node without a handle keeps its file open, so that its number cannot be reused.
@@ -100,6 +101,7 @@ impl InodeTable {
             return Ok(Inserted::Known(found.node));
         }
         let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        on_new(node);
         shard.insert(key, Indexed { node, birth_ns: identity.birth_ns, settled });
         Ok(Inserted::New(node))
     }
@@ -157,10 +159,10 @@ mod tests {
     #[test]
     fn one_file_is_one_node_until_every_lookup_is_forgotten() {
         let table = table();
-        assert_eq!(table.insert(&file(1, 1)).unwrap(), Inserted::New(NodeId::ROOT));
-        let Inserted::New(node) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
+        assert_eq!(table.insert(&file(1, 1), |_| ()).unwrap(), Inserted::New(NodeId::ROOT));
+        let Inserted::New(node) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
         let key = FileKey::of(&file(2, 1));
-        assert_eq!(table.insert(&file(2, 1)).unwrap(), Inserted::Known(node));
+        assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
         assert_eq!(table.forget(node, 2), None);
         assert_eq!(table.forget(node, 1), Some(file(2, 1)));
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn files_of_one_number_and_one_clock_tick_are_told_apart_by_their_handles() {
         let table = table();
-        table.insert(&file(1, 1)).unwrap();
+        table.insert(&file(1, 1), |_| ()).unwrap();
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
         let generation = |n: u8| {
             let mut handle = Handle { kind: 1, len: 8, bytes: [0; HANDLE_LEN_MAX] };
@@ -181,24 +183,24 @@ mod tests {
             InodeIdentity { handle: Some(handle), ..file(2, now_ns) }
         };
         let key = FileKey::of(&generation(1));
-        let Inserted::New(old) = table.insert(&generation(1)).unwrap() else { panic!("known") };
+        let Inserted::New(old) = table.insert(&generation(1), |_| ()).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&key, now_ns), None, "the tick is not over");
-        assert_eq!(table.insert(&generation(1)).unwrap(), Inserted::Known(old));
-        let Inserted::New(new) = table.insert(&generation(2)).unwrap() else { panic!("known") };
+        assert_eq!(table.insert(&generation(1), |_| ()).unwrap(), Inserted::Known(old));
+        let Inserted::New(new) = table.insert(&generation(2), |_| ()).unwrap() else { panic!("known") };
         assert_ne!(old, new);
 
         let long_ago = InodeIdentity { birth_ns: now_ns - 2 * BIRTH_TICK_NS, ..generation(3) };
-        let Inserted::New(settled) = table.insert(&long_ago).unwrap() else { panic!("known") };
+        let Inserted::New(settled) = table.insert(&long_ago, |_| ()).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&key, long_ago.birth_ns), Some(settled));
     }
 
     #[test]
     fn a_reused_inode_number_is_another_node_and_both_can_be_forgotten() {
         let table = table();
-        table.insert(&file(1, 1)).unwrap();
-        let Inserted::New(old) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        let Inserted::New(old) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), None);
-        let Inserted::New(new) = table.insert(&file(2, 2)).unwrap() else { panic!("known") };
+        let Inserted::New(new) = table.insert(&file(2, 2), |_| ()).unwrap() else { panic!("known") };
         assert_ne!(old, new);
         assert!(table.forget(old, 1).is_some());
         assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), Some(new), "still indexed");

@@ -16,4 +16,4 @@ mod share;
 
 pub use caller::Caller;
 pub use ops::WriteRequest;
-pub use share::{CachePolicy, FileHandles, Options, Share, ShareError};
+pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};

@@ -3,11 +3,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use crate::types::NodeId;
+use crate::types::{Errno, NodeId};
 
 /// Parts of the set with a lock of their own: more than there are threads that meet.
 const SHARDS: usize = 16;
@@ -17,6 +18,23 @@ const SHARDS: usize = 16;
 pub struct PathFds {
     shards: [Mutex<Shard>; SHARDS],
     shard_len_max: usize,
+    pinned: AtomicUsize,
+    pinned_max: usize,
+}
+
+/// A descriptor that has its place among the pinned ones.
+#[derive(Debug)]
+pub struct Pinnable<'p> {
+    fd: Option<OwnedFd>,
+    pinned: &'p AtomicUsize,
+}
+
+impl Drop for Pinnable<'_> {
+    fn drop(&mut self) {
+        if self.fd.is_some() {
+            self.pinned.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -36,9 +54,10 @@ struct Recent {
 }
 
 impl PathFds {
-    /// A set that keeps at most `len_max` descriptors beside the pinned ones.
-    pub fn new(len_max: usize) -> PathFds {
-        PathFds { shards: Default::default(), shard_len_max: (len_max / SHARDS).max(1) }
+    /// A set that keeps about `recent_max` descriptors beside at most `pinned_max` pinned ones.
+    pub fn new(recent_max: usize, pinned_max: usize) -> PathFds {
+        let shard_len_max = (recent_max / SHARDS).max(1);
+        PathFds { shards: Default::default(), shard_len_max, pinned: AtomicUsize::new(0), pinned_max }
     }
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
@@ -82,9 +101,17 @@ impl PathFds {
         drop(evicted);
     }
 
-    /// Keeps `fd` as long as the node lives.
-    pub fn pin(&self, node: NodeId, fd: OwnedFd) {
-        self.shard(node).lock().pinned.insert(node, Arc::new(fd));
+    /// Makes room for one more pinned descriptor. ENFILE where there is none.
+    pub fn pinnable(&self, fd: OwnedFd) -> Result<Pinnable<'_>, Errno> {
+        let pinnable = Pinnable { fd: Some(fd), pinned: &self.pinned };
+        if self.pinned.fetch_add(1, Ordering::Relaxed) < self.pinned_max { Ok(pinnable) } else { Err(Errno::ENFILE) }
+    }
+
+    /// Keeps a descriptor as long as the node lives.
+    pub fn pin(&self, node: NodeId, mut pinnable: Pinnable<'_>) {
+        if let Some(fd) = pinnable.fd.take() {
+            self.shard(node).lock().pinned.insert(node, Arc::new(fd));
+        }
     }
 
     /// Forgets the descriptors of `node`.
@@ -99,6 +126,9 @@ impl PathFds {
             old
         });
         drop(shard);
+        if pinned.is_some() {
+            self.pinned.fetch_sub(1, Ordering::Relaxed);
+        }
         drop((pinned, recent));
     }
 }
@@ -125,9 +155,10 @@ mod tests {
 
     #[test]
     fn the_set_is_bounded_keeps_what_is_used_and_never_drops_pinned_ones() {
-        let set = PathFds::new(4 * SHARDS);
+        let set = PathFds::new(4 * SHARDS, 1);
         let node = |i: u64| NodeId(i * SHARDS as u64); // all in one shard
-        set.pin(node(100), fd());
+        set.pin(node(100), set.pinnable(fd()).unwrap());
+        assert_eq!(set.pinnable(fd()).unwrap_err(), Errno::ENFILE);
         for i in 0..50 {
             set.insert(node(i), Arc::new(fd()));
             assert!(set.get(node(0)).is_some(), "used every time");
@@ -138,5 +169,6 @@ mod tests {
         set.remove(node(0));
         set.remove(node(100));
         assert!(set.get(node(0)).is_none() && set.get(node(100)).is_none());
+        assert!(set.pinnable(fd()).is_ok(), "there is room again");
     }
 }

@@ -75,8 +75,29 @@ pub struct Options {
     pub xattr: bool,
     /// How inodes are kept.
     pub file_handles: FileHandles,
-    /// O_PATH descriptors of recently used inodes to keep open.
-    pub path_fds_max: usize,
+    /// How the descriptors are shared out.
+    pub descriptors: Descriptors,
+}
+
+/// How many descriptors each use may take: what the guest holds must not take the last ones, which the next
+/// connection needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Open files and directories of the guest; ENFILE beyond.
+    pub handles: u32,
+    /// Inodes that are kept as descriptors; ENFILE beyond.
+    pub pinned: usize,
+    /// Recently used inodes; others are closed beyond.
+    pub recent: usize,
+}
+
+impl Descriptors {
+    /// Shares out `open_files` (RLIMIT_NOFILE). Half for the guest's open files, a quarter for inodes that
+    /// cannot be kept as handles, an eighth for recent ones; the rest for queues and connections.
+    pub fn of(open_files: u64) -> Descriptors {
+        let part = |divisor: u64, max: u64| (open_files / divisor).clamp(16, max);
+        Descriptors { handles: part(2, u64::from(u32::MAX)) as u32, pinned: part(4, 1 << 30) as usize, recent: part(8, 65_536) as usize }
+    }
 }
 
 /// Why a directory cannot be shared.
@@ -154,11 +175,11 @@ impl Share {
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
         let arena = Arena::new(INODES_LEN + HANDLES_LEN)?;
         let share = Share {
-            handles: HandleTable::new(&arena, INODES_LEN),
+            handles: HandleTable::new(&arena, INODES_LEN, options.descriptors.handles),
             directories: RwLock::default(),
             own_ids: identity::effective(),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
-            path_fds: PathFds::new(options.path_fds_max),
+            path_fds: PathFds::new(options.descriptors.recent, options.descriptors.pinned),
             mounts: Mounts::default(),
             descriptor_dir,
             root,
@@ -168,8 +189,8 @@ impl Share {
         };
         let path_fd = rustix::fs::openat(&root_fd, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         share.mounts.add_inode(root.mount_id, Some(root_fd));
-        share.path_fds.pin(NodeId::ROOT, path_fd);
-        share.inodes.insert(&root)?;
+        let path_fd = share.path_fds.pinnable(path_fd)?;
+        share.inodes.insert(&root, |node| share.path_fds.pin(node, path_fd))?;
         Ok(share)
     }
 
@@ -333,19 +354,17 @@ impl Share {
             }
             pinned = Some(open()?);
         }
-        let inserted = self.inodes.insert(&identity);
+        let pinned = pinned.map(|fd| self.path_fds.pinnable(fd)).transpose()?;
+        let inserted = self.inodes.insert(&identity, |node| {
+            if let Some(pinned) = pinned {
+                self.path_fds.pin(node, pinned);
+            }
+        });
         if !matches!(inserted, Ok(Inserted::New(_))) && identity.handle.is_some() {
             self.mounts.remove_inode(identity.mount_id);
         }
-        match inserted? {
-            Inserted::New(node) => {
-                if let Some(fd) = pinned {
-                    self.path_fds.pin(node, fd);
-                }
-                Ok(self.entry(node, st))
-            }
-            Inserted::Known(node) => Ok(self.entry(node, st)),
-        }
+        let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
+        Ok(self.entry(node, st))
     }
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.

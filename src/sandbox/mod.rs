@@ -7,8 +7,10 @@ mod limits;
 mod namespace;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 use crate::sys::process::{self, Side};
@@ -102,12 +104,22 @@ pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
     if mode == Mode::Namespace {
         namespace::leave_host()?;
     }
+    // Its other end closes with the outer process, also one that ends before it can be signalled for.
+    let (outer, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match process::fork().step("start the serving process")? {
-        Side::Parent(child) => wait_outside(child),
+        Side::Parent(child) => {
+            let waited = wait_outside(child);
+            drop(alive);
+            waited
+        }
         Side::Child => {
             // The serving process does not outlive the one that its user knows.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("ask for a signal when the parent ends")?;
-            let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
+            drop(alive);
+            if outer_has_ended(&outer) {
+                return Err(JailError::Step { step: "go on without the outer process", source: io::Error::from_raw_os_error(libc::ESRCH) });
+            }
+            let descriptor_dir = DescriptorDir::open_alone().step("open /proc/self/fd (is /proc mounted?)")?;
             match mode {
                 Mode::Namespace => namespace::enter_share(shared_dir)?,
                 _ => namespace::change_root(shared_dir)?,
@@ -116,6 +128,13 @@ pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
             Ok(Entered::Inside(Jail { root: PathBuf::from("/"), descriptor_dir }))
         }
     }
+}
+
+/// Whether the process that holds the other end of `outer` has ended.
+fn outer_has_ended(outer: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(outer, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Passes signals on to the serving process and waits for its end. Without a thread: a process whose

@@ -9,7 +9,7 @@ use super::arena::{Arena, Record, Records};
 use super::slots::{Slots, TableFull};
 use crate::types::{FileHandle, NodeId};
 
-/// Files that a guest may have open at a time; the descriptor limit is reached before.
+/// Files that a guest may have open at a time, where the limit of descriptors allows as many.
 pub const HANDLES_MAX: u32 = 1 << 20;
 /// Bytes of the table in the arena.
 pub const TABLE_LEN: usize = HANDLES_MAX as usize * size_of::<HandleRecord>();
@@ -54,9 +54,9 @@ pub struct OpenFile<'t> {
 }
 
 impl HandleTable {
-    /// The table in `arena`, `offset` bytes behind its header.
-    pub fn new(arena: &Arc<Arena>, offset: usize) -> HandleTable {
-        HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(0, HANDLES_MAX) }
+    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files.
+    pub fn new(arena: &Arc<Arena>, offset: usize, handles_max: u32) -> HandleTable {
+        HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(0, HANDLES_MAX.min(handles_max)) }
     }
 
     /// Takes an open file in; `flags` are those it was opened with.
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn table() -> HandleTable {
-        HandleTable::new(&Arena::new(TABLE_LEN).unwrap(), 0)
+        HandleTable::new(&Arena::new(TABLE_LEN).unwrap(), 0, HANDLES_MAX)
     }
 
     #[test]

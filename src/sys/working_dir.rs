@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::UnshareFlags;
 
 /// /proc/self/fd, opened before the sandbox hides /proc.
@@ -18,6 +19,13 @@ impl DescriptorDir {
     pub fn open() -> io::Result<DescriptorDir> {
         let fd = rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(DescriptorDir(fd))
+    }
+
+    /// As `open`, with nothing above it: in a sandbox `..` must not lead to the rest of the host's /proc.
+    /// Needs CAP_SYS_ADMIN (Linux 5.2).
+    pub fn open_alone() -> io::Result<DescriptorDir> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Ok(DescriptorDir(open_tree(rustix::fs::CWD, c"/proc/self/fd", flags)?))
     }
 
     /// Makes it the working directory of the calling thread alone.

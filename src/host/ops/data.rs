@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV};
+use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV, init_flags};
 use crate::guest::PageDescriptor;
 use crate::host::Share;
 use crate::host::caller::without_fsetid;
@@ -42,7 +42,7 @@ impl Share {
         let file = self.open_file(write.handle)?;
         // Pages that the guest's cache writes back have their place; only an application's own write appends.
         let from_cache = write.write_flags & WRITE_CACHE != 0;
-        let append = !from_cache && !self.options.writeback && write.flags.cast_signed() & libc::O_APPEND != 0;
+        let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
         let transfer = Transfer { file: file.fd(), offset: write.offset, direction: Direction::Write { append }, pages };
         let run = || self.transfer(&file, transfer, from_cache, calls);
         if write.write_flags & WRITE_KILL_PRIV != 0 { without_fsetid(run) } else { run() }

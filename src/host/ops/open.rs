@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::fuse::abi::{OpenOut, open_flags};
+use crate::fuse::abi::{OpenOut, init_flags, open_flags};
 use crate::host::caller::without_fsetid;
 use crate::host::{CachePolicy, Share};
 use crate::sys::descriptor;
@@ -18,7 +18,7 @@ impl Share {
             flags &= !libc::O_DIRECT;
         }
         // The guest's page cache reads what it partly overwrites, also of a file opened for writing only.
-        if self.options.writeback && flags & libc::O_ACCMODE == libc::O_WRONLY {
+        if self.agreed(init_flags::WRITEBACK_CACHE) && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
         }
         flags
