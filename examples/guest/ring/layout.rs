@@ -1,5 +1,5 @@
-//! How a split virtqueue lies in guest memory, virtio 1.3 section 2.7: descriptors, flags and the
-//! places of the three parts.
+//! How a split virtqueue lies in guest memory, virtio 1.3 section 2.7: segments, descriptors, flags and
+//! the places of the three parts.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
