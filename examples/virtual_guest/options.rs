@@ -1,0 +1,122 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::load::{Op, Pattern};
+
+/// Measure vhost-user-fs daemons with a synthetic guest.
+///
+/// The guest speaks vhost-user, virtqueues and FUSE itself; no virtual machine is needed. Figures
+/// are medians over the rounds; with several daemons each round runs all of them in turn.
+#[derive(Parser)]
+pub struct Cli {
+    #[command(flatten)]
+    pub setup: Setup,
+    #[command(subcommand)]
+    pub mode: Workload,
+}
+
+#[derive(Args)]
+pub struct Setup {
+    /// Socket of a daemon that runs already
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Command line of a daemon to start, with {sock}, {dir} and {tag}
+    #[arg(long, global = true, value_name = "CMD")]
+    pub daemon: Option<String>,
+    /// Another daemon to compare; may be repeated. Ratios are to the first one
+    #[arg(long, global = true, value_name = "NAME=CMD")]
+    pub vs: Vec<String>,
+    /// Shared directory of the daemons to start [default: a new one on /dev/shm]
+    #[arg(long, global = true)]
+    pub dir: Option<PathBuf>,
+    /// Do the same work by direct system calls too: the floor
+    #[arg(long, global = true)]
+    pub local: bool,
+    /// Rounds; the figures are their medians
+    #[arg(long, global = true, default_value_t = 3)]
+    pub rounds: usize,
+    /// Seconds per row, daemon and round
+    #[arg(long, global = true, default_value_t = 0.5)]
+    pub seconds: f64,
+    /// Request queues to use, one guest thread each
+    #[arg(long, global = true, default_value_t = 1)]
+    pub queues: usize,
+    /// Descriptors per queue
+    #[arg(long, global = true, default_value_t = 1024)]
+    pub queue_size: u16,
+    /// Look for completions instead of waiting for interrupts
+    #[arg(long, global = true)]
+    pub busy_poll: bool,
+    /// Do not use VIRTIO_RING_F_EVENT_IDX
+    #[arg(long, global = true)]
+    pub no_event_idx: bool,
+    /// Do not use VIRTIO_RING_F_INDIRECT_DESC
+    #[arg(long, global = true)]
+    pub no_indirect: bool,
+    /// CPUs to pin guest and daemons to
+    #[arg(long, global = true, value_name = "GUEST,DAEMON", value_delimiter = ',', num_args = 1)]
+    pub pin: Vec<usize>,
+    /// Size of the file that is read and written, in MiB
+    #[arg(long, global = true, default_value_t = 64)]
+    pub file_size: u64,
+    /// Let the segments of a request adjoin each other in guest memory instead of lying apart
+    #[arg(long, global = true)]
+    pub contiguous: bool,
+    /// Open the file with O_DIRECT (virtiofsd needs --allow-direct-io)
+    #[arg(long, global = true)]
+    pub direct: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Workload {
+    /// The origin: readv/writev of many segments, as one FUSE request or as one per segment
+    Origin {
+        /// Segments per call
+        #[arg(long, default_value_t = 32)]
+        segments: u32,
+        /// Bytes per segment
+        #[arg(long, default_value_t = 4096)]
+        segment_size: u32,
+    },
+    /// READ or WRITE
+    Io {
+        /// Direction
+        #[arg(long, value_enum, default_value_t = Op::Read)]
+        op: Op,
+        /// Order of the offsets
+        #[arg(long, value_enum, default_value_t = Pattern::Seq)]
+        pattern: Pattern,
+        /// Bytes per request
+        #[arg(long, default_value_t = 4096)]
+        block_size: u32,
+        /// Bytes per data descriptor
+        #[arg(long, default_value_t = 4096)]
+        segment_size: u32,
+        /// Requests in flight per queue
+        #[arg(long, default_value_t = 1)]
+        depth: usize,
+    },
+    /// GETATTR, LOOKUP, OPEN, CREATE, READDIRPLUS and their like
+    Meta {
+        /// Entries of the directory that READDIRPLUS lists
+        #[arg(long, default_value_t = 1000)]
+        entries: usize,
+    },
+    /// Random descriptor layouts and offsets, compared byte by byte with the host's file
+    Verify {
+        /// READs and WRITEs to do
+        #[arg(long, default_value_t = 2000)]
+        count: u32,
+        /// Seed of the random numbers
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Leave out buffers across two memory regions, which virtiofsd never answers
+        #[arg(long)]
+        no_crossing: bool,
+    },
+    /// The table: 4 KiB and 128 KiB READ and WRITE, GETATTR, LOOKUP
+    Suite,
+}
