@@ -222,14 +222,25 @@ impl Guest {
 
     /// Starts a stopped queue at available index `base`.
     pub fn restart_queue(&self, index: usize, base: u16) -> Result<()> {
+        self.set_call(index)?;
+        self.restart_queue_without_call(index, base)
+    }
+
+    /// As `restart_queue`, with no eventfd to tell of answers until `set_call`: the order of QEMU.
+    pub fn restart_queue_without_call(&self, index: usize, base: u16) -> Result<()> {
         let ring = self.lock(index);
         let mut session = self.session();
         session.set_vring_num(index, ring.options().size)?;
         session.set_vring_base(index, base)?;
         session.set_vring_addr(index, &addresses(&ring, false))?;
         session.set_vring_kick(index, ring.kick_fd())?;
-        session.set_vring_call(index, ring.call_fd())?;
         session.set_vring_enable(index, true)
+    }
+
+    /// Gives the daemon the eventfd by which it tells of answers.
+    pub fn set_call(&self, index: usize) -> Result<()> {
+        let ring = self.lock(index);
+        self.session().set_vring_call(index, ring.call_fd())
     }
 
     /// Enables or disables a queue without stopping it.
@@ -264,6 +275,16 @@ impl Guest {
     pub fn remove_region(&self, gpa: u64) -> Result<()> {
         let region = self.memory.remove(gpa).ok_or(vhost::Error::InvalidGuestMemoryRegion)?;
         self.session().remove_mem_region(&region_info(&region))
+    }
+
+    /// Takes the region at `gpa` away from the daemon, runs `meanwhile` and gives it back; the guest's own
+    /// view of it stays.
+    pub fn without_region(&self, gpa: u64, meanwhile: impl FnOnce()) -> Result<()> {
+        let regions = self.memory.regions();
+        let region = regions.iter().find(|r| r.gpa() == gpa).ok_or(vhost::Error::InvalidGuestMemoryRegion)?;
+        self.session().remove_mem_region(&region_info(region))?;
+        meanwhile();
+        self.session().add_mem_region(&region_info(region)).map(|_| ())
     }
 
     /// Sends the whole memory table again (SET_MEM_TABLE).

@@ -98,3 +98,17 @@ pub fn without_fsetid<R>(change: impl FnOnce() -> R) -> R {
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_root_is_whoever_the_daemon_is() {
+        let caller = |uid, gid, group| Caller { uid: HostUid(uid), gid: HostGid(gid), group };
+        let (root, user) = ((HostUid(0), HostGid(0)), (HostUid(1000), HostGid(100)));
+        assert_eq!(caller(0, 0, None).on_host(user), caller(1000, 100, None));
+        assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(user), caller(5, 6, None));
+        assert_eq!(caller(0, 6, Some(HostGid(7))).on_host(root), caller(0, 6, Some(HostGid(7))));
+    }
+}

@@ -116,6 +116,12 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
             assert_eq!(held("CapEff"), KEPT, "--sandbox {sandbox}: {:#x}", held("CapEff"));
             assert_eq!((held("CapPrm"), held("CapInh"), held("CapAmb")), (KEPT, 0, 0), "--sandbox {sandbox}");
             assert_eq!(status_field(tid, "NoNewPrivs"), "1", "--sandbox {sandbox}");
+            let comm = fs::read_to_string(format!("/proc/{tid}/comm")).expect("a thread");
+            if sandbox != "none" && (comm.starts_with("request") || comm.starts_with("hiprio")) {
+                // Nothing lies above where the thread works: neither the host's /proc nor its root.
+                let place = |path: &str| fs::metadata(format!("/proc/{serving}/task/{tid}/cwd/{path}")).map(|m| (m.dev(), m.ino()));
+                assert_eq!(place("../..").expect("a directory"), place(".").expect("a directory"), "--sandbox {sandbox}");
+            }
             assert_eq!(status_field(tid, "Groups"), "", "--sandbox {sandbox}");
         }
     }

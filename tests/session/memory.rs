@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::guest::client::Client;
+use super::guest::client::{Call, Client};
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
 use super::guest::fuse::*;
 use super::guest::ring::Segment;
@@ -33,6 +33,30 @@ fn memory_is_the_devices_from_when_it_is_added_until_it_is_removed() {
         guest.remove_region(GAP).expect("REM_MEM_REG");
         assert_eq!(read_into(&mut client, file, GAP), Err(libc::EFAULT), "after");
     }
+    assert_serves(&mut client);
+}
+
+#[test]
+fn a_queue_whose_ring_was_away_for_a_while_goes_on_when_it_is_back() {
+    let (_daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+    let rings = guest.memory().regions()[0].gpa();
+    let mut waiting = None;
+    guest
+        .without_region(rings, || waiting = Some(client.begin(&Call { room: 80, ..Call::new(opcode::STATFS, ROOT, &[]) })))
+        .expect("REM_MEM_REG and ADD_MEM_REG");
+    let waiting = waiting.expect("it was sent");
+    assert_eq!(client.finish(waiting).expect("STATFS").header.error, 0);
+}
+
+#[test]
+fn memory_added_after_a_migration_was_cancelled_needs_no_log() {
+    let (_daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+    let file = open(&mut client, FILE, libc::O_RDONLY);
+    guest.set_log(true).expect("SET_LOG_BASE");
+    assert_serves(&mut client);
+    guest.set_log(false).expect("SET_FEATURES");
+    guest.add_region(1 << 40, MIB).expect("ADD_MEM_REG beyond what the log covered");
+    assert_eq!(read_into(&mut client, file, 1 << 40), Ok(14_336));
     assert_serves(&mut client);
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, eventually};
 use super::guest::client::Call;
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
 use super::guest::fuse::{ROOT, opcode};
@@ -50,6 +50,21 @@ fn what_is_offered_to_a_stopped_queue_is_served_when_it_starts() {
     for pending in waiting {
         assert_eq!(client.finish(pending).expect("STATFS").header.error, 0);
     }
+}
+
+#[test]
+fn what_is_answered_before_the_call_is_set_is_signalled_with_it() {
+    let options = GuestOptions { event_idx: false, ..GuestOptions::default() };
+    let (_daemon, guest, mut client) = mounted(&[], &options);
+    let base = guest.stop_queue(FIRST_REQUEST).expect("GET_VRING_BASE");
+    let waiting = client.begin(&Call { room: 80, ..Call::new(opcode::STATFS, ROOT, &[]) });
+    let _ = guest.lock(FIRST_REQUEST).call_fd().read();
+    guest.restart_queue_without_call(FIRST_REQUEST, base).expect("the queue starts");
+    assert!(eventually(|| guest.lock(FIRST_REQUEST).used_idx() == base.wrapping_add(1)), "the request is answered");
+    assert!(guest.lock(FIRST_REQUEST).call_fd().read().is_err(), "nobody could tell the guest");
+    guest.set_call(FIRST_REQUEST).expect("SET_VRING_CALL");
+    assert!(eventually(|| guest.lock(FIRST_REQUEST).call_fd().read().is_ok()), "the guest is told");
+    assert_eq!(client.finish(waiting).expect("STATFS").header.error, 0);
 }
 
 #[test]
