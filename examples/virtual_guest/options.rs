@@ -106,6 +106,7 @@ pub enum Workload {
         entries: usize,
     },
     /// Random descriptor layouts and offsets, compared byte by byte with the host's file
+    #[command(long_flag = "verify")]
     Verify {
         /// READs and WRITEs to do
         #[arg(long, default_value_t = 2000)]
