@@ -142,10 +142,9 @@ macro_rules! buffers {
                 }
             }
 
-            /// Appends a piece that was translated by the map given to `restart`.
-            #[inline(always)]
-            pub fn push(&mut self, piece: GuestPiece) {
-                self.list.push(piece);
+            /// The list, for pieces that were translated by the map given to `restart`.
+            pub fn list_mut(&mut self) -> &mut PageList {
+                &mut self.list
             }
 
             /// Bytes in all.

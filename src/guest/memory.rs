@@ -33,14 +33,21 @@ pub struct GuestRegion {
 }
 
 impl GuestRegion {
+    /// Whether `whole` would find these bytes.
+    #[inline(always)]
+    pub fn holds(&self, guest: u64, len: u32) -> bool {
+        let offset = guest.wrapping_sub(self.guest);
+        len != 0 && offset < self.len && u64::from(len) <= self.len - offset
+    }
+
     /// `len` bytes at `guest`, at least one, if all of them lie in this region.
     #[inline(always)]
     pub fn whole(&self, guest: u64, len: u32) -> Option<GuestPiece> {
-        let offset = guest.wrapping_sub(self.guest);
-        if len == 0 || offset >= self.len || u64::from(len) > self.len - offset {
+        if !self.holds(guest, len) {
             return None;
         }
-        // SAFETY: `offset` is below the region's length, which is the length of its mapping.
+        let offset = guest - self.guest;
+        // SAFETY: `holds` saw that `offset` is below the region's length, which is the length of its mapping.
         let host = unsafe { self.host.add(offset as usize) };
         Some(GuestPiece { host, len: len as usize })
     }

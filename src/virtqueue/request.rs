@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::responder::Responder;
 use super::ring::DescriptorTable;
-use crate::guest::{GuestMap, GuestRegion, ReadableBuffers, WritableBuffers};
+use crate::guest::{GuestMap, GuestRegion, PageList, ReadableBuffers, WritableBuffers};
 
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
@@ -55,6 +55,15 @@ struct Descriptor {
     next: u16,
 }
 
+impl Descriptor {
+    /// The entry that lies in these two words of guest memory.
+    #[inline(always)]
+    fn of(words: [u64; 2]) -> Descriptor {
+        let [address, rest] = words.map(u64::from_le);
+        Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+}
+
 /// A request as it came off a queue. One object serves many requests, one after the other.
 #[derive(Debug)]
 pub struct Request {
@@ -87,50 +96,32 @@ impl Request {
         self.writable.restart(map);
         self.fault = None;
         self.used_len = 0;
-        let mut entries = Entries { host: table.address.as_ptr(), count: usize::from(table.size), map: None };
-        let mut index = head;
-        let mut left = entries.count;
+        let mut chain = Chain::new(table);
         // The region of the last buffer: the next one mostly lies in it too.
         let mut near: Option<GuestRegion> = None;
-        loop {
-            if usize::from(index) >= entries.count {
-                return self.broken(ChainFault::Index(index));
-            }
-            if left == 0 {
-                return self.broken(ChainFault::Loop);
-            }
-            left -= 1;
-            let Some(d) = entries.read(usize::from(index)) else {
-                return self.broken(ChainFault::Index(index));
+        let mut next = Some(chain.read(head));
+        while let Some(read) = next {
+            let d = match read {
+                Ok(d) => d,
+                Err(fault) => return self.broken(fault),
             };
             if d.flags & DESC_INDIRECT != 0 {
-                if entries.map.is_some() || d.flags & DESC_NEXT != 0 {
-                    return self.broken(ChainFault::Indirect);
-                }
-                let count = d.len as usize / DESC_LEN;
-                if count == 0 || count > CHAIN_LEN_MAX || !(d.len as usize).is_multiple_of(DESC_LEN) {
-                    return self.broken(ChainFault::TableLen(d.len));
-                }
-                let Some(found) = Entries::indirect(map, &d, count) else {
-                    return self.broken(ChainFault::Outside { address: d.address, len: d.len });
-                };
-                entries = found;
-                left = count;
-                index = 0;
+                next = Some(chain.enter(&d, map));
                 continue;
             }
-            match near.and_then(|region| region.whole(d.address, d.len)) {
-                Some(piece) if d.flags & DESC_WRITE != 0 => self.writable.push(piece),
-                Some(piece) if self.writable.bytes() == 0 => self.readable.push(piece),
+            let writable = d.flags & DESC_WRITE != 0;
+            let in_order = writable || self.writable.bytes() == 0;
+            next = match near.filter(|region| region.holds(d.address, d.len)) {
+                Some(region) if in_order => {
+                    let list = if writable { self.writable.list_mut() } else { self.readable.list_mut() };
+                    chain.run(list, region, d)
+                }
                 _ => {
                     self.take(&d, map);
                     near = map.region(d.address);
+                    chain.next(&d)
                 }
-            }
-            if d.flags & DESC_NEXT == 0 {
-                return;
-            }
-            index = d.next;
+            };
         }
     }
 
@@ -149,9 +140,9 @@ impl Request {
                 return;
             };
             if writable {
-                self.writable.push(piece);
+                self.writable.list_mut().push(piece);
             } else {
-                self.readable.push(piece);
+                self.readable.list_mut().push(piece);
             }
             left -= piece.len as u64;
             address = address.wrapping_add(piece.len as u64);
@@ -225,6 +216,88 @@ impl Default for Request {
     }
 }
 
+/// The rest of a chain: its table, and how many descriptors may follow before it must be a loop.
+struct Chain<'m> {
+    entries: Entries<'m>,
+    left: usize,
+}
+
+impl<'m> Chain<'m> {
+    fn new(table: DescriptorTable) -> Chain<'m> {
+        let count = usize::from(table.size);
+        Chain { entries: Entries { host: table.address.as_ptr(), count, map: None }, left: count }
+    }
+
+    /// Descriptor `index`.
+    fn read(&mut self, index: u16) -> Result<Descriptor, ChainFault> {
+        if usize::from(index) >= self.entries.count {
+            return Err(ChainFault::Index(index));
+        }
+        if self.left == 0 {
+            return Err(ChainFault::Loop);
+        }
+        self.left -= 1;
+        self.entries.read(usize::from(index)).ok_or(ChainFault::Index(index))
+    }
+
+    /// What follows `d`; `None` at the end.
+    fn next(&mut self, d: &Descriptor) -> Option<Result<Descriptor, ChainFault>> {
+        (d.flags & DESC_NEXT != 0).then(|| self.read(d.next))
+    }
+
+    /// Goes on in the indirect table that `d` names: its first descriptor.
+    fn enter(&mut self, d: &Descriptor, map: &'m GuestMap) -> Result<Descriptor, ChainFault> {
+        if self.entries.map.is_some() || d.flags & DESC_NEXT != 0 {
+            return Err(ChainFault::Indirect);
+        }
+        let count = d.len as usize / DESC_LEN;
+        if count == 0 || count > CHAIN_LEN_MAX || !(d.len as usize).is_multiple_of(DESC_LEN) {
+            return Err(ChainFault::TableLen(d.len));
+        }
+        let outside = ChainFault::Outside { address: d.address, len: d.len };
+        self.entries = Entries::indirect(map, d, count).ok_or(outside)?;
+        self.left = count;
+        self.read(0)
+    }
+
+    /// Appends `d`, which lies in `region`, and what follows it, as long as that lies there too and goes the
+    /// same way: most chains are one such run. What comes after it; `None` at the end of the chain.
+    fn run(&mut self, list: &mut PageList, region: GuestRegion, mut d: Descriptor) -> Option<Result<Descriptor, ChainFault>> {
+        enum After {
+            Nothing,
+            Another,
+            Unread,
+        }
+        let way = d.flags & DESC_WRITE;
+        // Local, so that their fields stay in registers from one descriptor to the next.
+        let mut run = std::mem::take(list);
+        let mut left = self.left;
+        let after = loop {
+            let Some(piece) = region.whole(d.address, d.len) else { break After::Another };
+            run.push(piece);
+            if d.flags & DESC_NEXT == 0 {
+                break After::Nothing;
+            }
+            if left == 0 {
+                break After::Unread;
+            }
+            let Some(following) = self.entries.read_whole(usize::from(d.next)) else { break After::Unread };
+            left -= 1;
+            d = following;
+            if d.flags & (DESC_WRITE | DESC_INDIRECT) != way {
+                break After::Another;
+            }
+        };
+        *list = run;
+        self.left = left;
+        match after {
+            After::Nothing => None,
+            After::Another => Some(Ok(d)),
+            After::Unread => Some(self.read(d.next)),
+        }
+    }
+}
+
 /// A table of descriptors: the ring's own, or an indirect one.
 struct Entries<'m> {
     /// Host address; null where the table crosses regions.
@@ -244,30 +317,30 @@ impl<'m> Entries<'m> {
     }
 
     /// Entry `index`, read once. `None` where it lies outside memory. The caller checked the index.
-    #[inline(always)]
     fn read(&self, index: usize) -> Option<Descriptor> {
-        let mut bytes = [0u64; 2];
-        if self.host.is_null() {
-            self.read_across(index, &mut bytes)?;
-        } else {
-            // SAFETY: `index` is below `count`, and `count` entries at `host` were checked to lie in memory
-            // that the map keeps alive. The read is unaligned and volatile: the guest may write meanwhile.
-            let at = unsafe { self.host.add(index * DESC_LEN) };
-            // Word by word: both stay in registers, and the walk waits for `next` most of its time.
-            // SAFETY: as above.
-            bytes[0] = unsafe { at.cast::<Unaligned>().read_volatile() }.0;
-            // SAFETY: as above; an entry has two words.
-            let second = unsafe { at.add(8) };
-            // SAFETY: as above.
-            bytes[1] = unsafe { second.cast::<Unaligned>().read_volatile() }.0;
+        self.read_whole(index).or_else(|| self.read_across(index))
+    }
+
+    /// Entry `index` of a table that lies in one region. `None` for another table or a larger index.
+    #[inline(always)]
+    fn read_whole(&self, index: usize) -> Option<Descriptor> {
+        if self.host.is_null() || index >= self.count {
+            return None;
         }
-        let [address, rest] = bytes.map(u64::from_le);
-        Some(Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+        // SAFETY: `count` entries at `host` were checked to lie in memory that the map keeps alive.
+        let at = unsafe { self.host.add(index * DESC_LEN) };
+        // SAFETY: as above. Unaligned and volatile: the guest may write meanwhile.
+        let first = unsafe { at.cast::<Unaligned>().read_volatile() }.0;
+        // SAFETY: as above; an entry has two words.
+        let rest = unsafe { at.add(8) };
+        // SAFETY: as above.
+        let second = unsafe { rest.cast::<Unaligned>().read_volatile() }.0;
+        Some(Descriptor::of([first, second]))
     }
 
     /// As `read`, for a table that lies in more than one region.
     #[cold]
-    fn read_across(&self, index: usize, bytes: &mut [u64; 2]) -> Option<()> {
+    fn read_across(&self, index: usize) -> Option<Descriptor> {
         let (map, start) = self.map?;
         let mut raw = [0u8; DESC_LEN];
         let mut done = 0;
@@ -278,10 +351,8 @@ impl<'m> Entries<'m> {
             unsafe { std::ptr::copy_nonoverlapping(piece.host.as_ptr(), raw[done..].as_mut_ptr(), piece.len) };
             done += piece.len;
         }
-        for (word, chunk) in bytes.iter_mut().zip(raw.chunks_exact(8)) {
-            *word = chunk.try_into().map(u64::from_ne_bytes).ok()?;
-        }
-        Some(())
+        let word = |at: usize| raw[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
+        Some(Descriptor::of([word(0)?, word(8)?]))
     }
 }
 
