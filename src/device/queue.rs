@@ -76,8 +76,8 @@ pub(super) struct State {
     pub threads: u16,
     /// Chains popped and not answered yet.
     pub serving: u32,
-    /// When the oldest answer that the guest was not told of was staged.
-    pub unsignalled_since: Option<Instant>,
+    /// When the guest was last told of answers, or found to be awake.
+    pub told: Option<Instant>,
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
     call_owed: bool,
     /// The session ends: threads leave.
@@ -152,14 +152,14 @@ impl State {
         Next::Chain(popped)
     }
 
-    /// Stages the answer to a popped chain. A head that the table does not have cannot be named in the
+    /// Shows the answer to a popped chain to the guest. A head that the table does not have cannot be named in the
     /// used ring: the chain is dropped.
-    pub fn answer(&mut self, head: u16, used_len: u32, now: Instant) {
+    pub fn answer(&mut self, head: u16, used_len: u32) {
         self.serving -= 1;
         let Some(ring) = &mut self.ring else { return };
         if head < ring.table().size {
             ring.stage(head, used_len);
-            self.unsignalled_since.get_or_insert(now);
+            ring.show();
         }
     }
 
@@ -168,9 +168,9 @@ impl State {
         self.ring.as_ref().map_or(0, Ring::unsignalled)
     }
 
-    /// Publishes what is staged. The call to signal, where the guest wants one.
+    /// The call to signal, where the guest wants one for what it was not told of.
     pub fn publish(&mut self) -> Option<Arc<OwnedFd>> {
-        self.unsignalled_since = None;
+        self.told = Some(Instant::now());
         let wanted = self.ring.as_mut().is_some_and(Ring::publish);
         self.call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }

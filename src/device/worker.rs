@@ -2,7 +2,7 @@
 //!
 //! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and
 //! requests take longer than a wake-up does, it hands the lead to a follower first; where they are quick it
-//! serves them one after the other and tells the guest once for the batch. A leader that sits on a slow
+//! serves them one after the other, shows each answer at once and tells the guest now and then. A leader that sits on a slow
 //! request is relieved (`relief.rs`), so that nothing waits behind it for long.
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
 const SLOW_REQUEST: Duration = Duration::from_micros(100);
 /// Answers that one notification covers at most.
 const BATCH_LEN_MAX: u16 = 32;
-/// The longest that an answer waits for its notification while quick requests follow.
+/// How often the guest is told at most, while quick requests follow each other.
 const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 
 /// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
@@ -148,10 +148,11 @@ impl<'q> Worker<'q> {
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
-        state.answer(popped.head, self.request.used_len(), done);
+        state.answer(popped.head, self.request.used_len());
         let leads = state.led && state.leadership == mine;
-        let oldest = state.unsignalled_since.map_or(Duration::ZERO, |since| done - since);
-        if !leads || state.unsignalled() >= BATCH_LEN_MAX || oldest > BATCH_TIME_MAX {
+        // The first answer of a burst wakes the guest, which then finds the others while it is awake.
+        let is_due = state.told.is_none_or(|told| done.saturating_duration_since(told) > BATCH_TIME_MAX);
+        if !leads || state.unsignalled() >= BATCH_LEN_MAX || is_due {
             publish_and_call(state, self.service);
         }
         self.queue.answered(state);

@@ -125,7 +125,7 @@ impl Ring {
         head
     }
 
-    /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `publish`.
+    /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `show`.
     pub fn stage(&mut self, head: u16, len: u32) {
         let slot = usize::from(self.next_used % self.view.size);
         let element = [u32::from(head).to_le(), len.to_le()];
@@ -143,14 +143,19 @@ impl Ring {
         self.next_used.wrapping_sub(self.signalled)
     }
 
-    /// Shows all staged answers to the driver with one index store. True where the driver wants a call
-    /// for what it has not been told yet (section 2.7.7.2).
-    pub fn publish(&mut self) -> bool {
+    /// Shows all staged answers to the driver with one index store: a driver that is awake sees them now.
+    pub fn show(&mut self) {
         if self.published != self.next_used {
             self.used_u16(2).store(self.next_used.to_le(), Ordering::Release);
             self.map.mark_dirty(self.view.used, 4);
             self.published = self.next_used;
         }
+    }
+
+    /// Shows all staged answers. True where the driver wants a call for what it has not been told yet
+    /// (section 2.7.7.2).
+    pub fn publish(&mut self) -> bool {
+        self.show();
         let old = self.signalled;
         if old == self.published {
             return false;
