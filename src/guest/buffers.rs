@@ -37,30 +37,98 @@ unsafe impl Segments for [PageDescriptor] {
 /// Page descriptors in the order of the chain, neighbours merged.
 #[derive(Debug, Default)]
 pub struct PageList {
-    pages: Vec<PageDescriptor>,
+    /// The storage; the first `count` are the list.
+    slots: Vec<PageDescriptor>,
+    count: usize,
     bytes: u64,
     /// Where the last descriptor ends.
     end: usize,
 }
 
+/// What a list that needs storage begins with.
+const SLOTS_MIN: usize = 4;
+/// What an unused slot holds.
+const UNUSED: PageDescriptor = PageDescriptor { address: NonNull::dangling(), len: 0 };
+
+/// A list that is being appended to: by value, so that its fields stay in registers from one piece to the
+/// next.
+#[derive(Debug)]
+pub struct Appender<'l> {
+    slots: &'l mut [PageDescriptor],
+    count: usize,
+    bytes: u64,
+    end: usize,
+}
+
+/// What an appender came to; given back to its list.
+#[derive(Debug, Clone, Copy)]
+pub struct Appended {
+    count: usize,
+    bytes: u64,
+    end: usize,
+}
+
+impl Appender<'_> {
+    /// Appends a piece; one that begins where the last one ends makes it longer. False, and nothing
+    /// appended, where the storage is full.
+    #[inline(always)]
+    pub fn push(&mut self, piece: GuestPiece) -> bool {
+        let begin = piece.host.as_ptr() as usize;
+        if begin == self.end && self.count > 0 {
+            self.slots[self.count - 1].len += piece.len;
+        } else if let Some(slot) = self.slots.get_mut(self.count) {
+            *slot = PageDescriptor { address: piece.host, len: piece.len };
+            self.count += 1;
+        } else {
+            return false;
+        }
+        self.bytes += piece.len as u64;
+        self.end = begin + piece.len;
+        true
+    }
+
+    /// What was appended.
+    #[inline(always)]
+    pub fn finish(self) -> Appended {
+        Appended { count: self.count, bytes: self.bytes, end: self.end }
+    }
+}
+
 impl PageList {
     /// Forgets the pages, keeps the storage.
     pub fn clear(&mut self) {
-        self.pages.clear();
-        self.bytes = 0;
-        self.end = 0;
+        self.close(Appended { count: 0, bytes: 0, end: 0 });
     }
 
-    /// Appends a piece; one that begins where the last one ends makes it longer.
+    /// Opens the list for a run of pieces; `close` takes what came of it.
     #[inline(always)]
+    pub fn open(&mut self) -> Appender<'_> {
+        Appender { slots: &mut self.slots, count: self.count, bytes: self.bytes, end: self.end }
+    }
+
+    /// Takes over what an appender of this list came to.
+    #[inline(always)]
+    pub fn close(&mut self, appended: Appended) {
+        (self.count, self.bytes, self.end) = (appended.count, appended.bytes, appended.end);
+    }
+
+    /// Makes room for more.
+    #[cold]
+    pub fn grow(&mut self) {
+        self.slots.resize((2 * self.slots.len()).max(SLOTS_MIN), UNUSED);
+    }
+
+    /// Appends one piece.
     pub fn push(&mut self, piece: GuestPiece) {
-        let begin = piece.host.as_ptr() as usize;
-        let joins = begin == self.end;
-        self.bytes += piece.len as u64;
-        self.end = begin + piece.len;
-        match self.pages.last_mut() {
-            Some(last) if joins => last.len += piece.len,
-            _ => self.pages.push(PageDescriptor { address: piece.host, len: piece.len }),
+        loop {
+            let mut appender = self.open();
+            let fits = appender.push(piece);
+            let appended = appender.finish();
+            self.close(appended);
+            if fits {
+                return;
+            }
+            self.grow();
         }
     }
 
@@ -71,12 +139,12 @@ impl PageList {
 
     /// The descriptors.
     pub fn pages(&self) -> &[PageDescriptor] {
-        &self.pages
+        &self.slots[..self.count]
     }
 
     /// Bytes of the list's storage.
     pub fn storage_bytes(&self) -> usize {
-        self.pages.capacity() * size_of::<PageDescriptor>()
+        self.slots.capacity() * size_of::<PageDescriptor>()
     }
 
     /// Runs `work` on the descriptors of `len` bytes from `skip` on. Both ends are shortened in place and
@@ -84,30 +152,30 @@ impl PageList {
     fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
         let mut first = 0;
         let mut offset = skip;
-        while first < self.pages.len() && offset >= self.pages[first].len as u64 {
-            offset -= self.pages[first].len as u64;
+        while first < self.count && offset >= self.slots[first].len as u64 {
+            offset -= self.slots[first].len as u64;
             first += 1;
         }
-        if len == 0 || first == self.pages.len() {
+        if len == 0 || first == self.count {
             return work(&[]);
         }
         let mut end = first;
         let mut surplus = 0;
         let mut wanted = len.saturating_add(offset);
-        while end < self.pages.len() && wanted > 0 {
-            let held = self.pages[end].len as u64;
+        while end < self.count && wanted > 0 {
+            let held = self.slots[end].len as u64;
             surplus = held.saturating_sub(wanted);
             wanted = wanted.saturating_sub(held);
             end += 1;
         }
-        let (head, tail) = (self.pages[first], self.pages[end - 1]);
-        self.pages[end - 1].len -= surplus as usize;
+        let (head, tail) = (self.slots[first], self.slots[end - 1]);
+        self.slots[end - 1].len -= surplus as usize;
         // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
-        self.pages[first].address = unsafe { head.address.add(offset as usize) };
-        self.pages[first].len -= offset as usize;
-        let result = work(&self.pages[first..end]);
-        self.pages[end - 1] = tail;
-        self.pages[first] = head;
+        self.slots[first].address = unsafe { head.address.add(offset as usize) };
+        self.slots[first].len -= offset as usize;
+        let result = work(&self.slots[first..end]);
+        self.slots[end - 1] = tail;
+        self.slots[first] = head;
         result
     }
 }
@@ -220,7 +288,7 @@ impl PageList {
     fn each(&self, skip: u64, len: usize, mut visit: impl FnMut(*mut u8, usize)) {
         let mut offset = skip;
         let mut left = len;
-        for page in &self.pages {
+        for page in self.pages() {
             if left == 0 {
                 return;
             }

@@ -267,14 +267,16 @@ impl<'m> Chain<'m> {
             Nothing,
             Another,
             Unread,
+            Full,
         }
         let way = d.flags & DESC_WRITE;
-        // Local, so that their fields stay in registers from one descriptor to the next.
-        let mut run = std::mem::take(list);
+        let mut run = list.open();
         let mut left = self.left;
         let after = loop {
             let Some(piece) = region.whole(d.address, d.len) else { break After::Another };
-            run.push(piece);
+            if !run.push(piece) {
+                break After::Full;
+            }
             if d.flags & DESC_NEXT == 0 {
                 break After::Nothing;
             }
@@ -288,9 +290,14 @@ impl<'m> Chain<'m> {
                 break After::Another;
             }
         };
-        *list = run;
+        let appended = run.finish();
+        list.close(appended);
         self.left = left;
         match after {
+            After::Full => {
+                list.grow();
+                Some(Ok(d))
+            }
             After::Nothing => None,
             After::Another => Some(Ok(d)),
             After::Unread => Some(self.read(d.next)),
