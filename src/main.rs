@@ -128,7 +128,7 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), An
         tracing::info!("a monitor connected");
         stop.began(session.stopper());
         match session.wait() {
-            Ok(_) => tracing::info!("the monitor disconnected"),
+            Ok(()) => tracing::info!("the monitor disconnected"),
             Err(_) if stop.wanted.load(Ordering::Acquire) => {}
             Err(e) if checked.keep_listening => tracing::error!("{e}"),
             Err(e) => return Err(e.into()),

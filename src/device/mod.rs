@@ -17,4 +17,4 @@ mod worker;
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
 pub use serve::serve;
 pub use service::Service;
-pub use session::{Ended, Session, SessionError, Stopper};
+pub use session::{Session, SessionError, Stopper};

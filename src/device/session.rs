@@ -40,13 +40,6 @@ pub enum SessionError {
     Protocol(DaemonError),
 }
 
-/// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The frontend left.
-    Disconnected,
-}
-
 /// The backend object that the crate calls.
 struct Device {
     service: Arc<Service>,
@@ -215,12 +208,12 @@ impl Session {
     }
 
     /// Serves until the frontend leaves, then drains every queue and lets go of what the guest held.
-    pub fn wait(mut self) -> Result<Ended, SessionError> {
+    pub fn wait(mut self) -> Result<(), SessionError> {
         let result = self.daemon.wait();
         self.end();
         match result {
-            Ok(()) => Ok(Ended::Disconnected),
-            Err(DaemonError::HandleRequest(VhostUserError::Disconnected | VhostUserError::PartialMessage)) => Ok(Ended::Disconnected),
+            Ok(()) => Ok(()),
+            Err(DaemonError::HandleRequest(VhostUserError::Disconnected | VhostUserError::PartialMessage)) => Ok(()),
             Err(e) => Err(SessionError::Protocol(e)),
         }
     }

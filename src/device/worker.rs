@@ -2,8 +2,8 @@
 //!
 //! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and
 //! requests take longer than a wake-up does, it hands the lead to a follower first; where they are quick it
-//! serves them one after the other, shows each answer at once and tells the guest now and then. A leader that sits on a slow
-//! request is relieved (`relief.rs`), so that nothing waits behind it for long.
+//! serves them one after the other, shows each answer at once and tells the guest now and then. A leader
+//! that sits on a slow request is relieved (`relief.rs`), so that nothing waits behind it for long.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,6 +93,8 @@ impl<'q> Worker<'q> {
             return;
         }
         while self.take_lead(&mut state) {
+            // The wait for the lead is no request's time.
+            self.now = Instant::now();
             self.lead(&mut state);
         }
         state.threads -= 1;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,8 @@ pub enum ArenaError {
 /// The mapped memfd.
 #[derive(Debug)]
 pub struct Arena {
-    memfd: OwnedFd,
+    /// Keeps the records reachable for a process that inherits the descriptor.
+    _memfd: OwnedFd,
     base: NonNull<u8>,
     len: usize,
 }
@@ -63,18 +64,13 @@ impl Arena {
             // A core dump without the records' address space stays small. Best effort.
             // SAFETY: the advice changes no contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
-            Ok(Arena { memfd, base, len })
+            Ok(Arena { _memfd: memfd, base, len })
         };
         let arena = map().map_err(|source| ArenaError::Map { len, source })?;
         let header: Table<AtomicU64> = arena.table_at(0, 2);
         header.get(0).store(MAGIC, Ordering::Relaxed);
         header.get(1).store(LAYOUT_VERSION, Ordering::Relaxed);
         Ok(Arc::new(arena))
-    }
-
-    /// The memfd, for a process that takes the records over.
-    pub fn memfd(&self) -> BorrowedFd<'_> {
-        self.memfd.as_fd()
     }
 
     fn table_at<T>(&self, offset: usize, count: usize) -> Table<T> {
