@@ -107,6 +107,7 @@ impl Device {
             allow_direct_io: false,
             writeback: false,
             xattr: false,
+            host_locks: true,
             file_handles,
             descriptors: gatherfs::host::Descriptors::of(4096),
         };

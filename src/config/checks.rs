@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
-use super::{Arguments, Cache, InodeFileHandles, Sandbox};
+use super::{Arguments, Cache, InodeFileHandles, Locks, Sandbox};
 use crate::device::{ConfigSpace, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, Descriptors, FileHandles, Options};
 use crate::sandbox::Mode;
@@ -106,6 +106,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
             xattr: a.xattr,
+            host_locks: a.locks == Locks::Host,
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
                 InodeFileHandles::Prefer => FileHandles::Prefer,

@@ -36,6 +36,15 @@ pub enum InodeFileHandles {
     Mandatory,
 }
 
+/// `--locks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Locks {
+    /// They are locks on the host: other guests and host processes see them
+    Host,
+    /// They are the guest's own affair
+    Guest,
+}
+
 /// `--sandbox`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
@@ -128,6 +137,10 @@ pub struct Arguments {
     /// Serve extended attributes
     #[arg(long)]
     pub xattr: bool,
+
+    /// Where the guest's locks (fcntl and flock) count
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "host")]
+    pub locks: Locks,
 
     /// How inodes that the guest knows are kept: as file handles (no limit; needs CAP_DAC_READ_SEARCH) or
     /// as open descriptors

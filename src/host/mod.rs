@@ -9,11 +9,15 @@ mod attributes;
 mod caller;
 mod directory;
 mod inodes;
+mod lock_ranges;
+mod lock_waits;
+mod locks;
 mod mounts;
 mod ops;
 mod path_fds;
 mod share;
 
 pub use caller::Caller;
+pub use locks::{LockAnswer, Locked};
 pub use ops::WriteRequest;
 pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::attributes;
 use super::directory::Directory;
 use super::inodes::{FileKey, InodeTable, Inserted};
+use super::locks::Locks;
 use super::mounts::Mounts;
 use super::path_fds::PathFds;
 use crate::fuse::Negotiated;
@@ -73,6 +74,8 @@ pub struct Options {
     pub writeback: bool,
     /// Serve extended attributes.
     pub xattr: bool,
+    /// The guest's locks are locks on the host; else they are its own affair.
+    pub host_locks: bool,
     /// How inodes are kept.
     pub file_handles: FileHandles,
     /// How the descriptors are shared out.
@@ -89,14 +92,21 @@ pub struct Descriptors {
     pub pinned: usize,
     /// Recently used inodes; others are closed beyond.
     pub recent: usize,
+    /// Files that an owner has locks on; ENOLCK beyond.
+    pub locks: usize,
 }
 
 impl Descriptors {
     /// Shares out `open_files` (RLIMIT_NOFILE). Half for the guest's open files, a quarter for inodes that
-    /// cannot be kept as handles, an eighth for recent ones; the rest for queues and connections.
+    /// cannot be kept as handles, an eighth for locks, a sixteenth for recent inodes; the rest for queues and connections.
     pub fn of(open_files: u64) -> Descriptors {
         let part = |divisor: u64, max: u64| (open_files / divisor).clamp(16, max);
-        Descriptors { handles: part(2, u64::from(u32::MAX)) as u32, pinned: part(4, 1 << 30) as usize, recent: part(8, 65_536) as usize }
+        Descriptors {
+            handles: part(2, u64::from(u32::MAX)) as u32,
+            pinned: part(4, 1 << 30) as usize,
+            recent: part(16, 65_536) as usize,
+            locks: part(8, 65_536) as usize,
+        }
     }
 }
 
@@ -141,6 +151,7 @@ pub struct Share {
     pub(super) directories: RwLock<HashMap<FileHandle, Arc<Mutex<Directory>>>>,
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
+    pub(super) locks: Arc<Locks>,
     inodes: InodeTable,
     path_fds: PathFds,
     mounts: Mounts,
@@ -178,6 +189,7 @@ impl Share {
             handles: HandleTable::new(&arena, INODES_LEN, options.descriptors.handles),
             directories: RwLock::default(),
             own_ids: identity::effective(),
+            locks: Arc::new(Locks::new(options.descriptors.locks)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
             path_fds: PathFds::new(options.descriptors.recent, options.descriptors.pinned),
             mounts: Mounts::default(),
@@ -212,6 +224,9 @@ impl Share {
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
         }
+        if self.options.host_locks {
+            flags |= f::POSIX_LOCKS | f::FLOCK_LOCKS;
+        }
         flags
     }
 
@@ -227,6 +242,7 @@ impl Share {
 
     /// Ends the FUSE session: every handle and every node but the root is gone.
     pub fn end_session(&self) {
+        self.locks.clear();
         self.directories.write().clear();
         self.handles.clear();
         for node in self.inodes.nodes() {
@@ -371,6 +387,7 @@ impl Share {
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(identity) = self.inodes.forget(node, count) {
             self.path_fds.remove(node);
+            self.locks.forget(node);
             if identity.handle.is_some() {
                 self.mounts.remove_inode(identity.mount_id);
             }
