@@ -11,6 +11,7 @@ mod arguments;
 mod connections;
 mod log;
 mod options;
+mod real_command_lines;
 mod sandbox;
 mod signals;
 mod socket;
