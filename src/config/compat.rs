@@ -239,4 +239,14 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_lists_are_words_that_the_parser_takes_or_one_sentence(lists in proptest::collection::vec("(xattr|no_xattr|cache=|source=|,|,,|none|/a|=|[ -~]){0,6}", 0..4)) {
+            match expand(&lists) {
+                Ok(words) => proptest::prop_assert!(words.iter().all(|word| word.to_string_lossy().starts_with("--"))),
+                Err(e) => proptest::prop_assert!(e.to_string().starts_with("-o: ") && !e.to_string().contains('\n')),
+            }
+        }
+    }
 }

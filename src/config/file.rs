@@ -8,7 +8,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction};
+use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -93,11 +93,10 @@ pub enum FileError {
 /// The words that the file at `path` stands for, in its order.
 pub fn words(path: &Path) -> Result<Vec<OsString>, FileError> {
     let text = fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
-    words_of(path, &text)
+    words_of(path, &text, &command())
 }
 
-fn words_of(path: &Path, text: &str) -> Result<Vec<OsString>, FileError> {
-    let command = command();
+fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>, FileError> {
     let file = File { path, text };
     let table = DeTable::parse(text).map_err(|e| {
         let what = e.message().lines().collect::<Vec<_>>().join(", ");
@@ -231,8 +230,42 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Vec<String>, String> {
-        let words = words_of(Path::new("f.toml"), text).map_err(|e| e.to_string())?;
+        read_for(text, &command())
+    }
+
+    fn read_for(text: &str, command: &Command) -> Result<Vec<String>, String> {
+        let words = words_of(Path::new("f.toml"), text, command).map_err(|e| e.to_string())?;
         Ok(words.into_iter().map(|word| word.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_list_is_a_word_for_each_value_of_an_option_that_may_be_repeated() {
+        let command = command().arg(Arg::new("map").long("map").action(ArgAction::Append));
+        assert_eq!(read_for("map = ['a', 'b']\nmap2 = 1", &command).unwrap_err(), "f.toml:2: there is no option map2; did you mean map?");
+        assert_eq!(read_for("map = ['a', 'b']", &command).unwrap(), ["--map=a", "--map=b"]);
+        assert_eq!(read_for("map = 'a'", &command).unwrap(), ["--map=a"]);
+        assert_eq!(read_for("map = []", &command).unwrap(), [""; 0]);
+        let said = read_for("map = [\n'a',\n5]", &command).unwrap_err();
+        assert_eq!(said, "f.toml:3: map is a number; write map = [\"VALUE\", ...]");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_words_or_one_sentence(text in "[a-z=\\[\\]{}'\", \\n0-9#.-]{0,60}") {
+            if let Err(said) = read(&text) {
+                proptest::prop_assert!(said.starts_with("f.toml:") && !said.contains('\n'), "{said}");
+            }
+        }
+
+        #[test]
+        fn any_value_of_any_option_is_words_or_one_sentence(at in 0usize..40, value in "('[ -&(-~]{0,20}'|[0-9_.+-]{1,12}|true|false|\\[\\])") {
+            let command = command();
+            let names: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
+            let name = names[at % names.len()];
+            if let Err(said) = read(&format!("{name} = {value}")) {
+                proptest::prop_assert!(said.starts_with("f.toml:1: ") && !said.contains('\n'), "{said}");
+            }
+        }
     }
 
     #[test]

@@ -115,7 +115,11 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
         Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
         Listening::Path { path, group } => {
             let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
-            let listener = bind(&path)?;
+            // Whoever connects has the share: nobody but us, unless a group is named.
+            let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+            let bound = bind(&path);
+            rustix::process::umask(umask);
+            let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
             // Last, since whoever waits for the process id connects next.
             let file = given.and_then(|()| SocketFile::at(&path));

@@ -95,17 +95,27 @@ fn a_file_with_a_mistake_is_refused_with_file_line_and_fix() {
     assert!(said.contains("--config /no/such.toml: No such file"), "{said}");
 }
 
+/// The strings of a JSON text, in order.
+fn strings(json: &str) -> Vec<&str> {
+    json.split('"').skip(1).step_by(2).collect()
+}
+
 #[test]
 fn the_capabilities_are_the_json_that_libvirt_reads_and_the_packaged_description_says_the_same() {
     let output = gatherfsd().arg("--print-capabilities").output().expect("the program starts");
     assert!(output.status.success());
     let printed = String::from_utf8(output.stdout).expect("text");
-    assert_eq!(printed, "{\n  \"type\": \"fs\",\n  \"features\": [\n    \"separate-options\"\n  ]\n}\n");
+    let strings_of = strings(&printed);
+    assert_eq!(strings_of[..3], ["type", "fs", "features"]);
+    let features = &strings_of[3..];
+    assert!(features.contains(&"separate-options") && !features.contains(&"migrate-precopy"), "{printed}");
+    let list: Vec<String> = features.iter().map(|feature| format!("    \"{feature}\"")).collect();
+    assert_eq!(printed, format!("{{\n  \"type\": \"fs\",\n  \"features\": [\n{}\n  ]\n}}\n", list.join(",\n")));
+
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/packaging/50-gatherfsd.json");
     let description = fs::read_to_string(path).expect("the description");
-    for member in ["\"type\": \"fs\"", "\"features\": [\n    \"separate-options\"\n  ]", "\"binary\": \"/usr/libexec/gatherfsd\""] {
-        assert!(description.contains(member), "{member} is missing in\n{description}");
-    }
+    let head = ["description", "gatherfsd vhost-user-fs", "type", "fs", "binary", "/usr/libexec/gatherfsd", "features"];
+    assert_eq!(strings(&description), [&head[..], features].concat(), "{path} and --print-capabilities name the same features");
 }
 
 #[test]

@@ -149,6 +149,19 @@ fn the_socket_belongs_to_the_group_that_was_named() {
 }
 
 #[test]
+fn without_a_group_the_socket_is_its_makers_alone() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("share")).expect("the shared directory");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "umask 0 && exec \"$0\" \"$@\""]).arg(gatherfsd().get_program());
+    command.arg("--shared-dir").arg(scratch.join("share")).arg("--socket-path").arg(scratch.join("s")).args(["--sandbox", "none"]);
+    let process = Process::spawn(&mut command);
+    process.wait_for_line("sharing ");
+    let mode = |name: &str| fs::symlink_metadata(scratch.join(name)).expect("it is there").mode() & 0o777;
+    assert_eq!((mode("s"), mode("s.pid")), (0o700, 0o600));
+}
+
+#[test]
 fn a_group_that_is_none_is_refused_and_leaves_no_socket() {
     let scratch = Scratch::new();
     let (_, said) = refused(&mut command(&scratch, &["--socket-group", "no-such-group"]));
