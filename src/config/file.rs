@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
@@ -185,7 +186,7 @@ impl Kind {
         if is(&[TypeId::of::<bool>()]) {
             Kind::Flag
         } else if is(&[TypeId::of::<i32>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()])
-            || is(&[TypeId::of::<f64>()])
+            || is(&[TypeId::of::<f64>(), TypeId::of::<Duration>()])
         {
             Kind::Number
         } else {
@@ -236,6 +237,18 @@ mod tests {
     fn read_for(text: &str, command: &Command) -> Result<Vec<String>, String> {
         let words = words_of(Path::new("f.toml"), text, command).map_err(|e| e.to_string())?;
         Ok(words.into_iter().map(|word| word.into_string().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_time_is_a_number() {
+        let seconds = |text: &str| text.parse().map(Duration::from_secs_f64);
+        let command = command().arg(Arg::new("wait").long("wait").value_parser(seconds));
+        assert_eq!(read_for("wait = 0.5", &command).unwrap(), ["--wait=0.5"]);
+        assert_eq!(read_for("wait = 3", &command).unwrap(), ["--wait=3"]);
+        assert_eq!(
+            read_for("wait = '3'", &command).unwrap_err(),
+            "f.toml:1: wait is a string; write wait = N with a number in place of N, without quotes"
+        );
     }
 
     #[test]
