@@ -16,5 +16,5 @@ mod vring;
 mod worker;
 
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
-pub use service::Service;
+pub use service::{Options, Service};
 pub use session::{Session, SessionError, Stopper};

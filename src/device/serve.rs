@@ -135,7 +135,7 @@ fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
 
 /// INIT.
 fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
-    let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).max(1);
+    let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).clamp(1, service.options.max_pages.max(1));
     let limits = Limits { wanted: service.share.wanted_flags(), max_pages };
     match negotiate(init, &limits) {
         Ok((out, agreed)) => match service.begin_fuse(&agreed) {

@@ -18,8 +18,6 @@ use super::service::Service;
 use crate::types::QueueIndex;
 use crate::virtqueue::Request;
 
-/// Threads of one request queue. Each may wait for a disk; more than this would only queue there.
-const THREADS_PER_QUEUE_MAX: u16 = 16;
 /// FORGETs do not wait for anything: one thread serves them and one may relieve it.
 const HIPRIO_THREADS_MAX: u16 = 2;
 /// A follower without work leaves after this.
@@ -34,7 +32,7 @@ const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 /// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
 pub(super) fn add_thread(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
     let Some((index, service)) = queue.bound() else { return };
-    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { THREADS_PER_QUEUE_MAX };
+    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };
     if state.threads >= threads_max || state.ending {
         return;
     }

@@ -68,6 +68,12 @@ pub struct Options {
     pub cache: CachePolicy,
     /// Refuse every change with EROFS.
     pub readonly: bool,
+    /// Offer READDIRPLUS.
+    pub readdirplus: bool,
+    /// Tell the guest which directories are mount points.
+    pub announce_submounts: bool,
+    /// Open a file with O_NOATIME on the host when the guest does.
+    pub preserve_noatime: bool,
     /// Open a file with O_DIRECT on the host when the guest does.
     pub allow_direct_io: bool,
     /// Let the guest keep dirty pages.
@@ -220,7 +226,13 @@ impl Share {
     pub fn wanted_flags(&self) -> u64 {
         use init_flags as f;
         let mut flags = f::ASYNC_READ | f::ATOMIC_O_TRUNC | f::BIG_WRITES | f::ASYNC_DIO | f::PARALLEL_DIROPS | f::MAX_PAGES;
-        flags |= f::SUBMOUNTS | f::INIT_EXT | f::CREATE_SUPP_GROUP | f::DO_READDIRPLUS | f::READDIRPLUS_AUTO | f::AUTO_INVAL_DATA;
+        flags |= f::INIT_EXT | f::CREATE_SUPP_GROUP | f::AUTO_INVAL_DATA;
+        if self.options.readdirplus {
+            flags |= f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
+        }
+        if self.options.announce_submounts {
+            flags |= f::SUBMOUNTS;
+        }
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
         }

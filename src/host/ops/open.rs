@@ -13,10 +13,14 @@ impl Share {
     /// each write, since the guest may change it later (man fcntl(2), F_SETFL); the others are the guest
     /// kernel's own affair.
     pub(in crate::host) fn host_flags(&self, flags: u32) -> i32 {
-        let mut flags = flags.cast_signed() & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC | libc::O_DIRECT);
-        if !self.options.allow_direct_io {
-            flags &= !libc::O_DIRECT;
+        let mut kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC;
+        if self.options.allow_direct_io {
+            kept |= libc::O_DIRECT;
         }
+        if self.options.preserve_noatime {
+            kept |= libc::O_NOATIME;
+        }
+        let mut flags = flags.cast_signed() & kept;
         // The guest's page cache reads what it partly overwrites, also of a file opened for writing only.
         if self.agreed(init_flags::WRITEBACK_CACHE) && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
