@@ -39,7 +39,7 @@ const KATA_GO: Line = Line {
         "--thread-pool-size=1",
         "--announce-submounts",
     ],
-    means: |c| c.share.cache == CachePolicy::Auto && c.share.announce_submounts && c.device.threads_per_queue == 1,
+    means: |c| c.share.cache == CachePolicy::Auto && c.share.announce_submounts && c.device.threads_per_queue == 16,
     root: true,
     variable: None,
 };
