@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, FileHandles, Options, Share};
+use gatherfs::host::{CachePolicy, FileHandles, Options, Share, Timeouts};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 use guest::client::{Client, Piece};
@@ -103,6 +103,10 @@ impl Device {
         let options = Options {
             shared_dir: shared_dir.clone(),
             cache: CachePolicy::Auto,
+            timeouts: Timeouts::of(CachePolicy::Auto),
+            allow_mmap: false,
+            announce_submounts: true,
+            host_locks: false,
             readonly: false,
             allow_direct_io: false,
             writeback: false,

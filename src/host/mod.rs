@@ -6,14 +6,17 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod cache;
 mod caller;
 mod directory;
+mod entries;
 mod inodes;
 mod mounts;
 mod ops;
 mod path_fds;
 mod share;
 
+pub use cache::{CachePolicy, Timeouts};
 pub use caller::Caller;
 pub use ops::WriteRequest;
-pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};
+pub use share::{Descriptors, FileHandles, Options, Share, ShareError};

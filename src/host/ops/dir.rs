@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::fuse::abi::{EntryOut, OpenOut, open_flags};
+use crate::fuse::abi::{EntryOut, OpenOut};
 use crate::fuse::dirent::{self, Entry};
+use crate::host::Share;
 use crate::host::directory::Directory;
-use crate::host::{CachePolicy, Share};
 use crate::sys::dirent::HostEntry;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -29,11 +29,7 @@ impl Share {
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let handle = self.handles.insert(file, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
         self.directories.write().insert(handle, Arc::default());
-        let open_flags = match self.options.cache {
-            CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
-            CachePolicy::Auto | CachePolicy::Never => 0,
-        };
-        Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })
+        Ok(OpenOut { fh: handle.0, open_flags: self.options.cache.directory_flags(), backing_id: 0 })
     }
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.

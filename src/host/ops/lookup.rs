@@ -10,9 +10,13 @@ use crate::host::Share;
 use crate::types::{Errno, NodeId};
 
 impl Share {
-    /// LOOKUP: the file `name` in `parent`, counted once more. ENOENT where there is none.
+    /// LOOKUP: the file `name` in `parent`, counted once more. Where there is none, ENOENT, or node 0 with the
+    /// time for which the guest may keep that.
     pub fn lookup(&self, parent: NodeId, name: &CStr) -> Result<EntryOut, Errno> {
-        self.look_up_at(self.path_fd(parent)?.as_fd(), name)
+        match self.look_up_at(self.path_fd(parent)?.as_fd(), name) {
+            Err(Errno::ENOENT) => self.no_entry().ok_or(Errno::ENOENT),
+            found => found,
+        }
     }
 
     /// BATCH_FORGET: `nodes` are `fuse_forget_one` structures.

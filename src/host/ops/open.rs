@@ -2,9 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::fuse::abi::{OpenOut, init_flags, open_flags};
+use crate::fuse::abi::{OpenOut, init_flags};
+use crate::host::Share;
 use crate::host::caller::without_fsetid;
-use crate::host::{CachePolicy, Share};
 use crate::sys::descriptor;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -25,12 +25,8 @@ impl Share {
     }
 
     /// What the guest is told of a file that it opened.
-    pub(in crate::host) fn open_out(&self, handle: FileHandle) -> OpenOut {
-        let open_flags = match self.options.cache {
-            CachePolicy::Never | CachePolicy::Metadata => open_flags::DIRECT_IO,
-            CachePolicy::Always => open_flags::KEEP_CACHE,
-            CachePolicy::Auto => 0,
-        };
+    pub(in crate::host) fn open_out(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> OpenOut {
+        let open_flags = self.options.cache.file_flags(self.needs_flush(node, host_flags));
         OpenOut { fh: handle.0, open_flags, backing_id: 0 }
     }
 
@@ -46,7 +42,7 @@ impl Share {
         let open = || self.open_node(node, host_flags);
         let file = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { without_fsetid(open) } else { open() }?;
         let handle = self.handles.insert(file, node, host_flags & !libc::O_TRUNC).map_err(|_| Errno::ENFILE)?;
-        Ok(self.open_out(handle))
+        Ok(self.open_out(handle, node, host_flags))
     }
 
     /// RELEASE. EBADF for a directory's handle, which has RELEASEDIR.
