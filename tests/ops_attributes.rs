@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
 use guest::fuse::{ROOT, SetattrIn, flag, init};
-use share::{Share, change, errno};
+use share::{Setup, Share, change, errno};
 
 /// ACLs are system attributes of their own (man acl(5)): version 2, then tag, permissions and id of each entry.
 fn acl() -> Vec<u8> {
@@ -218,8 +218,10 @@ fn each_cache_policy_tells_the_guest_how_long_and_what_it_may_keep() {
     for (policy, seconds, of_file, of_directory) in cases {
         // Whether a FLUSH is wanted is another matter.
         let kept = |open_flags: u32| open_flags & !flag::FOPEN_NOFLUSH;
-        let mut share = Share::with(&["--cache", policy]);
+        let mut share = Share::start_unmounted(Setup { options: &["--cache", policy], ..Setup::default() });
         let c = share.client();
+        // A guest that opens directories.
+        c.init_with(init::LINUX & !init::NO_OPENDIR_SUPPORT).unwrap();
 
         let made = c.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
         let node = made.entry.nodeid;

@@ -96,6 +96,7 @@ impl Share {
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(identity) = self.inodes.forget(node, count) {
             self.path_fds.remove(node);
+            self.handleless.remove(node);
             if identity.handle.is_some() {
                 self.mounts.remove_inode(identity.mount_id);
             }

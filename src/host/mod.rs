@@ -6,14 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod by_node;
 mod cache;
 mod caller;
 mod directory;
 mod entries;
+mod handleless;
 mod inodes;
 mod mounts;
 mod ops;
-mod path_fds;
 mod share;
 
 pub use cache::{CachePolicy, Timeouts};

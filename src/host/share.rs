@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 
+use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
 use super::directory::Directory;
 use super::entries::identity_of;
+use super::handleless::Handleless;
 use super::inodes::InodeTable;
 use super::mounts::Mounts;
-use super::path_fds::PathFds;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
@@ -127,7 +128,8 @@ pub struct Share {
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
     pub(super) inodes: InodeTable,
-    pub(super) path_fds: PathFds,
+    pub(super) path_fds: ByNode<OwnedFd>,
+    pub(super) handleless: Handleless,
     pub(super) mounts: Mounts,
     descriptor_dir: DescriptorDir,
     pub(super) root: InodeIdentity,
@@ -166,7 +168,8 @@ impl Share {
             directories: RwLock::default(),
             own_ids: identity::effective(),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
-            path_fds: PathFds::new(options.descriptors.recent, options.descriptors.pinned),
+            path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
+            handleless: Handleless::new(options.descriptors.recent),
             mounts: Mounts::default(),
             descriptor_dir,
             root,
@@ -199,6 +202,11 @@ impl Share {
         flags |= f::SUBMOUNTS | f::INIT_EXT | f::CREATE_SUPP_GROUP | f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
         // A symbolic link's target never changes: another target is another inode.
         flags |= f::CACHE_SYMLINKS | self.options.cache.init_flags(self.options.allow_mmap);
+        flags |= self.handleless_flags();
+        if flags & f::NO_OPEN_SUPPORT != 0 {
+            // A guest that does not open would take O_TRUNC as done; this has it send SETATTR, which is refused.
+            flags &= !f::ATOMIC_O_TRUNC;
+        }
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
         }

@@ -20,7 +20,7 @@ impl Share {
     /// Runs `look` on the open file where the guest named one, else on the node.
     fn on<R>(&self, node: NodeId, target: HandleOrNode, look: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
         match target {
-            HandleOrNode::Handle(handle) => look(self.open_file(handle)?.fd()),
+            HandleOrNode::Handle(handle) => look(self.opened(node, handle)?.fd()),
             HandleOrNode::Node => look(self.path_fd(node)?.as_fd()),
         }
     }

@@ -31,7 +31,11 @@ impl Share {
     }
 
     /// OPEN of a regular file. EBADF for any other type: special files are the guest kernel's own affair.
+    /// ENOSYS where the guest can do without.
     pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<OpenOut, Errno> {
+        if self.has_no_open() {
+            return Err(Errno::ENOSYS);
+        }
         if self.kind(node)? != libc::S_IFREG {
             return Err(Errno::EBADF);
         }
@@ -58,22 +62,25 @@ impl Share {
     }
 
     /// FLUSH, which follows each close(2) in the guest: closes a duplicate, so that a file system that
-    /// reports write errors at close (NFS) reports them to the guest.
+    /// reports write errors at close (NFS) reports them to the guest. ENOSYS where nothing is ever opened.
     pub fn flush(&self, handle: FileHandle) -> Result<(), Errno> {
+        if handle == FileHandle::NONE && self.has_no_open() {
+            return Err(Errno::ENOSYS);
+        }
         let file = self.open_file(handle)?;
         let duplicate = rustix::io::fcntl_dupfd_cloexec(file.fd(), 0)?;
         descriptor::close(duplicate)
     }
 
     /// FSYNC.
-    pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        sync(self.open_file(handle)?.fd(), data_only)
+    pub fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        sync(self.opened(node, handle)?.fd(), data_only)
     }
 
     /// FSYNCDIR. EBADF for a file's handle, which has FSYNC.
-    pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let directory = self.open_file(handle)?;
-        if directory.flags() & libc::O_DIRECTORY == 0 {
+    pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let directory = self.opened(node, handle)?;
+        if !directory.is_directory() {
             return Err(Errno::EBADF);
         }
         sync(directory.fd(), data_only)
