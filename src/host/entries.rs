@@ -15,6 +15,9 @@ use crate::sys::file_handle::{self, Handle};
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, NodeId};
 
+/// Directories above one another that LOOKUP of ".." goes through: as many as a path can name (PATH_MAX).
+const DEPTH_MAX: usize = 2048;
+
 impl Share {
     /// Looks `name` up in the directory behind `parent` and counts the lookup: one system call for a file
     /// that the guest knows.
@@ -94,13 +97,68 @@ impl Share {
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.
     pub fn forget(&self, node: NodeId, count: u64) {
-        if let Some(identity) = self.inodes.forget(node, count) {
-            self.path_fds.remove(node);
-            self.handleless.remove(node);
+        let forgotten = self.inodes.forget(node, count, |identity| self.retains(identity));
+        if forgotten.is_last {
+            self.close_node(node);
+        }
+        if let Some((freed, identity)) = forgotten.freed {
+            self.close_node(freed);
             if identity.handle.is_some() {
                 self.mounts.remove_inode(identity.mount_id);
             }
         }
+    }
+
+    /// Whether a forgotten file is kept in mind: where the guest may name it by its id later, and its handle finds
+    /// it then. Not on other mounts than the share's, which the host must be able to unmount.
+    fn retains(&self, identity: &InodeIdentity) -> bool {
+        self.agreed(init_flags::EXPORT_SUPPORT) && identity.handle.is_some() && identity.mount_id == self.root.mount_id
+    }
+
+    /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free.
+    fn close_node(&self, node: NodeId) {
+        self.path_fds.remove(node);
+        self.handleless.remove(node);
+    }
+
+    /// LOOKUP of ".": the node itself, also one that the guest forgot. ESTALE where it or its file is gone.
+    pub(super) fn look_up_self(&self, node: NodeId) -> Result<EntryOut, Errno> {
+        let st = stat::of(self.path_fd(node)?.as_fd())?;
+        self.inodes.look_up_node(node)?;
+        Ok(self.entry(node, &st))
+    }
+
+    /// LOOKUP of "..": a directory's parent; the root is its own. ENOTDIR for other files, ESTALE for a
+    /// directory that the host moved out of the share.
+    pub(super) fn look_up_parent(&self, node: NodeId) -> Result<EntryOut, Errno> {
+        if node == NodeId::ROOT {
+            return self.look_up_self(node);
+        }
+        if self.kind(node)? != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR);
+        }
+        let parent = open_parent(self.path_fd(node)?.as_fd())?;
+        self.check_below_root(parent.as_fd())?;
+        self.look_up_open(parent.as_fd())
+    }
+
+    /// Goes up from `directory` to the share's root; ESTALE where it is not there.
+    fn check_below_root(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        let root = FileKey::of(&self.root);
+        let mut key = key_of(&stat::of(directory)?);
+        let mut above = None;
+        for _ in 0..DEPTH_MAX {
+            if key == root {
+                return Ok(());
+            }
+            let next = open_parent(above.as_ref().map_or(directory, OwnedFd::as_fd))?;
+            let next_key = key_of(&stat::of(next.as_fd())?);
+            if next_key == key {
+                return Err(Errno::ESTALE);
+            }
+            (above, key) = (Some(next), next_key);
+        }
+        Err(Errno::ESTALE)
     }
 
     fn entry(&self, node: NodeId, st: &Statx) -> EntryOut {
@@ -163,6 +221,11 @@ pub(super) fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
     let key = key_of(st);
     let kind = attributes::kind(st);
     InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, handle }
+}
+
+/// An O_PATH descriptor of the directory above `directory`.
+fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    Ok(rustix::fs::openat(directory, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.

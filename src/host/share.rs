@@ -207,6 +207,9 @@ impl Share {
             // A guest that does not open would take O_TRUNC as done; this has it send SETATTR, which is refused.
             flags &= !f::ATOMIC_O_TRUNC;
         }
+        if self.by_handle {
+            flags |= f::EXPORT_SUPPORT;
+        }
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
         }
@@ -240,10 +243,12 @@ impl Share {
     pub fn end_session(&self) {
         self.directories.write().clear();
         self.handles.clear();
+        // First, so that no node is retained.
+        self.agreed_flags.store(0, Ordering::Relaxed);
         for node in self.inodes.nodes() {
             self.forget(node, u64::MAX);
         }
-        self.agreed_flags.store(0, Ordering::Relaxed);
+        self.inodes.end_session();
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.
