@@ -6,18 +6,22 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod by_node;
+mod cache;
 mod caller;
 mod directory;
+mod entries;
+mod handleless;
 mod inodes;
 mod lock_ranges;
 mod lock_waits;
 mod locks;
 mod mounts;
 mod ops;
-mod path_fds;
 mod share;
 
+pub use cache::{CachePolicy, Timeouts};
 pub use caller::Caller;
 pub use locks::{LockAnswer, Locked};
 pub use ops::WriteRequest;
-pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};
+pub use share::{Descriptors, FileHandles, Options, Share, ShareError};

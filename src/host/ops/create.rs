@@ -94,7 +94,7 @@ impl Share {
                 self.keep_created(entry, file, host_flags)
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.lookup(parent, name)?;
+                let entry = self.look_up_at(self.path_fd(parent)?.as_fd(), name)?;
                 let node = NodeId(entry.nodeid);
                 let opened = self.open(node, flags, kill_suidgid);
                 if opened.is_err() {
@@ -124,7 +124,7 @@ impl Share {
         let node = NodeId(entry.nodeid);
         // What opens the file once more must not empty it.
         match self.handles.insert(file, node, host_flags & !libc::O_TRUNC) {
-            Ok(handle) => Ok((entry, self.open_out(handle))),
+            Ok(handle) => Ok((entry, self.open_out(handle, node, host_flags))),
             Err(_) => {
                 self.forget(node, 1);
                 Err(Errno::ENFILE)
