@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
@@ -83,6 +83,11 @@ impl SocketFile {
     /// Leaves the file alone and forgets its directory: another process of ours removes it.
     pub fn leave(&mut self) {
         self.place = None;
+    }
+
+    /// The directory that it lies in, if we made it.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.place.as_ref().map(|(directory, _)| directory.as_fd())
     }
 
     fn at(path: &Path) -> io::Result<SocketFile> {

@@ -10,6 +10,8 @@ mod slow_file;
 mod arguments;
 mod connections;
 mod sandbox;
+mod sandbox_file;
+mod sandbox_user;
 mod signals;
 mod socket;
 

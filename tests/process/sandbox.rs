@@ -116,6 +116,8 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
             assert_eq!(held("CapEff"), KEPT, "--sandbox {sandbox}: {:#x}", held("CapEff"));
             assert_eq!((held("CapPrm"), held("CapInh"), held("CapAmb")), (KEPT, 0, 0), "--sandbox {sandbox}");
             assert_eq!(status_field(tid, "NoNewPrivs"), "1", "--sandbox {sandbox}");
+            // A filter, SECCOMP_MODE_FILTER.
+            assert_eq!(status_field(tid, "Seccomp"), "2", "--sandbox {sandbox}");
             let comm = fs::read_to_string(format!("/proc/{tid}/comm")).expect("a thread");
             if sandbox != "none" && (comm.starts_with("request") || comm.starts_with("hiprio")) {
                 // Nothing lies above where the thread works: neither the host's /proc nor its root.
@@ -124,6 +126,54 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
             }
             assert_eq!(status_field(tid, "Groups"), "", "--sandbox {sandbox}");
         }
+    }
+}
+
+#[test]
+fn the_process_outside_keeps_what_it_needs_to_signal_and_to_remove_the_socket() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let daemon = start(sandbox);
+        let held = u64::from_str_radix(&daemon.status_field("CapEff"), 16).expect("a number");
+        // DAC_OVERRIDE, FOWNER and KILL.
+        assert_eq!(held, 1 << 1 | 1 << 3 | 1 << 5, "--sandbox {sandbox}: {held:#x}");
+        assert_eq!(daemon.status_field("NoNewPrivs"), "1", "--sandbox {sandbox}");
+    }
+}
+
+#[test]
+fn modcaps_and_inode_file_handles_decide_which_capabilities_are_kept() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    const HANDLES: u64 = 1 << 2;
+    const CHOWN: u64 = 1;
+    const SYS_PTRACE: u64 = 1 << 19;
+    let cases: [(&[&str], u64); 3] = [
+        (&["--inode-file-handles", "never"], KEPT & !HANDLES),
+        (&["--modcaps", "-chown:+SYS_PTRACE"], KEPT & !CHOWN | SYS_PTRACE),
+        (&["--modcaps=-chown:-dac_read_search", "--inode-file-handles", "never"], KEPT & !CHOWN & !HANDLES),
+    ];
+    for (options, kept) in cases {
+        let daemon = Daemon::start(options);
+        let held = u64::from_str_radix(&daemon.status_field("CapEff"), 16).expect("a number");
+        assert_eq!(held, kept, "{options:?}: {held:#x}");
+    }
+}
+
+#[test]
+fn seccomp_none_installs_no_filter_and_the_others_do() {
+    for (action, mode) in [("none", "0"), ("log", "2"), ("trap", "2"), ("kill", "2")] {
+        let daemon = Daemon::start(&["--seccomp", action]);
+        let (_guest, mut client) = mount(daemon.socket());
+        client.caller.uid = rustix::process::geteuid().as_raw();
+        client.caller.gid = rustix::process::getegid().as_raw();
+        assert_serves(&mut client, "dir");
+        assert_eq!(daemon.status_field("Seccomp"), mode, "--seccomp {action}");
+        // A daemon that confines itself cannot take it back: there are no new privileges.
+        assert_eq!(daemon.status_field("NoNewPrivs"), "1", "--seccomp {action}");
     }
 }
 
