@@ -172,6 +172,7 @@ mod tests {
     fn the_sandbox_is_what_was_asked_for() {
         let mode_of = |is_root, more: &str| parsed_by(is_root, &format!("--shared-dir /d --fd 5 {more}")).map(|c| c.sandbox);
         assert_eq!(mode_of(false, "").unwrap().mode, Mode::Namespace);
+        assert_eq!(mode_of(false, "--sandbox None").unwrap().mode, Mode::None, "in any case, as virtiofsd takes it");
         assert_eq!(mode_of(false, "").unwrap().seccomp, sandbox::Seccomp::Kill);
         assert_eq!(mode_of(false, "").unwrap().id_maps, IdMaps::default());
         for (word, action) in [

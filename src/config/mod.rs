@@ -149,7 +149,7 @@ pub struct Arguments {
     pub inode_file_handles: InodeFileHandles,
 
     /// How the daemon is confined
-    #[arg(long, value_enum, value_name = "MODE", default_value = "namespace")]
+    #[arg(long, value_enum, value_name = "MODE", default_value = "namespace", ignore_case = true)]
     pub sandbox: Sandbox,
 
     /// What to do about a system call that is not on the daemon's list
