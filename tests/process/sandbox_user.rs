@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use super::daemon::{Process, Scratch, gatherfsd, is_root, status_field};
+use rustix::process::Signal;
+
+use super::daemon::{Process, Scratch, eventually, gatherfsd, is_root, status_field};
 use super::guest::client::{Caller, Client};
 use super::guest::fuse::ROOT;
 use super::{mount, refused};
@@ -139,6 +141,28 @@ fn ranges_of_users_are_mapped_by_newuidmap_and_creates_come_out_mapped() {
     drop((guest, client));
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
     assert!(!scratch.join("s").exists(), "the socket is removed");
+}
+
+#[test]
+fn a_daemon_that_became_another_user_ends_with_the_process_outside() {
+    if !is_root("becoming another user") || !can_map_ranges() {
+        return;
+    }
+    for signal in [Signal::TERM, Signal::KILL] {
+        let scratch = scratch();
+        let mut process = start(daemon_with_ranges(&scratch, &["--uid-map", ":0:200000:1000:", "--gid-map", ":0:200000:1000:"]));
+        let inside = process.children()[0];
+        assert_eq!(status_field(inside, "Uid").split_whitespace().next(), Some("200000"), "the namespace's root");
+        let (guest, mut client) = mount(&scratch.join("s"));
+        let made = create(&mut client, &scratch.join("share"), (0, 0), "roots");
+        assert_eq!(made, Ok([(0, 0), (200_000, 200_000)]));
+        process.signal(signal);
+        assert_eq!(process.wait().code(), (signal == Signal::TERM).then_some(0), "{}", process.log());
+        let is_there = || fs::read_to_string(format!("/proc/{inside}/stat")).is_ok_and(|stat| !stat.contains(") Z"));
+        assert!(eventually(|| !is_there()), "{signal:?}: process {inside} lives on");
+        assert_eq!(scratch.join("s").exists(), signal == Signal::KILL, "whoever is killed removes nothing");
+        drop((guest, client));
+    }
 }
 
 #[test]
