@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark};
+use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
 use gatherfs::host::{Descriptors, Share};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode};
+use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
 use gatherfs::sys::signal;
 use gatherfs::trace::{self, Destination};
 
@@ -85,7 +85,7 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     let open_files = sandbox::raise_open_files(checked.open_files);
     let entered = open_files.map_err(AnyError::from).and_then(|n| {
         checked.share.descriptors = Descriptors::of(n);
-        Ok(sandbox::enter(checked.sandbox, &checked.share.shared_dir)?)
+        Ok(sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?)
     });
     let jail = match entered {
         Ok(Entered::Inside(jail)) => jail,
@@ -98,20 +98,25 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
             return Err(e);
         }
     };
-    if checked.sandbox != Mode::None {
+    if checked.sandbox.mode != Mode::None {
         socket.leave();
     }
-    let served = serve(&listener, checked, jail);
+    let served = serve(&listener, checked, jail, &socket);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
 
 /// Serves one monitor after the other, or only the first.
-fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), AnyError> {
-    let share = Arc::new(Share::export(checked.share, &jail.root, jail.descriptor_dir)?);
+fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketFile) -> Result<(), AnyError> {
+    let root = jail.share.try_clone()?;
+    let share = Arc::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?);
     let metrics = Arc::new(Metrics::new());
     let stop = Arc::new(Stop::new()?);
-    watch_signals(Arc::clone(&stop), Arc::clone(&metrics))?;
+    let signals = signal_hook::iterator::Signals::new(signal::WATCHED)?;
+    let reach = Reach { share: root.as_fd(), by_handle: share.is_by_handle(), removable: socket.directory() };
+    sandbox::seal(checked.sandbox.seccomp, &reach)?;
+    drop(root);
+    watch_signals(signals, Arc::clone(&stop), Arc::clone(&metrics))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
@@ -200,8 +205,7 @@ fn metrics_line(metrics: &Metrics) -> String {
     metrics.to_json(|number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
 }
 
-fn watch_signals(stop: Arc<Stop>, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new(signal::WATCHED)?;
+fn watch_signals(mut signals: signal_hook::iterator::Signals, stop: Arc<Stop>, metrics: Arc<Metrics>) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Err(e) = signal::release() {
             tracing::error!("signals do not come through: {e}");

@@ -118,7 +118,8 @@ impl Device {
             file_handles,
             descriptors: gatherfs::host::Descriptors::of(4096),
         };
-        let share = Share::export(options, &shared_dir, DescriptorDir::open().unwrap()).unwrap();
+        let root = std::fs::File::open(&shared_dir).unwrap().into();
+        let share = Share::export(options, root, DescriptorDir::open().unwrap()).unwrap();
         let service = Arc::new(Service::new(Arc::new(share), Arc::new(Metrics::new())));
         let server = std::thread::spawn(move || {
             let session = Session::accept(listener, &service, Some(ConfigSpace::new("tag", 1).unwrap())).unwrap();

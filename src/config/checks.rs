@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
-use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Sandbox};
+use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, Descriptors, FileHandles, Options, Timeouts};
-use crate::sandbox::Mode;
+use crate::sandbox::{self, Capabilities, CapabilityError, IdMapError, IdMaps, Mode, parse_id_map};
 
 /// The tag for monitors that ask, when none was given.
 const TAG_DEFAULT: &str = "gatherfs";
@@ -38,6 +38,23 @@ pub enum ConfigError {
     /// A check of paths where there are none.
     #[error("{0} goes with --migration-mode find-paths; file handles need no such check, so leave it out")]
     MigrationCheck(&'static str),
+    /// chroot(2) is root's.
+    #[error("--sandbox chroot needs root; run gatherfsd as root, or say --sandbox namespace")]
+    ChrootOfUser,
+    /// Maps without a user namespace.
+    #[error("{0} goes with --sandbox namespace and a user who is not root: only then is there a user namespace; leave it out")]
+    NoUserNamespace(&'static str),
+    /// A map is malformed.
+    #[error("{option}: {error}")]
+    IdMap {
+        /// The option.
+        option: &'static str,
+        /// What is wrong, where, and how it is written.
+        error: IdMapError,
+    },
+    /// The changes of capabilities are malformed.
+    #[error("--modcaps: {0}")]
+    Capabilities(#[from] CapabilityError),
 }
 
 /// Wishes that fit together.
@@ -53,7 +70,7 @@ pub struct Checked {
     /// The queues and what they carry.
     pub device: DeviceOptions,
     /// How to confine the daemon.
-    pub sandbox: Mode,
+    pub sandbox: sandbox::Options,
     /// The share; `descriptors` is set when the limit of open files is known.
     pub share: Options,
     /// The limit of open files that was asked for.
@@ -62,7 +79,7 @@ pub struct Checked {
     pub keep_listening: bool,
 }
 
-/// Checks `arguments`; `is_root` decides the default sandbox, `cpus` the default number of queues.
+/// Checks `arguments`; `is_root` decides which sandboxes there are, `cpus` the default number of queues.
 pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checked, ConfigError> {
     let a = arguments;
     let shared_dir: PathBuf = a.shared_dir.clone().ok_or(ConfigError::NoSharedDir)?;
@@ -104,13 +121,6 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         tracing::warn!("--allow-mmap has no effect: files can be mapped anyway unless --cache is never or metadata");
     }
     let by_policy = Timeouts::of(cache);
-    let sandbox = match a.sandbox {
-        Some(Sandbox::Namespace) => Mode::Namespace,
-        Some(Sandbox::Chroot) => Mode::Chroot,
-        Some(Sandbox::None) => Mode::None,
-        None if is_root => Mode::Namespace,
-        None => Mode::None,
-    };
     let config_space = ConfigSpace::new(&tag, queues)?;
     let is_asked_for = a.tag.is_some() || a.num_request_queues.is_some();
     Ok(Checked {
@@ -118,7 +128,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         config_space: is_asked_for.then_some(config_space),
         tag,
         device: device_options(a),
-        sandbox,
+        sandbox: sandbox_of(a, is_root)?,
         share: Options {
             shared_dir,
             cache,
@@ -159,15 +169,75 @@ fn device_options(a: &Arguments) -> DeviceOptions {
     DeviceOptions { max_pages: a.max_pages.unwrap_or(default.max_pages), threads_per_queue }
 }
 
+fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigError> {
+    let mode = match a.sandbox {
+        Sandbox::Namespace => Mode::Namespace,
+        Sandbox::Chroot if !is_root => return Err(ConfigError::ChrootOfUser),
+        Sandbox::Chroot => Mode::Chroot,
+        Sandbox::None => Mode::None,
+    };
+    let map = |option, words: &[String]| {
+        if !words.is_empty() && (is_root || mode != Mode::Namespace) {
+            return Err(ConfigError::NoUserNamespace(option));
+        }
+        parse_id_map(words).map_err(|error| ConfigError::IdMap { option, error })
+    };
+    Ok(sandbox::Options {
+        mode,
+        id_maps: IdMaps { uid: map("--uid-map", &a.uid_map)?, gid: map("--gid-map", &a.gid_map)? },
+        capabilities: Capabilities::new(a.inode_file_handles != InodeFileHandles::Never, a.modcaps.as_deref())?,
+        seccomp: match a.seccomp {
+            Seccomp::Kill => sandbox::Seccomp::Kill,
+            Seccomp::Log => sandbox::Seccomp::Log,
+            Seccomp::Trap => sandbox::Seccomp::Trap,
+            Seccomp::None => sandbox::Seccomp::None,
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::parse;
     use std::time::Duration;
 
-    fn parsed(line: &str) -> Result<Checked, ConfigError> {
+    fn parsed_by(is_root: bool, line: &str) -> Result<Checked, ConfigError> {
         let words = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
-        check(&parse(words).unwrap(), true, 4)
+        check(&parse(words).unwrap(), is_root, 4)
+    }
+
+    fn parsed(line: &str) -> Result<Checked, ConfigError> {
+        parsed_by(true, line)
+    }
+
+    #[test]
+    fn the_sandbox_is_what_was_asked_for() {
+        let mode_of = |is_root, more: &str| parsed_by(is_root, &format!("--shared-dir /d --fd 5 {more}")).map(|c| c.sandbox);
+        assert_eq!(mode_of(false, "").unwrap().mode, Mode::Namespace);
+        assert_eq!(mode_of(false, "--sandbox None").unwrap().mode, Mode::None, "in any case, as virtiofsd takes it");
+        assert_eq!(mode_of(false, "").unwrap().seccomp, sandbox::Seccomp::Kill);
+        assert_eq!(mode_of(false, "").unwrap().id_maps, IdMaps::default());
+        for (word, action) in [
+            ("kill", sandbox::Seccomp::Kill),
+            ("log", sandbox::Seccomp::Log),
+            ("trap", sandbox::Seccomp::Trap),
+            ("none", sandbox::Seccomp::None),
+        ] {
+            assert_eq!(mode_of(true, &format!("--seccomp {word}")).unwrap().seccomp, action);
+        }
+        let mapped = mode_of(false, "--uid-map :0:1000:1: --uid-map :1:100000:9: --gid-map /0/5/1/").unwrap().id_maps;
+        assert_eq!((mapped.uid.len(), mapped.uid[1].outside, mapped.gid[0].outside), (2, 100_000, 5));
+        let modcaps = mode_of(true, "--modcaps -chown:+sys_admin").unwrap().capabilities;
+        assert_eq!(modcaps, Capabilities::new(true, Some("-chown:+sys_admin")).unwrap());
+        assert_eq!(mode_of(true, "--inode-file-handles never").unwrap().capabilities, Capabilities::new(false, None).unwrap());
+
+        let refused = |is_root, more: &str| mode_of(is_root, more).unwrap_err().to_string();
+        assert!(refused(false, "--sandbox chroot").contains("--sandbox namespace"));
+        for (is_root, more) in [(true, "--uid-map :0:1:1:"), (false, "--sandbox none --uid-map :0:1:1:")] {
+            assert!(refused(is_root, more).contains("--uid-map goes with --sandbox namespace"), "{}", refused(is_root, more));
+        }
+        assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; write"));
+        assert!(refused(true, "--modcaps=chown").starts_with("--modcaps: entry 1 (chown)"));
     }
 
     #[test]
@@ -194,7 +264,7 @@ mod tests {
     #[test]
     fn defaults_are_virtiofsds() {
         let c = parsed("--shared-dir /srv --socket-path /run/s").unwrap();
-        assert_eq!(c.sandbox, Mode::Namespace);
+        assert_eq!((c.sandbox.mode, c.sandbox.seccomp), (Mode::Namespace, sandbox::Seccomp::Kill));
         assert_eq!(c.share.cache, CachePolicy::Auto);
         assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
         assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime);
@@ -243,7 +313,7 @@ mod tests {
     fn every_option_takes_effect() {
         let line = "--shared-dir /d --fd 5 --cache metadata --readonly --allow-direct-io --xattr --sandbox chroot --rlimit-nofile 99 --keep-listening --tag t --num-request-queues 3";
         let c = parsed(line).unwrap();
-        assert_eq!((c.sandbox, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
+        assert_eq!((c.sandbox.mode, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
         assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
         assert_eq!((c.tag.as_str(), c.config_space.unwrap().read(36, 1)), ("t", vec![3]));
         let c = parsed("--shared-dir /d --socket /s --no-readdirplus --no-announce-submounts --preserve-noatime").unwrap();

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
@@ -97,6 +97,11 @@ impl SocketFile {
     /// Leaves the files alone and forgets its directory: another process of ours removes it.
     pub fn leave(&mut self) {
         self.place = None;
+    }
+
+    /// The directory that it lies in, if we made it.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.place.as_ref().map(|(directory, _)| directory.as_fd())
     }
 
     fn at(path: &Path) -> Result<SocketFile, ListenError> {

@@ -69,9 +69,10 @@ pub enum Locks {
 /// `--sandbox`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
-    /// Own mount, pid and network namespaces with the share as root
+    /// Own mount, pid and network namespaces with the share as root; for users who are not root, in a user
+    /// namespace
     Namespace,
-    /// The share as root
+    /// The share as root; only for root
     Chroot,
     /// No change of root
     None,
@@ -93,6 +94,19 @@ pub enum MigrationOnError {
     Abort,
     /// Let the guest see errors
     GuestError,
+}
+
+/// `--seccomp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Seccomp {
+    /// End the daemon
+    Kill,
+    /// Make the call and write it to the kernel's log
+    Log,
+    /// Send SIGSYS to the thread
+    Trap,
+    /// Have no list
+    None,
 }
 
 /// `--log-level`.
@@ -143,7 +157,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Directory to share
+    /// Directory to share, or a single file
     #[arg(long, value_name = "DIR")]
     pub shared_dir: Option<PathBuf>,
 
@@ -249,9 +263,26 @@ pub struct Arguments {
     #[arg(long, value_enum, value_name = "HOW", default_value = "prefer")]
     pub inode_file_handles: InodeFileHandles,
 
-    /// How the daemon is confined [default: namespace for root, none for other users]
-    #[arg(long, value_enum, value_name = "MODE", ignore_case = true)]
-    pub sandbox: Option<Sandbox>,
+    /// How the daemon is confined
+    #[arg(long, value_enum, value_name = "MODE", default_value = "namespace", ignore_case = true)]
+    pub sandbox: Sandbox,
+
+    /// What to do about a system call that is not on the daemon's list
+    #[arg(long, value_enum, value_name = "ACTION", default_value = "kill")]
+    pub seccomp: Seccomp,
+
+    /// Capabilities to keep or to drop beside the default ones, such as +sys_admin:-chown
+    #[arg(long, value_name = "CHANGES", allow_hyphen_values = true)]
+    pub modcaps: Option<String>,
+
+    /// Users of the user namespace, as :ID_IN_NAMESPACE:ID_ON_HOST:COUNT:; once for each range. Not for
+    /// root [default: the daemon's own user as itself]
+    #[arg(long, value_name = "RANGE")]
+    pub uid_map: Vec<String>,
+
+    /// Groups of the user namespace, as --uid-map
+    #[arg(long, value_name = "RANGE")]
+    pub gid_map: Vec<String>,
 
     /// Limit of open files; 0 leaves it as it is [default: what is allowed, up to a million]
     #[arg(long, value_name = "N")]

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_last_word_wins_and_a_flag_can_be_taken_back() {
         let a = parsed("--cache never --cache ALWAYS --xattr --xattr=false --readonly=true --log-level Debug --sandbox None").unwrap();
-        assert_eq!((a.cache, a.log_level, a.sandbox), (Cache::Always, LogLevel::Debug, Some(Sandbox::None)));
+        assert_eq!((a.cache, a.log_level, a.sandbox), (Cache::Always, LogLevel::Debug, Sandbox::None));
         assert!(!a.xattr && a.readonly);
     }
 

@@ -18,12 +18,13 @@ pub struct Caller {
 
 impl Caller {
     /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are
-    /// only taken on by a daemon that is root.
+    /// only taken on by a daemon that is root, and not for the guest's root, whom they give nothing: the root
+    /// of a user namespace with one user may not take any.
     fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
         Caller {
             uid: if self.uid.0 == 0 { own.0 } else { self.uid },
             gid: if self.gid.0 == 0 { own.1 } else { self.gid },
-            group: self.group.filter(|_| own.0.0 == 0),
+            group: self.group.filter(|_| own.0.0 == 0 && self.uid.0 != 0),
         }
     }
 }
@@ -109,6 +110,7 @@ mod tests {
         let (root, user) = ((HostUid(0), HostGid(0)), (HostUid(1000), HostGid(100)));
         assert_eq!(caller(0, 0, None).on_host(user), caller(1000, 100, None));
         assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(user), caller(5, 6, None));
-        assert_eq!(caller(0, 6, Some(HostGid(7))).on_host(root), caller(0, 6, Some(HostGid(7))));
+        assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(root), caller(5, 6, Some(HostGid(7))));
+        assert_eq!(caller(0, 6, Some(HostGid(7))).on_host(root), caller(0, 6, None));
     }
 }

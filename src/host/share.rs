@@ -40,7 +40,7 @@ pub enum FileHandles {
 /// What the share is and how it behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The directory that the guest sees as its root.
+    /// The directory or file that the guest sees as its root.
     pub shared_dir: PathBuf,
     /// What the guest may cache.
     pub cache: CachePolicy,
@@ -98,17 +98,9 @@ impl Descriptors {
     }
 }
 
-/// Why a directory cannot be shared.
+/// Why a directory or file cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    /// The directory cannot be opened.
-    #[error("cannot share {path}: {source}")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
     /// File handles were asked for and cannot be had.
     #[error(
         "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
@@ -131,7 +123,7 @@ pub enum ShareError {
     },
 }
 
-/// A directory of the host, exported.
+/// A directory or file of the host, exported.
 #[derive(Debug)]
 pub struct Share {
     pub(super) options: Options,
@@ -154,14 +146,11 @@ pub struct Share {
 }
 
 impl Share {
-    /// Opens the directory that lies at `root` for this process: the shared directory, or "/" in a jail.
-    /// `descriptor_dir` was opened by the process that serves, before its jail hid /proc.
-    pub fn export(options: Options, root: &Path, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
+    /// Exports what lies open for reading behind `root`: a directory, or a regular file which then is the
+    /// guest's root itself. `descriptor_dir` was opened by the process that serves, before its jail hid /proc.
+    pub fn export(options: Options, root: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
         let path = options.shared_dir.clone();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root_fd =
-            rustix::fs::open(root, flags, Mode::empty()).map_err(|e| ShareError::Open { path: path.clone(), source: e.into() })?;
-        Share::with_root(options, root_fd, descriptor_dir).map_err(|e| match e {
+        Share::with_root(options, root, descriptor_dir).map_err(|e| match e {
             RootError::Arena(e) => ShareError::Arena(e),
             RootError::NoFileHandles => ShareError::NoFileHandles { path },
             RootError::Root(errno) => ShareError::Root { path, errno },
@@ -176,6 +165,7 @@ impl Share {
         }
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
         let arena = Arena::new(INODES_LEN + HANDLES_LEN)?;
+        let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
         let share = Share {
             handles: HandleTable::new(&arena, INODES_LEN, options.descriptors.handles),
             directories: RwLock::default(),
@@ -192,7 +182,6 @@ impl Share {
             agreed_flags: AtomicU64::new(0),
             options,
         };
-        let path_fd = rustix::fs::openat(&root_fd, c".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         share.mounts.add_inode(root.mount_id, Some(root_fd));
         let path_fd = share.path_fds.pinnable(path_fd)?;
         share.inodes.insert(&root, |node| share.path_fds.pin(node, path_fd))?;

@@ -1,4 +1,7 @@
-//! The rights that the serving process keeps when it runs as root, each with its user.
+//! The rights that the serving process keeps when it is root, on the host or in its user namespace, each
+//! with its user; and those of the process that waits outside.
+
+use std::str::FromStr;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -6,13 +9,11 @@ use super::{JailError, Step};
 use crate::sys::identity;
 
 /// What file operations on behalf of the guest's root need; the same set as virtiofsd's.
-const KEPT: [Capability; 9] = [
+const DEFAULT: [Capability; 8] = [
     // SETATTR of owner and group.
     Capability::CAP_CHOWN,
     // Files of every user are the guest's.
     Capability::CAP_DAC_OVERRIDE,
-    // open_by_handle_at.
-    Capability::CAP_DAC_READ_SEARCH,
     // SETATTR of mode and times on every user's files.
     Capability::CAP_FOWNER,
     // setgid bits that the guest sets.
@@ -26,18 +27,105 @@ const KEPT: [Capability; 9] = [
     Capability::CAP_SETFCAP,
 ];
 
-/// Drops every other capability and the way to get new ones.
-pub fn confine() -> Result<(), JailError> {
+/// open_by_handle_at: with `--inode-file-handles never` nobody needs it.
+const OF_HANDLES: Capability = Capability::CAP_DAC_READ_SEARCH;
+
+/// What the process that waits outside needs.
+const OUTSIDE: [Capability; 3] = [
+    // Signals to the serving process, which may be another user.
+    Capability::CAP_KILL,
+    // Removing the socket from another user's directory.
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+];
+
+/// The capabilities that are kept, as far as the process has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    kept: CapsHashSet,
+    /// Those that the command line asked for.
+    added: Vec<Capability>,
+}
+
+/// What is wrong with `--modcaps`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CapabilityError {
+    /// Neither to add nor to take away.
+    #[error("entry {number} ({text}) begins with neither + nor -; write +NAME to keep a capability or -NAME to drop it, separated by :")]
+    NoSign {
+        /// Its place, from 1.
+        number: usize,
+        /// What was written.
+        text: String,
+    },
+    /// An unknown name.
+    #[error("entry {number} ({text}) names no capability; write a name of capabilities(7) without CAP_, such as +sys_admin")]
+    Unknown {
+        /// Its place, from 1.
+        number: usize,
+        /// What was written.
+        text: String,
+    },
+    /// Without it no handle can be opened.
+    #[error("-dac_read_search takes away what file handles need; add --inode-file-handles never, or leave it out")]
+    OfHandles,
+}
+
+impl Capabilities {
+    /// The default set, for a share whose inodes may be file handles or not, with the changes of `--modcaps`:
+    /// `+NAME` and `-NAME`, separated by `:`.
+    pub fn new(with_handles: bool, changes: Option<&str>) -> Result<Capabilities, CapabilityError> {
+        let mut kept: CapsHashSet = DEFAULT.into_iter().chain(with_handles.then_some(OF_HANDLES)).collect();
+        let mut added = Vec::new();
+        for (index, text) in changes.iter().flat_map(|c| c.split(':')).enumerate() {
+            let (number, told) = (index + 1, || text.to_owned());
+            let (keep, name) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
+                (Some(name), _) => (true, name),
+                (_, Some(name)) => (false, name),
+                _ => return Err(CapabilityError::NoSign { number, text: told() }),
+            };
+            let name = name.to_ascii_uppercase();
+            let capability = Capability::from_str(&format!("CAP_{}", name.strip_prefix("CAP_").unwrap_or(&name)));
+            let capability = capability.map_err(|_| CapabilityError::Unknown { number, text: told() })?;
+            added.retain(|c| *c != capability);
+            if keep {
+                kept.insert(capability);
+                added.push(capability);
+            } else {
+                kept.remove(&capability);
+            }
+        }
+        if with_handles && !kept.contains(&OF_HANDLES) {
+            return Err(CapabilityError::OfHandles);
+        }
+        Ok(Capabilities { kept, added })
+    }
+
+    /// Drops every other capability and the way to get new ones.
+    pub fn confine(&self) -> Result<(), JailError> {
+        let held = held()?;
+        for missing in self.added.iter().filter(|c| !held.contains(c)) {
+            tracing::warn!("--modcaps: {missing} cannot be kept, the daemon was started without it");
+        }
+        keep(&held, &self.kept)
+    }
+}
+
+/// Drops what the process that waits outside does not need.
+pub fn confine_outside() -> Result<(), JailError> {
+    keep(&held()?, &OUTSIDE.into_iter().collect())
+}
+
+fn held() -> Result<CapsHashSet, JailError> {
+    caps::read(None, CapSet::Permitted).map_err(std::io::Error::other).step("read capabilities")
+}
+
+fn keep(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<(), JailError> {
     rustix::thread::set_no_new_privs(true).step("give up new privileges")?;
-    let held = caps::read(None, CapSet::Permitted).map_err(std::io::Error::other).step("read capabilities")?;
     if held.is_empty() {
         return Ok(());
     }
-    if held.contains(&Capability::CAP_SETGID) {
-        // The daemon's own groups would count as the caller's when it acts for one.
-        identity::set_groups(&[]).map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("leave supplementary groups")?;
-    }
-    let keep: CapsHashSet = KEPT.into_iter().filter(|c| held.contains(c)).collect();
+    let keep: CapsHashSet = held.intersection(wanted).copied().collect();
     for capability in held.difference(&keep) {
         // Only with CAP_SETPCAP; without it the permitted set is what counts.
         let _ = caps::drop(None, CapSet::Bounding, *capability);
@@ -47,4 +135,54 @@ pub fn confine() -> Result<(), JailError> {
         caps::set(None, set, kept).map_err(std::io::Error::other).step("drop capabilities")?;
     }
     Ok(())
+}
+
+/// Leaves the daemon's supplementary groups, which would count as the caller's when it acts for one. A
+/// process that may not, because its user namespace has one user and one group, acts for nobody and keeps
+/// them. Call it while /proc is there.
+pub fn leave_groups() -> Result<(), JailError> {
+    if !held()?.contains(&Capability::CAP_SETGID) {
+        return Ok(());
+    }
+    match identity::set_groups(&[]) {
+        Err(e) if e.raw() == libc::EPERM && has_one_id("/proc/self/uid_map") && has_one_id("/proc/self/gid_map") => Ok(()),
+        left => left.map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("leave supplementary groups"),
+    }
+}
+
+fn has_one_id(map: &str) -> bool {
+    let map = std::fs::read_to_string(map).unwrap_or_default();
+    map.lines().count() == 1 && map.split_whitespace().nth(2) == Some("1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(with_handles: bool, changes: &str) -> CapsHashSet {
+        Capabilities::new(with_handles, Some(changes)).unwrap().kept
+    }
+
+    #[test]
+    fn modcaps_adds_and_takes_away_in_order() {
+        let default = Capabilities::new(true, None).unwrap().kept;
+        assert!(default.contains(&OF_HANDLES) && default.len() == DEFAULT.len() + 1);
+        assert!(!Capabilities::new(false, None).unwrap().kept.contains(&OF_HANDLES));
+        let changed = kept(true, "+sys_admin:-CHOWN:-cap_mknod");
+        assert!(changed.contains(&Capability::CAP_SYS_ADMIN) && changed.len() == DEFAULT.len());
+        assert!(!changed.contains(&Capability::CAP_CHOWN) && !changed.contains(&Capability::CAP_MKNOD));
+        assert_eq!(kept(true, "-chown:+chown"), default, "the last word counts");
+        assert_eq!(kept(false, "-dac_read_search"), Capabilities::new(false, None).unwrap().kept);
+    }
+
+    #[test]
+    fn a_mistake_in_modcaps_is_told_by_its_place() {
+        let said = |changes| Capabilities::new(true, Some(changes)).unwrap_err().to_string();
+        assert!(said("").contains("entry 1 ()"), "{}", said(""));
+        assert!(said("+chown:sys_admin").contains("entry 2 (sys_admin) begins with neither"));
+        assert!(said("+chown::-mknod").contains("entry 2 ()"));
+        assert!(said("-chwon").contains("entry 1 (-chwon) names no capability"));
+        assert!(said("+").contains("entry 1 (+) names no capability"));
+        assert!(said("-dac_read_search").contains("--inode-file-handles never"));
+    }
 }

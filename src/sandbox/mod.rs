@@ -1,33 +1,55 @@
 //! What confines the serving process, before it sees the first byte of a guest: namespaces with the share
-//! as root, or a chroot, and capabilities. Knows nothing of what is served.
+//! as root, or a chroot; capabilities; a list of system calls; Landlock. Knows nothing of what is served.
 #![forbid(unsafe_code)]
 
 mod capabilities;
+mod id_map;
+mod landlock;
 mod limits;
 mod namespace;
+mod seccomp;
+mod user_namespace;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags};
 use rustix::process::{Pid, Signal};
 
 use crate::sys::process::{self, Side};
 use crate::sys::signal;
 use crate::sys::working_dir::DescriptorDir;
 
+pub use capabilities::{Capabilities, CapabilityError};
+pub use id_map::{IdMapError, IdMaps, IdRange, parse as parse_id_map};
 pub use limits::{LimitError, raise_open_files};
+pub use seccomp::Seccomp;
 
 /// How the serving process is confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Mount, pid and network namespaces; the share is the root directory.
+    /// Mount, pid and network namespaces, in a user namespace where the daemon is not root; the share is the
+    /// root directory.
     Namespace,
     /// The share is the root directory.
     Chroot,
-    /// Not at all, but for capabilities.
+    /// No change of root.
     None,
+}
+
+/// What a sandbox is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How the process is confined.
+    pub mode: Mode,
+    /// Who is who in the user namespace.
+    pub id_maps: IdMaps,
+    /// The rights that are kept.
+    pub capabilities: Capabilities,
+    /// The system calls that are left, see [`seal`].
+    pub seccomp: Seccomp,
 }
 
 /// Why the process could not be confined.
@@ -44,11 +66,27 @@ pub enum JailError {
     /// The share is not there.
     #[error("cannot share {path}: {source}")]
     Share {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
+    /// The share is a fifo, a socket or a device.
+    #[error("cannot share {0}: it is neither a directory nor a regular file; give one of these with --shared-dir")]
+    Special(PathBuf),
+    /// No user namespace.
+    #[error(
+        "cannot make a user namespace for the sandbox: {0}; allow them to users (sysctl user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), run gatherfsd as root, \
+         or say --sandbox none and confine it otherwise"
+    )]
+    UserNamespace(io::Error),
+    /// The ids could not be mapped: the option, why, and what to do.
+    #[error("{0}")]
+    IdMap(String),
+    /// No list of system calls.
+    #[error("cannot restrict system calls: {0}; say --seccomp none where the kernel has no seccomp filters")]
+    Seccomp(seccompiler::Error),
 }
 
 fn hint(source: &io::Error) -> &'static str {
@@ -69,11 +107,11 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// The confined process: where it finds the share, and its descriptors' directory, opened before /proc went.
+/// The confined process: the share, and its descriptors' directory, opened before /proc went.
 #[derive(Debug)]
 pub struct Jail {
-    /// The share's path for this process.
-    pub root: PathBuf,
+    /// The shared directory or file, open for reading.
+    pub share: OwnedFd,
     /// /proc/self/fd.
     pub descriptor_dir: DescriptorDir,
 }
@@ -87,47 +125,101 @@ pub enum Entered {
     Outside(i32),
 }
 
-/// Confines the process to `shared_dir`. Where that takes another process, both come back: the serving
-/// one at once, the waiting one when the other has ended. Call it before any thread is started.
-pub fn enter(mode: Mode, shared_dir: &Path) -> Result<Entered, JailError> {
-    let share = |source: io::Error| JailError::Share { path: shared_dir.to_owned(), source };
-    if !std::fs::metadata(shared_dir).map_err(share)?.is_dir() {
-        return Err(share(io::Error::from_raw_os_error(libc::ENOTDIR)));
+/// Confines the process to `shared`, a directory or a regular file. Where that takes another process, both
+/// come back: the serving one at once, the waiting one when the other has ended. Call it before any thread
+/// is started, and [`seal`] when everything that serving needs is open.
+pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
+    let kind = std::fs::metadata(shared).map_err(|source| JailError::Share { path: shared.to_owned(), source })?;
+    if !kind.is_dir() && !kind.is_file() {
+        return Err(JailError::Special(shared.to_owned()));
     }
     // The guest has applied its own umask to every mode that it sends.
     rustix::process::umask(rustix::fs::Mode::empty());
-    if mode == Mode::None {
+    if options.mode == Mode::None {
         let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
-        capabilities::confine()?;
-        return Ok(Entered::Inside(Jail { root: shared_dir.to_owned(), descriptor_dir }));
+        let share = open_share(shared, shared)?;
+        capabilities::leave_groups()?;
+        options.capabilities.confine()?;
+        return Ok(Entered::Inside(Jail { share, descriptor_dir }));
     }
-    if mode == Mode::Namespace {
-        namespace::leave_host()?;
+    let in_user_namespace = options.mode == Mode::Namespace && !rustix::process::geteuid().is_root();
+    match options.mode {
+        Mode::Namespace if in_user_namespace => user_namespace::leave_host(&options.id_maps)?,
+        Mode::Namespace => namespace::leave_host()?,
+        _ => {}
     }
     // Its other end closes with the outer process, also one that ends before it can be signalled for.
     let (outer, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match process::fork().step("start the serving process")? {
         Side::Parent(child) => {
-            let waited = wait_outside(child);
+            let waited = capabilities::confine_outside().and_then(|()| wait_outside(child));
             drop(alive);
             waited
         }
         Side::Child => {
+            if in_user_namespace {
+                // Before the signal is asked for: a change of user would take that back.
+                user_namespace::become_root(&options.id_maps)?;
+            }
             // The serving process does not outlive the one that its user knows.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("ask for a signal when the parent ends")?;
             drop(alive);
             if outer_has_ended(&outer) {
                 return Err(JailError::Step { step: "go on without the outer process", source: io::Error::from_raw_os_error(libc::ESRCH) });
             }
-            let descriptor_dir = DescriptorDir::open_alone().step("open /proc/self/fd (is /proc mounted?)")?;
-            match mode {
-                Mode::Namespace => namespace::enter_share(shared_dir)?,
-                _ => namespace::change_root(shared_dir)?,
-            }
-            capabilities::confine()?;
-            Ok(Entered::Inside(Jail { root: PathBuf::from("/"), descriptor_dir }))
+            change_root(options, shared, kind.is_dir()).map(Entered::Inside)
         }
     }
+}
+
+/// Makes the share all that the process sees. A file has no place in its own root: it is opened before, and
+/// the root is empty.
+fn change_root(options: &Options, shared: &Path, is_dir: bool) -> Result<Jail, JailError> {
+    let descriptor_dir = DescriptorDir::open_alone().step("open /proc/self/fd (is /proc mounted?)")?;
+    capabilities::leave_groups()?;
+    let file = if is_dir { None } else { Some(open_share(shared, shared)?) };
+    match (options.mode, is_dir) {
+        (Mode::Namespace, true) => namespace::enter_share(shared)?,
+        (Mode::Namespace, false) => namespace::enter_empty()?,
+        (_, true) => namespace::change_root(shared)?,
+        (_, false) => namespace::change_root_to_empty()?,
+    }
+    let share = file.map_or_else(|| open_share(Path::new("/"), shared), Ok)?;
+    options.capabilities.confine()?;
+    Ok(Jail { share, descriptor_dir })
+}
+
+/// Opens the share, which lies at `path` for this process and is called `name` on the command line.
+fn open_share(path: &Path, name: &Path) -> Result<OwnedFd, JailError> {
+    let failed = |source: rustix::io::Errno| JailError::Share { path: name.to_owned(), source: source.into() };
+    // A fifo that was put in its place would not let go otherwise.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let share = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&share).map_err(failed)?.st_mode) {
+        FileType::Directory | FileType::RegularFile => Ok(share),
+        _ => Err(JailError::Special(name.to_owned())),
+    }
+}
+
+/// What the sealed process may still do by path.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach<'f> {
+    /// The share.
+    pub share: BorrowedFd<'f>,
+    /// Whether its inodes are kept as file handles.
+    pub by_handle: bool,
+    /// A directory from which this process removes a file when it ends.
+    pub removable: Option<BorrowedFd<'f>>,
+}
+
+/// Gives up for good what serving does not need: other files, other system calls. To be called after `enter`,
+/// when everything is open, and before the first thread is started.
+pub fn seal(seccomp: Seccomp, reach: &Reach<'_>) -> Result<(), JailError> {
+    let kind = rustix::fs::fstat(reach.share).step("look at the share")?.st_mode;
+    let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
+    let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };
+    landlock::restrict((!reach.by_handle).then_some(&files));
+    seccomp::install(seccomp).map_err(JailError::Seccomp)
 }
 
 /// Whether the process that holds the other end of `outer` has ended.
@@ -146,6 +238,11 @@ fn wait_outside(child: Pid) -> Result<Entered, JailError> {
     loop {
         // First, for a child that ended before its signal was watched.
         if let Some(status) = process::ended(child).step("wait for the serving process")? {
+            if status == 128 + libc::SIGSYS {
+                tracing::error!(
+                    "a system call that is not on the list ended the serving process; --seccomp log writes it to the kernel's log"
+                );
+            }
             return Ok(Entered::Outside(status));
         }
         for signal in signals.wait() {

@@ -1,39 +1,81 @@
 //! Namespaces and the change of root (man pivot_root(2), namespaces(7)).
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
+    mount_bind_recursive, mount_change, move_mount, unmount,
+};
 use rustix::thread::UnshareFlags;
 
 use super::{JailError, Step};
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::PATH).union(OFlags::CLOEXEC);
 
 /// Leaves the host's mounts, network and process ids behind; the ids with the next fork.
 pub fn leave_host() -> Result<(), JailError> {
     crate::sys::process::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWPID).step("make namespaces for the sandbox")
 }
 
-/// Makes `share` the root of this mount namespace and unmounts everything else.
+/// Makes directory `share` the root of this mount namespace and unmounts everything else.
 pub fn enter_share(share: &Path) -> Result<(), JailError> {
-    // Nothing that is mounted here shows on the host; mounts that the host adds below the share still come.
-    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change("/", flags).step("make the sandbox's mounts its own")?;
+    own_mounts()?;
     mount_bind_recursive(share, share).step("mount the share in the sandbox")?;
-    let directory = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-    let old_root = rustix::fs::open("/", directory, Mode::empty()).step("open the old root")?;
-    let new_root = rustix::fs::open(share, directory, Mode::empty()).step("open the share")?;
-    rustix::process::fchdir(&new_root).step("change to the share")?;
+    let new_root = rustix::fs::open(share, DIRECTORY, Mode::empty()).step("open the share")?;
+    pivot(new_root.as_fd())
+}
+
+/// Makes an empty directory the root of this mount namespace and unmounts everything else: for a share that
+/// is one file, which was opened before.
+pub fn enter_empty() -> Result<(), JailError> {
+    own_mounts()?;
+    let new_root = empty_directory()?;
+    // Any directory will do: it goes with the old root.
+    move_mount(&new_root, "", CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("mount an empty root in the sandbox")?;
+    pivot(new_root.as_fd())
+}
+
+/// From here on, nothing that is mounted here shows on the host; mounts that the host adds below the share
+/// still come.
+fn own_mounts() -> Result<(), JailError> {
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", flags).step("make the sandbox's mounts its own")
+}
+
+fn pivot(new_root: BorrowedFd<'_>) -> Result<(), JailError> {
+    let old_root = rustix::fs::open("/", DIRECTORY, Mode::empty()).step("open the old root")?;
+    rustix::process::fchdir(new_root).step("change to the share")?;
     // Old and new root may be one path: the old root then lies on top and is taken off (man pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".").step("make the share the root")?;
     rustix::process::fchdir(&old_root).step("change to the old root")?;
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change(".", flags).step("make the old root's mounts our own")?;
     unmount(".", UnmountFlags::DETACH).step("unmount the old root")?;
-    rustix::process::fchdir(&new_root).step("change to the share")?;
+    rustix::process::fchdir(new_root).step("change to the share")?;
     rustix::process::chdir("/").step("change to the share")
 }
 
-/// Makes `share` the root directory of the process.
+/// Makes directory `share` the root directory of the process.
 pub fn change_root(share: &Path) -> Result<(), JailError> {
     rustix::process::chroot(share).step("make the share the root")?;
     rustix::process::chdir("/").step("change to the share")
+}
+
+/// Makes an empty directory the root directory of the process.
+pub fn change_root_to_empty() -> Result<(), JailError> {
+    rustix::process::fchdir(empty_directory()?).step("change to an empty root")?;
+    change_root(Path::new("."))
+}
+
+/// A mounted directory with nothing in it, into which nothing can be put.
+fn empty_directory() -> Result<OwnedFd, JailError> {
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step("make an empty root")?;
+    fsconfig_create(&tmpfs).step("make an empty root")?;
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, flags).step("make an empty root")
 }

@@ -28,6 +28,11 @@ impl DescriptorDir {
         Ok(DescriptorDir(open_tree(rustix::fs::CWD, c"/proc/self/fd", flags)?))
     }
 
+    /// Opens the file behind `fd` once more, for a thread that has another working directory.
+    pub fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.0, DescriptorName::of(fd).as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
     /// Makes it the working directory of the calling thread alone.
     pub fn enter(&self) -> io::Result<()> {
         // SAFETY: CLONE_FS detaches only the working directory, root and umask of this thread.

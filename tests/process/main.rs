@@ -13,6 +13,8 @@ mod log;
 mod options;
 mod real_command_lines;
 mod sandbox;
+mod sandbox_file;
+mod sandbox_user;
 mod signals;
 mod socket;
 

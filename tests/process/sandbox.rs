@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -116,6 +117,8 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
             assert_eq!(held("CapEff"), KEPT, "--sandbox {sandbox}: {:#x}", held("CapEff"));
             assert_eq!((held("CapPrm"), held("CapInh"), held("CapAmb")), (KEPT, 0, 0), "--sandbox {sandbox}");
             assert_eq!(status_field(tid, "NoNewPrivs"), "1", "--sandbox {sandbox}");
+            // A filter, SECCOMP_MODE_FILTER.
+            assert_eq!(status_field(tid, "Seccomp"), "2", "--sandbox {sandbox}");
             let comm = fs::read_to_string(format!("/proc/{tid}/comm")).expect("a thread");
             if sandbox != "none" && (comm.starts_with("request") || comm.starts_with("hiprio")) {
                 // Nothing lies above where the thread works: neither the host's /proc nor its root.
@@ -124,6 +127,54 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
             }
             assert_eq!(status_field(tid, "Groups"), "", "--sandbox {sandbox}");
         }
+    }
+}
+
+#[test]
+fn the_process_outside_keeps_what_it_needs_to_signal_and_to_remove_the_socket() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for sandbox in SANDBOXES {
+        let daemon = start(sandbox);
+        let held = || u64::from_str_radix(&daemon.status_field("CapEff"), 16).expect("a number");
+        // DAC_OVERRIDE, FOWNER and KILL. The other process may have come to serve first.
+        assert!(eventually(|| held() == 1 << 1 | 1 << 3 | 1 << 5), "--sandbox {sandbox}: {:#x}", held());
+        assert_eq!(daemon.status_field("NoNewPrivs"), "1", "--sandbox {sandbox}");
+    }
+}
+
+#[test]
+fn modcaps_and_inode_file_handles_decide_which_capabilities_are_kept() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    const HANDLES: u64 = 1 << 2;
+    const CHOWN: u64 = 1;
+    const SYS_PTRACE: u64 = 1 << 19;
+    let cases: [(&[&str], u64); 3] = [
+        (&["--inode-file-handles", "never"], KEPT & !HANDLES),
+        (&["--modcaps", "-chown:+SYS_PTRACE"], KEPT & !CHOWN | SYS_PTRACE),
+        (&["--modcaps=-chown:-dac_read_search", "--inode-file-handles", "never"], KEPT & !CHOWN & !HANDLES),
+    ];
+    for (options, kept) in cases {
+        let daemon = Daemon::start(options);
+        let held = u64::from_str_radix(&daemon.status_field("CapEff"), 16).expect("a number");
+        assert_eq!(held, kept, "{options:?}: {held:#x}");
+    }
+}
+
+#[test]
+fn seccomp_none_installs_no_filter_and_the_others_do() {
+    for (action, mode) in [("none", "0"), ("log", "2"), ("trap", "2"), ("kill", "2")] {
+        let daemon = Daemon::start(&["--seccomp", action]);
+        let (_guest, mut client) = mount(daemon.socket());
+        client.caller.uid = rustix::process::geteuid().as_raw();
+        client.caller.gid = rustix::process::getegid().as_raw();
+        assert_serves(&mut client, "dir");
+        assert_eq!(daemon.status_field("Seccomp"), mode, "--seccomp {action}");
+        // A daemon that confines itself cannot take it back: there are no new privileges.
+        assert_eq!(daemon.status_field("NoNewPrivs"), "1", "--seccomp {action}");
     }
 }
 
@@ -215,4 +266,106 @@ fn a_link_out_of_the_share_is_a_link_and_is_not_followed() {
             assert!(client.create(entry.nodeid, "new", 0o644, libc::O_RDWR).is_err());
         }
     }
+}
+
+/// A file system that is mounted until this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: PathBuf) -> Mounted {
+        fs::create_dir_all(&at).expect("a mount point");
+        let done = Command::new("mount").args(["-t", "tmpfs", "gatherfs-test"]).arg(&at).status().expect("mount is there");
+        assert!(done.success(), "root may mount");
+        Mounted(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_file_system_that_is_mounted_below_the_share_is_served_in_every_sandbox() {
+    if !is_root("mounting") {
+        return;
+    }
+    for sandbox in ["none", "namespace", "chroot"] {
+        for handles in ["prefer", "never"] {
+            let case = format!("--sandbox {sandbox} --inode-file-handles {handles}");
+            let scratch = Scratch::new();
+            let share = scratch.join("share");
+            let before = Mounted::tmpfs(share.join("before"));
+            fs::write(before.0.join("file"), "content").expect("a file");
+            let daemon = Daemon::start_in(scratch, &["--sandbox", sandbox, "--inode-file-handles", handles]);
+            // A sandbox with mounts of its own sees later ones where the host's are shared (mount_namespaces(7)).
+            let after = (sandbox != "namespace").then(|| Mounted::tmpfs(share.join("after")));
+            let (_guest, mut client) = mount(daemon.socket());
+            for mounted in [Some(&before), after.as_ref()].into_iter().flatten() {
+                let name = mounted.0.file_name().and_then(|n| n.to_str()).expect("a name");
+                let dir = client.lookup(ROOT, name).expect("LOOKUP").nodeid;
+                let made = client.create(dir, "new", 0o644, libc::O_RDWR).unwrap_or_else(|e| panic!("{case}: CREATE in {name}: {e:?}"));
+                assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"content"), Ok(7), "{case}");
+                assert_eq!(fs::read(mounted.0.join("new")).expect("the file"), b"content", "{case}");
+                assert_eq!(client.rename(dir, "new", dir, "renamed"), Ok(()), "{case}");
+                assert!(client.open(made.entry.nodeid, libc::O_RDWR).is_ok(), "{case}");
+                assert_eq!(client.rename(dir, "renamed", ROOT, "x").err(), Some(libc::EXDEV.into()), "{case}");
+            }
+        }
+    }
+}
+
+/// Whether this kernel's Landlock can confine files (ABI 2).
+fn has_landlock() -> bool {
+    // SAFETY: asks for the version only.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, 1) };
+    if abi < 2 {
+        println!("skipped: this kernel has no Landlock");
+    }
+    abi >= 2
+}
+
+#[test]
+fn without_file_handles_what_the_host_moves_out_of_the_share_is_out_of_reach() {
+    if !has_landlock() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let outside = scratch.join("outside");
+    let daemon = Daemon::start_in(scratch, &["--inode-file-handles", "never"]);
+    daemon.put("file", "content");
+    let (_guest, mut client) = mount(daemon.socket());
+    let node = client.lookup(ROOT, "file").expect("LOOKUP").nodeid;
+    let open = client.open(node, libc::O_RDWR).expect("OPEN");
+    fs::rename(daemon.share().join("file"), &outside).expect("the host may");
+    assert_eq!(client.open(node, libc::O_RDONLY).err(), Some(libc::EACCES.into()));
+    // What is open stays open, and the file is found again when it comes back.
+    assert_eq!(client.write(node, open.fh, 0, b"CONTENT"), Ok(7));
+    assert_eq!(fs::read(&outside).expect("the file"), b"CONTENT");
+    fs::rename(&outside, daemon.share().join("back")).expect("the host may");
+    assert!(client.open(node, libc::O_RDONLY).is_ok());
+}
+
+#[test]
+fn names_change_and_move_freely_without_file_handles() {
+    let mut daemon = Daemon::start(&["--inode-file-handles", "never"]);
+    let (guest, mut client) = mount(daemon.socket());
+    client.caller.uid = rustix::process::geteuid().as_raw();
+    client.caller.gid = rustix::process::getegid().as_raw();
+    let (a, b) = (client.mkdir(ROOT, "a", 0o755).expect("MKDIR").nodeid, client.mkdir(ROOT, "b", 0o755).expect("MKDIR").nodeid);
+    let made = client.create(a, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    assert_eq!(client.rename(a, "file", b, "moved"), Ok(()), "Landlock must allow renames between directories");
+    assert!(client.link(made.entry.nodeid, a, "again").is_ok());
+    assert_eq!(client.rename2((a, "again"), (b, "moved"), libc::RENAME_EXCHANGE), Ok(()));
+    assert_eq!(client.rename(ROOT, "a", b, "inner"), Ok(()));
+    assert_eq!(client.truncate(made.entry.nodeid, None, 10).map(|a| a.attr.size), Ok(10));
+    assert_eq!(client.symlink(b, "link", "moved").map(|e| e.attr.mode & libc::S_IFMT), Ok(libc::S_IFLNK));
+    let tmp = client.tmpfile(ROOT, 0o600, libc::O_RDWR).expect("TMPFILE");
+    assert!(client.link(tmp.entry.nodeid, b, "named").is_ok());
+    assert_eq!(client.unlink(b, "moved"), Ok(()));
+    assert!(client.open(made.entry.nodeid, libc::O_RDWR).is_ok(), "it has another name");
+    drop((guest, client));
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!daemon.socket().exists(), "the socket is removed");
 }
