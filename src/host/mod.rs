@@ -8,12 +8,16 @@
 mod attributes;
 mod caller;
 mod directory;
+mod id_map;
 mod inodes;
 mod mounts;
 mod ops;
 mod path_fds;
 mod share;
+mod xattr_map;
 
 pub use caller::Caller;
+pub use id_map::{IdMap, IdMapError, IdRule, Translation};
 pub use ops::WriteRequest;
 pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};
+pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};
