@@ -13,11 +13,13 @@ mod inodes;
 mod mounts;
 mod ops;
 mod path_fds;
+mod rights;
 mod share;
 mod xattr_map;
 
 pub use caller::Caller;
 pub use id_map::{IdMap, IdMapError, IdRule, Translation};
-pub use ops::WriteRequest;
+pub use ops::{Maker, WriteRequest};
+pub use rights::{GuestLacks, Rights, Wanted};
 pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share, ShareError};
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

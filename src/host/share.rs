@@ -12,9 +12,11 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::attributes;
 use super::directory::Directory;
+use super::id_map::Translation;
 use super::inodes::{FileKey, InodeTable, Inserted};
 use super::mounts::Mounts;
 use super::path_fds::PathFds;
+use super::rights::{self, Rights};
 use crate::fuse::Negotiated;
 use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
@@ -73,6 +75,10 @@ pub struct Options {
     pub writeback: bool,
     /// Serve extended attributes.
     pub xattr: bool,
+    /// Ids between guest and host.
+    pub translation: Translation,
+    /// ACLs, labels, setuid bits and names of attributes.
+    pub rights: Rights,
     /// How inodes are kept.
     pub file_handles: FileHandles,
     /// How the descriptors are shared out.
@@ -120,6 +126,15 @@ pub enum ShareError {
         /// The directory.
         path: PathBuf,
     },
+    /// Security labels were demanded and cannot be had.
+    #[error(
+        "--security-label=always: {path} lies on a file system without extended attributes; \
+         share a directory of one that has them, or say auto"
+    )]
+    NoLabels {
+        /// The directory.
+        path: PathBuf,
+    },
     /// No memory for the records.
     #[error(transparent)]
     Arena(#[from] ArenaError),
@@ -154,11 +169,14 @@ pub struct Share {
 impl Share {
     /// Opens the directory that lies at `root` for this process: the shared directory, or "/" in a jail.
     /// `descriptor_dir` was opened by the process that serves, before its jail hid /proc.
-    pub fn export(options: Options, root: &Path, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
+    pub fn export(mut options: Options, root: &Path, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
         let path = options.shared_dir.clone();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root_fd =
             rustix::fs::open(root, flags, Mode::empty()).map_err(|e| ShareError::Open { path: path.clone(), source: e.into() })?;
+        if !rights::fit(&mut options, root_fd.as_fd()) {
+            return Err(ShareError::NoLabels { path });
+        }
         Share::with_root(options, root_fd, descriptor_dir).map_err(|e| match e {
             RootError::Arena(e) => ShareError::Arena(e),
             RootError::NoFileHandles => ShareError::NoFileHandles { path },
@@ -383,7 +401,7 @@ impl Share {
     }
 
     fn attr(&self, st: &Statx) -> Attr {
-        let mut attr = attributes::attr(st);
+        let mut attr = attributes::attr(st, &self.options.translation);
         let is_submount = st.stx_mnt_id != self.root.mount_id && st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
         if is_submount && attributes::kind(st) == libc::S_IFDIR && self.agreed(init_flags::SUBMOUNTS) {
             attr.flags |= ATTR_SUBMOUNT;
@@ -438,7 +456,7 @@ fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
 }
 
 /// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.
-fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
 }

@@ -9,6 +9,7 @@ mod slow_file;
 
 mod arguments;
 mod connections;
+mod rights;
 mod sandbox;
 mod signals;
 mod socket;

@@ -10,4 +10,5 @@ mod remove;
 mod statfs;
 mod xattr;
 
+pub use create::Maker;
 pub use data::WriteRequest;
