@@ -8,7 +8,7 @@ use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LseekOut, W
 use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
 use crate::host::{Maker, Share, WriteRequest};
-use crate::types::Errno;
+use crate::types::{Errno, GuestGid, GuestUid};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -165,7 +165,11 @@ where
 impl Call<'_> {
     /// Makes something on the caller's behalf.
     fn make<R>(&self, umask: u32, extensions: &Extensions<'_>, make: impl FnOnce(&Maker<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        make(&self.share.maker((self.header.uid, self.header.gid), umask, extensions)?)
+        make(&self.share.maker(self.caller(), umask, extensions)?)
+    }
+
+    fn caller(&self) -> (GuestUid, GuestGid) {
+        (self.header.uid, self.header.gid)
     }
 
     /// The operations on contents and open files; those on names and attributes follow in `carry_out_named`.
@@ -246,7 +250,7 @@ impl Call<'_> {
             Operation::Getattr { target } => answer(responder, share.getattr(node, target)),
             Operation::Setattr(set) => answer(responder, share.setattr(node, &set)),
             Operation::Statx { target, flags, mask } => answer(responder, share.statx(node, target, flags, mask)),
-            Operation::Access { mask } => answer_done(responder, share.access(node, (self.header.uid, self.header.gid), mask)),
+            Operation::Access { mask } => answer_done(responder, share.access(node, self.caller(), mask)),
             Operation::Readlink => match share.readlink(node) {
                 Ok(target) => responder.reply(&target),
                 Err(errno) => responder.error(errno),
@@ -263,7 +267,7 @@ impl Call<'_> {
             Operation::Unlink { name } => answer_done(responder, share.unlink(node, name)),
             Operation::Rmdir { name } => answer_done(responder, share.rmdir(node, name)),
             Operation::Rename { name, new_parent, new_name, flags } => {
-                answer_done(responder, share.rename(node, name, new_parent, new_name, flags));
+                answer_done(responder, share.rename((node, name), (new_parent, new_name), flags, self.caller()));
             }
             Operation::Link { node: old, name } => answer(responder, share.link(old, node, name)),
             Operation::Create { name, flags, mode, umask, kill_suidgid, extensions } => {

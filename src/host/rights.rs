@@ -71,9 +71,12 @@ pub(super) fn fit(options: &mut Options, root: BorrowedFd<'_>) -> bool {
         if rights.security_label == Wanted::Always {
             return false;
         }
-        (rights.security_label, rights.posix_acl) = (Wanted::Never, Wanted::Never);
+        rights.security_label = Wanted::Never;
     } else if rights.posix_acl != Wanted::Never && lacks(ACL_NAMES[0]) {
-        tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest has none either");
+        tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
+    }
+    // Who says always wants the umask and the file systems below the share to be served as with ACLs.
+    if rights.posix_acl == Wanted::Auto && lacks(ACL_NAMES[0]) {
         rights.posix_acl = Wanted::Never;
     }
     true

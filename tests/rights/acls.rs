@@ -88,6 +88,62 @@ fn a_default_acl_takes_the_umasks_place_and_without_one_the_umask_counts() {
     assert!(on_host(&share.path("dir/file"), ACCESS).is_ok() && on_host(&share.path("file"), ACCESS).is_err());
 }
 
+/// An ACL of these permissions; None without the entries of single users and the mask.
+fn acl_of(user: u16, group: u16, mask: Option<u16>, other: u16) -> Vec<u8> {
+    let mut entries = vec![(1u16, user, u32::MAX), (4, group, u32::MAX), (0x20, other, u32::MAX)];
+    if let Some(mask) = mask {
+        entries.insert(1, (2, 6, 1000));
+        entries.insert(3, (0x10, mask, u32::MAX));
+    }
+    let bytes = |(tag, perm, id): &(u16, u16, u32)| [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat();
+    [2u32.to_le_bytes().to_vec()].into_iter().chain(entries.iter().map(bytes)).flatten().collect()
+}
+
+#[test]
+fn whatever_the_acl_mode_and_umask_new_files_are_as_the_host_makes_them() {
+    use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat};
+    // The umask of this thread alone.
+    gatherfs::sys::process::unshare(rustix::thread::UnshareFlags::FS).unwrap();
+    let mut share = acl_share("--posix-acl");
+    let twin = super::share::Directory::on_disk();
+    let defaults =
+        [None, Some(acl_of(7, 5, None, 0)), Some(acl_of(6, 7, Some(5), 1)), Some(acl_of(0, 0, Some(0), 7)), Some(acl_of(5, 2, Some(7), 4))];
+    for (i, default) in defaults.iter().enumerate() {
+        let dir = format!("dir{i}");
+        for root in [share.root(), twin.path()] {
+            std::fs::create_dir(root.join(&dir)).unwrap();
+            std::fs::set_permissions(root.join(&dir), std::fs::Permissions::from_mode(0o755)).unwrap();
+            if let Some(acl) = default {
+                rustix::fs::setxattr(root.join(&dir), DEFAULT, acl, rustix::fs::XattrFlags::empty()).unwrap();
+            }
+        }
+        let node = share.client().lookup(ROOT, &dir).unwrap().nodeid;
+        for (mode, umask) in [(0o777, 0), (0o666, 0o022), (0o640, 0o077), (0o1753, 0o027), (0o000, 0o777)] {
+            let name = |kind: &str| format!("{kind}-{mode:o}-{umask:o}");
+            let c = share.client();
+            c.umask = umask;
+            c.create(node, &name("file"), mode, libc::O_RDWR).unwrap();
+            c.mkdir(node, &name("dir"), mode).unwrap();
+            c.mknod(node, &name("fifo"), libc::S_IFIFO | mode, 0).unwrap();
+            let at = |kind: &str| twin.path().join(&dir).join(name(kind));
+            let old = rustix::process::umask(Mode::from_raw_mode(umask));
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::openat(CWD, at("file"), rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR, mode).unwrap();
+            mkdirat(CWD, at("dir"), mode).unwrap();
+            mknodat(CWD, at("fifo"), FileType::Fifo, mode, 0).unwrap();
+            rustix::process::umask(old);
+            for kind in ["file", "dir", "fifo"] {
+                let (ours, hosts) = (share.root().join(&dir).join(name(kind)), at(kind));
+                let look = |path: &std::path::Path| {
+                    let mode = std::fs::symlink_metadata(path).unwrap().permissions().mode();
+                    (mode, on_host(path, ACCESS).ok(), on_host(path, DEFAULT).ok())
+                };
+                assert_eq!(look(&ours), look(&hosts), "{dir} {}", name(kind));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_new_access_acl_takes_setgid_away_where_the_guest_says_so() {
     if !is_root() {

@@ -74,7 +74,14 @@ fn an_overlay_finds_what_its_upper_directory_needs() {
     assert_eq!((whiteout.mode & libc::S_IFMT, whiteout.rdev), (libc::S_IFCHR, 0));
     c.rename2((ROOT, "file"), (ROOT, "moved"), libc::RENAME_WHITEOUT).unwrap();
     let left = c.lookup(ROOT, "file").unwrap().attr;
-    assert_eq!((left.mode & libc::S_IFMT, left.rdev), (libc::S_IFCHR, 0));
+    assert_eq!((left.mode & libc::S_IFMT, left.rdev, left.uid, left.gid), (libc::S_IFCHR, 0, 0, 0));
+    (c.caller.uid, c.caller.gid) = (1000, 1001);
+    c.rename2((ROOT, "moved"), (ROOT, "again"), libc::RENAME_WHITEOUT).unwrap();
+    let left = c.lookup(ROOT, "moved").unwrap().attr;
+    assert_eq!((left.uid, left.gid), (1000, 1001), "what a caller makes is the caller's");
+    assert_eq!(c.lookup(ROOT, "again").unwrap().attr.uid, 0, "and nothing else");
+    (c.caller.uid, c.caller.gid) = (u32::MAX, u32::MAX);
+    c.rename2((ROOT, "again"), (ROOT, "moved"), 0).unwrap();
     c.rename2((ROOT, "moved"), (ROOT, "deleted"), libc::RENAME_EXCHANGE).unwrap();
 
     assert_eq!(share.contents("deleted"), b"contents");
