@@ -4,23 +4,22 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use gatherfs::config::{self, Arguments, Checked, Listening};
+use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
 use gatherfs::host::{Descriptors, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode};
 use gatherfs::sys::signal;
-use gatherfs::trace;
+use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -34,11 +33,20 @@ fn main() -> ExitCode {
         report(info);
         std::process::abort();
     }));
-    let arguments = match Arguments::try_parse() {
+    let arguments = match config::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
-        Err(e) => return usage(&e),
+        // Help and version, which were asked for.
+        Err(ParseError::Words(e)) if !e.use_stderr() => {
+            let _ = e.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => return fail(&e, EXIT_USAGE),
     };
-    trace::start(arguments.log_level.as_str());
+    if arguments.print_capabilities {
+        let printed = std::io::stdout().write_all(config::capabilities().as_bytes());
+        return printed.map_or_else(|e| fail(&e, 1), |()| ExitCode::SUCCESS);
+    }
+    start_log(&arguments);
     let is_root = rustix::process::geteuid().is_root();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let checked = match config::check(&arguments, is_root, cpus) {
@@ -52,23 +60,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong with the command line and what to write instead.
-fn usage(e: &clap::Error) -> ExitCode {
-    if e.kind() != ErrorKind::UnknownArgument {
-        let _ = e.print();
-        return if e.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+fn start_log(arguments: &Arguments) {
+    let level = arguments.log_level().as_str();
+    let destination = if arguments.syslog { Destination::Syslog(Path::new(trace::SYSLOG_SOCKET)) } else { Destination::StandardError };
+    if let Err(e) = trace::start(level, destination) {
+        tracing::warn!("--syslog: cannot log to {}: {e}; the log goes to standard error", trace::SYSLOG_SOCKET);
     }
-    let text = |kind| match e.get(kind) {
-        Some(ContextValue::String(s)) => Some(s.clone()),
-        Some(ContextValue::Strings(s)) => s.first().cloned(),
-        _ => None,
-    };
-    let unknown = text(ContextKind::InvalidArg).unwrap_or_default();
-    match text(ContextKind::SuggestedArg) {
-        Some(known) => eprintln!("gatherfsd: there is no option {unknown}; did you mean {known}?"),
-        None => eprintln!("gatherfsd: there is no option {unknown}; gatherfsd --help lists the options"),
+    for remark in config::remarks(arguments) {
+        match remark {
+            Remark::Warn(text) => tracing::warn!("{text}"),
+            Remark::Info(text) => tracing::info!("{text}"),
+        }
     }
-    ExitCode::from(EXIT_USAGE)
 }
 
 fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
@@ -115,8 +118,10 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), An
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
+    // Kata Containers goes on when it reads this sentence.
+    tracing::info!("Waiting for vhost-user socket connection...");
     while stop.wait_for_monitor(listener)? {
-        let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)));
+        let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)).with(checked.device));
         let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {
             Ok(session) => session,
             Err(e) if checked.keep_listening => {

@@ -83,6 +83,8 @@ counters! {
     kicks,
     /// Calls (interrupts) sent.
     calls,
+    /// Requests whose answer came later: locks that were waited for.
+    parked,
     /// Times a follower took over because requests waited behind a slow one.
     followers_woken,
     /// Frontend connections served.

@@ -1,26 +1,66 @@
 //! The log: where lines go and how many of one kind. Knows nothing of what they say.
 #![forbid(unsafe_code)]
 
+mod syslog;
+
+use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::SubscriberBuilder;
+use tracing_subscriber::fmt::format::{DefaultFields, Format};
+
+use syslog::Syslog;
 
 /// Lines of one kind that are written in a second; a guest cannot flood the log past this.
 const LINES_PER_SECOND_MAX: u64 = 5;
 
-/// Sends the log to standard error. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`.
-pub fn start(level: &str) {
-    use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+/// Where syslog listens.
+pub const SYSLOG_SOCKET: &str = "/dev/log";
+
+/// Where the log goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Destination<'d> {
+    /// To standard error.
+    StandardError,
+    /// To the syslog daemon that listens on this socket.
+    Syslog(&'d Path),
+}
+
+/// Starts the log. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`; on standard error the
+/// variable RUST_LOG decides instead, if it is set. Where syslog cannot be reached, the log goes to standard
+/// error and the result is why.
+pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<()> {
+    let (syslog, result) = match destination {
+        Destination::StandardError => (None, Ok(())),
+        Destination::Syslog(path) => match Syslog::connect(path) {
+            Ok(syslog) => (Some(syslog), Ok(())),
+            Err(e) => (None, Err(e)),
+        },
+    };
     // A second start in one process (tests) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt()
+    let _ = match syslog {
+        // The daemon there has a clock and knows levels.
+        Some(syslog) => log(level).with_writer(syslog).with_ansi(false).without_time().with_level(false).try_init(),
+        None => {
+            let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
+            let is_terminal = std::io::stderr().is_terminal();
+            log(asked.as_deref().unwrap_or(level)).with_writer(std::io::stderr).with_ansi(is_terminal).try_init()
+        }
+    };
+    result
+}
+
+/// The log at `level`.
+fn log(level: &str) -> SubscriberBuilder<DefaultFields, Format, EnvFilter> {
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
         // Whoever read standard error may have gone; complaining there of that would panic.
         .log_internal_errors(false)
         .with_target(false)
-        .try_init();
 }
 
 /// Lets a few lines a second through. One for each kind of line, in a `static`.

@@ -21,6 +21,12 @@ impl Errno {
     pub const EBADF: Errno = Errno(libc::EBADF);
     /// Permission denied.
     pub const EACCES: Errno = Errno(libc::EACCES);
+    /// A lock is held by another.
+    pub const EAGAIN: Errno = Errno(libc::EAGAIN);
+    /// Waiting for the lock would never end.
+    pub const EDEADLK: Errno = Errno(libc::EDEADLK);
+    /// Too many locks.
+    pub const ENOLCK: Errno = Errno(libc::ENOLCK);
     /// Address outside guest memory.
     pub const EFAULT: Errno = Errno(libc::EFAULT);
     /// The name exists.

@@ -104,18 +104,22 @@ impl Device {
             shared_dir: shared_dir.clone(),
             cache: CachePolicy::Auto,
             readonly: false,
+            readdirplus: true,
+            announce_submounts: true,
+            preserve_noatime: false,
             allow_direct_io: false,
             writeback: false,
             xattr: false,
             translation: Default::default(),
             rights: Default::default(),
+            host_locks: true,
             file_handles,
             descriptors: gatherfs::host::Descriptors::of(4096),
         };
         let share = Share::export(options, &shared_dir, DescriptorDir::open().unwrap()).unwrap();
         let service = Arc::new(Service::new(Arc::new(share), Arc::new(Metrics::new())));
         let server = std::thread::spawn(move || {
-            let session = Session::accept(listener, &service, ConfigSpace::new("tag", 1).unwrap()).unwrap();
+            let session = Session::accept(listener, &service, Some(ConfigSpace::new("tag", 1).unwrap())).unwrap();
             session.wait().unwrap();
         });
         let guest = Guest::connect(&socket, &GuestOptions::default()).unwrap();

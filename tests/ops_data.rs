@@ -331,6 +331,18 @@ fn without_the_option_o_direct_is_not_passed_on() {
 }
 
 #[test]
+fn o_noatime_is_passed_on_with_the_option_only() {
+    for (options, expected) in [(&[][..], 0), (&["--preserve-noatime"][..], libc::O_NOATIME)] {
+        let mut share = Share::on_disk(options);
+        share.client().create(ROOT, "file", 0o644, libc::O_RDWR | libc::O_NOATIME).unwrap();
+        share.open("file", libc::O_RDONLY | libc::O_NOATIME);
+        let flags = share.host_flags("file");
+        assert_eq!(flags.len(), 2);
+        assert!(flags.iter().all(|f| f & libc::O_NOATIME == expected), "{options:?}: {flags:?}");
+    }
+}
+
+#[test]
 fn with_the_option_aligned_io_is_direct_and_misaligned_io_is_answered() {
     let mut share = Share::on_disk(&["--allow-direct-io"]);
     let made = share.client().create(ROOT, "file", 0o644, libc::O_RDWR | libc::O_DIRECT).unwrap();

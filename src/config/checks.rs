@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
-use super::{Arguments, Cache, InodeFileHandles, Negotiation, Sandbox};
-use crate::device::{ConfigSpace, REQUEST_QUEUES_MAX, TagError};
+use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox};
+use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Translation, Wanted};
 use crate::sandbox::Mode;
 
@@ -48,6 +48,9 @@ pub enum ConfigError {
     /// No or too many queues.
     #[error("--num-request-queues {0} is not possible; give 1 to {REQUEST_QUEUES_MAX}")]
     Queues(u16),
+    /// A check of paths where there are none.
+    #[error("{0} goes with --migration-mode find-paths; file handles need no such check, so leave it out")]
+    MigrationCheck(&'static str),
 }
 
 /// Wishes that fit together.
@@ -55,10 +58,13 @@ pub enum ConfigError {
 pub struct Checked {
     /// Where to listen.
     pub listening: Listening,
-    /// The configuration space for monitors that ask.
-    pub config_space: ConfigSpace,
-    /// The tag in it.
+    /// The configuration space for monitors that ask, if there is something in it that was asked for. QEMU
+    /// 7.1 to 8.0 may crash when it is offered one.
+    pub config_space: Option<ConfigSpace>,
+    /// The tag, for the log.
     pub tag: String,
+    /// The queues and what they carry.
+    pub device: DeviceOptions,
     /// How to confine the daemon.
     pub sandbox: Mode,
     /// The share; `descriptors` is set when the limit of open files is known.
@@ -73,7 +79,7 @@ pub struct Checked {
 pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checked, ConfigError> {
     let a = arguments;
     let shared_dir: PathBuf = a.shared_dir.clone().ok_or(ConfigError::NoSharedDir)?;
-    let listening = match (&a.socket_path, a.fd) {
+    let listening = match (a.socket_path.as_ref().or(a.socket.as_ref()), a.fd) {
         (Some(_), Some(_)) => return Err(ConfigError::TwoSockets),
         (None, None) => return Err(ConfigError::NoSocket),
         (None, Some(_)) if a.socket_group.is_some() => return Err(ConfigError::GroupOfInherited),
@@ -87,6 +93,13 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         Some(n) => n,
         None => cpus.clamp(1, usize::from(REQUEST_QUEUES_MAX)) as u16,
     };
+    for (is_set, option) in
+        [(a.migration_verify_handles, "--migration-verify-handles"), (a.migration_confirm_paths, "--migration-confirm-paths")]
+    {
+        if is_set && a.migration_mode == MigrationMode::FileHandles {
+            return Err(ConfigError::MigrationCheck(option));
+        }
+    }
     let cache = match a.cache {
         Cache::Auto => CachePolicy::Auto,
         Cache::Always => CachePolicy::Always,
@@ -115,23 +128,31 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         xattr_map: a.xattrmap.clone(),
     };
     let needs_xattr = rights.posix_acl != Wanted::Never || rights.security_label != Wanted::Never || rights.xattr_map.is_some();
+    let config_space = ConfigSpace::new(&tag, queues)?;
+    let is_asked_for = a.tag.is_some() || a.num_request_queues.is_some();
     Ok(Checked {
         listening,
-        config_space: ConfigSpace::new(&tag, queues)?,
+        config_space: is_asked_for.then_some(config_space),
         tag,
+        device: device_options(a),
         sandbox,
         share: Options {
             shared_dir,
             cache,
             readonly: a.readonly,
+            // Names that hold for no time are not worth listing with their attributes.
+            readdirplus: !a.no_readdirplus && a.cache != Cache::Never,
+            announce_submounts: a.announce_submounts && !a.no_announce_submounts,
+            preserve_noatime: a.preserve_noatime,
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
             xattr: a.xattr || needs_xattr,
             translation,
             rights,
+            host_locks: a.locks == Locks::Host,
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
-                InodeFileHandles::Prefer => FileHandles::Prefer,
+                InodeFileHandles::Prefer | InodeFileHandles::Fallback => FileHandles::Prefer,
                 InodeFileHandles::Mandatory => FileHandles::Mandatory,
             },
             descriptors: Descriptors::of(0),
@@ -160,14 +181,24 @@ fn translation(a: &Arguments) -> Result<Translation, ConfigError> {
     Ok(Translation { users, groups })
 }
 
+fn device_options(a: &Arguments) -> DeviceOptions {
+    let default = DeviceOptions::default();
+    let threads_per_queue = match a.thread_pool_size {
+        // virtiofsd's pool of one, which some programs ask for, is none: a slow request would hold its queue up.
+        0 | 1 => default.threads_per_queue,
+        n => u16::try_from(n).unwrap_or(u16::MAX),
+    };
+    DeviceOptions { max_pages: a.max_pages.unwrap_or(default.max_pages), threads_per_queue }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::config::parse;
 
     fn parsed(line: &str) -> Result<Checked, ConfigError> {
-        let words = std::iter::once("gatherfsd").chain(line.split_whitespace());
-        check(&Arguments::try_parse_from(words).unwrap(), true, 4)
+        let words = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
+        check(&parse(words).unwrap(), true, 4)
     }
 
     #[test]
@@ -176,8 +207,17 @@ mod tests {
         assert_eq!(c.sandbox, Mode::Namespace);
         assert_eq!(c.share.cache, CachePolicy::Auto);
         assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
-        assert_eq!(c.config_space.read(36, 1), [4]);
-        assert_eq!(c.config_space.read(0, 8), *b"gatherfs");
+        assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime);
+        assert!(c.config_space.is_none());
+        assert_eq!(c.device, DeviceOptions::default());
+    }
+
+    #[test]
+    fn a_tag_or_a_number_of_queues_makes_a_configuration_space() {
+        let space = |line: &str| parsed(&format!("--shared-dir /d --fd 5 {line}")).unwrap().config_space.unwrap();
+        assert_eq!((space("--tag t").read(0, 2), space("--tag t").read(36, 1)), (b"t\0".to_vec(), vec![4]));
+        let numbered = space("--num-request-queues 3");
+        assert_eq!((numbered.read(36, 1), numbered.read(0, 8)), (vec![3], b"gatherfs".to_vec()));
     }
 
     #[test]
@@ -189,6 +229,17 @@ mod tests {
             ("--shared-dir /d --fd 5 --socket-group kvm", ConfigError::GroupOfInherited, "--socket-path"),
             ("--shared-dir /d --fd 1", ConfigError::BadFd(1), "3 or higher"),
             ("--shared-dir /d --fd 5 --num-request-queues 65", ConfigError::Queues(65), "1 to 64"),
+            ("--shared-dir /d --fd 5 --socket /s", ConfigError::TwoSockets, "give one"),
+            (
+                "--shared-dir /d --fd 5 --migration-mode file-handles --migration-confirm-paths",
+                ConfigError::MigrationCheck("--migration-confirm-paths"),
+                "leave it out",
+            ),
+            (
+                "--shared-dir /d --fd 5 --migration-mode=file-handles --migration-verify-handles",
+                ConfigError::MigrationCheck("--migration-verify-handles"),
+                "find-paths",
+            ),
         ];
         for (line, error, advice) in cases {
             let got = parsed(line).unwrap_err();
@@ -239,9 +290,25 @@ mod tests {
         let c = parsed(line).unwrap();
         assert_eq!((c.sandbox, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
         assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
-        assert_eq!((c.tag.as_str(), c.config_space.read(36, 1)), ("t", vec![3]));
+        assert_eq!((c.tag.as_str(), c.config_space.unwrap().read(36, 1)), ("t", vec![3]));
+        let c = parsed("--shared-dir /d --socket /s --no-readdirplus --no-announce-submounts --preserve-noatime").unwrap();
+        assert_eq!(c.listening, Listening::Path { path: "/s".into(), group: None });
+        assert!(!c.share.readdirplus && !c.share.announce_submounts && c.share.preserve_noatime);
+        assert!(!parsed("--shared-dir /d --fd 5 --cache never").unwrap().share.readdirplus);
+        for (line, announced) in [
+            ("--announce-submounts=false", false),
+            ("--announce-submounts", true),
+            ("--no-announce-submounts --announce-submounts", true),
+            ("--announce-submounts --no-announce-submounts", false),
+            ("--no-announce-submounts -o announce_submounts", true),
+        ] {
+            assert_eq!(parsed(&format!("--shared-dir /d --fd 5 {line}")).unwrap().share.announce_submounts, announced, "{line}");
+        }
+        let c = parsed("--shared-dir /d --fd 5 --thread-pool-size 3 --max-pages 256").unwrap();
+        assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3 });
         assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
-        for (word, how) in [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)] {
+        let kinds = [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)];
+        for (word, how) in kinds.into_iter().chain([("fallback", FileHandles::Prefer)]) {
             let line = format!("--shared-dir /d --fd 5 --inode-file-handles {word}");
             assert_eq!(parsed(&line).unwrap().share.file_handles, how);
         }

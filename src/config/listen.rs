@@ -1,7 +1,7 @@
 //! The socket that monitors connect to: made here, inherited, or found taken.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -10,6 +10,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::pid_file;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,14 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The process id could not be written.
+    #[error("cannot write the process id to {path}, which another daemon may hold: {source}; remove it or choose another --socket-path")]
+    PidFile {
+        /// The file beside the socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No such group.
     #[error("--socket-group {0}: there is no such group; give its name or number")]
     NoGroup(String),
@@ -65,42 +75,54 @@ pub enum ListenError {
     },
 }
 
-/// The socket's file; removed by whoever made it, when that ends. It is found by its directory, since a
-/// sandbox may have taken the path away by then.
+/// The socket's file and the one with the process id beside it; removed by whoever made them, when that ends.
+/// They are found by their directory, since a sandbox may have taken the path away by then.
 #[derive(Debug)]
 pub struct SocketFile {
     place: Option<(OwnedFd, OsString)>,
+    /// Locked while the daemon lives.
+    _pid_file: Option<File>,
 }
 
 impl SocketFile {
-    /// Removes the file, if we made it.
+    /// Removes the files, if we made them.
     pub fn remove(&mut self) {
         if let Some((directory, name)) = self.place.take() {
-            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            let pid_file = pid_file::path_of(Path::new(&name));
+            let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&directory, pid_file, AtFlags::empty());
         }
     }
 
-    /// Leaves the file alone and forgets its directory: another process of ours removes it.
+    /// Leaves the files alone and forgets its directory: another process of ours removes it.
     pub fn leave(&mut self) {
         self.place = None;
     }
 
-    fn at(path: &Path) -> io::Result<SocketFile> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(SocketFile { place: None }) };
-        let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(SocketFile { place: Some((directory, name.to_owned())) })
+    fn at(path: &Path) -> Result<SocketFile, ListenError> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(SocketFile { place: None, _pid_file: None }) };
+        let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| ListenError::Bind { path: path.to_owned(), source: e.into() })?;
+        let pid_path = pid_file::path_of(path);
+        let pid_file = pid_file::write(&pid_path).map_err(|source| ListenError::PidFile { path: pid_path, source })?;
+        Ok(SocketFile { place: Some((directory, name.to_owned())), _pid_file: Some(pid_file) })
     }
 }
 
 /// Listens. A socket file that nobody listens on any more is replaced.
 pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), ListenError> {
     match listening {
-        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None })),
+        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
         Listening::Path { path, group } => {
             let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
-            let listener = bind(&path)?;
+            // Whoever connects has the share: nobody but us, unless a group is named.
+            let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+            let bound = bind(&path);
+            rustix::process::umask(umask);
+            let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
-            let file = given.and_then(|()| SocketFile::at(&path).map_err(|source| ListenError::Bind { path: path.clone(), source }));
+            // Last, since whoever waits for the process id connects next.
+            let file = given.and_then(|()| SocketFile::at(&path));
             Ok((listener, file.inspect_err(|_| _ = fs::remove_file(&path))?))
         }
     }

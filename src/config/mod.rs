@@ -1,9 +1,20 @@
 //! The command line: parses what the user wishes and checks it. Each room gets its own options; no room
 //! reads these.
+//!
+//! `words.rs` joins the words of a `--config` file (`file.rs`), of the command line and of its `-o` lists
+//! (`compat.rs`) into one command line; `sentence.rs` says what is wrong with one; `checks.rs` decides
+//! whether the wishes fit together, `remarks.rs` what is worth a word in the log.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod checks;
+mod compat;
+mod file;
 mod listen;
+mod pid_file;
+mod remarks;
+mod sentence;
+mod words;
 
 use std::path::PathBuf;
 
@@ -11,8 +22,14 @@ use clap::{Parser, ValueEnum};
 
 use crate::host::{IdRule, XattrMap};
 
+pub use backend::capabilities;
 pub use checks::{Checked, ConfigError, check};
+pub use compat::CompatError;
+pub use file::FileError;
 pub use listen::{ListenError, Listening, SocketFile, listen};
+pub use remarks::{Remark, remarks};
+pub use sentence::sentence;
+pub use words::{ParseError, command, parse};
 
 /// `--cache`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,8 +51,20 @@ pub enum InodeFileHandles {
     Never,
     /// Keep a file handle where that is possible
     Prefer,
+    /// An older name of prefer
+    #[value(hide = true)]
+    Fallback,
     /// Keep a file handle or refuse
     Mandatory,
+}
+
+/// `--locks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Locks {
+    /// They are locks on the host: other guests and host processes see them
+    Host,
+    /// They are the guest's own affair
+    Guest,
 }
 
 /// `--sandbox`.
@@ -47,6 +76,24 @@ pub enum Sandbox {
     Chroot,
     /// No change of root
     None,
+}
+
+/// `--migration-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MigrationMode {
+    /// By paths below the share
+    FindPaths,
+    /// By file handles
+    FileHandles,
+}
+
+/// `--migration-on-error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MigrationOnError {
+    /// End the migration
+    Abort,
+    /// Let the guest see errors
+    GuestError,
 }
 
 /// `--log-level`.
@@ -94,9 +141,14 @@ pub enum Negotiation {
 /// Shares a host directory with a virtual machine: a virtio-fs device that QEMU and other monitors attach
 /// to by vhost-user.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "gatherfsd", version, max_term_width = 100)]
-#[command(after_help = "Signals: SIGTERM and SIGINT finish what is in flight and end; SIGUSR1 prints the counters as one line of JSON.")]
+#[command(name = "gatherfsd", version, max_term_width = 100, args_override_self = true)]
+#[command(after_help = "An option that is given twice counts as given last; a flag can be taken back with =false.\n\n\
+    Signals: SIGTERM and SIGINT finish what is in flight and end; SIGUSR1 prints the counters as one line of JSON.")]
 pub struct Arguments {
+    /// Read options from this TOML file first: keys are the names of the long options; the command line wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Directory to share
     #[arg(long, value_name = "DIR")]
     pub shared_dir: Option<PathBuf>,
@@ -104,6 +156,10 @@ pub struct Arguments {
     /// Unix socket to listen on; a stale one is replaced
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
+
+    /// An older name of --socket-path
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 
     /// Group that owns the socket: a name or a number
     #[arg(long, value_name = "GROUP")]
@@ -123,8 +179,36 @@ pub struct Arguments {
     pub num_request_queues: Option<u16>,
 
     /// What the guest may cache
-    #[arg(long, value_enum, value_name = "POLICY", default_value = "auto")]
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "auto", ignore_case = true)]
     pub cache: Cache,
+
+    /// Largest READ or WRITE that a guest may send, in pages of 4096 bytes; a queue of N entries carries N-4
+    /// at most [default: what the queue carries]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_pages: Option<u16>,
+
+    /// Threads that serve one queue at most; 0 and 1 are the default of 16. They are started as requests pile up
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub thread_pool_size: usize,
+
+    /// List directories without attributes
+    #[arg(long)]
+    pub no_readdirplus: bool,
+
+    /// Tell the guest which directories are mount points [default]
+    #[arg(long, overrides_with = "no_announce_submounts", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub announce_submounts: bool,
+
+    /// Let mounts below the share look like part of it
+    #[arg(long)]
+    pub no_announce_submounts: bool,
 
     /// Refuse every change with EROFS
     #[arg(long)]
@@ -137,6 +221,10 @@ pub struct Arguments {
     /// Open a file with O_DIRECT on the host when the guest does
     #[arg(long)]
     pub allow_direct_io: bool,
+
+    /// Open a file with O_NOATIME on the host when the guest does; fails with EPERM where the daemon may not
+    #[arg(long)]
+    pub preserve_noatime: bool,
 
     /// Serve extended attributes
     #[arg(long)]
@@ -173,13 +261,17 @@ pub struct Arguments {
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<IdRule>,
 
+    /// Where the guest's locks (fcntl and flock) count
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "host")]
+    pub locks: Locks,
+
     /// How inodes that the guest knows are kept: as file handles (no limit; needs CAP_DAC_READ_SEARCH) or
     /// as open descriptors
     #[arg(long, value_enum, value_name = "HOW", default_value = "prefer")]
     pub inode_file_handles: InodeFileHandles,
 
     /// How the daemon is confined [default: namespace for root, none for other users]
-    #[arg(long, value_enum, value_name = "MODE")]
+    #[arg(long, value_enum, value_name = "MODE", ignore_case = true)]
     pub sandbox: Option<Sandbox>,
 
     /// Limit of open files; 0 leaves it as it is [default: what is allowed, up to a million]
@@ -190,7 +282,51 @@ pub struct Arguments {
     #[arg(long)]
     pub keep_listening: bool,
 
-    /// What is logged to standard error
-    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    /// What is logged; RUST_LOG, if set, decides instead where the log goes to standard error
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info", ignore_case = true)]
     pub log_level: LogLevel,
+
+    /// Log to syslog (/dev/log) instead of standard error
+    #[arg(long)]
+    pub syslog: bool,
+
+    /// How a migration finds inodes again; without effect, as a machine with this share cannot migrate
+    #[arg(long, value_enum, value_name = "MODE", default_value = "find-paths")]
+    pub migration_mode: MigrationMode,
+
+    /// What a migration does about inodes that are lost; without effect, as a machine with this share cannot
+    /// migrate
+    #[arg(long, value_enum, value_name = "ACTION", default_value = "abort")]
+    pub migration_on_error: MigrationOnError,
+
+    /// Compare file handles after a migration; without effect, as a machine with this share cannot migrate
+    #[arg(long)]
+    pub migration_verify_handles: bool,
+
+    /// Check paths before a migration's end; without effect, as a machine with this share cannot migrate
+    #[arg(long)]
+    pub migration_confirm_paths: bool,
+
+    /// Print what a management program may rely on as JSON (vhost-user.json) and end
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Older spelling of options, as a list of KEY or KEY=VALUE with commas between (,, is a comma itself)
+    #[arg(short = 'o', value_name = "KEY[=VALUE],...")]
+    pub compat_options: Vec<String>,
+
+    /// Older spelling of --log-level debug
+    #[arg(short = 'd')]
+    pub compat_debug: bool,
+
+    /// Without effect: the daemon stays in the foreground anyway
+    #[arg(short = 'f')]
+    pub compat_foreground: bool,
+}
+
+impl Arguments {
+    /// The level of the log, which `-d` raises.
+    pub fn log_level(&self) -> LogLevel {
+        if self.compat_debug { LogLevel::Debug } else { self.log_level }
+    }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod config_space;
+mod parked;
 mod queue;
 mod relief;
 mod serve;
@@ -15,6 +16,5 @@ mod vring;
 mod worker;
 
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
-pub use serve::serve;
-pub use service::Service;
+pub use service::{Options, Service};
 pub use session::{Session, SessionError, Stopper};

@@ -3,6 +3,7 @@
 //! One lock holds the ring and the roles of the threads; it is held for a few loads and stores, and never
 //! over a system call that can block.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::parked::Late;
 use super::relief::Relief;
 use super::service::Service;
 use super::worker;
@@ -80,6 +82,12 @@ pub(super) struct State {
     pub told: Option<Instant>,
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
     call_owed: bool,
+    /// Descriptors of the ring that parked requests take.
+    parked_descriptors: u16,
+    /// Answers to parked requests that came and are to be given.
+    pub late: VecDeque<Late>,
+    /// Changes when the guest begins anew: what was parked before is nobody's.
+    pub life: u64,
     /// The session ends: threads leave.
     pub ending: bool,
 }
@@ -122,6 +130,11 @@ impl State {
         match &mut self.ring {
             Some(ring) => ring.remap(view, map),
             None => {
+                if s.next_avail == 0 && s.next_used == 0 {
+                    self.life = self.life.wrapping_add(1);
+                    self.parked_descriptors = 0;
+                    self.late.clear();
+                }
                 self.ring = Some(Ring::new(view, map, s.event_idx, s.next_avail, s.next_used));
             }
         }
@@ -150,6 +163,34 @@ impl State {
         self.serving += 1;
         self.turns = self.turns.wrapping_add(1);
         Next::Chain(popped)
+    }
+
+    /// Takes a popped chain out of service until its answer comes. False where parked ones would fill half the
+    /// ring.
+    pub fn park(&mut self, ring_descriptors: u16) -> bool {
+        let size = self.ring.as_ref().map_or(0, |ring| ring.table().size);
+        let sum = self.parked_descriptors.saturating_add(ring_descriptors);
+        let fits = sum <= size / 2;
+        if fits {
+            self.parked_descriptors = sum;
+        }
+        fits
+    }
+
+    /// The next answer to give to a parked request, which is in service again.
+    pub fn next_late(&mut self, service: &Service) -> Option<(Late, Popped)> {
+        if self.late.is_empty() || !self.prepare(service) {
+            return None;
+        }
+        let (late, ring) = (self.late.pop_front()?, self.ring.as_ref()?);
+        self.parked_descriptors = self.parked_descriptors.saturating_sub(late.ring_descriptors);
+        self.serving += 1;
+        Some((late, Popped { head: late.head, table: ring.table(), map: Arc::clone(ring.map()), waiting: 0 }))
+    }
+
+    /// A popped chain is parked: it is no longer being served.
+    pub fn leave_parked(&mut self) {
+        self.serving -= 1;
     }
 
     /// Shows the answer to a popped chain to the guest. A head that the table does not have cannot be named in the

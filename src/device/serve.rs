@@ -3,12 +3,13 @@
 
 use zerocopy::IntoBytes;
 
+use super::parked::{Parked, Place};
 use super::service::Service;
-use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LseekOut, WriteIn, WriteOut};
+use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LkIn, LseekOut, WriteIn, WriteOut};
 use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
-use crate::host::{Maker, Share, WriteRequest};
-use crate::types::{Errno, GuestGid, GuestUid};
+use crate::host::{LockAnswer, Locked, Maker, Share, WriteRequest};
+use crate::types::{Errno, GuestGid, GuestUid, NodeId};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -21,14 +22,24 @@ const XATTR_LEN_MAX: usize = 65536;
 /// (FUSE_HEADER_OVERHEAD of `fs/fuse/virtio_fs.c`).
 const HEADER_DESCRIPTORS: u16 = 4;
 
-/// Serves `request`, which was walked. The size of its queue bounds what INIT may agree on; `scratch` is
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Served {
+    /// It is answered.
+    Answered,
+    /// Its answer comes later.
+    Parked,
+}
+
+/// Serves `request`, which was walked and lies at `place`. The size of its queue bounds what INIT may agree on; `scratch` is
 /// room for replies that are put together here.
-pub fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch: &mut Vec<u8>) {
+pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch: &mut Vec<u8>, place: Place<'_>) -> Served {
     let readable = request.readable_bytes();
     let fault = request.fault();
     let bytes = request.copy_arguments(WRITE_HEAD_LEN);
     let Some(header) = decode_header(bytes) else {
-        return refuse_headerless(service, request, fault);
+        refuse_headerless(service, request, fault);
+        return Served::Answered;
     };
     let opcode = Opcode::from_number(header.opcode);
     service.metrics.requests[opcode.map_or(0, |o| o as usize)].increment();
@@ -44,13 +55,16 @@ pub fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch:
     if refusal.is_none() && opcode != Some(Opcode::Write) && readable > WRITE_HEAD_LEN as u64 {
         request.copy_arguments(readable as usize);
     }
+    let ring_descriptors = request.ring_descriptors();
     let (bytes, payload, responder) = request.parts(header.unique.0);
     if let Some(errno) = refusal {
-        return answer_error(opcode, responder, errno);
+        answer_error(opcode, responder, errno);
+        return Served::Answered;
     }
     if opcode != Some(Opcode::Write) && (bytes.len() as u64) < readable {
         service.metrics.malformed_requests.increment();
-        return answer_error(opcode, responder, Errno::E2BIG);
+        answer_error(opcode, responder, Errno::E2BIG);
+        return Served::Answered;
     }
     let agreed = service.agreed();
     match decode(&header, &bytes[IN_HEADER_LEN..], agreed.as_ref()) {
@@ -59,12 +73,34 @@ pub fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch:
             service.metrics.out_of_session.increment();
             answer_error(opcode, responder, Errno::EIO);
         }
+        Ok(Operation::Setlkw(lk)) => {
+            let park = || place.park(header.unique, ring_descriptors);
+            return wait_for_lock(&service.share, header.node, &lk, park, responder);
+        }
         Ok(operation) => Call { service, share: &service.share, header: &header, scratch }.carry_out(operation, payload, responder),
         Err(errno) => {
             service.metrics.malformed_requests.increment();
             answer_error(opcode, responder, errno);
         }
     }
+    Served::Answered
+}
+
+/// SETLKW: where the lock is not free the request is parked, and answered when it is.
+fn wait_for_lock(share: &Share, node: NodeId, lk: &LkIn, park: impl Fn() -> Result<Parked, Errno>, responder: Responder<'_>) -> Served {
+    let make_answer = || -> Result<LockAnswer, Errno> {
+        let parked = park()?;
+        Ok(Box::new(move |result| parked.answer(result)))
+    };
+    match share.setlk(node, lk, Some(&make_answer)) {
+        Ok(Locked::Done) => responder.reply(&[]),
+        Ok(Locked::Waits) => {
+            responder.none();
+            return Served::Parked;
+        }
+        Err(errno) => responder.error(errno),
+    }
+    Served::Answered
 }
 
 /// Answers an error, unless the guest expects no answer to `opcode`.
@@ -97,7 +133,7 @@ fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
 
 /// INIT.
 fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
-    let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).max(1);
+    let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).clamp(1, service.options.max_pages.max(1));
     let rights = match service.share.rights_flags(init.flags) {
         Ok(flags) => flags,
         Err(lacks) => {
@@ -201,8 +237,8 @@ impl Call<'_> {
                 answer(responder, done.map(|done| WriteOut { size: done as u32, padding: 0 }));
             }
             Operation::Open { flags, kill_suidgid } => answer(responder, share.open(node, flags, kill_suidgid)),
-            Operation::Release { handle } => answer_done(responder, share.release(handle)),
-            Operation::Flush { handle } => answer_done(responder, share.flush(handle)),
+            Operation::Release { handle, flock_owner } => answer_done(responder, share.release(handle, flock_owner)),
+            Operation::Flush { handle, lock_owner } => answer_done(responder, share.flush(handle, lock_owner)),
             Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(handle, data_only)),
             Operation::Opendir { .. } => answer(responder, share.opendir(node)),
             Operation::Readdir { handle, offset, size } => {
@@ -306,6 +342,8 @@ impl Call<'_> {
                 Ok(list) => responder.reply(&list),
                 Err(errno) => responder.error(errno),
             },
+            Operation::Getlk(ref lk) => answer(responder, share.getlk(node, lk)),
+            Operation::Setlk(ref lk) => answer_done(responder, share.setlk(node, lk, None).map(|_| ())),
             Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
             Operation::Destroy => {
                 self.service.end_fuse();

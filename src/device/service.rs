@@ -11,6 +11,22 @@ use crate::guest::GuestMap;
 use crate::host::Share;
 use crate::metrics::Metrics;
 
+/// Bounds of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Pages of the largest READ or WRITE, where the queue carries that many.
+    pub max_pages: u16,
+    /// Threads that serve one queue at most.
+    pub threads_per_queue: u16,
+}
+
+impl Default for Options {
+    /// What the queue carries; 16 threads. Each may wait for a disk; more than that would only queue there.
+    fn default() -> Options {
+        Options { max_pages: u16::MAX, threads_per_queue: 16 }
+    }
+}
+
 /// The shared state of a session's workers.
 #[derive(Debug)]
 pub struct Service {
@@ -18,6 +34,8 @@ pub struct Service {
     pub share: Arc<Share>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Bounds.
+    pub options: Options,
     /// Whether the frontend wants dirty pages logged; the guest maps look at it.
     pub logging: Arc<AtomicBool>,
     memory: RwLock<Arc<GuestMap>>,
@@ -39,6 +57,7 @@ impl Service {
         Service {
             share,
             metrics,
+            options: Options::default(),
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
@@ -46,6 +65,11 @@ impl Service {
             restarts: AtomicU64::new(0),
             restarts_at_init: Mutex::new(None),
         }
+    }
+
+    /// The same with other bounds.
+    pub fn with(self, options: Options) -> Service {
+        Service { options, ..self }
     }
 
     /// Replaces guest memory. Requests in flight keep what they translated.

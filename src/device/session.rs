@@ -43,7 +43,7 @@ pub enum SessionError {
 /// The backend object that the crate calls.
 struct Device {
     service: Arc<Service>,
-    config: ConfigSpace,
+    config: Option<ConfigSpace>,
     queues: OnceLock<Vec<Arc<Queue>>>,
     /// Held so that the channel stays open for the frontend.
     backend_channel: Mutex<Option<Backend>>,
@@ -85,7 +85,8 @@ impl VhostUserBackend for Device {
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         use VhostUserProtocolFeatures as F;
-        F::MQ | F::REPLY_ACK | F::CONFIG | F::CONFIGURE_MEM_SLOTS | F::LOG_SHMFD | F::RESET_DEVICE | F::BACKEND_REQ
+        let config = if self.config.is_some() { F::CONFIG } else { F::empty() };
+        config | F::MQ | F::REPLY_ACK | F::CONFIGURE_MEM_SLOTS | F::LOG_SHMFD | F::RESET_DEVICE | F::BACKEND_REQ
     }
 
     fn reset_device(&self) {
@@ -100,7 +101,7 @@ impl VhostUserBackend for Device {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        self.config.read(offset, size)
+        self.config.as_ref().map_or_else(Vec::new, |config| config.read(offset, size))
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
@@ -178,8 +179,8 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Waits for a frontend on `listener` and serves it.
-    pub fn accept(listener: UnixListener, service: &Arc<Service>, config: ConfigSpace) -> Result<Session, SessionError> {
+    /// Waits for a frontend on `listener` and serves it. A configuration space is offered if there is one.
+    pub fn accept(listener: UnixListener, service: &Arc<Service>, config: Option<ConfigSpace>) -> Result<Session, SessionError> {
         let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
         let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());

@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::parked::{Place, answer_late};
 use super::queue::{Next, Popped, Queue, State, publish_and_call};
 use super::relief::Relief;
-use super::serve::serve;
+use super::serve::{Served, serve};
 use super::service::Service;
 use crate::types::QueueIndex;
 use crate::virtqueue::Request;
 
-/// Threads of one request queue. Each may wait for a disk; more than this would only queue there.
-const THREADS_PER_QUEUE_MAX: u16 = 16;
 /// FORGETs do not wait for anything: one thread serves them and one may relieve it.
 const HIPRIO_THREADS_MAX: u16 = 2;
 /// A follower without work leaves after this.
@@ -33,7 +32,7 @@ const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 /// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
 pub(super) fn add_thread(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
     let Some((index, service)) = queue.bound() else { return };
-    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { THREADS_PER_QUEUE_MAX };
+    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };
     if state.threads >= threads_max || state.ending {
         return;
     }
@@ -127,6 +126,9 @@ impl<'q> Worker<'q> {
                 state.led = false;
                 return;
             }
+            if !state.late.is_empty() {
+                answer_late(self.queue, state, self.service);
+            }
             match state.next(self.service) {
                 Next::Chain(popped) => self.turn(state, &popped),
                 Next::Empty => self.sleep(state, true),
@@ -143,14 +145,18 @@ impl<'q> Worker<'q> {
             hand_over(self.queue, state, self.relief);
             publish_and_call(state, self.service);
         }
-        MutexGuard::unlocked(state, || {
+        let place = Place { queue: self.queue, head: popped.head };
+        let served = MutexGuard::unlocked(state, || {
             self.request.walk(popped.head, popped.table, &popped.map);
-            serve(self.service, popped.table.size, &mut self.request, &mut self.reply);
+            serve(self.service, popped.table.size, &mut self.request, &mut self.reply, place)
         });
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
-        state.answer(popped.head, self.request.used_len());
+        match served {
+            Served::Answered => state.answer(popped.head, self.request.used_len()),
+            Served::Parked => state.leave_parked(),
+        }
         let leads = state.led && state.leadership == mine;
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
         let is_due = state.told.is_none_or(|told| done.saturating_duration_since(told) > BATCH_TIME_MAX);

@@ -25,12 +25,16 @@ pub const OUT_HEADER_LEN: usize = size_of::<OutHeader>();
 pub mod init_flags {
     /// Reads may come out of order.
     pub const ASYNC_READ: u64 = 1 << 0;
+    /// Record locks are the daemon's.
+    pub const POSIX_LOCKS: u64 = 1 << 1;
     /// OPEN with O_TRUNC truncates, no SETATTR follows.
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     /// WRITE may exceed one page.
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The guest leaves the umask to the daemon.
     pub const DONT_MASK: u64 = 1 << 6;
+    /// flock(2) is the daemon's.
+    pub const FLOCK_LOCKS: u64 = 1 << 10;
     /// The guest drops cached data when size or mtime changed.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS is served.
@@ -101,6 +105,10 @@ pub mod setattr_valid {
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 /// `fuse_setxattr_in.setxattr_flags`: the new access ACL takes setgid away.
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
+/// `fuse_lk_in.lk_flags`: flock(2), not a record lock.
+pub const LK_FLOCK: u32 = 1;
+/// `fuse_release_in.release_flags`: the flock(2) lock of `lock_owner` ends.
+pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 /// Extension type of supplementary groups.
 pub const EXT_GROUPS: u32 = 32;
 /// Extension types up to this one are security contexts, and their number (FUSE_MAX_NR_SECCTX).
@@ -190,6 +198,8 @@ wire! {
     GetxattrOut, 8 { size: u32, padding: u32 }
     /// `fuse_lk_in`.
     LkIn, 48 { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
+    /// `fuse_lk_out`.
+    LkOut, 24 { start: u64, end: u64, kind: u32, pid: u32 }
     /// `fuse_access_in`.
     AccessIn, 8 { mask: u32, padding: u32 }
     /// `fuse_init_in` before 7.36.

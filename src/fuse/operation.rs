@@ -95,8 +95,8 @@ pub enum Operation<'a> {
     Read { handle: FileHandle, offset: u64, size: u32 },
     Write { handle: FileHandle, offset: u64, size: u32, flags: u32, write_flags: u32 },
     Statfs,
-    Release { handle: FileHandle },
-    Flush { handle: FileHandle },
+    Release { handle: FileHandle, flock_owner: Option<u64> },
+    Flush { handle: FileHandle, lock_owner: u64 },
     Fsync { handle: FileHandle, data_only: bool },
     Setxattr { name: &'a CStr, value: &'a [u8], flags: u32, kill_sgid: bool },
     Getxattr { name: &'a CStr, size: u32 },
@@ -301,9 +301,16 @@ fn decode_fixed<'a>(opcode: Opcode, c: &mut Cursor<'a>) -> Result<Operation<'a>,
             Operation::Write { handle: handle(a.fh), offset: a.offset, size: a.size, flags: a.flags, write_flags: a.write_flags }
         }
         Opcode::Statfs => Operation::Statfs,
-        Opcode::Release => Operation::Release { handle: handle(c.take::<ReleaseIn>()?.fh) },
+        Opcode::Release => {
+            let a: ReleaseIn = c.take()?;
+            let flock_owner = (a.release_flags & RELEASE_FLOCK_UNLOCK != 0).then_some(a.lock_owner);
+            Operation::Release { handle: handle(a.fh), flock_owner }
+        }
         Opcode::Releasedir => Operation::Releasedir { handle: handle(c.take::<ReleaseIn>()?.fh) },
-        Opcode::Flush => Operation::Flush { handle: handle(c.take::<FlushIn>()?.fh) },
+        Opcode::Flush => {
+            let a: FlushIn = c.take()?;
+            Operation::Flush { handle: handle(a.fh), lock_owner: a.lock_owner }
+        }
         Opcode::Fsync => {
             let a: FsyncIn = c.take()?;
             Operation::Fsync { handle: handle(a.fh), data_only: a.fsync_flags & FSYNC_FDATASYNC != 0 }

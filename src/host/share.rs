@@ -14,9 +14,11 @@ use super::attributes;
 use super::directory::Directory;
 use super::id_map::Translation;
 use super::inodes::{FileKey, InodeTable, Inserted};
+use super::locks::Locks;
 use super::mounts::Mounts;
 use super::path_fds::PathFds;
 use super::rights::{self, Rights};
+use super::share_error::ShareError;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
@@ -69,6 +71,12 @@ pub struct Options {
     pub cache: CachePolicy,
     /// Refuse every change with EROFS.
     pub readonly: bool,
+    /// Offer READDIRPLUS.
+    pub readdirplus: bool,
+    /// Tell the guest which directories are mount points.
+    pub announce_submounts: bool,
+    /// Open a file with O_NOATIME on the host when the guest does.
+    pub preserve_noatime: bool,
     /// Open a file with O_DIRECT on the host when the guest does.
     pub allow_direct_io: bool,
     /// Let the guest keep dirty pages.
@@ -79,6 +87,8 @@ pub struct Options {
     pub translation: Translation,
     /// ACLs, labels, setuid bits and names of attributes.
     pub rights: Rights,
+    /// The guest's locks are locks on the host; else they are its own affair.
+    pub host_locks: bool,
     /// How inodes are kept.
     pub file_handles: FileHandles,
     /// How the descriptors are shared out.
@@ -95,57 +105,22 @@ pub struct Descriptors {
     pub pinned: usize,
     /// Recently used inodes; others are closed beyond.
     pub recent: usize,
+    /// Files that an owner has locks on; ENOLCK beyond.
+    pub locks: usize,
 }
 
 impl Descriptors {
     /// Shares out `open_files` (RLIMIT_NOFILE). Half for the guest's open files, a quarter for inodes that
-    /// cannot be kept as handles, an eighth for recent ones; the rest for queues and connections.
+    /// cannot be kept as handles, an eighth for locks, a sixteenth for recent inodes; the rest for queues and connections.
     pub fn of(open_files: u64) -> Descriptors {
         let part = |divisor: u64, max: u64| (open_files / divisor).clamp(16, max);
-        Descriptors { handles: part(2, u64::from(u32::MAX)) as u32, pinned: part(4, 1 << 30) as usize, recent: part(8, 65_536) as usize }
+        Descriptors {
+            handles: part(2, u64::from(u32::MAX)) as u32,
+            pinned: part(4, 1 << 30) as usize,
+            recent: part(16, 65_536) as usize,
+            locks: part(8, 65_536) as usize,
+        }
     }
-}
-
-/// Why a directory cannot be shared.
-#[derive(Debug, thiserror::Error)]
-pub enum ShareError {
-    /// The directory cannot be opened.
-    #[error("cannot share {path}: {source}")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// File handles were asked for and cannot be had.
-    #[error(
-        "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
-         run it with CAP_DAC_READ_SEARCH on a file system that has them, or say prefer"
-    )]
-    NoFileHandles {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Security labels were demanded and cannot be had.
-    #[error(
-        "--security-label=always: {path} lies on a file system without extended attributes; \
-         share a directory of one that has them, or say auto"
-    )]
-    NoLabels {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// No memory for the records.
-    #[error(transparent)]
-    Arena(#[from] ArenaError),
-    /// The root cannot be looked at.
-    #[error("cannot read the attributes of {path}: {errno}")]
-    Root {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        errno: Errno,
-    },
 }
 
 /// A directory of the host, exported.
@@ -156,6 +131,7 @@ pub struct Share {
     pub(super) directories: RwLock<HashMap<FileHandle, Arc<Mutex<Directory>>>>,
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
+    pub(super) locks: Arc<Locks>,
     inodes: InodeTable,
     path_fds: PathFds,
     mounts: Mounts,
@@ -196,6 +172,7 @@ impl Share {
             handles: HandleTable::new(&arena, INODES_LEN, options.descriptors.handles),
             directories: RwLock::default(),
             own_ids: identity::effective(),
+            locks: Arc::new(Locks::new(options.descriptors.locks)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
             path_fds: PathFds::new(options.descriptors.recent, options.descriptors.pinned),
             mounts: Mounts::default(),
@@ -226,9 +203,18 @@ impl Share {
     pub fn wanted_flags(&self) -> u64 {
         use init_flags as f;
         let mut flags = f::ASYNC_READ | f::ATOMIC_O_TRUNC | f::BIG_WRITES | f::ASYNC_DIO | f::PARALLEL_DIROPS | f::MAX_PAGES;
-        flags |= f::SUBMOUNTS | f::INIT_EXT | f::CREATE_SUPP_GROUP | f::DO_READDIRPLUS | f::READDIRPLUS_AUTO | f::AUTO_INVAL_DATA;
+        flags |= f::INIT_EXT | f::CREATE_SUPP_GROUP | f::AUTO_INVAL_DATA;
+        if self.options.readdirplus {
+            flags |= f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
+        }
+        if self.options.announce_submounts {
+            flags |= f::SUBMOUNTS;
+        }
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
+        }
+        if self.options.host_locks {
+            flags |= f::POSIX_LOCKS | f::FLOCK_LOCKS;
         }
         flags
     }
@@ -245,6 +231,7 @@ impl Share {
 
     /// Ends the FUSE session: every handle and every node but the root is gone.
     pub fn end_session(&self) {
+        self.locks.clear();
         self.directories.write().clear();
         self.handles.clear();
         for node in self.inodes.nodes() {
@@ -389,6 +376,7 @@ impl Share {
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(identity) = self.inodes.forget(node, count) {
             self.path_fds.remove(node);
+            self.locks.forget(node);
             if identity.handle.is_some() {
                 self.mounts.remove_inode(identity.mount_id);
             }

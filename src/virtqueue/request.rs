@@ -73,6 +73,7 @@ pub struct Request {
     arguments: Vec<u8>,
     fault: Option<ChainFault>,
     used_len: u32,
+    ring_descriptors: u16,
 }
 
 impl Request {
@@ -85,6 +86,7 @@ impl Request {
             arguments: Vec::new(),
             fault: None,
             used_len: 0,
+            ring_descriptors: 0,
         }
     }
 
@@ -100,12 +102,14 @@ impl Request {
         // The region of the last buffer: the next one mostly lies in it too.
         let mut near: Option<GuestRegion> = None;
         let mut next = Some(chain.read(head));
+        self.ring_descriptors = 0;
         while let Some(read) = next {
             let d = match read {
                 Ok(d) => d,
                 Err(fault) => return self.broken(fault),
             };
             if d.flags & DESC_INDIRECT != 0 {
+                self.ring_descriptors = chain.taken();
                 next = Some(chain.enter(&d, map));
                 continue;
             }
@@ -122,6 +126,9 @@ impl Request {
                     chain.next(&d)
                 }
             };
+        }
+        if self.ring_descriptors == 0 {
+            self.ring_descriptors = chain.taken();
         }
     }
 
@@ -161,6 +168,11 @@ impl Request {
     /// The chain's first descriptor: what the used ring names it by.
     pub fn head(&self) -> u16 {
         self.head
+    }
+
+    /// Descriptors of the ring's own table that the chain takes until it is answered.
+    pub fn ring_descriptors(&self) -> u16 {
+        self.ring_descriptors
     }
 
     /// Bytes that the answer wrote: what the used ring tells of this chain.
@@ -226,6 +238,11 @@ impl<'m> Chain<'m> {
     fn new(table: DescriptorTable) -> Chain<'m> {
         let count = usize::from(table.size);
         Chain { entries: Entries { host: table.address.as_ptr(), count, map: None }, left: count }
+    }
+
+    /// Descriptors read of the present table.
+    fn taken(&self) -> u16 {
+        (self.entries.count - self.left) as u16
     }
 
     /// Descriptor `index`.

@@ -5,8 +5,6 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use clap::CommandFactory;
-
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
 use super::guest::client::Caller;
 use super::{assert_serves, command, mount, refused};
@@ -21,9 +19,10 @@ fn help_lists_every_option_and_the_signals() {
     let output = gatherfsd().arg("--help").output().expect("the program starts");
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).expect("text");
-    for argument in gatherfs::config::Arguments::command().get_arguments() {
-        let long = argument.get_long().expect("a long name");
-        assert!(help.contains(&format!("--{long}")), "--{long} is missing in\n{help}");
+    for argument in gatherfs::config::command().get_arguments() {
+        let name = argument.get_long().map_or_else(|| format!("-{}", argument.get_short().expect("a name")), |long| format!("--{long}"));
+        assert!(help.contains(&name), "{name} is missing in\n{help}");
+        assert!(argument.get_help().is_some(), "{name} has no help");
     }
     for word in ["--shared-dir", "--socket-path", "--fd", "--tag", "--sandbox", "--keep-listening", "SIGTERM", "SIGUSR1"] {
         assert!(help.contains(word), "{word} is missing in\n{help}");

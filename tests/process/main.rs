@@ -9,11 +9,17 @@ mod slow_file;
 
 mod arguments;
 mod connections;
+mod log;
+mod options;
+mod real_command_lines;
 mod rights;
 mod sandbox;
 mod signals;
 mod socket;
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -54,4 +60,15 @@ fn refused(command: &mut Command) -> (ExitStatus, String) {
     let status = process.wait();
     assert!(!status.success(), "{}", process.log());
     (status, process.log())
+}
+
+/// Lets the process that `command` starts inherit `descriptor` as number `fd`, which must be one that nobody has.
+fn inherit(command: &mut Command, descriptor: impl AsFd, fd: i32) {
+    let from = descriptor.as_fd().as_raw_fd();
+    let duplicate = move || {
+        // SAFETY: dup2(2) takes two numbers.
+        if unsafe { libc::dup2(from, fd) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: dup2(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(duplicate) };
 }

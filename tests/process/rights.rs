@@ -18,7 +18,7 @@ fn a_rule_with_a_mistake_is_refused_with_its_option_the_place_and_what_to_write(
         (&["--xattrmap", ":ok:al:::"], ["--xattrmap", "position 5", "client, server or all"]),
         (&["--xattrmap", ":ok:all::"], ["--xattrmap", "position 1", ":map:KEY:PREPEND:"]),
         (&["--xattrmap", ":map::user.:/ok/all///"], ["--xattrmap", "position 13", "put the map rule last"]),
-        (&["--security-label=sometimes"], ["--security-label", "sometimes", "never, auto, always"]),
+        (&["--security-label=sometimes"], ["--security-label", "sometimes", "never, auto or always"]),
     ];
     for (options, words) in cases {
         let (status, said) = refused(&mut command(&scratch, options));

@@ -2,16 +2,15 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
 
 use rustix::process::Signal;
 
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
-use super::{assert_serves, command, mount, refused};
+use super::{assert_serves, command, inherit, mount, refused};
 
 #[test]
 fn a_stale_socket_is_replaced() {
@@ -71,17 +70,6 @@ fn a_path_that_cannot_be_a_socket_is_refused() {
         let (_, said) = refused(&mut command);
         assert!(said.contains("cannot listen on"), "{said}");
     }
-}
-
-/// Lets the process that `command` starts inherit `descriptor` as number `fd`, which must be one that nobody has.
-fn inherit(command: &mut Command, descriptor: impl AsFd, fd: i32) {
-    let from = descriptor.as_fd().as_raw_fd();
-    let duplicate = move || {
-        // SAFETY: dup2(2) takes two numbers.
-        if unsafe { libc::dup2(from, fd) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    // SAFETY: dup2(2) is one system call and may be made between fork and exec.
-    unsafe { command.pre_exec(duplicate) };
 }
 
 /// A daemon on an inherited socket, which stays the test's too.
@@ -161,9 +149,64 @@ fn the_socket_belongs_to_the_group_that_was_named() {
 }
 
 #[test]
+fn without_a_group_the_socket_is_its_makers_alone() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("share")).expect("the shared directory");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "umask 0 && exec \"$0\" \"$@\""]).arg(gatherfsd().get_program());
+    command.arg("--shared-dir").arg(scratch.join("share")).arg("--socket-path").arg(scratch.join("s")).args(["--sandbox", "none"]);
+    let process = Process::spawn(&mut command);
+    process.wait_for_line("sharing ");
+    let mode = |name: &str| fs::symlink_metadata(scratch.join(name)).expect("it is there").mode() & 0o777;
+    assert_eq!((mode("s"), mode("s.pid")), (0o700, 0o600));
+}
+
+#[test]
 fn a_group_that_is_none_is_refused_and_leaves_no_socket() {
     let scratch = Scratch::new();
     let (_, said) = refused(&mut command(&scratch, &["--socket-group", "no-such-group"]));
     assert!(said.contains("no such group") && said.contains("no-such-group"), "{said}");
     assert!(!scratch.join("s").exists());
+}
+
+/// The process id in the file beside a socket.
+fn pid_in(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[test]
+fn the_process_id_lies_beside_the_socket_as_long_as_the_daemon_lives() {
+    for sandbox in ["none", "chroot", "namespace"] {
+        if sandbox != "none" && !is_root("a sandbox") {
+            continue;
+        }
+        let scratch = Scratch::new();
+        // What an older daemon left behind, longer than what is written now.
+        fs::write(scratch.join("s.pid"), "12345678901234567890\n").expect("a file");
+        let mut daemon = Daemon::start_in(scratch, &["--sandbox", sandbox]);
+        let path = daemon.socket().with_file_name("s.pid");
+        assert_eq!(pid_in(&path), Some(daemon.pid()), "--sandbox {sandbox}");
+        daemon.signal(Signal::TERM);
+        assert!(daemon.wait().success());
+        assert!(!path.exists(), "--sandbox {sandbox} left the file");
+    }
+}
+
+#[test]
+fn a_process_id_that_cannot_be_written_is_refused_and_leaves_no_socket() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("s.pid")).expect("a directory");
+    let (_, said) = refused(&mut command(&scratch, &[]));
+    assert!(said.contains("process id") && said.contains(scratch.join("s.pid").to_str().expect("text")), "{said}");
+    assert!(!scratch.join("s").exists());
+
+    // Another daemon holds it, though its socket is gone.
+    let scratch = Scratch::new();
+    let first = Daemon::start_in(scratch, &[]);
+    fs::remove_file(first.socket()).expect("the socket");
+    let mut second = gatherfsd();
+    second.arg("--shared-dir").arg(first.share()).arg("--socket-path").arg(first.socket()).args(["--sandbox", "none"]);
+    let (_, said) = refused(&mut second);
+    assert!(said.contains("another daemon may hold"), "{said}");
+    assert_eq!(pid_in(&first.socket().with_file_name("s.pid")), Some(first.pid()));
 }

@@ -14,7 +14,6 @@ fn the_device_offers_what_it_has_logic_for_and_nothing_else() {
     assert_eq!(offered, F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_PROTOCOL_FEATURES | F_LOG_ALL, "{offered:#x}");
     let protocol = Protocol::MQ
         | Protocol::REPLY_ACK
-        | Protocol::CONFIG
         | Protocol::CONFIGURE_MEM_SLOTS
         | Protocol::LOG_SHMFD
         | Protocol::RESET_DEVICE
@@ -35,10 +34,16 @@ fn the_config_space_has_the_tag_and_the_number_of_request_queues() {
 }
 
 #[test]
-fn the_config_space_by_default_has_the_daemons_name_and_a_queue_for_each_cpu() {
-    let (_daemon, guest, _client) = mounted(&[], &GuestOptions::default());
-    let cpus = std::thread::available_parallelism().expect("the number of CPUs").get().min(64);
-    assert_eq!(guest.info().config, Some(("gatherfs".to_owned(), cpus as u32)));
+fn the_config_space_is_offered_where_a_tag_or_a_number_of_queues_was_given() {
+    let cpus = std::thread::available_parallelism().expect("the number of CPUs").get().min(64) as u32;
+    let none: &[&str] = &[];
+    let cases = [(none, None), (&["--tag", "share"], Some(("share", cpus))), (&["--num-request-queues", "5"], Some(("gatherfs", 5)))];
+    for (words, expected) in cases {
+        let (_daemon, guest, _client) = mounted(words, &GuestOptions::default());
+        let expected = expected.map(|(tag, queues)| (tag.to_owned(), queues));
+        assert_eq!(guest.info().config, expected, "{words:?}");
+        assert_eq!(guest.info().protocol_offered.contains(Protocol::CONFIG), expected.is_some(), "{words:?}");
+    }
 }
 
 #[test]

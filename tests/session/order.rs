@@ -25,7 +25,11 @@ struct Slow {
 
 impl Slow {
     fn new(request_queues: usize) -> Option<Self> {
-        let (daemon, guest, mut client) = mounted(&[], &GuestOptions { request_queues, ..GuestOptions::default() });
+        Self::with(&[], request_queues)
+    }
+
+    fn with(daemon_options: &[&str], request_queues: usize) -> Option<Self> {
+        let (daemon, guest, mut client) = mounted(daemon_options, &GuestOptions { request_queues, ..GuestOptions::default() });
         let slow = SlowFile::new(&daemon.put(SLOW, "slow content"))?;
         let file = open(&mut client, SLOW, libc::O_RDONLY);
         Some(Self { daemon, guest, client, slow, file })
@@ -143,4 +147,35 @@ fn memory_may_be_replaced_under_a_slow_request() {
     s.slow.let_go(read);
     s.assert_read(pending);
     assert!(s.daemon.is_running());
+}
+
+/// How many threads of the daemon serve request queue 1.
+fn threads_of_first_queue(daemon: &Daemon) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("the daemon is there");
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "request 1").count()
+}
+
+#[test]
+fn the_threads_of_a_queue_are_as_many_as_was_asked_for() {
+    for (word, threads) in
+        [("--thread-pool-size=1", 16), ("--thread-pool-size=3", 3), ("--thread-pool-size=20", 20), ("--thread-pool-size=0", 16)]
+    {
+        let Some(mut s) = Slow::with(&[word], 1) else { return };
+        let pending: Vec<_> = (0..24).map(|_| s.begin_read()).collect();
+        let reads: Vec<_> = (0..threads).map(|_| s.slow.wait_for_read()).collect();
+        assert_eq!(threads_of_first_queue(&s.daemon), threads, "{word}");
+        // One that is let go makes room for one more, and for one more only.
+        for read in reads {
+            s.slow.let_go(read);
+        }
+        for _ in threads..24 {
+            let read = s.slow.wait_for_read();
+            assert!(threads_of_first_queue(&s.daemon) <= threads, "{word}");
+            s.slow.let_go(read);
+        }
+        for read in pending {
+            s.assert_read(read);
+        }
+    }
 }

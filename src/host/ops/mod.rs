@@ -4,6 +4,7 @@ mod attr;
 mod create;
 mod data;
 mod dir;
+mod lock;
 mod lookup;
 mod open;
 mod remove;

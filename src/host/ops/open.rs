@@ -13,10 +13,14 @@ impl Share {
     /// each write, since the guest may change it later (man fcntl(2), F_SETFL); the others are the guest
     /// kernel's own affair.
     pub(in crate::host) fn host_flags(&self, flags: u32) -> i32 {
-        let mut flags = flags.cast_signed() & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC | libc::O_DIRECT);
-        if !self.options.allow_direct_io {
-            flags &= !libc::O_DIRECT;
+        let mut kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC;
+        if self.options.allow_direct_io {
+            kept |= libc::O_DIRECT;
         }
+        if self.options.preserve_noatime {
+            kept |= libc::O_NOATIME;
+        }
+        let mut flags = flags.cast_signed() & kept;
         // The guest's page cache reads what it partly overwrites, also of a file opened for writing only.
         if self.agreed(init_flags::WRITEBACK_CACHE) && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
@@ -53,11 +57,15 @@ impl Share {
         Ok(self.open_out(handle))
     }
 
-    /// RELEASE. EBADF for a directory's handle, which has RELEASEDIR.
-    pub fn release(&self, handle: FileHandle) -> Result<(), Errno> {
-        if self.open_file(handle)?.flags() & libc::O_DIRECTORY != 0 {
+    /// RELEASE; `flock_owner` has a flock(2) lock that ends with it. EBADF for a directory's handle, which has
+    /// RELEASEDIR.
+    pub fn release(&self, handle: FileHandle, flock_owner: Option<u64>) -> Result<(), Errno> {
+        let file = self.open_file(handle)?;
+        if file.flags() & libc::O_DIRECTORY != 0 {
             return Err(Errno::EBADF);
         }
+        self.end_file_locks(file.node(), handle, flock_owner);
+        drop(file);
         self.end_handle(handle)
     }
 
@@ -65,10 +73,11 @@ impl Share {
         if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
-    /// FLUSH, which follows each close(2) in the guest: closes a duplicate, so that a file system that
+    /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a duplicate, so that a file system that
     /// reports write errors at close (NFS) reports them to the guest.
-    pub fn flush(&self, handle: FileHandle) -> Result<(), Errno> {
+    pub fn flush(&self, handle: FileHandle, lock_owner: u64) -> Result<(), Errno> {
         let file = self.open_file(handle)?;
+        self.end_posix_locks(file.node(), lock_owner);
         let duplicate = rustix::io::fcntl_dupfd_cloexec(file.fd(), 0)?;
         descriptor::close(duplicate)
     }

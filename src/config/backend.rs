@@ -1,0 +1,21 @@
+//! What `--print-capabilities` prints: the description of a vhost-user backend program that
+//! `docs/interop/vhost-user.json` of QEMU defines and libvirt reads.
+
+use super::words::command;
+
+/// What libvirt may rely on, and the option that is behind it. `docs/packaging/50-gatherfsd.json` names the
+/// same. With `separate-options` libvirt writes long options and no `-o` lists; `migrate-precopy` is not
+/// there.
+const FEATURES: &[(&str, &str)] = &[
+    ("posix-acl-negotiation-mode", "posix-acl"),
+    ("security-label-negotiation-mode", "security-label"),
+    ("separate-options", "shared-dir"),
+];
+
+/// The description as JSON.
+pub fn capabilities() -> String {
+    let command = command();
+    let has = |option: &str| command.get_arguments().any(|arg| arg.get_long() == Some(option));
+    let features = FEATURES.iter().filter(|(_, option)| has(option)).map(|(feature, _)| format!("    \"{feature}\""));
+    format!("{{\n  \"type\": \"fs\",\n  \"features\": [\n{}\n  ]\n}}\n", features.collect::<Vec<_>>().join(",\n"))
+}

@@ -1,0 +1,92 @@
+//! The words of a command line: those of a `--config` file first, then those that were typed, then those
+//! that `-o` lists stand for. The last one wins, so a file says what is usual and the command line what is
+//! not; `-o` lists win as they do in virtiofsd.
+
+use std::ffi::OsString;
+
+use clap::builder::BoolValueParser;
+use clap::{ArgAction, CommandFactory, FromArgMatches};
+
+use super::compat::{self, CompatError};
+use super::file::{self, FileError};
+use super::{Arguments, sentence};
+
+/// Why words are no command line. Each is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    /// Help or version were asked for, or a word makes no sense.
+    #[error("{}", sentence(.0))]
+    Words(#[from] clap::Error),
+    /// A `-o` list makes no sense.
+    #[error(transparent)]
+    Compat(#[from] CompatError),
+    /// The file makes no sense.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The command, as help, manual page and completions show it. Each flag with a long name can be taken back
+/// with `=false`.
+pub fn command() -> clap::Command {
+    Arguments::command().mut_args(|arg| {
+        if !matches!(arg.get_action(), ArgAction::SetTrue) || arg.get_long().is_none() {
+            return arg;
+        }
+        arg.action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .value_name("BOOL")
+            .value_parser(BoolValueParser::new())
+            .default_value("false")
+            .default_missing_value("true")
+            .hide_default_value(true)
+            .hide_possible_values(true)
+    })
+}
+
+/// Parses a command line; the first word is the program's name.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ParseError> {
+    let typed: Vec<OsString> = words.into_iter().collect();
+    let read = |words: &[OsString]| Arguments::from_arg_matches(&command().try_get_matches_from(words)?);
+    let first = read(&typed)?;
+    if first.config.is_none() && first.compat_options.is_empty() {
+        return Ok(first);
+    }
+    let mut all: Vec<OsString> = typed.iter().take(1).cloned().collect();
+    if let Some(path) = &first.config {
+        all.extend(file::words(path)?);
+    }
+    all.extend(typed.into_iter().skip(1));
+    all.extend(compat::expand(&first.compat_options)?);
+    Ok(read(&all)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cache, LogLevel, Sandbox};
+
+    fn parsed(line: &str) -> Result<Arguments, ParseError> {
+        parse(std::iter::once("gatherfsd").chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    #[test]
+    fn the_last_word_wins_and_a_flag_can_be_taken_back() {
+        let a = parsed("--cache never --cache ALWAYS --xattr --xattr=false --readonly=true --log-level Debug --sandbox None").unwrap();
+        assert_eq!((a.cache, a.log_level, a.sandbox), (Cache::Always, LogLevel::Debug, Some(Sandbox::None)));
+        assert!(!a.xattr && a.readonly);
+    }
+
+    #[test]
+    fn lists_win_over_words_wherever_they_stand() {
+        let a = parsed("-o no_xattr,cache=none --xattr --cache auto -o source=/srv").unwrap();
+        assert!(!a.xattr);
+        assert_eq!((a.cache, a.shared_dir), (Cache::Never, Some("/srv".into())));
+    }
+
+    #[test]
+    fn a_flag_takes_no_value_but_true_and_false_and_none_from_the_next_word() {
+        assert!(parsed("--xattr=maybe").unwrap_err().to_string().contains("--xattr"));
+        assert!(parsed("--xattr false").unwrap_err().to_string().contains("false"));
+    }
+}

@@ -1,0 +1,350 @@
+//! The guest's locks on the host. Each owner (a process of the guest, or an open file of flock(2)) has an open
+//! file description of its own on each file that it locks, so that the host's kernel keeps owners apart: those
+//! of one guest, of other guests, and host processes. What an owner holds is noted too: it tells GETLK's
+//! process, and which waits a local unlock can end.
+//!
+//! Host calls are made under the lock of one file's entry. None of them waits; on a network file system they
+//! take a round trip, which then delays other lock requests on that file only.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::lock_ranges::{Held, LockRanges};
+use super::lock_waits::{Waiter, Waits};
+use crate::sys::lock::{self, LockKind, Span};
+use crate::types::{Errno, FileHandle, NodeId};
+
+/// Ranges that one owner may hold on one file: the host's kernel keeps as many records.
+const RANGES_MAX: usize = 1 << 16;
+
+/// Which kind of locks: the two do not see each other (man flock(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// fcntl(2).
+    Posix,
+    /// flock(2).
+    Flock,
+}
+
+/// Who holds a lock, as the guest's kernel names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LockOwner {
+    /// Among which locks.
+    pub family: Family,
+    /// The guest's number for a process or an open file.
+    pub id: u64,
+}
+
+/// A lock that is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The file.
+    pub node: NodeId,
+    /// The open file that the guest asked through.
+    pub handle: FileHandle,
+    /// For whom.
+    pub owner: LockOwner,
+    /// Which bytes.
+    pub span: Span,
+    /// How.
+    pub kind: LockKind,
+    /// The guest's process.
+    pub pid: u32,
+}
+
+/// What ends a wait: called once, by no thread that holds a lock of ours.
+pub type LockAnswer = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// What became of a request for a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locked {
+    /// It is held.
+    Done,
+    /// The answer comes later.
+    Waits,
+}
+
+/// All locks of the guest.
+#[derive(Debug)]
+pub struct Locks {
+    nodes: Mutex<FxHashMap<NodeId, Arc<Mutex<NodeLocks>>>>,
+    /// Descriptions that are open.
+    files: AtomicUsize,
+    files_max: usize,
+    pub(super) waits: Waits,
+}
+
+/// The locks on one file.
+#[derive(Debug, Default)]
+pub(super) struct NodeLocks {
+    owners: FxHashMap<LockOwner, Owner>,
+    /// Those of `owners` that hold something: few, where many wait.
+    holders: FxHashSet<LockOwner>,
+    pub waiters: VecDeque<Waiter>,
+    /// Taken off the table: look there again.
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Owner {
+    file: OwnedFd,
+    ranges: LockRanges,
+}
+
+/// How an attempt came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    Granted,
+    /// Another owner of this guest is in the way.
+    Local(LockOwner),
+    /// Somebody else on the host is.
+    Foreign,
+    Failed(Errno),
+}
+
+impl NodeLocks {
+    /// Tries to take the lock; the owner has its description.
+    pub fn attempt(&mut self, wanted: &Wanted) -> Attempt {
+        let in_the_way = self.holder_in_the_way(wanted.owner, wanted.span, wanted.kind).map(|(owner, _)| owner);
+        let Some(owner) = self.owners.get_mut(&wanted.owner) else { return Attempt::Failed(Errno::ENOLCK) };
+        if let Some(other) = in_the_way {
+            // flock(2) gives the old lock up first; two that turn shared into exclusive would else wait for ever.
+            if wanted.owner.family == Family::Flock && !owner.ranges.is_empty() {
+                let _ = lock::set_whole(owner.file.as_fd(), None);
+                owner.ranges = LockRanges::default();
+                self.holders.remove(&wanted.owner);
+            }
+            return Attempt::Local(other);
+        }
+        if owner.ranges.len() >= RANGES_MAX {
+            return Attempt::Failed(Errno::ENOLCK);
+        }
+        match host_set(owner.file.as_fd(), wanted.owner.family, wanted.span, Some(wanted.kind)) {
+            Ok(()) => {
+                owner.ranges.set(wanted.span, Some(wanted.kind), wanted.pid);
+                self.holders.insert(wanted.owner);
+                Attempt::Granted
+            }
+            Err(Errno::EAGAIN) => {
+                if wanted.owner.family == Family::Flock {
+                    owner.ranges = LockRanges::default();
+                    self.holders.remove(&wanted.owner);
+                }
+                Attempt::Foreign
+            }
+            Err(errno) => Attempt::Failed(errno),
+        }
+    }
+
+    fn holder_in_the_way(&self, of: LockOwner, span: Span, kind: LockKind) -> Option<(LockOwner, Held)> {
+        let mut others = self.holders.iter().filter(|owner| **owner != of && owner.family == of.family);
+        others.find_map(|owner| Some((*owner, *self.owners.get(owner)?.ranges.in_the_way_of(span, kind)?)))
+    }
+}
+
+fn host_set(file: BorrowedFd<'_>, family: Family, span: Span, kind: Option<LockKind>) -> Result<(), Errno> {
+    match family {
+        Family::Posix => lock::set(file, span, kind),
+        Family::Flock => lock::set_whole(file, kind),
+    }
+}
+
+impl Locks {
+    /// A table that opens at most `files_max` descriptions.
+    pub fn new(files_max: usize) -> Locks {
+        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, waits: Waits::default() }
+    }
+
+    /// Runs `act` on the locks of `node`, which get an entry if they have none.
+    fn on<R>(&self, node: NodeId, act: impl FnOnce(&mut MutexGuard<'_, NodeLocks>) -> R) -> R {
+        loop {
+            let entry = Arc::clone(self.nodes.lock().entry(node).or_default());
+            let mut locks = entry.lock();
+            if !locks.gone {
+                let result = act(&mut locks);
+                self.drop_if_unused(node, &mut locks);
+                return result;
+            }
+        }
+    }
+
+    /// As `on`, where there is an entry.
+    pub(super) fn on_existing<R>(&self, node: NodeId, act: impl FnOnce(&mut MutexGuard<'_, NodeLocks>) -> R) -> Option<R> {
+        let entry = self.nodes.lock().get(&node).cloned()?;
+        let mut locks = entry.lock();
+        if locks.gone {
+            return None;
+        }
+        let result = act(&mut locks);
+        self.drop_if_unused(node, &mut locks);
+        Some(result)
+    }
+
+    fn drop_if_unused(&self, node: NodeId, locks: &mut NodeLocks) {
+        if locks.owners.is_empty() && locks.waiters.is_empty() {
+            locks.gone = true;
+            self.nodes.lock().remove(&node);
+        }
+    }
+
+    /// Takes the lock. Where another is in the way: EAGAIN, or, with `wait`, the answer that it makes is called
+    /// when the wait is over. EDEADLK where it would never be; ENOLCK where there are too many locks. `open` opens
+    /// the file for an owner that has no lock on it yet.
+    pub fn lock(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        open: impl Fn() -> Result<OwnedFd, Errno>,
+        wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>,
+    ) -> Result<Locked, Errno> {
+        let is_open = self.on_existing(wanted.node, |locks| locks.owners.contains_key(&wanted.owner)).unwrap_or(false);
+        // Opened outside the lock. Another thread of the same owner may open it too, and one is closed again.
+        let mut file = if is_open { None } else { Some(self.counted(&open)?) };
+        loop {
+            let result = self.on(wanted.node, |locks| {
+                if let Entry::Vacant(place) = locks.owners.entry(wanted.owner) {
+                    place.insert(Owner { file: file.take()?, ranges: LockRanges::default() });
+                }
+                Some(self.lock_or_wait(locks, wanted, wait))
+            });
+            match result {
+                Some(result) => {
+                    if file.is_some() {
+                        self.files.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    return result;
+                }
+                // Another thread of the same owner has unlocked everything meanwhile.
+                None => file = Some(self.counted(&open)?),
+            }
+        }
+    }
+
+    fn lock_or_wait(
+        self: &Arc<Self>,
+        locks: &mut NodeLocks,
+        wanted: &Wanted,
+        wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>,
+    ) -> Result<Locked, Errno> {
+        let result = match (locks.attempt(wanted), wait) {
+            (Attempt::Granted, _) => Ok(Locked::Done),
+            (Attempt::Failed(errno), _) => Err(errno),
+            (Attempt::Local(_) | Attempt::Foreign, None) => Err(Errno::EAGAIN),
+            (Attempt::Local(other), Some(_)) if !self.waits.may_wait(wanted.owner, other) => Err(Errno::EDEADLK),
+            (_, Some(make_answer)) => self.waits.begin(self, || make_answer().map(|answer| Waiter { wanted: *wanted, answer }), locks),
+        };
+        self.drop_owner_if_unused(locks, wanted.owner);
+        // What was held before may have been more: exclusive instead of shared, or what flock(2) gives up.
+        let may_free = result != Err(Errno::EAGAIN) || wanted.owner.family == Family::Flock;
+        if may_free && !locks.waiters.is_empty() {
+            self.waits.look_at(self, wanted.node);
+        }
+        result
+    }
+
+    fn counted(&self, open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+        let room = self.files.fetch_add(1, Ordering::Relaxed) < self.files_max;
+        let opened = if room { open() } else { Err(Errno::ENOLCK) };
+        opened.inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
+    }
+
+    /// Closes the description of an owner that holds nothing and waits for nothing.
+    pub(super) fn drop_owner_if_unused(&self, locks: &mut NodeLocks, owner: LockOwner) {
+        let is_unused = locks.owners.get(&owner).is_some_and(|o| o.ranges.is_empty());
+        if is_unused && !locks.waiters.iter().any(|w| w.wanted.owner == owner) {
+            locks.owners.remove(&owner);
+            self.files.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes off what `owner` holds of `span`.
+    pub fn unlock(self: &Arc<Self>, node: NodeId, owner: LockOwner, span: Span) -> Result<(), Errno> {
+        if self.files.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let unlocked = self.on_existing(node, |locks| {
+            let Some(held) = locks.owners.get_mut(&owner) else { return Ok(()) };
+            host_set(held.file.as_fd(), owner.family, span, None)?;
+            held.ranges.set(span, None, 0);
+            if held.ranges.is_empty() {
+                locks.holders.remove(&owner);
+            }
+            self.drop_owner_if_unused(locks, owner);
+            if !locks.waiters.is_empty() {
+                self.waits.look_at(self, node);
+            }
+            Ok(())
+        });
+        unlocked.unwrap_or(Ok(()))
+    }
+
+    /// The lock that keeps `owner` from one of `kind` on `span`. `other` is any open file of the node, for an owner
+    /// that has no lock on it. The process is known for locks of this guest, else 0.
+    pub fn in_the_way(
+        &self,
+        node: NodeId,
+        owner: LockOwner,
+        span: Span,
+        kind: LockKind,
+        other: BorrowedFd<'_>,
+    ) -> Result<Option<Held>, Errno> {
+        let known = self.on_existing(node, |locks| {
+            if let Some((_, held)) = locks.holder_in_the_way(owner, span, kind) {
+                return Some(Ok(Some((held.span, held.kind, held.pid))));
+            }
+            let file = locks.owners.get(&owner)?;
+            Some(lock::in_the_way(file.file.as_fd(), span, kind).map(|found| found.map(|(span, kind)| (span, kind, 0))))
+        });
+        let found = match known.flatten() {
+            Some(found) => found?,
+            None => lock::in_the_way(other, span, kind)?.map(|(span, kind)| (span, kind, 0)),
+        };
+        Ok(found.map(|(span, kind, pid)| Held { span, kind, pid }))
+    }
+
+    /// Ends the waits that were asked for through `handle`, with EBADF: it is released.
+    pub fn release(self: &Arc<Self>, node: NodeId, handle: FileHandle) {
+        if self.files.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let ended = self.on_existing(node, |locks| {
+            let (ended, left): (VecDeque<_>, VecDeque<_>) = locks.waiters.drain(..).partition(|w| w.wanted.handle == handle);
+            locks.waiters = left;
+            for waiter in &ended {
+                self.drop_owner_if_unused(locks, waiter.wanted.owner);
+            }
+            ended
+        });
+        self.waits.end(ended.into_iter().flatten(), Errno::EBADF);
+    }
+
+    /// Lets go of every lock on `node`, which the guest forgot; waits end with ESTALE.
+    pub fn forget(&self, node: NodeId) {
+        if self.files.load(Ordering::Relaxed) > 0 {
+            self.drop_node(node, Errno::ESTALE);
+        }
+    }
+
+    /// Lets go of everything; waits end with EIO.
+    pub fn clear(&self) {
+        let nodes: Vec<NodeId> = self.nodes.lock().keys().copied().collect();
+        for node in nodes {
+            self.drop_node(node, Errno::EIO);
+        }
+    }
+
+    fn drop_node(&self, node: NodeId, errno: Errno) {
+        let waiters = self.on_existing(node, |locks| {
+            self.files.fetch_sub(locks.owners.len(), Ordering::Relaxed);
+            locks.owners.clear();
+            locks.holders.clear();
+            std::mem::take(&mut locks.waiters)
+        });
+        self.waits.end(waiters.into_iter().flatten(), errno);
+    }
+}
