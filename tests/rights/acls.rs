@@ -167,6 +167,23 @@ fn a_new_access_acl_takes_setgid_away_where_the_guest_says_so() {
 }
 
 #[test]
+fn acls_that_a_map_renames_are_kept_for_the_guest_to_enforce() {
+    let mut share = Share::on_disk(&["--posix-acl", "--xattrmap", ":map:system.:user.v.:"]);
+    let file = share.make("file");
+    set_mode(&share, "file", 0o2755);
+    let c = share.client();
+    c.setxattr_flags = flag::SETXATTR_ACL_KILL_SGID;
+
+    c.setxattr(file.node, ACCESS, &acl(), 0).unwrap();
+
+    assert_eq!(c.getxattr(file.node, ACCESS, 100).unwrap(), acl());
+    assert_eq!(listed(c, file.node), [ACCESS]);
+    assert_eq!(mode(&share, "file"), 0o755, "setgid goes by the guest's name of the ACL");
+    assert_eq!(on_host(&share.path("file"), "user.v.system.posix_acl_access").unwrap(), acl());
+    assert!(on_host(&share.path("file"), ACCESS).is_err());
+}
+
+#[test]
 fn acls_without_the_option_stay_the_hosts_and_new_files_still_inherit_them() {
     let mut share = Share::on_disk(&["--xattr"]);
     let everyone = std::fs::Permissions::from_mode(0o777);
