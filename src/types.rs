@@ -112,6 +112,11 @@ impl NodeId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileHandle(pub u64);
 
+impl FileHandle {
+    /// Not open: what a guest sends that need not open files. No open file has it.
+    pub const NONE: FileHandle = FileHandle(0);
+}
+
 /// The number by which the guest pairs a reply with its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Unique(pub u64);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, FileHandles, Options, Share};
+use gatherfs::host::{CachePolicy, FileHandles, Options, Share, Timeouts};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 use guest::client::{Client, Piece};
@@ -25,7 +25,7 @@ const N: usize = 1000;
 /// with. An allocation that belongs to the requests is there in every try.
 const TRIES: usize = 3;
 
-/// Allocations of the threads that serve a queue, since the start.
+/// Allocations of the threads that serve a queue, since the start. One test at a time may look at them.
 static SERVING: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -86,6 +86,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// The device in this process, and the guest that has mounted it.
 struct Device {
     client: Option<Client>,
@@ -94,25 +96,27 @@ struct Device {
 }
 
 impl Device {
-    fn start(file_handles: FileHandles) -> Device {
-        let directory = PathBuf::from(format!("/dev/shm/gatherfs-allocations-{}", std::process::id()));
+    fn start(file_handles: FileHandles, readonly: bool) -> Device {
+        let directory = PathBuf::from(format!("/dev/shm/gatherfs-allocations-{}-{readonly}", std::process::id()));
         let shared_dir = directory.join("shared");
         std::fs::create_dir_all(&shared_dir).unwrap();
         let socket = directory.join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
         let options = Options {
             shared_dir: shared_dir.clone(),
-            cache: CachePolicy::Auto,
-            readonly: false,
             readdirplus: true,
-            announce_submounts: true,
             preserve_noatime: false,
+            cache: if readonly { CachePolicy::Always } else { CachePolicy::Auto },
+            timeouts: Timeouts::of(CachePolicy::Auto),
+            allow_mmap: false,
+            announce_submounts: true,
+            host_locks: false,
+            readonly,
             allow_direct_io: false,
             writeback: false,
             xattr: false,
             translation: Default::default(),
             rights: Default::default(),
-            host_locks: true,
             file_handles,
             descriptors: gatherfs::host::Descriptors::of(4096),
         };
@@ -154,6 +158,7 @@ fn allocations_over(c: &mut Client, mut request: impl FnMut(&mut Client)) -> u64
 
 #[test]
 fn read_write_getattr_and_lookup_of_a_known_name_allocate_nothing() {
+    let _alone = ONE_AT_A_TIME.lock();
     for file_handles in [FileHandles::Prefer, FileHandles::Never] {
         println!("inodes as file handles: {file_handles:?}");
         the_hot_requests_allocate_nothing(file_handles);
@@ -161,7 +166,7 @@ fn read_write_getattr_and_lookup_of_a_known_name_allocate_nothing() {
 }
 
 fn the_hot_requests_allocate_nothing(file_handles: FileHandles) {
-    let mut device = Device::start(file_handles);
+    let mut device = Device::start(file_handles, false);
     let c = device.client.as_mut().unwrap();
     let file = c.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
     let (node, fh) = (file.entry.nodeid, file.open.fh);
@@ -192,4 +197,16 @@ fn the_hot_requests_allocate_nothing(file_handles: FileHandles) {
     for (request, count) in counts {
         assert_eq!(count, 0, "{request}");
     }
+}
+
+#[test]
+fn a_read_of_a_file_that_was_not_opened_allocates_nothing() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let mut device = Device::start(FileHandles::Prefer, true);
+    std::fs::write(device.directory.join("shared/file"), [1; 4096]).unwrap();
+    let c = device.client.as_mut().unwrap();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let room = c.place(&[Piece { offset: 0, len: 4096 }], true);
+    let count = allocations_over(c, |c| assert_eq!(c.read_segments(node, 0, 0, &room).unwrap(), 4096));
+    assert_eq!(count, 0);
 }

@@ -179,7 +179,7 @@ fn a_rewind_sees_what_is_there_now() {
 
 #[test]
 fn each_entry_of_readdirplus_counts_as_a_lookup() {
-    let mut share = Share::new();
+    let mut share = Share::forgetting();
     fill(&share, 200);
     let dir = share.client().opendir(ROOT).unwrap();
     let first = list(share.client(), dir.fh, 0, 4096, true);

@@ -64,11 +64,11 @@ struct Traced {
 }
 
 impl Traced {
-    fn start() -> Traced {
+    fn start(options: &[&str]) -> Traced {
         let directory = Directory::in_memory();
         let trace = directory.path().join("trace");
         let before = ["strace", "-f", "-s", "64", "-o", trace.to_str().unwrap()].map(str::to_owned).to_vec();
-        let share = Share::start(Setup { before, ..Setup::default() });
+        let share = Share::start(Setup { before, options, ..Setup::default() });
         Traced { share, phases: Vec::new(), directory }
     }
 
@@ -253,7 +253,7 @@ fn each_request_takes_no_more_host_calls_than_its_budget() {
     if !can_trace() {
         return;
     }
-    let mut traced = Traced::start();
+    let mut traced = Traced::start(&[]);
     trace_files(&mut traced);
     trace_names(&mut traced);
     let listings = trace_listing(&mut traced);
@@ -285,5 +285,25 @@ fn each_request_takes_no_more_host_calls_than_its_budget() {
     for phase in phases.iter().filter(|p| p.name.contains("segment")) {
         let segments: usize = phase.name.split(' ').find_map(|word| word.parse().ok()).unwrap();
         assert_eq!(phase.vectors, vec![segments; N], "{}: what arrived packed stays packed", phase.name);
+    }
+}
+
+#[test]
+fn a_read_of_a_file_that_was_not_opened_is_one_host_call() {
+    if !rustix::process::geteuid().is_root() || !can_trace() {
+        eprintln!("skipped: the daemon must be traced and open files by handle");
+        return;
+    }
+    let mut traced = Traced::start(&["--cache", "always", "--readonly", "--locks", "guest", "--negative-timeout", "0"]);
+    traced.share.put("file", b"contents");
+    grow_old();
+    let node = traced.client().lookup(ROOT, "file").unwrap().nodeid;
+    let read = |s: &mut Share| assert_eq!(s.client().read(node, 0, 0, 100).unwrap(), b"contents");
+    traced.phase("the first READ", 1, read);
+    traced.phase("READ", N, |s| (0..N).for_each(|_| read(s)));
+    let phases = traced.end();
+    for (phase, budget) in phases.iter().zip([2, N]) {
+        println!("{}: {:?}", phase.name, phase.calls);
+        assert_eq!(phase.total(), budget, "{}: {:?}", phase.name, phase.calls);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::listen::Listening;
 use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Translation, Wanted};
+use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Translation, Wanted};
 use crate::sandbox::Mode;
 
 /// The tag for monitors that ask, when none was given.
@@ -113,6 +113,10 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             if a.cache == Cache::Never { "never" } else { "metadata" }
         );
     }
+    if a.allow_mmap && !cache.bypasses_cache() {
+        tracing::warn!("--allow-mmap has no effect: files can be mapped anyway unless --cache is never or metadata");
+    }
+    let by_policy = Timeouts::of(cache);
     let sandbox = match a.sandbox {
         Some(Sandbox::Namespace) => Mode::Namespace,
         Some(Sandbox::Chroot) => Mode::Chroot,
@@ -139,6 +143,12 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         share: Options {
             shared_dir,
             cache,
+            timeouts: Timeouts {
+                entry: a.entry_timeout.unwrap_or(by_policy.entry),
+                attr: a.attr_timeout.unwrap_or(by_policy.attr),
+                negative: a.negative_timeout.unwrap_or(by_policy.negative),
+            },
+            allow_mmap: a.allow_mmap,
             readonly: a.readonly,
             // Names that hold for no time are not worth listing with their attributes.
             readdirplus: !a.no_readdirplus && a.cache != Cache::Never,
@@ -195,10 +205,32 @@ fn device_options(a: &Arguments) -> DeviceOptions {
 mod tests {
     use super::*;
     use crate::config::parse;
+    use std::time::Duration;
 
     fn parsed(line: &str) -> Result<Checked, ConfigError> {
         let words = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
         check(&parse(words).unwrap(), true, 4)
+    }
+
+    #[test]
+    fn timeouts_follow_the_cache_policy_unless_they_are_given() {
+        let timeouts = |options: &str| {
+            let t = parsed(&format!("--shared-dir /d --fd 5 {options}")).unwrap().share.timeouts;
+            (t.entry.as_secs(), t.attr.as_secs(), t.negative.as_secs())
+        };
+        let day = 86_400;
+        assert_eq!(timeouts("--cache auto"), (1, 1, 0));
+        assert_eq!(timeouts("--cache never"), (0, 0, 0));
+        assert_eq!(timeouts("--cache always"), (day, day, day));
+        assert_eq!(timeouts("--cache metadata"), (day, day, day));
+        assert_eq!(timeouts("--cache always --negative-timeout 0"), (day, day, 0));
+        assert_eq!(timeouts("--cache never --attr-timeout 7"), (0, 7, 0));
+        for bad in ["-1", "soon", "nan", "inf", ""] {
+            let option = format!("--entry-timeout={bad}");
+            let line = ["gatherfsd", "--shared-dir", "/d", "--fd", "5", &option];
+            let error = parse(line.map(Into::into)).unwrap_err().to_string();
+            assert!(error.contains("--entry-timeout"), "{error}");
+        }
     }
 
     #[test]
@@ -306,6 +338,10 @@ mod tests {
         }
         let c = parsed("--shared-dir /d --fd 5 --thread-pool-size 3 --max-pages 256").unwrap();
         assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3 });
+        let t = parsed("--shared-dir /d --fd 5 --entry-timeout 0.25 --attr-timeout 3 --negative-timeout 1e1 --allow-mmap").unwrap().share;
+        let ms = Duration::from_millis;
+        assert_eq!(t.timeouts, Timeouts { entry: ms(250), attr: ms(3000), negative: ms(10_000) });
+        assert!(t.allow_mmap);
         assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
         let kinds = [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)];
         for (word, how) in kinds.into_iter().chain([("fallback", FileHandles::Prefer)]) {

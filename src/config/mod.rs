@@ -17,6 +17,7 @@ mod sentence;
 mod words;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
@@ -138,6 +139,12 @@ pub enum Negotiation {
     Always,
 }
 
+/// A time in seconds, with decimals or without.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    parsed.ok_or_else(|| "give a number of seconds, 0 or more, such as 0.5".to_owned())
+}
+
 /// Shares a host directory with a virtual machine: a virtio-fs device that QEMU and other monitors attach
 /// to by vhost-user.
 #[derive(Debug, Clone, Parser)]
@@ -209,6 +216,22 @@ pub struct Arguments {
     /// Let mounts below the share look like part of it
     #[arg(long)]
     pub no_announce_submounts: bool,
+    /// Seconds, also 0.5, for which the guest believes that a name is the file that it was [default: by --cache]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub entry_timeout: Option<Duration>,
+
+    /// Seconds for which the guest believes a file's attributes [default: by --cache]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub attr_timeout: Option<Duration>,
+
+    /// Seconds for which the guest believes that a name is not there [default: 0 for --cache auto and never, a
+    /// day for always and metadata]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub negative_timeout: Option<Duration>,
+
+    /// Let the guest map files with --cache never and metadata
+    #[arg(long)]
+    pub allow_mmap: bool,
 
     /// Refuse every change with EROFS
     #[arg(long)]

@@ -218,7 +218,7 @@ impl Call<'_> {
                     return responder.error(Errno::EINVAL);
                 }
                 responder.fill(size as usize, |pages| {
-                    let done = share.read(handle, offset, pages, &metrics.host_reads)?;
+                    let done = share.read(node, handle, offset, pages, &metrics.host_reads)?;
                     metrics.host_read_bytes.add(done as u64);
                     Ok(done)
                 });
@@ -239,27 +239,27 @@ impl Call<'_> {
             Operation::Open { flags, kill_suidgid } => answer(responder, share.open(node, flags, kill_suidgid)),
             Operation::Release { handle, flock_owner } => answer_done(responder, share.release(handle, flock_owner)),
             Operation::Flush { handle, lock_owner } => answer_done(responder, share.flush(handle, lock_owner)),
-            Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(handle, data_only)),
+            Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(node, handle, data_only)),
             Operation::Opendir { .. } => answer(responder, share.opendir(node)),
             Operation::Readdir { handle, offset, size } => {
                 let size = (size as usize).min(responder.room());
                 self.scratch.clear();
-                let done = share.readdir(handle, offset, size, self.scratch);
+                let done = share.readdir(node, handle, offset, size, self.scratch);
                 answer_bytes(responder, done, self.scratch);
             }
             Operation::Readdirplus { handle, offset, size } => {
                 let size = (size as usize).min(responder.room());
                 self.scratch.clear();
-                let done = share.readdirplus(handle, offset, size, self.scratch);
+                let done = share.readdirplus(node, handle, offset, size, self.scratch);
                 answer_bytes(responder, done, self.scratch);
             }
             Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
-            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(handle, data_only)),
+            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(node, handle, data_only)),
             Operation::Fallocate { handle, offset, len, mode } => {
                 answer_done(responder, share.fallocate(handle, offset, len, mode, self.header.uid));
             }
             Operation::Lseek { handle, offset, whence } => {
-                answer(responder, share.lseek(handle, offset, whence).map(|offset| LseekOut { offset }));
+                answer(responder, share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }));
             }
             Operation::CopyFileRange { copy, wide_reply: true } => {
                 answer(responder, share.copy_file_range(&copy, self.header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));

@@ -29,12 +29,16 @@ pub mod init_flags {
     pub const POSIX_LOCKS: u64 = 1 << 1;
     /// OPEN with O_TRUNC truncates, no SETATTR follows.
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    /// LOOKUP knows "." and "..", so that a node is found again by its id.
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
     /// WRITE may exceed one page.
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The guest leaves the umask to the daemon.
     pub const DONT_MASK: u64 = 1 << 6;
     /// flock(2) is the daemon's.
     pub const FLOCK_LOCKS: u64 = 1 << 10;
+    /// IOCTL of a directory is served.
+    pub const HAS_IOCTL_DIR: u64 = 1 << 11;
     /// The guest drops cached data when size or mtime changed.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS is served.
@@ -45,6 +49,8 @@ pub mod init_flags {
     pub const ASYNC_DIO: u64 = 1 << 15;
     /// The guest keeps dirty pages.
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
+    /// OPEN may be ENOSYS: the guest then asks no more and sends handle 0.
+    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     /// LOOKUP and READDIR of one directory may come in parallel.
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
     /// Writes, truncations and changes of owner clear setuid, setgid and capabilities on the host, always.
@@ -53,6 +59,12 @@ pub mod init_flags {
     pub const POSIX_ACL: u64 = 1 << 20;
     /// `max_pages` of the INIT reply counts.
     pub const MAX_PAGES: u64 = 1 << 22;
+    /// The guest keeps the targets of symbolic links.
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    /// OPENDIR may be ENOSYS: the guest then asks no more and sends handle 0.
+    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    /// The guest drops cached data only when it is told to.
+    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     /// `FUSE_ATTR_SUBMOUNT` is understood.
     pub const SUBMOUNTS: u64 = 1 << 27;
     /// As `HANDLE_KILLPRIV`, where the request says that its caller may not keep setuid and setgid.
@@ -65,6 +77,8 @@ pub mod init_flags {
     pub const SECURITY_CTX: u64 = 1 << 32;
     /// Creates carry the caller's group where the parent directory needs it.
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    /// A file that is opened with DIRECT_IO may be mapped.
+    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     /// The guest may mount with mapped ids; requests other than creates then carry no caller.
     pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
@@ -77,6 +91,10 @@ pub mod open_flags {
     pub const KEEP_CACHE: u32 = 1 << 1;
     /// The guest may cache directory entries.
     pub const CACHE_DIR: u32 = 1 << 3;
+    /// No FLUSH when a descriptor is closed.
+    pub const NOFLUSH: u32 = 1 << 5;
+    /// Direct writes that do not extend the file may be sent in parallel.
+    pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 
 /// `fuse_setattr_in.valid` bits.
@@ -296,6 +314,12 @@ mod tests {
             (init_flags::MAX_PAGES, F::MAX_PAGES),
             (init_flags::SUBMOUNTS, F::SUBMOUNTS),
             (init_flags::INIT_EXT, F::INIT_EXT),
+            (init_flags::EXPORT_SUPPORT, F::EXPORT_SUPPORT),
+            (init_flags::HAS_IOCTL_DIR, F::HAS_IOCTL_DIR),
+            (init_flags::NO_OPEN_SUPPORT, F::ZERO_MESSAGE_OPEN),
+            (init_flags::NO_OPENDIR_SUPPORT, F::ZERO_MESSAGE_OPENDIR),
+            (init_flags::CACHE_SYMLINKS, F::CACHE_SYMLINKS),
+            (init_flags::EXPLICIT_INVAL_DATA, F::EXPLICIT_INVAL_DATA),
         ];
         for (ours, theirs) in pairs {
             assert_eq!(ours, theirs.bits());

@@ -56,6 +56,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// As `take_name`, with `.` and `..` allowed: what LOOKUP takes where EXPORT_SUPPORT was agreed.
+    pub fn take_lookup_name(&mut self) -> Result<&'a CStr, Errno> {
+        match self.bytes {
+            [b'.', 0, ..] | [b'.', b'.', 0, ..] => self.take_string(),
+            _ => self.take_name(),
+        }
+    }
+
     /// The next symbolic link target. ENOENT when empty (man symlink(2)), ENAMETOOLONG above PATH_MAX.
     pub fn take_target(&mut self) -> Result<&'a CStr, Errno> {
         let target = self.take_string()?;
@@ -94,6 +102,13 @@ mod tests {
         assert_eq!(name(b"...\0"), Ok(b"...".to_vec()));
         for bad in [&b"\0"[..], b".\0", b"..\0", b"a/b\0", b"/\0", b"a\0b\0", b""] {
             assert_eq!(name(bad), Err(Errno::EINVAL), "{bad:?}");
+        }
+        let lookup = |bytes: &[u8]| Cursor::new(bytes).take_lookup_name().map(|n| n.to_bytes().to_vec());
+        for (bytes, name) in [(&b".\0"[..], "."), (b"..\0", ".."), (b"...\0", "..."), (b".x\0", ".x")] {
+            assert_eq!(lookup(bytes), Ok(name.as_bytes().to_vec()));
+        }
+        for bad in [&b"\0"[..], b"./\0", b"../\0", b"../..\0", b".", b".."] {
+            assert_eq!(lookup(bad), Err(Errno::EINVAL), "{bad:?}");
         }
         let mut long = vec![b'x'; 256];
         long.push(0);

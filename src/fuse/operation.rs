@@ -73,7 +73,8 @@ pub struct Setattr {
     pub kill_suidgid: bool,
 }
 
-/// A request, decoded. Names are one path component, NUL-terminated, at most 255 bytes.
+/// A request, decoded. Names are one path component, NUL-terminated, at most 255 bytes; LOOKUP's may be `.` or
+/// `..` where EXPORT_SUPPORT was agreed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Operation<'a> {
@@ -152,6 +153,11 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
     let (own, area) = arguments.split_at(own_len);
     let mut c = Cursor::new(own);
     let operation = match opcode {
+        Opcode::Lookup if agreed.is_some_and(|a| a.has(init_flags::EXPORT_SUPPORT)) => {
+            let name = c.take_lookup_name()?;
+            c.finish()?;
+            Operation::Lookup { name }
+        }
         Opcode::Lookup => Operation::Lookup { name: last_name(c)? },
         Opcode::Unlink => Operation::Unlink { name: last_name(c)? },
         Opcode::Rmdir => Operation::Rmdir { name: last_name(c)? },

@@ -26,9 +26,44 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    fn of(identity: &InodeIdentity) -> FileKey {
+    /// The key of a file that was looked up.
+    pub fn of(identity: &InodeIdentity) -> FileKey {
         FileKey { device: identity.device, ino: identity.ino, mount_id: identity.mount_id }
     }
+}
+
+/// Nodes that the guest forgot and is still known by: an NFS client names them by their id for as long as it
+/// likes. Their records take 8 MiB; the one that was kept first goes first.
+const RETAINED_MAX: usize = 65_536;
+
+/// The nodes that are kept without lookups, and some that were looked up again since.
+#[derive(Debug, Default)]
+struct Retained {
+    places: Vec<NodeId>,
+    oldest: usize,
+}
+
+impl Retained {
+    /// Gives `node` a place: that of the node that is returned, where all are taken.
+    fn keep(&mut self, node: NodeId, places_max: usize) -> Option<NodeId> {
+        if self.places.len() < places_max {
+            self.places.push(node);
+            return None;
+        }
+        let previous = std::mem::replace(&mut self.places[self.oldest], node);
+        self.oldest = (self.oldest + 1) % places_max;
+        Some(previous)
+    }
+}
+
+/// What became of a FORGET.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgotten {
+    /// The node has no lookup left: what is open of it can be closed.
+    pub is_last: bool,
+    /// The node whose record was freed, so that the caller can let go of what hangs on it: the forgotten one, or
+    /// one whose place it took.
+    pub freed: Option<(NodeId, InodeIdentity)>,
 }
 
 /// What became of an insertion.
@@ -45,6 +80,8 @@ pub enum Inserted {
 pub struct InodeTable {
     records: InodeRecords,
     index: [Mutex<FxHashMap<FileKey, Indexed>>; SHARDS],
+    retained: Mutex<Retained>,
+    retained_max: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +107,7 @@ fn is_settled(birth_ns: u64) -> bool {
 impl InodeTable {
     /// A table over `records`, which are empty.
     pub fn new(records: InodeRecords) -> InodeTable {
-        InodeTable { records, index: std::array::from_fn(|_| Mutex::default()) }
+        InodeTable { records, index: std::array::from_fn(|_| Mutex::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
     fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
@@ -106,23 +143,55 @@ impl InodeTable {
         Ok(Inserted::New(node))
     }
 
-    /// Takes `count` lookups off `node`. Where none is left the node is freed and its identity returned,
-    /// so that the caller can let go of what hangs on it. The root is never freed.
-    pub fn forget(&self, node: NodeId, count: u64) -> Option<InodeIdentity> {
-        if node == NodeId::ROOT {
-            return None;
+    /// Counts one more lookup of `node` itself. ESTALE where there is no such node.
+    pub fn look_up_node(&self, node: NodeId) -> Result<(), Errno> {
+        let key = FileKey::of(&self.identity(node)?);
+        let _shard = self.shard(&key).lock();
+        if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Takes `count` lookups off `node`. Where none is left the node is freed, or kept for a while if `retain`
+    /// says so: it is found again under the same id then. The root is never freed.
+    pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
+        let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
+        let key = FileKey::of(&identity);
+        let mut shard = self.shard(&key).lock();
+        if self.records.forget(node, count) != Some(0) {
+            return Forgotten::default();
         }
+        if !retain(&identity) {
+            self.free(&mut shard, &key, node);
+            return Forgotten { is_last: true, freed: Some((node, identity)) };
+        }
+        let has_place = !self.records.retain(node);
+        // Two locks are never held at once.
+        drop(shard);
+        let previous = if has_place { None } else { self.retained.lock().keep(node, self.retained_max) };
+        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
+    }
+
+    /// Frees a node that lost its place among the retained ones, unless it was looked up again.
+    fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
         let identity = self.records.identity(node)?;
         let key = FileKey::of(&identity);
         let mut shard = self.shard(&key).lock();
-        if self.records.forget(node, count)? > 0 {
+        if self.records.end_retention(node)? > 0 {
             return None;
         }
-        if shard.get(&key).is_some_and(|i| i.node == node) {
-            shard.remove(&key);
+        self.free(&mut shard, &key, node);
+        Some((node, identity))
+    }
+
+    fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
+        if shard.get(key).is_some_and(|i| i.node == node) {
+            shard.remove(key);
         }
         self.records.free(node);
-        Some(identity)
+    }
+
+    /// Nobody has a place among the retained ones any more: every node but the root was freed.
+    pub fn end_session(&self) {
+        *self.retained.lock() = Retained::default();
     }
 
     /// Which file `node` is; ESTALE where there is no such node.
@@ -164,11 +233,11 @@ mod tests {
         let key = FileKey::of(&file(2, 1));
         assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
-        assert_eq!(table.forget(node, 2), None);
-        assert_eq!(table.forget(node, 1), Some(file(2, 1)));
+        assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
+        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))) });
         assert_eq!(table.look_up(&key, 1), None);
         assert_eq!(table.identity(node), Err(Errno::ESTALE));
-        assert_eq!(table.forget(NodeId::ROOT, 100), None);
+        assert_eq!(table.forget(NodeId::ROOT, 100, |_| true), Forgotten::default());
         assert!(table.identity(NodeId::ROOT).is_ok());
     }
 
@@ -202,7 +271,46 @@ mod tests {
         assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), None);
         let Inserted::New(new) = table.insert(&file(2, 2), |_| ()).unwrap() else { panic!("known") };
         assert_ne!(old, new);
-        assert!(table.forget(old, 1).is_some());
+        assert!(table.forget(old, 1, |_| false).freed.is_some());
         assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), Some(new), "still indexed");
+    }
+    #[test]
+    fn a_retained_node_keeps_its_id_until_its_place_is_taken() {
+        let table = InodeTable { retained_max: 2, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        let look_up = |ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+            Inserted::New(node) | Inserted::Known(node) => node,
+        };
+        let [a, b, c] = [2, 3, 4].map(look_up);
+        let forget = |node| table.forget(node, 1, |_| true);
+        let kept = Forgotten { is_last: true, freed: None };
+        assert_eq!((forget(a), forget(b)), (kept, kept));
+        assert_eq!(forget(b), kept, "one FORGET too many takes no second place");
+        assert_eq!((look_up(2), look_up(2)), (a, a), "found again under its id");
+        assert_eq!(forget(c).freed, None, "the place of one that lives again is taken, and it lives on");
+        assert!(table.identity(a).is_ok());
+
+        assert_eq!(forget(a), Forgotten::default());
+        assert_eq!(forget(a).freed, Some((b, file(3, 1))), "a has a new place, that of b");
+        assert_eq!(table.identity(b), Err(Errno::ESTALE));
+        assert_ne!(look_up(3), b, "an id is not given twice");
+        assert_eq!(table.look_up_node(c), Ok(()));
+        assert_eq!(table.look_up_node(b), Err(Errno::ESTALE));
+        assert_eq!(table.forget(a, 1, |_| false).freed, Some((a, file(2, 1))), "freed at the end of a session");
+    }
+
+    #[test]
+    fn however_many_are_forgotten_no_more_than_the_bound_are_retained() {
+        let table = InodeTable { retained_max: 10, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        for round in 0..1000u64 {
+            let ino = 2 + round * 7 % 50;
+            for _ in 0..=round % 3 {
+                table.insert(&file(ino, 1), |_| ()).unwrap();
+            }
+            let Inserted::Known(node) = table.insert(&file(ino, 1), |_| ()).unwrap() else { panic!("new") };
+            table.forget(node, u64::MAX, |_| true);
+            assert!(table.nodes().len() <= 11, "round {round}: {}", table.nodes().len());
+        }
     }
 }

@@ -6,8 +6,12 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod by_node;
+mod cache;
 mod caller;
 mod directory;
+mod entries;
+mod handleless;
 mod id_map;
 mod inodes;
 mod lock_ranges;
@@ -15,17 +19,17 @@ mod lock_waits;
 mod locks;
 mod mounts;
 mod ops;
-mod path_fds;
 mod rights;
 mod share;
 mod share_error;
 mod xattr_map;
 
+pub use cache::{CachePolicy, Timeouts};
 pub use caller::Caller;
 pub use id_map::{IdMap, IdMapError, IdRule, Translation};
 pub use locks::{LockAnswer, Locked};
 pub use ops::{Maker, WriteRequest};
 pub use rights::{GuestLacks, Rights, Wanted};
-pub use share::{CachePolicy, Descriptors, FileHandles, Options, Share};
+pub use share::{Descriptors, FileHandles, Options, Share};
 pub use share_error::ShareError;
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

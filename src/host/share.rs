@@ -1,55 +1,33 @@
 //! The share: its options, its tables, and the ways from a node id to something the kernel can act on.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
-use super::attributes;
+use super::by_node::ByNode;
+use super::cache::{CachePolicy, Timeouts};
 use super::directory::Directory;
+use super::entries::identity_of;
+use super::handleless::Handleless;
 use super::id_map::Translation;
-use super::inodes::{FileKey, InodeTable, Inserted};
+use super::inodes::InodeTable;
 use super::locks::Locks;
 use super::mounts::Mounts;
-use super::path_fds::PathFds;
 use super::rights::{self, Rights};
 use super::share_error::ShareError;
 use crate::fuse::Negotiated;
-use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
+use crate::fuse::abi::init_flags;
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::identity;
-use crate::sys::stat::{self, Statx};
+use crate::sys::stat;
 use crate::sys::working_dir::{DescriptorDir, DescriptorName};
 use crate::types::{Errno, FileHandle, HostGid, HostUid, NodeId};
-
-/// How long the guest may believe what it was told, and whether it caches data (virtiofsd's `--cache`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CachePolicy {
-    /// Names and attributes for a second; data until size or mtime change.
-    Auto,
-    /// Everything for a day: only the guest changes the share.
-    Always,
-    /// Nothing; reads and writes go to the host each time.
-    Never,
-    /// Names and attributes for a day, no data.
-    Metadata,
-}
-
-impl CachePolicy {
-    fn timeout_s(self) -> u64 {
-        match self {
-            CachePolicy::Auto => 1,
-            CachePolicy::Always | CachePolicy::Metadata => 86_400,
-            CachePolicy::Never => 0,
-        }
-    }
-}
 
 /// How inodes are kept while the guest knows them (virtiofsd's `--inode-file-handles`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +47,10 @@ pub struct Options {
     pub shared_dir: PathBuf,
     /// What the guest may cache.
     pub cache: CachePolicy,
+    /// For how long it may believe what it is told.
+    pub timeouts: Timeouts,
+    /// Let the guest map files whose data it does not cache.
+    pub allow_mmap: bool,
     /// Refuse every change with EROFS.
     pub readonly: bool,
     /// Offer READDIRPLUS.
@@ -132,13 +114,16 @@ pub struct Share {
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
     pub(super) locks: Arc<Locks>,
-    inodes: InodeTable,
-    path_fds: PathFds,
-    mounts: Mounts,
+    pub(super) inodes: InodeTable,
+    pub(super) path_fds: ByNode<OwnedFd>,
+    pub(super) handleless: Handleless,
+    pub(super) mounts: Mounts,
     descriptor_dir: DescriptorDir,
-    root: InodeIdentity,
+    pub(super) root: InodeIdentity,
     /// File handles work here and may be opened.
-    by_handle: bool,
+    pub(super) by_handle: bool,
+    /// The share's file system is the host's own, not a server's that must hear of a close.
+    is_local: bool,
     agreed_flags: AtomicU64,
 }
 
@@ -174,11 +159,13 @@ impl Share {
             own_ids: identity::effective(),
             locks: Arc::new(Locks::new(options.descriptors.locks)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
-            path_fds: PathFds::new(options.descriptors.recent, options.descriptors.pinned),
+            path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
+            handleless: Handleless::new(options.descriptors.recent),
             mounts: Mounts::default(),
             descriptor_dir,
             root,
             by_handle: handle.is_some(),
+            is_local: stat::is_local(root_fd.as_fd())?,
             agreed_flags: AtomicU64::new(0),
             options,
         };
@@ -203,12 +190,22 @@ impl Share {
     pub fn wanted_flags(&self) -> u64 {
         use init_flags as f;
         let mut flags = f::ASYNC_READ | f::ATOMIC_O_TRUNC | f::BIG_WRITES | f::ASYNC_DIO | f::PARALLEL_DIROPS | f::MAX_PAGES;
-        flags |= f::INIT_EXT | f::CREATE_SUPP_GROUP | f::AUTO_INVAL_DATA;
+        flags |= f::INIT_EXT | f::CREATE_SUPP_GROUP;
         if self.options.readdirplus {
             flags |= f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
         }
         if self.options.announce_submounts {
             flags |= f::SUBMOUNTS;
+        }
+        // A symbolic link's target never changes: another target is another inode.
+        flags |= f::CACHE_SYMLINKS | self.options.cache.init_flags(self.options.allow_mmap);
+        flags |= self.handleless_flags();
+        if flags & f::NO_OPEN_SUPPORT != 0 {
+            // A guest that does not open would take O_TRUNC as done; this has it send SETATTR, which is refused.
+            flags &= !f::ATOMIC_O_TRUNC;
+        }
+        if self.by_handle {
+            flags |= f::EXPORT_SUPPORT;
         }
         if self.options.writeback {
             flags |= f::WRITEBACK_CACHE;
@@ -229,15 +226,30 @@ impl Share {
         self.agreed_flags.load(Ordering::Relaxed) & flag != 0
     }
 
+    /// Whether the guest's locks are held on the host, by its open files.
+    pub(super) fn has_host_locks(&self) -> bool {
+        self.options.host_locks && self.agreed(init_flags::POSIX_LOCKS | init_flags::FLOCK_LOCKS)
+    }
+
+    /// Whether a close(2) of `node`'s file in the guest means something here: locks end with it, or the host's
+    /// file system may have an error to report.
+    pub(super) fn needs_flush(&self, node: NodeId, host_flags: i32) -> bool {
+        let is_here = || self.is_local && self.inodes.identity(node).is_ok_and(|i| i.mount_id == self.root.mount_id);
+        let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || is_here();
+        self.has_host_locks() || self.agreed(init_flags::WRITEBACK_CACHE) || !nothing_to_report
+    }
+
     /// Ends the FUSE session: every handle and every node but the root is gone.
     pub fn end_session(&self) {
         self.locks.clear();
         self.directories.write().clear();
         self.handles.clear();
+        // First, so that no node is retained.
+        self.agreed_flags.store(0, Ordering::Relaxed);
         for node in self.inodes.nodes() {
             self.forget(node, u64::MAX);
         }
-        self.agreed_flags.store(0, Ordering::Relaxed);
+        self.inodes.end_session();
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.
@@ -295,117 +307,6 @@ impl Share {
     pub(super) fn open_file(&self, handle: FileHandle) -> Result<OpenFile<'_>, Errno> {
         self.handles.get(handle).ok_or(Errno::EBADF)
     }
-
-    /// Looks `name` up in the directory behind `parent` and counts the lookup: one system call for a file
-    /// that the guest knows.
-    pub(super) fn look_up_at(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
-        let st = stat::at(parent, name)?;
-        if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
-            return Ok(self.entry(node, &st));
-        }
-        self.look_up_new(parent, name, &st)
-    }
-
-    /// As `look_up_at`, for a file that was just opened: `fd` is the file itself.
-    pub(super) fn look_up_open(&self, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
-        let st = stat::of(fd)?;
-        if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
-            return Ok(self.entry(node, &st));
-        }
-        let handle = if self.by_handle { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
-        self.insert(&st, handle, || self.reopen(fd, libc::O_PATH))
-    }
-
-    fn look_up_new(&self, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
-        if self.by_handle
-            && let Some((handle, mount_id)) = file_handle::of(parent, name)?
-            && mount_id == st.stx_mnt_id
-            && self.is_same_file(&handle, parent, name, st)?
-        {
-            return self.insert(st, Some(handle), || open_path(parent, name));
-        }
-        // Without a handle the descriptor is what the node holds on to, so it is the one to look at.
-        let fd = open_path(parent, name)?;
-        let st = stat::of(fd.as_fd())?;
-        self.insert(&st, None, || Ok(fd))
-    }
-
-    /// Whether `handle` is of the file that `st` describes: the name may have changed hands in between.
-    fn is_same_file(&self, handle: &Handle, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<bool, Errno> {
-        if let Some(ino) = ino_in_handle(handle) {
-            return Ok(ino == st.stx_ino);
-        }
-        let again = stat::at(parent, name)?;
-        Ok(key_of(&again) == key_of(st) && birth_ns(&again) == birth_ns(st))
-    }
-
-    /// Makes a node. `open` gives an O_PATH descriptor, for a node that cannot be opened by handle.
-    fn insert(&self, st: &Statx, handle: Option<Handle>, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<EntryOut, Errno> {
-        let mut identity = identity_of(st, handle);
-        let mut pinned = None;
-        if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
-            // The first file of another mount: its handle opens with a descriptor on that mount.
-            let fd = open()?;
-            let kind = attributes::kind(st);
-            let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-            let openable = kind == libc::S_IFDIR || kind == libc::S_IFREG;
-            match if openable { self.reopen(fd.as_fd(), flags).ok() } else { None } {
-                Some(mount) => _ = self.mounts.add_inode(st.stx_mnt_id, Some(mount)),
-                None => (identity.handle, pinned) = (None, Some(fd)),
-            }
-        } else if identity.handle.is_none() {
-            if self.options.file_handles == FileHandles::Mandatory {
-                return Err(Errno::EOPNOTSUPP);
-            }
-            pinned = Some(open()?);
-        }
-        let pinned = pinned.map(|fd| self.path_fds.pinnable(fd)).transpose()?;
-        let inserted = self.inodes.insert(&identity, |node| {
-            if let Some(pinned) = pinned {
-                self.path_fds.pin(node, pinned);
-            }
-        });
-        if !matches!(inserted, Ok(Inserted::New(_))) && identity.handle.is_some() {
-            self.mounts.remove_inode(identity.mount_id);
-        }
-        let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
-        Ok(self.entry(node, st))
-    }
-
-    /// Takes `count` lookups off `node`; an unknown node is passed over.
-    pub fn forget(&self, node: NodeId, count: u64) {
-        if let Some(identity) = self.inodes.forget(node, count) {
-            self.path_fds.remove(node);
-            self.locks.forget(node);
-            if identity.handle.is_some() {
-                self.mounts.remove_inode(identity.mount_id);
-            }
-        }
-    }
-
-    fn entry(&self, node: NodeId, st: &Statx) -> EntryOut {
-        let timeout_s = self.options.cache.timeout_s();
-        EntryOut { nodeid: node.0, entry_valid: timeout_s, attr_valid: timeout_s, attr: self.attr(st), ..EntryOut::default() }
-    }
-
-    fn attr(&self, st: &Statx) -> Attr {
-        let mut attr = attributes::attr(st, &self.options.translation);
-        let is_submount = st.stx_mnt_id != self.root.mount_id && st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
-        if is_submount && attributes::kind(st) == libc::S_IFDIR && self.agreed(init_flags::SUBMOUNTS) {
-            attr.flags |= ATTR_SUBMOUNT;
-        }
-        attr
-    }
-
-    /// The reply of GETATTR and SETATTR.
-    pub(super) fn attr_out(&self, st: &Statx) -> AttrOut {
-        AttrOut { attr_valid: self.attr_timeout_s(), attr: self.attr(st), ..AttrOut::default() }
-    }
-
-    /// Seconds for which attributes hold.
-    pub(super) fn attr_timeout_s(&self) -> u64 {
-        self.options.cache.timeout_s()
-    }
 }
 
 /// Why the root failed; the path is added by who knows it.
@@ -427,28 +328,6 @@ impl From<ArenaError> for RootError {
     }
 }
 
-fn key_of(st: &Statx) -> FileKey {
-    FileKey { device: u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor), ino: st.stx_ino, mount_id: st.stx_mnt_id }
-}
-
-/// Birth time in nanoseconds; 0 where the file system does not tell.
-fn birth_ns(st: &Statx) -> u64 {
-    let t = &st.stx_btime;
-    t.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.tv_nsec))
-}
-
-fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
-    let key = key_of(st);
-    let kind = attributes::kind(st);
-    InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, handle }
-}
-
-/// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.
-pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
-}
-
 /// The root's file handle, where the file system has them and this process may open them.
 fn openable_handle(root: BorrowedFd<'_>) -> Result<Option<Handle>, Errno> {
     let Some((handle, _)) = file_handle::of(root, c"")? else { return Ok(None) };
@@ -458,23 +337,5 @@ fn openable_handle(root: BorrowedFd<'_>) -> Result<Option<Handle>, Errno> {
             tracing::debug!("files are kept open instead of by handle: open_by_handle_at: {errno}");
             Ok(None)
         }
-    }
-}
-
-/// The inode number in a handle, for the file systems whose encoding is known (linux/exportfs.h): with it,
-/// a handle and a statx of one name can be told to be of one file without another system call.
-fn ino_in_handle(handle: &Handle) -> Option<u64> {
-    let u32_at = |at: usize| handle.bytes[at..at + 4].try_into().ok().map(u32::from_ne_bytes).map(u64::from);
-    let u64_at = |at: usize| handle.bytes[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
-    match (handle.kind, handle.len) {
-        // FILEID_INO32_GEN: ext4 and others.
-        (1, 8) => u32_at(0),
-        // tmpfs: generation, then the number in two halves.
-        (1, 12) => Some(u32_at(4)? | u32_at(8)? << 32),
-        // XFS with 64-bit numbers.
-        (0x81, 12..) => u64_at(0),
-        // btrfs: FILEID_BTRFS_WITHOUT_PARENT.
-        (0x4d, 20) => u64_at(0),
-        _ => None,
     }
 }

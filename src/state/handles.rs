@@ -54,9 +54,13 @@ pub struct OpenFile<'t> {
 }
 
 impl HandleTable {
-    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files.
+    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files. Slot 0 stays
+    /// unused: handle 0 means "not open".
     pub fn new(arena: &Arc<Arena>, offset: usize, handles_max: u32) -> HandleTable {
-        HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(0, HANDLES_MAX.min(handles_max)) }
+        HandleTable {
+            records: arena.table(offset, HANDLES_MAX as usize),
+            slots: Slots::new(1, HANDLES_MAX.min(handles_max.saturating_add(1))),
+        }
     }
 
     /// Takes an open file in; `flags` are those it was opened with.
@@ -112,7 +116,7 @@ impl HandleTable {
 
     /// Any open file of `node`, found by a walk: for the rare case that the node has no other way in.
     pub fn find(&self, node: NodeId) -> Option<OpenFile<'_>> {
-        (0..self.slots.end()).find_map(|slot| {
+        (1..self.slots.end()).find_map(|slot| {
             let record = self.records.get(slot)?;
             let state = record.state.load(Ordering::Acquire);
             if state & LIVE == 0 || record.node.load(Ordering::Relaxed) != node.0 {
@@ -125,7 +129,7 @@ impl HandleTable {
 
     /// Ends every handle.
     pub fn clear(&self) {
-        for slot in 0..self.slots.end() {
+        for slot in 1..self.slots.end() {
             if let Some(record) = self.records.get(slot) {
                 let generation = record.state.load(Ordering::Acquire) & !0xffff_ffff;
                 self.remove(FileHandle(generation | u64::from(slot)));
@@ -206,6 +210,7 @@ mod tests {
     fn a_released_handle_is_gone_and_its_slot_gets_another_number() {
         let table = table();
         let handle = table.insert(file(), NodeId(5), 0).unwrap();
+        assert_ne!(handle, FileHandle::NONE);
         assert_eq!(table.get(handle).unwrap().node(), NodeId(5));
         assert!(table.remove(handle));
         assert!(!table.remove(handle));

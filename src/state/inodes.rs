@@ -33,7 +33,8 @@ pub struct InodeRecord {
     handle_kind: AtomicI32,
     /// 0: no handle.
     handle_len: AtomicU32,
-    reserved: AtomicU32,
+    /// 1: the record is kept when no lookup is left.
+    retained: AtomicU32,
     handle: [AtomicU64; HANDLE_LEN_MAX / 8],
 }
 
@@ -96,6 +97,7 @@ impl InodeRecords {
         set(&record.mount_id, identity.mount_id);
         set(&record.birth_ns, identity.birth_ns);
         record.kind.store(identity.kind, Ordering::Relaxed);
+        record.retained.store(0, Ordering::Relaxed);
         record.handle_len.store(identity.handle.map_or(0, |h| h.len), Ordering::Relaxed);
         if let Some(handle) = identity.handle {
             record.handle_kind.store(handle.kind, Ordering::Relaxed);
@@ -152,6 +154,19 @@ impl InodeRecords {
         let left = record.lookups.load(Ordering::Relaxed).saturating_sub(count);
         record.lookups.store(left, Ordering::Relaxed);
         Some(left)
+    }
+
+    /// Marks `node` as kept without lookups. True where it was not. The caller holds the lock of the index.
+    pub fn retain(&self, node: NodeId) -> bool {
+        self.live(node).is_some_and(|record| record.retained.swap(1, Ordering::Relaxed) == 0)
+    }
+
+    /// Takes that mark off: how many lookups `node` has. The caller holds the lock of the index. `None` where
+    /// there is no such node.
+    pub fn end_retention(&self, node: NodeId) -> Option<u64> {
+        let record = self.live(node)?;
+        record.retained.store(0, Ordering::Relaxed);
+        Some(record.lookups.load(Ordering::Relaxed))
     }
 
     /// Frees the record of `node`; its id is not given again before 2^32 uses of the slot.

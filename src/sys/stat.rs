@@ -38,3 +38,12 @@ pub fn owner(st: &Statx) -> (HostUid, HostGid) {
 pub fn file_system(fd: BorrowedFd<'_>) -> Result<StatVfs, Errno> {
     Ok(rustix::fs::fstatvfs(fd)?)
 }
+
+/// File systems of the host's own kernel and disks (`f_type` of man statfs(2)): ext4, XFS, btrfs, tmpfs, f2fs.
+/// A close(2) there has nothing to report.
+const LOCAL: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
+
+/// Whether `fd` is on one of the well-known local file systems.
+pub fn is_local(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(LOCAL.contains(&(rustix::fs::fstatfs(fd)?.f_type as u32)))
+}

@@ -45,6 +45,10 @@ fn every_named_request_is(expected: i32, names: &[&[u8]]) {
         let mut client = mounted.on(queue);
         for (opcode, before, behind) in named_requests() {
             for name in names {
+                // LOOKUP alone knows the node itself and its parent by these names.
+                if opcode == opcode::LOOKUP && matches!(*name, b".\0" | b"..\0") {
+                    continue;
+                }
                 let args = [&before[..], name, behind].concat();
                 assert_eq!(
                     outcome(&mut client, opcode, ROOT, &args),

@@ -103,7 +103,9 @@ fn an_init_of_another_major_or_of_an_old_minor_begins_no_session() {
 
 #[test]
 fn a_forget_of_more_than_was_looked_up_ends_the_node_and_no_other() {
-    let mut mounted = Mounted::new(&[]);
+    let mut mounted = Mounted::before_init(Daemon::start(&[]));
+    // A guest that does not export: a node is gone with its last lookup.
+    mounted.client.init_with(init::LINUX & !init::EXPORT_SUPPORT).expect("INIT");
     mounted.daemon.put("other", "");
     let file = mounted.client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
     let other = mounted.client.lookup(ROOT, "other").expect("LOOKUP").nodeid;

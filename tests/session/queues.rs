@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::guest::client::{Call, Client, pages};
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
-use super::guest::fuse::{ROOT, opcode};
+use super::guest::fuse::{ROOT, init, opcode};
 use super::{FILE, assert_serves, mounted};
 use crate::daemon::eventually;
 
@@ -67,7 +67,7 @@ fn a_queue_of_two_entries_is_served() {
         let mut client = Client::new(&guest, FIRST_REQUEST);
         // One descriptor for the request, one for the reply: a header may share with what follows.
         (client.split_request, client.split_reply) = (vec![], vec![]);
-        client.init().expect("INIT");
+        client.init_with(init::LINUX & !init::EXPORT_SUPPORT).expect("INIT");
         let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
         assert_eq!(client.getattr(node, None).map(|a| a.attr.size), Ok(14_336));
         assert_eq!(client.forget(node, 1), Ok(()));
@@ -124,6 +124,9 @@ fn a_disabled_queue_waits_and_the_others_do_not() {
 #[test]
 fn hiprio_goes_on_while_a_request_queue_makes_no_sense() {
     let (daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+    // A guest that does not export: a node is gone with its last lookup.
+    client.destroy().expect("DESTROY");
+    client.init_with(init::LINUX & !init::EXPORT_SUPPORT).expect("INIT");
     let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
     let good = {
         let mut ring = guest.lock(FIRST_REQUEST);

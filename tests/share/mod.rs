@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::guest::client::{CallError, Client};
 use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use crate::guest::fuse::{CreateOut, ROOT, SetattrIn};
+use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
 
 /// How long the daemon may take to answer a signal or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -142,6 +142,13 @@ impl Share {
     /// A share in memory.
     pub fn with(options: &[&str]) -> Share {
         Share::start(Setup { options, ..Setup::default() })
+    }
+
+    /// A share in memory whose guest does not export it, so that a node is gone with its last lookup.
+    pub fn forgetting() -> Share {
+        let mut share = Share::start_unmounted(Setup::default());
+        share.client().init_with(init::LINUX & !init::EXPORT_SUPPORT).expect("INIT succeeds");
+        share
     }
 
     /// A share on disk.

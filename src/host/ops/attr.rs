@@ -20,7 +20,7 @@ impl Share {
     /// Runs `look` on the open file where the guest named one, else on the node.
     fn on<R>(&self, node: NodeId, target: HandleOrNode, look: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
         match target {
-            HandleOrNode::Handle(handle) => look(self.open_file(handle)?.fd()),
+            HandleOrNode::Handle(handle) => look(self.opened(node, handle)?.fd()),
             HandleOrNode::Node => look(self.path_fd(node)?.as_fd()),
         }
     }
@@ -35,7 +35,13 @@ impl Share {
         let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
         let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         let st = self.on(node, target, |fd| stat::of_with(fd, sync, mask))?;
-        Ok(StatxOut { attr_valid: self.attr_timeout_s(), stat: attributes::statx(&st, &self.options.translation), ..StatxOut::default() })
+        let attr = self.timeouts().attr;
+        Ok(StatxOut {
+            attr_valid: attr.as_secs(),
+            attr_valid_nsec: attr.subsec_nanos(),
+            stat: attributes::statx(&st, &self.options.translation),
+            ..StatxOut::default()
+        })
     }
 
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
 use crate::fuse::{Extensions, SecurityLabel};
 use crate::host::caller::acting_as;
-use crate::host::share::open_path;
+use crate::host::entries::open_path;
 use crate::host::{Caller, Share, attributes};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
@@ -144,7 +144,7 @@ impl Share {
                 self.keep_created(entry, file, host_flags)
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.lookup(parent, name)?;
+                let entry = self.look_up_at(self.path_fd(parent)?.as_fd(), name)?;
                 let node = NodeId(entry.nodeid);
                 let opened = self.open(node, flags, kill_suidgid);
                 if opened.is_err() {
@@ -177,7 +177,7 @@ impl Share {
         let node = NodeId(entry.nodeid);
         // What opens the file once more must not empty it.
         match self.handles.insert(file, node, host_flags & !libc::O_TRUNC) {
-            Ok(handle) => Ok((entry, self.open_out(handle))),
+            Ok(handle) => Ok((entry, self.open_out(handle, node, host_flags))),
             Err(_) => {
                 self.forget(node, 1);
                 Err(Errno::ENFILE)

@@ -8,10 +8,11 @@ use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV, init_flags
 use crate::guest::PageDescriptor;
 use crate::host::Share;
 use crate::host::caller::without_fsetid;
+use crate::host::handleless::Opened;
 use crate::io::{self, Direction, Transfer};
 use crate::metrics::Counter;
 use crate::state::OpenFile;
-use crate::types::{Errno, FileHandle, GuestUid};
+use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
 /// Bytes that one COPY_FILE_RANGE copies at most: the old reply has 32 bits, and the guest asks again.
 const COPY_LEN_MAX: u64 = 0x7fff_f000;
@@ -31,9 +32,13 @@ pub struct WriteRequest {
 
 impl Share {
     /// READ into `pages` from `offset`: the bytes that were there. One vectored call, also at end of file.
-    pub fn read(&self, handle: FileHandle, offset: u64, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
-        let file = self.open_file(handle)?;
-        self.transfer(&file, Transfer { file: file.fd(), offset, direction: Direction::Read, pages }, true, calls)
+    pub fn read(&self, node: NodeId, handle: FileHandle, offset: u64, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
+        let opened = self.opened(node, handle)?;
+        let transfer = Transfer { file: opened.fd(), offset, direction: Direction::Read, pages };
+        match &opened {
+            Opened::Handle(file) => self.transfer(file, transfer, true, calls),
+            _ => io::run(&transfer, calls),
+        }
     }
 
     /// WRITE of `pages`: the bytes taken. One vectored call.
@@ -88,8 +93,8 @@ impl Share {
     }
 
     /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them.
-    pub fn lseek(&self, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
-        let file = self.open_file(handle)?;
+    pub fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let file = self.opened(node, handle)?;
         let from = match whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(offset),
             libc::SEEK_HOLE => SeekFrom::Hole(offset),

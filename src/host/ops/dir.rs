@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::fuse::abi::{EntryOut, OpenOut, open_flags};
+use crate::fuse::abi::{EntryOut, OpenOut};
 use crate::fuse::dirent::{self, Entry};
+use crate::host::Share;
 use crate::host::directory::Directory;
-use crate::host::{CachePolicy, Share};
 use crate::sys::dirent::HostEntry;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -21,19 +21,18 @@ impl Share {
         self.directories.read().get(&handle).cloned().ok_or(Errno::EBADF)
     }
 
-    /// OPENDIR. ENOTDIR where the node is no directory.
+    /// OPENDIR. ENOTDIR where the node is no directory; ENOSYS where the guest can do without.
     pub fn opendir(&self, node: NodeId) -> Result<OpenOut, Errno> {
+        if self.has_no_opendir() {
+            return Err(Errno::ENOSYS);
+        }
         if self.kind(node)? != libc::S_IFDIR {
             return Err(Errno::ENOTDIR);
         }
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let handle = self.handles.insert(file, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
         self.directories.write().insert(handle, Arc::default());
-        let open_flags = match self.options.cache {
-            CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
-            CachePolicy::Auto | CachePolicy::Never => 0,
-        };
-        Ok(OpenOut { fh: handle.0, open_flags, backing_id: 0 })
+        Ok(OpenOut { fh: handle.0, open_flags: self.options.cache.directory_flags(), backing_id: 0 })
     }
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
@@ -43,15 +42,14 @@ impl Share {
     }
 
     /// READDIR: entries from `offset` on, in at most `size` bytes, appended to `reply`.
-    pub fn readdir(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
-        let directory = self.directory(handle)?;
-        let mut directory = directory.lock();
-        let file = self.open_file(handle)?;
+    pub fn readdir(&self, node: NodeId, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let mut too_small = false;
-        directory.each(file.fd(), offset, size, |e| {
-            let fits = dirent::push_dirent(reply, size, &wire_entry(e));
-            too_small = !fits && reply.is_empty();
-            fits
+        self.with_directory(node, handle, |file, directory| {
+            directory.each(file, offset, size, |e| {
+                let fits = dirent::push_dirent(reply, size, &wire_entry(e));
+                too_small = !fits && reply.is_empty();
+                fits
+            })
         })?;
         // An empty reply means the end: a buffer too small for one entry must not look like it.
         if too_small { Err(Errno::EINVAL) } else { Ok(()) }
@@ -59,25 +57,24 @@ impl Share {
 
     /// READDIRPLUS: as READDIR, with each entry looked up. An entry that vanished meanwhile is left out; one
     /// that cannot be looked up is listed without attributes.
-    pub fn readdirplus(&self, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
-        let directory = self.directory(handle)?;
-        let mut directory = directory.lock();
-        let file = self.open_file(handle)?;
+    pub fn readdirplus(&self, node: NodeId, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let mut too_small = false;
-        directory.each(file.fd(), offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
-            if reply.len() + dirent::direntplus_len(e.name.count_bytes()) > size {
-                too_small = reply.is_empty();
-                return false;
-            }
-            let looked_up = match e.name.to_bytes() {
-                b"." | b".." => EntryOut::default(),
-                _ => match self.look_up_at(file.fd(), e.name) {
-                    Ok(entry) => entry,
-                    Err(Errno::ENOENT) => return true,
-                    Err(_) => EntryOut::default(),
-                },
-            };
-            dirent::push_direntplus(reply, size, &wire_entry(e), &looked_up)
+        self.with_directory(node, handle, |file, directory| {
+            directory.each(file, offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
+                if reply.len() + dirent::direntplus_len(e.name.count_bytes()) > size {
+                    too_small = reply.is_empty();
+                    return false;
+                }
+                let looked_up = match e.name.to_bytes() {
+                    b"." | b".." => EntryOut::default(),
+                    _ => match self.look_up_at(file, e.name) {
+                        Ok(entry) => entry,
+                        Err(Errno::ENOENT) => return true,
+                        Err(_) => EntryOut::default(),
+                    },
+                };
+                dirent::push_direntplus(reply, size, &wire_entry(e), &looked_up)
+            })
         })?;
         if too_small { Err(Errno::EINVAL) } else { Ok(()) }
     }

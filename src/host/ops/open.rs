@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::fuse::abi::{OpenOut, init_flags, open_flags};
+use crate::fuse::abi::{OpenOut, init_flags};
+use crate::host::Share;
 use crate::host::caller::without_fsetid;
-use crate::host::{CachePolicy, Share};
 use crate::sys::descriptor;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -29,17 +29,17 @@ impl Share {
     }
 
     /// What the guest is told of a file that it opened.
-    pub(in crate::host) fn open_out(&self, handle: FileHandle) -> OpenOut {
-        let open_flags = match self.options.cache {
-            CachePolicy::Never | CachePolicy::Metadata => open_flags::DIRECT_IO,
-            CachePolicy::Always => open_flags::KEEP_CACHE,
-            CachePolicy::Auto => 0,
-        };
+    pub(in crate::host) fn open_out(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> OpenOut {
+        let open_flags = self.options.cache.file_flags(self.needs_flush(node, host_flags));
         OpenOut { fh: handle.0, open_flags, backing_id: 0 }
     }
 
     /// OPEN of a regular file. EBADF for any other type: special files are the guest kernel's own affair.
+    /// ENOSYS where the guest can do without.
     pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<OpenOut, Errno> {
+        if self.has_no_open() {
+            return Err(Errno::ENOSYS);
+        }
         if self.kind(node)? != libc::S_IFREG {
             return Err(Errno::EBADF);
         }
@@ -54,7 +54,7 @@ impl Share {
             self.drop_hidden_capability(node, file.as_fd())?;
         }
         let handle = self.handles.insert(file, node, host_flags & !libc::O_TRUNC).map_err(|_| Errno::ENFILE)?;
-        Ok(self.open_out(handle))
+        Ok(self.open_out(handle, node, host_flags))
     }
 
     /// RELEASE; `flock_owner` has a flock(2) lock that ends with it. EBADF for a directory's handle, which has
@@ -73,9 +73,13 @@ impl Share {
         if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
-    /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a duplicate, so that a file system that
-    /// reports write errors at close (NFS) reports them to the guest.
+    /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a
+    /// duplicate, so that a file system that reports write errors at close (NFS) reports them to the guest. ENOSYS
+    /// where nothing is ever opened.
     pub fn flush(&self, handle: FileHandle, lock_owner: u64) -> Result<(), Errno> {
+        if handle == FileHandle::NONE && self.has_no_open() {
+            return Err(Errno::ENOSYS);
+        }
         let file = self.open_file(handle)?;
         self.end_posix_locks(file.node(), lock_owner);
         let duplicate = rustix::io::fcntl_dupfd_cloexec(file.fd(), 0)?;
@@ -83,14 +87,14 @@ impl Share {
     }
 
     /// FSYNC.
-    pub fn fsync(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        sync(self.open_file(handle)?.fd(), data_only)
+    pub fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        sync(self.opened(node, handle)?.fd(), data_only)
     }
 
     /// FSYNCDIR. EBADF for a file's handle, which has FSYNC.
-    pub fn fsyncdir(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let directory = self.open_file(handle)?;
-        if directory.flags() & libc::O_DIRECTORY == 0 {
+    pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let directory = self.opened(node, handle)?;
+        if !directory.is_directory() {
             return Err(Errno::EBADF);
         }
         sync(directory.fd(), data_only)

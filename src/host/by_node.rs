@@ -1,7 +1,6 @@
-//! O_PATH descriptors of inodes: a bounded set of recently used ones, and those that an inode without a
-//! file handle must keep. Hits allocate nothing.
+//! What is open of an inode, by node: a bounded set of recently used ones, and those that the inode must
+//! keep (an O_PATH descriptor, where it has no file handle). Hits allocate nothing.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,10 +12,10 @@ use crate::types::{Errno, NodeId};
 /// Parts of the set with a lock of their own: more than there are threads that meet.
 const SHARDS: usize = 16;
 
-/// The descriptors, by node.
+/// What is open, by node: a descriptor, or something that holds one.
 #[derive(Debug)]
-pub struct PathFds {
-    shards: [Mutex<Shard>; SHARDS],
+pub struct ByNode<T> {
+    shards: [Mutex<Shard<T>>; SHARDS],
     shard_len_max: usize,
     pinned: AtomicUsize,
     pinned_max: usize,
@@ -24,12 +23,12 @@ pub struct PathFds {
 
 /// A descriptor that has its place among the pinned ones.
 #[derive(Debug)]
-pub struct Pinnable<'p> {
-    fd: Option<OwnedFd>,
+pub struct Pinnable<'p, T> {
+    fd: Option<T>,
     pinned: &'p AtomicUsize,
 }
 
-impl Drop for Pinnable<'_> {
+impl<T> Drop for Pinnable<'_, T> {
     fn drop(&mut self) {
         if self.fd.is_some() {
             self.pinned.fetch_sub(1, Ordering::Relaxed);
@@ -37,35 +36,36 @@ impl Drop for Pinnable<'_> {
     }
 }
 
-#[derive(Debug, Default)]
-struct Shard {
-    pinned: FxHashMap<NodeId, Arc<OwnedFd>>,
+#[derive(Debug)]
+struct Shard<T> {
+    pinned: FxHashMap<NodeId, Arc<T>>,
     places: FxHashMap<NodeId, usize>,
-    recent: Vec<Recent>,
+    recent: Vec<Recent<T>>,
     /// Where the search for a descriptor to close goes on (second chance).
     hand: usize,
 }
 
 #[derive(Debug)]
-struct Recent {
+struct Recent<T> {
     node: NodeId,
-    fd: Arc<OwnedFd>,
+    fd: Arc<T>,
     used: bool,
 }
 
-impl PathFds {
+impl<T> ByNode<T> {
     /// A set that keeps about `recent_max` descriptors beside at most `pinned_max` pinned ones.
-    pub fn new(recent_max: usize, pinned_max: usize) -> PathFds {
+    pub fn new(recent_max: usize, pinned_max: usize) -> ByNode<T> {
         let shard_len_max = (recent_max / SHARDS).max(1);
-        PathFds { shards: Default::default(), shard_len_max, pinned: AtomicUsize::new(0), pinned_max }
+        let shard = |_| Mutex::new(Shard { pinned: FxHashMap::default(), places: FxHashMap::default(), recent: Vec::new(), hand: 0 });
+        ByNode { shards: std::array::from_fn(shard), shard_len_max, pinned: AtomicUsize::new(0), pinned_max }
     }
 
-    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
+    fn shard(&self, node: NodeId) -> &Mutex<Shard<T>> {
         &self.shards[node.0 as usize % SHARDS]
     }
 
     /// The descriptor of `node`, if it is here.
-    pub fn get(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+    pub fn get(&self, node: NodeId) -> Option<Arc<T>> {
         let mut shard = self.shard(node).lock();
         if let Some(&place) = shard.places.get(&node) {
             let recent = &mut shard.recent[place];
@@ -76,7 +76,7 @@ impl PathFds {
     }
 
     /// Keeps `fd` until it was not used for a while.
-    pub fn insert(&self, node: NodeId, fd: Arc<OwnedFd>) {
+    pub fn insert(&self, node: NodeId, fd: Arc<T>) {
         let evicted;
         {
             let mut shard = self.shard(node).lock();
@@ -102,13 +102,13 @@ impl PathFds {
     }
 
     /// Makes room for one more pinned descriptor. ENFILE where there is none.
-    pub fn pinnable(&self, fd: OwnedFd) -> Result<Pinnable<'_>, Errno> {
+    pub fn pinnable(&self, fd: T) -> Result<Pinnable<'_, T>, Errno> {
         let pinnable = Pinnable { fd: Some(fd), pinned: &self.pinned };
         if self.pinned.fetch_add(1, Ordering::Relaxed) < self.pinned_max { Ok(pinnable) } else { Err(Errno::ENFILE) }
     }
 
     /// Keeps a descriptor as long as the node lives.
-    pub fn pin(&self, node: NodeId, mut pinnable: Pinnable<'_>) {
+    pub fn pin(&self, node: NodeId, mut pinnable: Pinnable<'_, T>) {
         if let Some(fd) = pinnable.fd.take() {
             self.shard(node).lock().pinned.insert(node, Arc::new(fd));
         }
@@ -133,7 +133,7 @@ impl PathFds {
     }
 }
 
-impl Shard {
+impl<T> Shard<T> {
     fn place_to_reuse(&mut self) -> usize {
         // Ends within two rounds: the first clears every mark.
         loop {
@@ -149,13 +149,13 @@ impl Shard {
 mod tests {
     use super::*;
 
-    fn fd() -> OwnedFd {
+    fn fd() -> std::os::fd::OwnedFd {
         std::fs::File::open("/dev/null").unwrap().into()
     }
 
     #[test]
     fn the_set_is_bounded_keeps_what_is_used_and_never_drops_pinned_ones() {
-        let set = PathFds::new(4 * SHARDS, 1);
+        let set = ByNode::new(4 * SHARDS, 1);
         let node = |i: u64| NodeId(i * SHARDS as u64); // all in one shard
         set.pin(node(100), set.pinnable(fd()).unwrap());
         assert_eq!(set.pinnable(fd()).unwrap_err(), Errno::ENFILE);

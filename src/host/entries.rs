@@ -1,0 +1,255 @@
+//! From a name on the host to the guest's node: LOOKUP's way, and what the answer says of the file.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::attributes;
+use super::cache::Timeouts;
+use super::inodes::{FileKey, Inserted};
+use super::share::{FileHandles, Share};
+use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
+use crate::state::InodeIdentity;
+use crate::sys::file_handle::{self, Handle};
+use crate::sys::stat::{self, Statx};
+use crate::types::{Errno, NodeId};
+
+/// Directories above one another that LOOKUP of ".." goes through: as many as a path can name (PATH_MAX).
+const DEPTH_MAX: usize = 2048;
+
+impl Share {
+    /// Looks `name` up in the directory behind `parent` and counts the lookup: one system call for a file
+    /// that the guest knows.
+    pub(super) fn look_up_at(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
+        let st = stat::at(parent, name)?;
+        if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
+            return Ok(self.entry(node, &st));
+        }
+        self.look_up_new(parent, name, &st)
+    }
+
+    /// As `look_up_at`, for a file that was just opened: `fd` is the file itself.
+    pub(super) fn look_up_open(&self, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
+        let st = stat::of(fd)?;
+        if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
+            return Ok(self.entry(node, &st));
+        }
+        let handle = if self.by_handle { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
+        self.insert(&st, handle, || self.reopen(fd, libc::O_PATH))
+    }
+
+    fn look_up_new(&self, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
+        if self.by_handle
+            && let Some((handle, mount_id)) = file_handle::of(parent, name)?
+            && mount_id == st.stx_mnt_id
+            && self.is_same_file(&handle, parent, name, st)?
+        {
+            return self.insert(st, Some(handle), || open_path(parent, name));
+        }
+        // Without a handle the descriptor is what the node holds on to, so it is the one to look at.
+        let fd = open_path(parent, name)?;
+        let st = stat::of(fd.as_fd())?;
+        self.insert(&st, None, || Ok(fd))
+    }
+
+    /// Whether `handle` is of the file that `st` describes: the name may have changed hands in between.
+    fn is_same_file(&self, handle: &Handle, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<bool, Errno> {
+        if let Some(ino) = ino_in_handle(handle) {
+            return Ok(ino == st.stx_ino);
+        }
+        let again = stat::at(parent, name)?;
+        Ok(key_of(&again) == key_of(st) && birth_ns(&again) == birth_ns(st))
+    }
+
+    /// Makes a node. `open` gives an O_PATH descriptor, for a node that cannot be opened by handle.
+    fn insert(&self, st: &Statx, handle: Option<Handle>, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<EntryOut, Errno> {
+        let mut identity = identity_of(st, handle);
+        let mut pinned = None;
+        if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
+            // The first file of another mount: its handle opens with a descriptor on that mount.
+            let fd = open()?;
+            let kind = attributes::kind(st);
+            let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+            let openable = kind == libc::S_IFDIR || kind == libc::S_IFREG;
+            match if openable { self.reopen(fd.as_fd(), flags).ok() } else { None } {
+                Some(mount) => _ = self.mounts.add_inode(st.stx_mnt_id, Some(mount)),
+                None => (identity.handle, pinned) = (None, Some(fd)),
+            }
+        } else if identity.handle.is_none() {
+            if self.options.file_handles == FileHandles::Mandatory {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            pinned = Some(open()?);
+        }
+        let pinned = pinned.map(|fd| self.path_fds.pinnable(fd)).transpose()?;
+        let inserted = self.inodes.insert(&identity, |node| {
+            if let Some(pinned) = pinned {
+                self.path_fds.pin(node, pinned);
+            }
+        });
+        if !matches!(inserted, Ok(Inserted::New(_))) && identity.handle.is_some() {
+            self.mounts.remove_inode(identity.mount_id);
+        }
+        let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
+        Ok(self.entry(node, st))
+    }
+
+    /// Takes `count` lookups off `node`; an unknown node is passed over.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        let forgotten = self.inodes.forget(node, count, |identity| self.retains(identity));
+        if forgotten.is_last {
+            self.close_node(node);
+        }
+        if let Some((freed, identity)) = forgotten.freed {
+            self.close_node(freed);
+            if identity.handle.is_some() {
+                self.mounts.remove_inode(identity.mount_id);
+            }
+        }
+    }
+
+    /// Whether a forgotten file is kept in mind: where the guest may name it by its id later, and its handle finds
+    /// it then. Not on other mounts than the share's, which the host must be able to unmount.
+    fn retains(&self, identity: &InodeIdentity) -> bool {
+        self.agreed(init_flags::EXPORT_SUPPORT) && identity.handle.is_some() && identity.mount_id == self.root.mount_id
+    }
+
+    /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free, and
+    /// ends its locks.
+    fn close_node(&self, node: NodeId) {
+        self.path_fds.remove(node);
+        self.handleless.remove(node);
+        self.locks.forget(node);
+    }
+
+    /// LOOKUP of ".": the node itself, also one that the guest forgot. ESTALE where it or its file is gone.
+    pub(super) fn look_up_self(&self, node: NodeId) -> Result<EntryOut, Errno> {
+        let st = stat::of(self.path_fd(node)?.as_fd())?;
+        self.inodes.look_up_node(node)?;
+        Ok(self.entry(node, &st))
+    }
+
+    /// LOOKUP of "..": a directory's parent; the root is its own. ENOTDIR for other files, ESTALE for a
+    /// directory that the host moved out of the share.
+    pub(super) fn look_up_parent(&self, node: NodeId) -> Result<EntryOut, Errno> {
+        if node == NodeId::ROOT {
+            return self.look_up_self(node);
+        }
+        if self.kind(node)? != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR);
+        }
+        let parent = open_parent(self.path_fd(node)?.as_fd())?;
+        self.check_below_root(parent.as_fd())?;
+        self.look_up_open(parent.as_fd())
+    }
+
+    /// Goes up from `directory` to the share's root; ESTALE where it is not there.
+    fn check_below_root(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        let root = FileKey::of(&self.root);
+        let mut key = key_of(&stat::of(directory)?);
+        let mut above = None;
+        for _ in 0..DEPTH_MAX {
+            if key == root {
+                return Ok(());
+            }
+            let next = open_parent(above.as_ref().map_or(directory, OwnedFd::as_fd))?;
+            let next_key = key_of(&stat::of(next.as_fd())?);
+            if next_key == key {
+                return Err(Errno::ESTALE);
+            }
+            (above, key) = (Some(next), next_key);
+        }
+        Err(Errno::ESTALE)
+    }
+
+    fn entry(&self, node: NodeId, st: &Statx) -> EntryOut {
+        let timeouts = self.timeouts();
+        EntryOut {
+            nodeid: node.0,
+            entry_valid: timeouts.entry.as_secs(),
+            entry_valid_nsec: timeouts.entry.subsec_nanos(),
+            attr_valid: timeouts.attr.as_secs(),
+            attr_valid_nsec: timeouts.attr.subsec_nanos(),
+            attr: self.attr(st),
+            ..EntryOut::default()
+        }
+    }
+
+    pub(super) fn announces_submounts(&self) -> bool {
+        self.options.announce_submounts && self.agreed(init_flags::SUBMOUNTS)
+    }
+
+    fn attr(&self, st: &Statx) -> Attr {
+        let mut attr = attributes::attr(st, &self.options.translation);
+        let is_submount = st.stx_mnt_id != self.root.mount_id && st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
+        if is_submount && attributes::kind(st) == libc::S_IFDIR && self.announces_submounts() {
+            attr.flags |= ATTR_SUBMOUNT;
+        }
+        attr
+    }
+
+    /// The reply of GETATTR and SETATTR.
+    pub(super) fn attr_out(&self, st: &Statx) -> AttrOut {
+        let attr = self.timeouts().attr;
+        AttrOut { attr_valid: attr.as_secs(), attr_valid_nsec: attr.subsec_nanos(), attr: self.attr(st), ..AttrOut::default() }
+    }
+
+    /// For how long the guest may believe an answer.
+    pub(super) fn timeouts(&self) -> Timeouts {
+        self.options.timeouts
+    }
+
+    /// The answer to a LOOKUP of a name that is not there: `None` where the guest may not keep it, which makes
+    /// the answer ENOENT.
+    pub(super) fn no_entry(&self) -> Option<EntryOut> {
+        let negative = self.timeouts().negative;
+        let entry = EntryOut { entry_valid: negative.as_secs(), entry_valid_nsec: negative.subsec_nanos(), ..EntryOut::default() };
+        (!negative.is_zero()).then_some(entry)
+    }
+}
+
+fn key_of(st: &Statx) -> FileKey {
+    FileKey { device: u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor), ino: st.stx_ino, mount_id: st.stx_mnt_id }
+}
+
+/// Birth time in nanoseconds; 0 where the file system does not tell.
+fn birth_ns(st: &Statx) -> u64 {
+    let t = &st.stx_btime;
+    t.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.tv_nsec))
+}
+
+pub(super) fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
+    let key = key_of(st);
+    let kind = attributes::kind(st);
+    InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, handle }
+}
+
+/// An O_PATH descriptor of the directory above `directory`.
+fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    Ok(rustix::fs::openat(directory, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.
+pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+}
+
+/// The inode number in a handle, for the file systems whose encoding is known (linux/exportfs.h): with it,
+/// a handle and a statx of one name can be told to be of one file without another system call.
+fn ino_in_handle(handle: &Handle) -> Option<u64> {
+    let u32_at = |at: usize| handle.bytes[at..at + 4].try_into().ok().map(u32::from_ne_bytes).map(u64::from);
+    let u64_at = |at: usize| handle.bytes[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
+    match (handle.kind, handle.len) {
+        // FILEID_INO32_GEN: ext4 and others.
+        (1, 8) => u32_at(0),
+        // tmpfs: generation, then the number in two halves.
+        (1, 12) => Some(u32_at(4)? | u32_at(8)? << 32),
+        // XFS with 64-bit numbers.
+        (0x81, 12..) => u64_at(0),
+        // btrfs: FILEID_BTRFS_WITHOUT_PARENT.
+        (0x4d, 20) => u64_at(0),
+        _ => None,
+    }
+}

@@ -1,0 +1,48 @@
+//! Mounts that only the test's thread and the daemons that it starts can see.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
+use rustix::thread::UnshareFlags;
+
+/// Gives the calling thread mounts of its own. False, with the reason printed, where that is not permitted.
+pub fn enter() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root may mount");
+        return false;
+    }
+    // SAFETY: descriptors stay shared; the thread's root and working directory become its own.
+    if let Err(e) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) } {
+        eprintln!("skipped: no mount namespace here: {e}");
+        return false;
+    }
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("mounts of our own");
+    true
+}
+
+/// A mount, taken off on Drop.
+#[derive(Debug)]
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// A new file system of type `kind` on the directory `at`, which is made.
+    pub fn new(kind: &str, at: &Path) -> Mount {
+        std::fs::create_dir_all(at).expect("a mount point");
+        mount("none", at, kind, MountFlags::empty(), None).unwrap_or_else(|e| panic!("cannot mount {kind}: {e}"));
+        Mount(at.to_owned())
+    }
+
+    /// The file or directory `what` on the file or directory `at`.
+    pub fn bind(what: &Path, at: &Path) -> Mount {
+        mount_bind(what, at).expect("a bind mount");
+        Mount(at.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
