@@ -9,6 +9,8 @@ use std::fmt;
 pub struct Errno(i32);
 
 impl Errno {
+    /// Operation not permitted.
+    pub const EPERM: Errno = Errno(libc::EPERM);
     /// No such file or directory.
     pub const ENOENT: Errno = Errno(libc::ENOENT);
     /// Input/output error.

@@ -115,6 +115,8 @@ impl Device {
             allow_direct_io: false,
             writeback: false,
             xattr: false,
+            translation: Default::default(),
+            rights: Default::default(),
             file_handles,
             descriptors: gatherfs::host::Descriptors::of(4096),
         };

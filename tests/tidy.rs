@@ -186,6 +186,20 @@ fn the_daemon_neither_panics_nor_exits_by_the_way() {
     fail_with("calls that end the daemon or bypass the log", &found);
 }
 
+/// The host's ids come from its kernel (`sys`) or from the id map, which is the only way from the guest's to them.
+#[test]
+fn only_the_id_map_makes_a_hosts_id_of_a_guests() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|s| !s.path.starts_with("sys/") && !["types.rs", "host/id_map.rs"].contains(&s.path.as_str())) {
+        for (number, line) in code_lines(&source.text) {
+            if line.contains("HostUid(") || line.contains("HostGid(") {
+                found.push(format!("src/{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    fail_with("ids of the host that are made by the way", &found);
+}
+
 #[test]
 fn every_option_stands_in_the_readme() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();

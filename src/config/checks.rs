@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
-use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Sandbox, Seccomp};
+use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, Descriptors, FileHandles, Options, Timeouts};
-use crate::sandbox::{self, Capabilities, CapabilityError, IdMapError, IdMaps, Mode, parse_id_map};
+use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Translation, Wanted};
+use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The tag for monitors that ask, when none was given.
 const TAG_DEFAULT: &str = "gatherfs";
@@ -32,6 +32,19 @@ pub enum ConfigError {
     /// The tag does not fit.
     #[error("--tag: {0}")]
     Tag(#[from] TagError),
+    /// Rules of one option that contradict each other.
+    #[error("{option}: {source}")]
+    Ids {
+        /// The option.
+        option: &'static str,
+        /// What is wrong.
+        source: IdMapError,
+    },
+    /// ACLs hold ids, which are not translated.
+    #[error(
+        "--posix-acl does not go with --translate-uid or --translate-gid: the ids in ACLs would stay untranslated; leave one of them out"
+    )]
+    AclsWithTranslation,
     /// No or too many queues.
     #[error("--num-request-queues {0} is not possible; give 1 to {REQUEST_QUEUES_MAX}")]
     Queues(u16),
@@ -50,7 +63,7 @@ pub enum ConfigError {
         /// The option.
         option: &'static str,
         /// What is wrong, where, and how it is written.
-        error: IdMapError,
+        error: sandbox::IdMapError,
     },
     /// The changes of capabilities are malformed.
     #[error("--modcaps: {0}")]
@@ -121,6 +134,14 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         tracing::warn!("--allow-mmap has no effect: files can be mapped anyway unless --cache is never or metadata");
     }
     let by_policy = Timeouts::of(cache);
+    let translation = translation(a)?;
+    let rights = Rights {
+        posix_acl: wanted(a.posix_acl),
+        security_label: wanted(a.security_label),
+        killpriv: a.killpriv_v2,
+        xattr_map: a.xattrmap.clone(),
+    };
+    let needs_xattr = rights.posix_acl != Wanted::Never || rights.security_label != Wanted::Never || rights.xattr_map.is_some();
     let config_space = ConfigSpace::new(&tag, queues)?;
     let is_asked_for = a.tag.is_some() || a.num_request_queues.is_some();
     Ok(Checked {
@@ -145,7 +166,9 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             preserve_noatime: a.preserve_noatime,
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
-            xattr: a.xattr,
+            xattr: a.xattr || needs_xattr,
+            translation,
+            rights,
             host_locks: a.locks == Locks::Host,
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
@@ -157,6 +180,25 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         keep_listening: a.keep_listening,
     })
+}
+
+fn wanted(negotiation: Negotiation) -> Wanted {
+    match negotiation {
+        Negotiation::Never => Wanted::Never,
+        Negotiation::Auto => Wanted::Auto,
+        Negotiation::Always => Wanted::Always,
+    }
+}
+
+fn translation(a: &Arguments) -> Result<Translation, ConfigError> {
+    let map = |option, rules: &[_]| IdMap::new(rules).map_err(|source| ConfigError::Ids { option, source });
+    let users = map("--translate-uid", &a.translate_uid)?;
+    let groups = map("--translate-gid", &a.translate_gid)?;
+    let any = !a.translate_uid.is_empty() || !a.translate_gid.is_empty();
+    if any && a.posix_acl != Negotiation::Never {
+        return Err(ConfigError::AclsWithTranslation);
+    }
+    Ok(Translation { users, groups })
 }
 
 fn device_options(a: &Arguments) -> DeviceOptions {
@@ -307,6 +349,41 @@ mod tests {
             assert!(got.to_string().contains(advice), "{got}");
         }
         assert!(matches!(parsed("--shared-dir /d --fd 5 --tag 0123456789012345678901234567890123456"), Err(ConfigError::Tag(_))));
+    }
+
+    #[test]
+    fn options_about_rights_imply_what_they_need_and_take_virtiofsds_values() {
+        let base = "--shared-dir /d --fd 5";
+        let share = |more: &str| parsed(&format!("{base} {more}")).unwrap().share;
+        for (word, mode) in
+            [("", Wanted::Never), ("=never", Wanted::Never), ("=auto", Wanted::Auto), ("=always", Wanted::Always), ("!", Wanted::Always)]
+        {
+            for option in ["--posix-acl", "--security-label"] {
+                let line = if word.is_empty() { String::new() } else { format!("{option}{}", word.trim_end_matches('!')) };
+                let share = share(&line);
+                let got = if option == "--posix-acl" { share.rights.posix_acl } else { share.rights.security_label };
+                assert_eq!((got, share.xattr), (mode, mode != Wanted::Never), "{line}");
+            }
+        }
+        let mapped = share("--xattrmap :map::user.virtiofs.:");
+        assert!(mapped.xattr && mapped.rights.xattr_map.is_some());
+        assert!(share("--killpriv-v2").rights.killpriv && share("--no-killpriv-v2 --killpriv-v2").rights.killpriv);
+        assert!(!share("").rights.killpriv && !share("--killpriv-v2 --no-killpriv-v2").rights.killpriv);
+        let ids = share("--translate-uid map:0:1000:1 --translate-uid squash-host:0:65534:1 --translate-gid forbid-guest:5:1").translation;
+        assert_ne!(ids.users, IdMap::default());
+        assert_ne!(ids.groups, IdMap::default());
+        assert_eq!(share("").translation, Translation::default());
+    }
+
+    #[test]
+    fn id_rules_that_contradict_each_other_or_acls_are_refused_with_the_options_name() {
+        let base = "--shared-dir /d --fd 5";
+        let error = |more: &str| parsed(&format!("{base} {more}")).unwrap_err().to_string();
+        let twice = error("--translate-gid guest:0:1:10 --translate-gid map:5:1:1");
+        assert!(twice.starts_with("--translate-gid: rules \"guest:0:1:10\" and \"map:5:1:1\" both say"), "{twice}");
+        for option in ["--translate-uid", "--translate-gid"] {
+            assert!(error(&format!("{option} map:0:1:1 --posix-acl=auto")).contains("leave one of them out"));
+        }
     }
 
     #[test]

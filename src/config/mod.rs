@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::host::{IdRule, XattrMap};
+
 pub use backend::capabilities;
 pub use checks::{Checked, ConfigError, check};
 pub use compat::CompatError;
@@ -140,6 +142,17 @@ impl LogLevel {
     }
 }
 
+/// `--posix-acl` and `--security-label`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Negotiation {
+    /// Do without
+    Never,
+    /// Where guest and file system have it
+    Auto,
+    /// Refuse a guest without it
+    Always,
+}
+
 /// A time in seconds, with decimals or without.
 fn seconds(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
@@ -253,6 +266,37 @@ pub struct Arguments {
     /// Serve extended attributes
     #[arg(long)]
     pub xattr: bool,
+
+    /// Rename, hide or refuse extended attributes: rules such as :map::user.virtiofs.: or
+    /// :prefix:all:trusted.:user.virtiofs.: (implies --xattr)
+    #[arg(long, value_name = "RULES")]
+    pub xattrmap: Option<XattrMap>,
+
+    /// POSIX ACLs (implies --xattr) [without a mode: always]
+    #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value = "never", default_missing_value = "always", value_name = "MODE")]
+    pub posix_acl: Negotiation,
+
+    /// Store the label that the guest's security module gives a new file (implies --xattr) [without a mode: always]
+    #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value = "never", default_missing_value = "always", value_name = "MODE")]
+    pub security_label: Negotiation,
+
+    /// Clear setuid, setgid and capabilities of changed files on the host: one request less for a change
+    #[arg(long, overrides_with = "no_killpriv_v2")]
+    pub killpriv_v2: bool,
+
+    /// Leave that to the guest [default]
+    #[arg(long, overrides_with = "killpriv_v2")]
+    pub no_killpriv_v2: bool,
+
+    /// What the guest's user ids are on the host and back: guest:GUEST:HOST:COUNT, host:HOST:GUEST:COUNT,
+    /// squash-guest:GUEST:HOST:COUNT, squash-host:HOST:GUEST:COUNT, forbid-guest:GUEST:COUNT or
+    /// map:GUEST:HOST:COUNT (both ways); may be given several times
+    #[arg(long, value_name = "RULE")]
+    pub translate_uid: Vec<IdRule>,
+
+    /// As --translate-uid, for group ids
+    #[arg(long, value_name = "RULE")]
+    pub translate_gid: Vec<IdRule>,
 
     /// Where the guest's locks (fcntl and flock) count
     #[arg(long, value_enum, value_name = "WHERE", default_value = "host")]

@@ -6,12 +6,10 @@ use zerocopy::IntoBytes;
 use super::parked::{Parked, Place};
 use super::service::Service;
 use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LkIn, LseekOut, WriteIn, WriteOut};
-use crate::fuse::{
-    InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, SupplementaryGroup, decode, decode_header, negotiate,
-};
+use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
-use crate::host::{Caller, LockAnswer, Locked, Share, WriteRequest};
-use crate::types::{Errno, HostGid, HostUid, NodeId};
+use crate::host::{LockAnswer, Locked, Maker, Share, WriteRequest};
+use crate::types::{Errno, GuestGid, GuestUid, NodeId};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -136,7 +134,14 @@ fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
 /// INIT.
 fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
     let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).clamp(1, service.options.max_pages.max(1));
-    let limits = Limits { wanted: service.share.wanted_flags(), max_pages };
+    let rights = match service.share.rights_flags(init.flags) {
+        Ok(flags) => flags,
+        Err(lacks) => {
+            tracing::error!("{lacks}");
+            return responder.error(Errno::EPROTO);
+        }
+    };
+    let limits = Limits { wanted: service.share.wanted_flags() | rights, max_pages };
     match negotiate(init, &limits) {
         Ok((out, agreed)) => match service.begin_fuse(&agreed) {
             Ok(()) => {
@@ -194,8 +199,13 @@ where
 }
 
 impl Call<'_> {
-    fn caller(&self, group: SupplementaryGroup) -> Caller {
-        Caller { uid: HostUid(self.header.uid.0), gid: HostGid(self.header.gid.0), group: group.map(|g| HostGid(g.0)) }
+    /// Makes something on the caller's behalf.
+    fn make<R>(&self, umask: u32, extensions: &Extensions<'_>, make: impl FnOnce(&Maker<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
+        make(&self.share.maker(self.caller(), umask, extensions)?)
+    }
+
+    fn caller(&self) -> (GuestUid, GuestGid) {
+        (self.header.uid, self.header.gid)
     }
 
     /// The operations on contents and open files; those on names and attributes follow in `carry_out_named`.
@@ -245,15 +255,17 @@ impl Call<'_> {
             }
             Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
             Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(node, handle, data_only)),
-            Operation::Fallocate { handle, offset, len, mode } => answer_done(responder, share.fallocate(handle, offset, len, mode)),
+            Operation::Fallocate { handle, offset, len, mode } => {
+                answer_done(responder, share.fallocate(handle, offset, len, mode, self.header.uid));
+            }
             Operation::Lseek { handle, offset, whence } => {
                 answer(responder, share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }));
             }
             Operation::CopyFileRange { copy, wide_reply: true } => {
-                answer(responder, share.copy_file_range(&copy).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));
+                answer(responder, share.copy_file_range(&copy, self.header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));
             }
             Operation::CopyFileRange { copy, wide_reply: false } => {
-                answer(responder, share.copy_file_range(&copy).map(|size| WriteOut { size: size as u32, padding: 0 }));
+                answer(responder, share.copy_file_range(&copy, self.header.uid).map(|size| WriteOut { size: size as u32, padding: 0 }));
             }
             other => self.carry_out_named(other, responder),
         }
@@ -274,24 +286,33 @@ impl Call<'_> {
             Operation::Getattr { target } => answer(responder, share.getattr(node, target)),
             Operation::Setattr(set) => answer(responder, share.setattr(node, &set)),
             Operation::Statx { target, flags, mask } => answer(responder, share.statx(node, target, flags, mask)),
-            Operation::Access { mask } => answer_done(responder, share.access(node, &self.caller(None), mask)),
+            Operation::Access { mask } => answer_done(responder, share.access(node, self.caller(), mask)),
             Operation::Readlink => match share.readlink(node) {
                 Ok(target) => responder.reply(&target),
                 Err(errno) => responder.error(errno),
             },
-            Operation::Symlink { name, target, group } => answer(responder, share.symlink(node, name, target, &self.caller(group))),
-            Operation::Mknod { name, mode, rdev, group } => answer(responder, share.mknod(node, name, mode, rdev, &self.caller(group))),
-            Operation::Mkdir { name, mode, group } => answer(responder, share.mkdir(node, name, mode, &self.caller(group))),
+            Operation::Symlink { name, target, extensions } => {
+                answer(responder, self.make(0, &extensions, |maker| share.symlink(node, name, target, maker)));
+            }
+            Operation::Mknod { name, mode, rdev, umask, extensions } => {
+                answer(responder, self.make(umask, &extensions, |maker| share.mknod(node, name, mode, rdev, maker)));
+            }
+            Operation::Mkdir { name, mode, umask, extensions } => {
+                answer(responder, self.make(umask, &extensions, |maker| share.mkdir(node, name, mode, maker)));
+            }
             Operation::Unlink { name } => answer_done(responder, share.unlink(node, name)),
             Operation::Rmdir { name } => answer_done(responder, share.rmdir(node, name)),
             Operation::Rename { name, new_parent, new_name, flags } => {
-                answer_done(responder, share.rename(node, name, new_parent, new_name, flags));
+                answer_done(responder, share.rename((node, name), (new_parent, new_name), flags, self.caller()));
             }
             Operation::Link { node: old, name } => answer(responder, share.link(old, node, name)),
-            Operation::Create { name, flags, mode, kill_suidgid, group } => {
-                answer_two(responder, share.create(node, name, flags, mode, kill_suidgid, &self.caller(group)));
+            Operation::Create { name, flags, mode, umask, kill_suidgid, extensions } => {
+                let make = |maker: &Maker<'_>| share.create(node, name, flags, mode, kill_suidgid, maker);
+                answer_two(responder, self.make(umask, &extensions, make));
             }
-            Operation::Tmpfile { flags, mode, group } => answer_two(responder, share.tmpfile(node, flags, mode, &self.caller(group))),
+            Operation::Tmpfile { flags, mode, umask, extensions } => {
+                answer_two(responder, self.make(umask, &extensions, |maker| share.tmpfile(node, flags, mode, maker)));
+            }
             Operation::Statfs => answer(responder, share.statfs(node)),
             Operation::Syncfs => answer_done(responder, share.syncfs(node)),
             other => self.carry_out_rest(&other, responder),
@@ -301,7 +322,9 @@ impl Call<'_> {
     fn carry_out_rest(self, operation: &Operation<'_>, responder: Responder<'_>) {
         let (share, node) = (self.share, self.header.node);
         match *operation {
-            Operation::Setxattr { name, value, flags } => answer_done(responder, share.setxattr(node, name, value, flags)),
+            Operation::Setxattr { name, value, flags, kill_sgid } => {
+                answer_done(responder, share.setxattr(node, name, value, flags, kill_sgid));
+            }
             Operation::Getxattr { name, size: 0 } => {
                 let len = share.getxattr(node, name, &mut []);
                 answer(responder, len.map(|len| GetxattrOut { size: len as u32, padding: 0 }));

@@ -33,6 +33,8 @@ pub mod init_flags {
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
     /// WRITE may exceed one page.
     pub const BIG_WRITES: u64 = 1 << 5;
+    /// The guest leaves the umask to the daemon.
+    pub const DONT_MASK: u64 = 1 << 6;
     /// flock(2) is the daemon's.
     pub const FLOCK_LOCKS: u64 = 1 << 10;
     /// IOCTL of a directory is served.
@@ -51,6 +53,10 @@ pub mod init_flags {
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     /// LOOKUP and READDIR of one directory may come in parallel.
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    /// Writes, truncations and changes of owner clear setuid, setgid and capabilities on the host, always.
+    pub const HANDLE_KILLPRIV: u64 = 1 << 19;
+    /// The guest enforces POSIX ACLs.
+    pub const POSIX_ACL: u64 = 1 << 20;
     /// `max_pages` of the INIT reply counts.
     pub const MAX_PAGES: u64 = 1 << 22;
     /// The guest keeps the targets of symbolic links.
@@ -61,14 +67,20 @@ pub mod init_flags {
     pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     /// `FUSE_ATTR_SUBMOUNT` is understood.
     pub const SUBMOUNTS: u64 = 1 << 27;
+    /// As `HANDLE_KILLPRIV`, where the request says that its caller may not keep setuid and setgid.
+    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     /// SETXATTR carries `setxattr_flags`.
     pub const SETXATTR_EXT: u64 = 1 << 29;
     /// INIT carries `flags2`.
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Creates carry the label of the guest's security module.
+    pub const SECURITY_CTX: u64 = 1 << 32;
     /// Creates carry the caller's group where the parent directory needs it.
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     /// A file that is opened with DIRECT_IO may be mapped.
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// The guest may mount with mapped ids; requests other than creates then carry no caller.
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
 /// OPEN and CREATE reply flags.
@@ -109,12 +121,16 @@ pub mod setattr_valid {
 
 /// `fuse_open_in.open_flags`: clear setuid and setgid when truncating.
 pub const OPEN_KILL_SUIDGID: u32 = 1;
+/// `fuse_setxattr_in.setxattr_flags`: the new access ACL takes setgid away.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
 /// `fuse_lk_in.lk_flags`: flock(2), not a record lock.
 pub const LK_FLOCK: u32 = 1;
 /// `fuse_release_in.release_flags`: the flock(2) lock of `lock_owner` ends.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
-/// Extension type of supplementary groups; lower types are security contexts.
+/// Extension type of supplementary groups.
 pub const EXT_GROUPS: u32 = 32;
+/// Extension types up to this one are security contexts, and their number (FUSE_MAX_NR_SECCTX).
+pub const EXT_SECURITY_MAX: u32 = 31;
 
 macro_rules! wire {
     ($($(#[$doc:meta])* $name:ident, $size:literal { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => { $(
@@ -237,6 +253,8 @@ wire! {
     Dirent, 24 { ino: u64, off: u64, namelen: u32, kind: u32 }
     /// `fuse_ext_header`: begins each extension; `size` includes it.
     ExtHeader, 8 { size: u32, kind: u32 }
+    /// `fuse_secctx`: begins a security context, before its name and value. `size` is that of the value.
+    Secctx, 8 { size: u32, padding: u32 }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod init;
 mod opcode;
 mod operation;
 
-pub use extension::SupplementaryGroup;
+pub use extension::{Extensions, SecurityLabel, SupplementaryGroup};
 pub use init::{InitRequest, Limits, Negotiated, SessionError, negotiate};
 pub use opcode::Opcode;
 pub use operation::{HandleOrNode, Operation, RequestHeader, SetTime, Setattr, decode, decode_header};

@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::abi::*;
 use super::cursor::Cursor;
-use super::extension::{SupplementaryGroup, supplementary_group};
+use super::extension::{Extensions, extensions, follow_the_names};
 use super::init::{InitRequest, Negotiated};
 use super::opcode::Opcode;
 use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId, Unique};
@@ -85,9 +85,9 @@ pub enum Operation<'a> {
     Setattr(Setattr),
     Statx { target: HandleOrNode, flags: u32, mask: u32 },
     Readlink,
-    Symlink { name: &'a CStr, target: &'a CStr, group: SupplementaryGroup },
-    Mknod { name: &'a CStr, mode: u32, rdev: u32, group: SupplementaryGroup },
-    Mkdir { name: &'a CStr, mode: u32, group: SupplementaryGroup },
+    Symlink { name: &'a CStr, target: &'a CStr, extensions: Extensions<'a> },
+    Mknod { name: &'a CStr, mode: u32, rdev: u32, umask: u32, extensions: Extensions<'a> },
+    Mkdir { name: &'a CStr, mode: u32, umask: u32, extensions: Extensions<'a> },
     Unlink { name: &'a CStr },
     Rmdir { name: &'a CStr },
     Rename { name: &'a CStr, new_parent: NodeId, new_name: &'a CStr, flags: u32 },
@@ -99,7 +99,7 @@ pub enum Operation<'a> {
     Release { handle: FileHandle, flock_owner: Option<u64> },
     Flush { handle: FileHandle, lock_owner: u64 },
     Fsync { handle: FileHandle, data_only: bool },
-    Setxattr { name: &'a CStr, value: &'a [u8], flags: u32 },
+    Setxattr { name: &'a CStr, value: &'a [u8], flags: u32, kill_sgid: bool },
     Getxattr { name: &'a CStr, size: u32 },
     Listxattr { size: u32 },
     Removexattr { name: &'a CStr },
@@ -113,8 +113,8 @@ pub enum Operation<'a> {
     Setlk(LkIn),
     Setlkw(LkIn),
     Access { mask: u32 },
-    Create { name: &'a CStr, flags: u32, mode: u32, kill_suidgid: bool, group: SupplementaryGroup },
-    Tmpfile { flags: u32, mode: u32, group: SupplementaryGroup },
+    Create { name: &'a CStr, flags: u32, mode: u32, umask: u32, kill_suidgid: bool, extensions: Extensions<'a> },
+    Tmpfile { flags: u32, mode: u32, umask: u32, extensions: Extensions<'a> },
     Interrupt { unique: Unique },
     Bmap { block: u64, block_size: u32 },
     Destroy,
@@ -150,8 +150,7 @@ pub fn decode_header(bytes: &[u8]) -> Option<RequestHeader> {
 pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     let opcode = Opcode::from_number(header.opcode).ok_or(Errno::ENOSYS)?;
     let own_len = arguments.len().checked_sub(header.extension_len).ok_or(Errno::EINVAL)?;
-    let (own, extensions) = arguments.split_at(own_len);
-    let group = || supplementary_group(extensions);
+    let (own, area) = arguments.split_at(own_len);
     let mut c = Cursor::new(own);
     let operation = match opcode {
         Opcode::Lookup if agreed.is_some_and(|a| a.has(init_flags::EXPORT_SUPPORT)) => {
@@ -162,30 +161,7 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
         Opcode::Lookup => Operation::Lookup { name: last_name(c)? },
         Opcode::Unlink => Operation::Unlink { name: last_name(c)? },
         Opcode::Rmdir => Operation::Rmdir { name: last_name(c)? },
-        Opcode::Symlink => {
-            let name = c.take_name()?;
-            let target = c.take_target()?;
-            c.finish()?;
-            Operation::Symlink { name, target, group: group()? }
-        }
-        Opcode::Mknod => {
-            let a: MknodIn = c.take()?;
-            Operation::Mknod { name: last_name(c)?, mode: a.mode, rdev: a.rdev, group: group()? }
-        }
-        Opcode::Mkdir => {
-            let a: MkdirIn = c.take()?;
-            Operation::Mkdir { name: last_name(c)?, mode: a.mode, group: group()? }
-        }
-        Opcode::Create => {
-            let a: CreateIn = c.take()?;
-            let kill_suidgid = a.open_flags & OPEN_KILL_SUIDGID != 0;
-            Operation::Create { name: last_name(c)?, flags: a.flags, mode: a.mode, kill_suidgid, group: group()? }
-        }
-        Opcode::Tmpfile => {
-            // The name that follows is a placeholder of the guest's ("/").
-            let a: CreateIn = c.take()?;
-            Operation::Tmpfile { flags: a.flags, mode: a.mode, group: group()? }
-        }
+        Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Create | Opcode::Tmpfile => decode_create(opcode, c, area, agreed)?,
         Opcode::Rename => {
             let a: RenameIn = c.take()?;
             rename(c, NodeId(a.newdir), 0)?
@@ -202,6 +178,42 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
         _ => decode_fixed(opcode, &mut c)?,
     };
     Ok(operation)
+}
+
+/// Decodes what makes an inode. `area` holds the extensions whose length the header tells.
+fn decode_create<'a>(opcode: Opcode, mut c: Cursor<'a>, area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
+    let end = |c: Cursor<'a>| {
+        if area.is_empty() && follow_the_names(agreed) {
+            return extensions(c.rest(), agreed);
+        }
+        c.finish()?;
+        extensions(area, agreed)
+    };
+    Ok(match opcode {
+        Opcode::Symlink => {
+            let (name, target) = (c.take_name()?, c.take_target()?);
+            Operation::Symlink { name, target, extensions: end(c)? }
+        }
+        Opcode::Mknod => {
+            let MknodIn { mode, rdev, umask, .. } = c.take()?;
+            Operation::Mknod { name: c.take_name()?, mode, rdev, umask, extensions: end(c)? }
+        }
+        Opcode::Mkdir => {
+            let MkdirIn { mode, umask } = c.take()?;
+            Operation::Mkdir { name: c.take_name()?, mode, umask, extensions: end(c)? }
+        }
+        Opcode::Create => {
+            let CreateIn { flags, mode, umask, open_flags } = c.take()?;
+            let kill_suidgid = open_flags & OPEN_KILL_SUIDGID != 0;
+            Operation::Create { name: c.take_name()?, flags, mode, umask, kill_suidgid, extensions: end(c)? }
+        }
+        _ => {
+            let CreateIn { flags, mode, umask, .. } = c.take()?;
+            // The name that follows is a placeholder of the guest's ("/").
+            c.take_string()?;
+            Operation::Tmpfile { flags, mode, umask, extensions: end(c)? }
+        }
+    })
 }
 
 /// The request's only or last name.
@@ -221,18 +233,19 @@ fn rename(mut cursor: Cursor<'_>, new_parent: NodeId, flags: u32) -> Result<Oper
 fn decode_xattr<'a>(opcode: Opcode, mut c: Cursor<'a>, agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     match opcode {
         Opcode::Setxattr => {
-            let (size, flags) = if agreed.is_some_and(|a| a.has(init_flags::SETXATTR_EXT)) {
+            let (size, flags, more_flags) = if agreed.is_some_and(|a| a.has(init_flags::SETXATTR_EXT)) {
                 let a: SetxattrIn = c.take()?;
-                (a.size, a.flags)
+                (a.size, a.flags, a.setxattr_flags)
             } else {
                 let a: SetxattrCompatIn = c.take()?;
-                (a.size, a.flags)
+                (a.size, a.flags, 0)
             };
             if size > XATTR_VALUE_LEN_MAX {
                 return Err(Errno::E2BIG);
             }
             let name = xattr_name(&mut c)?;
-            Ok(Operation::Setxattr { name, value: c.take_bytes(size as usize)?, flags })
+            let kill_sgid = more_flags & SETXATTR_ACL_KILL_SGID != 0;
+            Ok(Operation::Setxattr { name, value: c.take_bytes(size as usize)?, flags, kill_sgid })
         }
         Opcode::Getxattr => {
             let a: GetxattrIn = c.take()?;

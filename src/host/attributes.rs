@@ -1,7 +1,8 @@
 //! What statx says, as the protocol's structures.
 
+use super::id_map::Translation;
 use crate::fuse::abi::{Attr, Statx as WireStatx, SxTime};
-use crate::sys::stat::Statx;
+use crate::sys::stat::{self, Statx};
 
 /// A device number as the guest's kernel packs it into 32 bits (new_encode_dev of linux/kdev_t.h).
 fn encode_device(major: u32, minor: u32) -> u32 {
@@ -13,8 +14,9 @@ pub fn decode_device(packed: u32) -> (u32, u32) {
     ((packed & 0xf_ff00) >> 8, (packed & 0xff) | ((packed >> 12) & 0xf_ff00))
 }
 
-/// `fuse_attr` of a file.
-pub fn attr(st: &Statx) -> Attr {
+/// `fuse_attr` of a file, its owner as the guest knows it.
+pub fn attr(st: &Statx, ids: &Translation) -> Attr {
+    let (uid, gid) = stat::owner(st);
     Attr {
         ino: st.stx_ino,
         size: st.stx_size,
@@ -27,16 +29,17 @@ pub fn attr(st: &Statx) -> Attr {
         ctimensec: st.stx_ctime.tv_nsec,
         mode: u32::from(st.stx_mode),
         nlink: st.stx_nlink,
-        uid: st.stx_uid,
-        gid: st.stx_gid,
+        uid: ids.guest_uid(uid).0,
+        gid: ids.guest_gid(gid).0,
         rdev: encode_device(st.stx_rdev_major, st.stx_rdev_minor),
         blksize: st.stx_blksize,
         flags: 0,
     }
 }
 
-/// `fuse_statx` of a file. Only fields that the protocol carries stay in the mask.
-pub fn statx(st: &Statx) -> WireStatx {
+/// `fuse_statx` of a file, its owner as the guest knows it. Only fields that the protocol carries stay in the mask.
+pub fn statx(st: &Statx, ids: &Translation) -> WireStatx {
+    let (uid, gid) = stat::owner(st);
     let time = |t: &rustix::fs::StatxTimestamp| SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
     let carried = (rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME).bits();
     WireStatx {
@@ -44,8 +47,8 @@ pub fn statx(st: &Statx) -> WireStatx {
         blksize: st.stx_blksize,
         attributes: st.stx_attributes.bits(),
         nlink: st.stx_nlink,
-        uid: st.stx_uid,
-        gid: st.stx_gid,
+        uid: ids.guest_uid(uid).0,
+        gid: ids.guest_gid(gid).0,
         mode: st.stx_mode,
         ino: st.stx_ino,
         size: st.stx_size,

@@ -2,8 +2,9 @@
 
 use caps::Capability;
 
+use super::id_map::Translation;
 use crate::sys::identity;
-use crate::types::{Errno, HostGid, HostUid};
+use crate::types::{Errno, GuestGid, GuestUid, HostGid, HostUid};
 
 /// The credentials of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The guest's caller as the host knows it. EPERM where one of its ids is forbidden.
+    pub fn of_guest(ids: &Translation, uid: GuestUid, gid: GuestGid, group: Option<GuestGid>) -> Result<Caller, Errno> {
+        let group = group.map(|g| ids.host_gid(g)).transpose()?;
+        Ok(Caller { uid: ids.host_uid(uid)?, gid: ids.host_gid(gid)?, group })
+    }
+
     /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are
     /// only taken on by a daemon that is root, and not for the guest's root, whom they give nothing: the root
     /// of a user namespace with one user may not take any.

@@ -181,7 +181,7 @@ impl Share {
     }
 
     fn attr(&self, st: &Statx) -> Attr {
-        let mut attr = attributes::attr(st);
+        let mut attr = attributes::attr(st, &self.options.translation);
         let is_submount = st.stx_mnt_id != self.root.mount_id && st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
         if is_submount && attributes::kind(st) == libc::S_IFDIR && self.announces_submounts() {
             attr.flags |= ATTR_SUBMOUNT;
@@ -231,7 +231,7 @@ fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.
-fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
 }

@@ -14,9 +14,12 @@ use super::cache::{CachePolicy, Timeouts};
 use super::directory::Directory;
 use super::entries::identity_of;
 use super::handleless::Handleless;
+use super::id_map::Translation;
 use super::inodes::InodeTable;
 use super::locks::Locks;
 use super::mounts::Mounts;
+use super::rights::{self, Rights};
+use super::share_error::ShareError;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
@@ -62,6 +65,10 @@ pub struct Options {
     pub writeback: bool,
     /// Serve extended attributes.
     pub xattr: bool,
+    /// Ids between guest and host.
+    pub translation: Translation,
+    /// ACLs, labels, setuid bits and names of attributes.
+    pub rights: Rights,
     /// The guest's locks are locks on the host; else they are its own affair.
     pub host_locks: bool,
     /// How inodes are kept.
@@ -98,31 +105,6 @@ impl Descriptors {
     }
 }
 
-/// Why a directory or file cannot be shared.
-#[derive(Debug, thiserror::Error)]
-pub enum ShareError {
-    /// File handles were asked for and cannot be had.
-    #[error(
-        "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
-         run it with CAP_DAC_READ_SEARCH on a file system that has them, or say prefer"
-    )]
-    NoFileHandles {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// No memory for the records.
-    #[error(transparent)]
-    Arena(#[from] ArenaError),
-    /// The root cannot be looked at.
-    #[error("cannot read the attributes of {path}: {errno}")]
-    Root {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        errno: Errno,
-    },
-}
-
 /// A directory or file of the host, exported.
 #[derive(Debug)]
 pub struct Share {
@@ -148,8 +130,11 @@ pub struct Share {
 impl Share {
     /// Exports what lies open for reading behind `root`: a directory, or a regular file which then is the
     /// guest's root itself. `descriptor_dir` was opened by the process that serves, before its jail hid /proc.
-    pub fn export(options: Options, root: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
+    pub fn export(mut options: Options, root: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
         let path = options.shared_dir.clone();
+        if !rights::fit(&mut options, root.as_fd()) {
+            return Err(ShareError::NoLabels { path });
+        }
         Share::with_root(options, root, descriptor_dir).map_err(|e| match e {
             RootError::Arena(e) => ShareError::Arena(e),
             RootError::NoFileHandles => ShareError::NoFileHandles { path },

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::types::Errno;
+use crate::types::{Errno, HostGid, HostUid};
 
 pub use rustix::fs::{StatVfs, Statx};
 
@@ -27,6 +27,11 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
 /// As [`of`], with the guest's own mask and AT_STATX_ sync flags.
 pub fn of_with(fd: BorrowedFd<'_>, flags: AtFlags, mask: StatxFlags) -> Result<Statx, Errno> {
     Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | flags, mask | wanted())?)
+}
+
+/// The owner of the file that `st` describes.
+pub fn owner(st: &Statx) -> (HostUid, HostGid) {
+    (HostUid(st.stx_uid), HostGid(st.stx_gid))
 }
 
 /// The file system that `fd` is on.

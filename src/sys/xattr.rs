@@ -1,6 +1,7 @@
 //! Extended attributes by path, followed (man xattr(7)); the path is a descriptor's name, see `working_dir`.
 
 use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::XattrFlags;
 
@@ -10,6 +11,11 @@ use crate::types::Errno;
 pub fn get(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
     // The binding answers 0 for an empty buffer.
     Ok(if value.is_empty() { rustix::fs::getxattr_query(path, name) } else { rustix::fs::getxattr(path, name, value) }?)
+}
+
+/// The length of attribute `name` of a file that is open, not O_PATH.
+pub fn of_open(file: BorrowedFd<'_>, name: &CStr) -> Result<usize, Errno> {
+    Ok(rustix::fs::fgetxattr_query(file, name)?)
 }
 
 /// Sets attribute `name`; `flags` as in man setxattr(2).

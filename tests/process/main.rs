@@ -12,6 +12,7 @@ mod connections;
 mod log;
 mod options;
 mod real_command_lines;
+mod rights;
 mod sandbox;
 mod sandbox_file;
 mod sandbox_user;

@@ -268,6 +268,11 @@ impl Share {
         self.daemon.id()
     }
 
+    /// What the daemon printed so far.
+    pub fn printed(&self) -> Vec<String> {
+        self.log.lines().clone()
+    }
+
     /// The daemon's counters now.
     pub fn counters(&mut self) -> Counters {
         let seen = self.log.lines().len();

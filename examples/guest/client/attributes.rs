@@ -49,7 +49,8 @@ impl Client {
 
     /// SETXATTR in the form agreed on (SETXATTR_EXT or the short one).
     pub fn setxattr(&mut self, nodeid: u64, name: &str, value: &[u8], flags: u32) -> Result<()> {
-        let request = SetxattrIn { size: value.len() as u32, flags, ..SetxattrIn::default() };
+        let setxattr_flags = self.setxattr_flags;
+        let request = SetxattrIn { size: value.len() as u32, flags, setxattr_flags, padding: 0 };
         let long = self.init_flags() & fuse::init::SETXATTR_EXT != 0;
         let request = &request.as_bytes()[..if long { 16 } else { 8 }];
         self.call_empty(opcode::SETXATTR, nodeid, &[request, &fuse::name(name), value])

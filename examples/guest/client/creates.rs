@@ -52,7 +52,7 @@ impl Client {
     fn extensions(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.init_flags() & fuse::init::SECURITY_CTX != 0 {
-            bytes.extend_from_slice(SecctxHeader { size: 8, nr_secctx: 0 }.as_bytes());
+            bytes.extend_from_slice(&self.security_context());
         }
         if !self.groups.is_empty() {
             let size = (size_of::<ExtHeader>() + 4 + 4 * self.groups.len()).next_multiple_of(8);
@@ -64,6 +64,16 @@ impl Client {
             bytes.resize(end, 0);
         }
         bytes
+    }
+
+    fn security_context(&self) -> Vec<u8> {
+        let Some((name, value)) = &self.label else {
+            return SecctxHeader { size: 8, nr_secctx: 0 }.as_bytes().to_vec();
+        };
+        let mut bytes = [[value.len() as u32, 0].as_bytes(), &fuse::name(name), value].concat();
+        let size = (size_of::<SecctxHeader>() + bytes.len()).next_multiple_of(8);
+        bytes.resize(size - size_of::<SecctxHeader>(), 0);
+        [SecctxHeader { size: size as u32, nr_secctx: 1 }.as_bytes(), &bytes].concat()
     }
 
     fn masked(&self, mode: u32) -> u32 {

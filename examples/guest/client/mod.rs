@@ -108,6 +108,11 @@ pub struct Client {
     pub caller: Caller,
     /// Supplementary groups sent with MKNOD, MKDIR, SYMLINK, CREATE and TMPFILE, when not empty.
     pub groups: Vec<u32>,
+    /// The label sent with creates once SECURITY_CTX is agreed on: attribute and value. None says that there
+    /// is no security module.
+    pub label: Option<(String, Vec<u8>)>,
+    /// The `setxattr_flags` of SETXATTR in its long form.
+    pub setxattr_flags: u32,
     /// The umask sent with creates. As Linux, the mode is masked unless DONT_MASK was agreed.
     pub umask: u32,
     /// Lengths of the descriptors for request header and arguments; the rest is one more.
@@ -138,6 +143,8 @@ impl Client {
             queue,
             caller: Caller { pid: std::process::id(), ..Caller::default() },
             groups: Vec::new(),
+            label: None,
+            setxattr_flags: 0,
             umask: 0o022,
             split_request: vec![size_of::<InHeader>() as u32],
             split_reply: vec![size_of::<OutHeader>() as u32],

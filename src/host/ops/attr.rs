@@ -7,10 +7,10 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, StatxFlags, Timespec, Timestam
 use crate::fuse::abi::{AttrOut, StatxOut};
 use crate::fuse::{HandleOrNode, SetTime, Setattr};
 use crate::host::caller::without_fsetid;
-use crate::host::{Caller, Share, attributes};
+use crate::host::{Share, Translation, attributes};
 use crate::sys::stat::{self, Statx};
 use crate::sys::working_dir::DescriptorName;
-use crate::types::{Errno, NodeId};
+use crate::types::{Errno, GuestGid, GuestUid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
@@ -39,17 +39,19 @@ impl Share {
         Ok(StatxOut {
             attr_valid: attr.as_secs(),
             attr_valid_nsec: attr.subsec_nanos(),
-            stat: attributes::statx(&st),
+            stat: attributes::statx(&st, &self.options.translation),
             ..StatxOut::default()
         })
     }
 
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
     /// bit that a change of mode may set. EINVAL, and nothing changed, for an id of -1 or a time of a second
-    /// or more of nanoseconds: both mean something of their own to the host's calls.
+    /// or more of nanoseconds: both mean something of their own to the host's calls. EPERM for a forbidden id.
     pub fn setattr(&self, node: NodeId, set: &Setattr) -> Result<AttrOut, Errno> {
         self.writable()?;
-        let (uid, gid) = (set.uid.map(|u| u.0), set.gid.map(|g| g.0));
+        let ids = &self.options.translation;
+        let uid = set.uid.map(|u| ids.host_uid(u)).transpose()?.map(|u| u.0);
+        let gid = set.gid.map(|g| ids.host_gid(g)).transpose()?.map(|g| g.0);
         if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
             return Err(Errno::EINVAL);
         }
@@ -60,10 +62,12 @@ impl Share {
         let name = DescriptorName::of(fd);
         if uid.is_some() || gid.is_some() {
             rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
+            self.drop_hidden_capability(node, fd)?;
         }
         if let Some(size) = set.size {
             let truncate = || self.truncate(node, set.target, &name, size);
-            if set.kill_suidgid { without_fsetid(truncate) } else { truncate() }?;
+            if self.kills_suidgid(set.kill_suidgid) { without_fsetid(truncate) } else { truncate() }?;
+            self.drop_hidden_capability(node, fd)?;
         }
         if let Some(mode) = set.mode {
             // Symbolic links have no mode of their own; the guest does not ask.
@@ -96,13 +100,13 @@ impl Share {
 
     /// ACCESS: whether the caller may do what `mask` (R_OK, W_OK, X_OK) says, by owner, group and others.
     /// EACCES where not. Linux guests check by themselves and do not ask.
-    pub fn access(&self, node: NodeId, caller: &Caller, mask: u32) -> Result<(), Errno> {
+    pub fn access(&self, node: NodeId, caller: (GuestUid, GuestGid), mask: u32) -> Result<(), Errno> {
         let mask = mask & 0o7;
         if mask & libc::W_OK.cast_unsigned() != 0 {
             self.writable()?;
         }
         let st = stat::of(self.path_fd(node)?.as_fd())?;
-        if may_access(&st, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
+        if may_access(&st, &self.options.translation, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// READLINK: the target. EINVAL where the node is no symbolic link.
@@ -124,15 +128,16 @@ fn timespec(time: Option<SetTime>) -> Result<Timespec, Errno> {
     }
 }
 
-fn may_access(st: &Statx, caller: &Caller, mask: u32) -> bool {
+fn may_access(st: &Statx, ids: &Translation, (uid, gid): (GuestUid, GuestGid), mask: u32) -> bool {
     let mode = u32::from(st.stx_mode);
-    if caller.uid.0 == 0 {
+    if uid == GuestUid(0) {
         let is_executable = mode & 0o111 != 0 || mode & libc::S_IFMT == libc::S_IFDIR;
         return mask & libc::X_OK.cast_unsigned() == 0 || is_executable;
     }
-    let granted = if st.stx_uid == caller.uid.0 {
+    let owner = stat::owner(st);
+    let granted = if ids.guest_uid(owner.0) == uid {
         mode >> 6
-    } else if st.stx_gid == caller.gid.0 {
+    } else if ids.guest_gid(owner.1) == gid {
         mode >> 3
     } else {
         mode
@@ -143,19 +148,19 @@ fn may_access(st: &Statx, caller: &Caller, mask: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{HostGid, HostUid};
 
     #[test]
     fn access_goes_by_owner_group_and_others_and_root_may_not_execute_what_nobody_may() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let mut st = stat::of(file.as_fd()).unwrap();
         (st.stx_mode, st.stx_uid, st.stx_gid) = (0o100_640, 5, 6);
-        let caller = |uid, gid| Caller { uid: HostUid(uid), gid: HostGid(gid), group: None };
-        assert!(may_access(&st, &caller(5, 9), 6));
-        assert!(may_access(&st, &caller(7, 6), 4) && !may_access(&st, &caller(7, 6), 2));
-        assert!(!may_access(&st, &caller(7, 7), 4));
-        assert!(may_access(&st, &caller(0, 0), 6) && !may_access(&st, &caller(0, 0), 1));
+        let ids = Translation::default();
+        let may = |st: &Statx, uid, gid, mask| may_access(st, &ids, (GuestUid(uid), GuestGid(gid)), mask);
+        assert!(may(&st, 5, 9, 6));
+        assert!(may(&st, 7, 6, 4) && !may(&st, 7, 6, 2));
+        assert!(!may(&st, 7, 7, 4));
+        assert!(may(&st, 0, 0, 6) && !may(&st, 0, 0, 1));
         st.stx_mode = 0o100_001;
-        assert!(may_access(&st, &caller(0, 0), 1));
+        assert!(may(&st, 0, 0, 1));
     }
 }

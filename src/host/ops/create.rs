@@ -1,6 +1,7 @@
 //! What makes a new name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. Everything but LINK is done with
 //! the caller's credentials, so that owner, group and setgid directories come out as on the host itself.
-//! The mode arrives with the guest's umask applied; the daemon's own umask is 0.
+//! The mode arrives with the guest's umask applied and the daemon's own umask is 0, unless POSIX ACLs were
+//! agreed on: a default ACL then takes the umask's place, which only the host can tell.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,31 +9,73 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
+use crate::fuse::{Extensions, SecurityLabel};
 use crate::host::caller::acting_as;
+use crate::host::entries::open_path;
 use crate::host::{Caller, Share, attributes};
 use crate::sys::working_dir::DescriptorName;
-use crate::types::{Errno, NodeId};
+use crate::sys::xattr;
+use crate::types::{Errno, GuestGid, GuestUid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
+/// What a umask may name.
+const PERMISSIONS: u32 = 0o777;
+
+/// On whose behalf something is made, and what it gets beside its name and mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Maker<'a> {
+    caller: Caller,
+    umask: Mode,
+    label: Option<SecurityLabel<'a>>,
+}
 
 impl Share {
+    /// The maker of a create that the guest's `uid` and `gid` sent. EPERM where the caller may not make anything.
+    pub fn maker<'a>(&self, (uid, gid): (GuestUid, GuestGid), umask: u32, extensions: &Extensions<'a>) -> Result<Maker<'a>, Errno> {
+        let caller = Caller::of_guest(&self.options.translation, uid, gid, extensions.group)?;
+        let umask = Mode::from_raw_mode(if self.has_acls() { umask & PERMISSIONS } else { 0 });
+        Ok(Maker { caller, umask, label: extensions.label })
+    }
+
+    /// Labels the new file behind `fd`.
+    fn label(&self, fd: BorrowedFd<'_>, label: &SecurityLabel<'_>) -> Result<(), Errno> {
+        let name = self.host_xattr_name(label.name)?;
+        xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
+    }
+
+    /// Labels what was just made as `name` in `dir`, or takes it back: nothing stays without its label.
+    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, maker: &Maker<'_>, removal: AtFlags) -> Result<(), Errno> {
+        let Some(label) = &maker.label else { return Ok(()) };
+        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
+        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
+    }
+
     /// Runs `create` on the directory `parent` with the caller's credentials.
     fn create_in<R>(
         &self,
         parent: NodeId,
-        caller: &Caller,
+        maker: &Maker<'_>,
         create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
     ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
         self.writable()?;
         let dir = self.path_fd(parent)?;
         let groups_known = self.agreed(init_flags::CREATE_SUPP_GROUP);
-        let made = acting_as(caller, self.own_ids, groups_known, || create(dir.as_fd()))?;
+        let made = acting_as(&maker.caller, self.own_ids, groups_known, || {
+            if maker.umask.is_empty() {
+                return create(dir.as_fd());
+            }
+            // The umask is this thread's alone (man unshare(2), CLONE_FS).
+            rustix::process::umask(maker.umask);
+            let made = create(dir.as_fd());
+            rustix::process::umask(Mode::empty());
+            made
+        })?;
         Ok((dir, made))
     }
 
     /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
-    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, caller: &Caller) -> Result<EntryOut, Errno> {
+    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
         let (major, minor) = attributes::decode_device(rdev);
         let kind = match mode & libc::S_IFMT {
             0 => FileType::RegularFile,
@@ -43,20 +86,23 @@ impl Share {
         }
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let make = |dir: BorrowedFd<'_>| Ok(rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))?);
-        let (dir, ()) = self.create_in(parent, caller, make)?;
+        let (dir, ()) = self.create_in(parent, maker, make)?;
+        self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
         self.look_up_at(dir.as_fd(), name)
     }
 
     /// MKDIR.
-    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, caller: &Caller) -> Result<EntryOut, Errno> {
+    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (dir, ()) = self.create_in(parent, caller, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
+        let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
+        self.label_new(dir.as_fd(), name, maker, AtFlags::REMOVEDIR)?;
         self.look_up_at(dir.as_fd(), name)
     }
 
     /// SYMLINK: `target` is kept as it is; the host never follows it.
-    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, caller: &Caller) -> Result<EntryOut, Errno> {
-        let (dir, ()) = self.create_in(parent, caller, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
+    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
+        let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
+        self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
         self.look_up_at(dir.as_fd(), name)
     }
 
@@ -78,7 +124,7 @@ impl Share {
         flags: u32,
         mode: u32,
         kill_suidgid: bool,
-        caller: &Caller,
+        maker: &Maker<'_>,
     ) -> Result<(EntryOut, OpenOut), Errno> {
         let host_flags = self.host_flags(flags);
         // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
@@ -88,8 +134,12 @@ impl Share {
         let make = |dir: BorrowedFd<'_>| {
             Ok(rustix::fs::openat2(dir, name, make_flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
         };
-        match self.create_in(parent, caller, make) {
-            Ok((_, file)) => {
+        match self.create_in(parent, maker, make) {
+            Ok((dir, file)) => {
+                if let Some(label) = &maker.label {
+                    let labelled = self.label(file.as_fd(), label);
+                    labelled.inspect_err(|_| _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty()))?;
+                }
                 let entry = self.look_up_open(file.as_fd())?;
                 self.keep_created(entry, file, host_flags)
             }
@@ -107,13 +157,16 @@ impl Share {
     }
 
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none.
-    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, caller: &Caller) -> Result<(EntryOut, OpenOut), Errno> {
+    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, maker: &Maker<'_>) -> Result<(EntryOut, OpenOut), Errno> {
         let host_flags = self.host_flags(flags);
         // O_EXCL stays: it says that the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (_, file) = self.create_in(parent, caller, |dir| Ok(rustix::fs::openat(dir, c".", make_flags, mode)?))?;
+        let (_, file) = self.create_in(parent, maker, |dir| Ok(rustix::fs::openat(dir, c".", make_flags, mode)?))?;
+        if let Some(label) = &maker.label {
+            self.label(file.as_fd(), label)?;
+        }
         let entry = self.look_up_open(file.as_fd())?;
         self.keep_created(entry, file, host_flags)
     }

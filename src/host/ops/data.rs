@@ -12,7 +12,7 @@ use crate::host::handleless::Opened;
 use crate::io::{self, Direction, Transfer};
 use crate::metrics::Counter;
 use crate::state::OpenFile;
-use crate::types::{Errno, FileHandle, NodeId};
+use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
 /// Bytes that one COPY_FILE_RANGE copies at most: the old reply has 32 bits, and the guest asks again.
 const COPY_LEN_MAX: u64 = 0x7fff_f000;
@@ -50,7 +50,8 @@ impl Share {
         let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
         let transfer = Transfer { file: file.fd(), offset: write.offset, direction: Direction::Write { append }, pages };
         let run = || self.transfer(&file, transfer, from_cache, calls);
-        if write.write_flags & WRITE_KILL_PRIV != 0 { without_fsetid(run) } else { run() }
+        self.drop_hidden_capability(file.node(), file.fd())?;
+        if self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0) { without_fsetid(run) } else { run() }
     }
 
     /// Carries a transfer out. A file opened with O_DIRECT also serves the guest's page cache (mmap,
@@ -73,15 +74,22 @@ impl Share {
         file.buffered().ok_or(Errno::EBADF)
     }
 
+    /// Changes `file` for `caller` without a WRITE's flags: with killpriv, setuid and setgid bits go as they do
+    /// for such a writer.
+    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
+        self.drop_hidden_capability(file.node(), file.fd())?;
+        Ok(if self.kills_suidgid_for(caller) { without_fsetid(change) } else { change() }?)
+    }
+
     /// FALLOCATE; `mode` as in man fallocate(2).
-    pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32) -> Result<(), Errno> {
+    pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, caller: GuestUid) -> Result<(), Errno> {
         self.writable()?;
         let file = self.open_file(handle)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
             return Err(Errno::EINVAL);
         }
-        Ok(rustix::fs::fallocate(file.fd(), flags, offset, len)?)
+        self.change_for(caller, &file, || rustix::fs::fallocate(file.fd(), flags, offset, len))
     }
 
     /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them.
@@ -99,7 +107,7 @@ impl Share {
     }
 
     /// COPY_FILE_RANGE: bytes copied, in one call; the guest asks again for the rest.
-    pub fn copy_file_range(&self, copy: &CopyFileRangeIn) -> Result<u64, Errno> {
+    pub fn copy_file_range(&self, copy: &CopyFileRangeIn, caller: GuestUid) -> Result<u64, Errno> {
         self.writable()?;
         if copy.flags != 0 {
             return Err(Errno::EINVAL);
@@ -107,7 +115,8 @@ impl Share {
         let (from, to) = (self.open_file(FileHandle(copy.fh_in))?, self.open_file(FileHandle(copy.fh_out))?);
         let (mut off_in, mut off_out) = (copy.off_in, copy.off_out);
         let len = copy.len.min(COPY_LEN_MAX) as usize;
-        Ok(rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len)? as u64)
+        let copy = || rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len);
+        self.change_for(caller, &to, copy).map(|copied| copied as u64)
     }
 }
 

@@ -11,4 +11,5 @@ mod remove;
 mod statfs;
 mod xattr;
 
+pub use create::Maker;
 pub use data::WriteRequest;

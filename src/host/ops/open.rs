@@ -1,6 +1,6 @@
 //! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::fuse::abi::{OpenOut, init_flags};
 use crate::host::Share;
@@ -48,7 +48,11 @@ impl Share {
             self.writable()?;
         }
         let open = || self.open_node(node, host_flags);
-        let file = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { without_fsetid(open) } else { open() }?;
+        let truncates = host_flags & libc::O_TRUNC != 0;
+        let file = if truncates && self.kills_suidgid(kill_suidgid) { without_fsetid(open) } else { open() }?;
+        if truncates {
+            self.drop_hidden_capability(node, file.as_fd())?;
+        }
         let handle = self.handles.insert(file, node, host_flags & !libc::O_TRUNC).map_err(|_| Errno::ENFILE)?;
         Ok(self.open_out(handle, node, host_flags))
     }

@@ -2,66 +2,75 @@
 //! guest does not ask again.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode};
 
 use crate::host::Share;
 use crate::sys::working_dir::DescriptorName;
-use crate::sys::xattr;
+use crate::sys::{stat, xattr};
 use crate::types::{Errno, NodeId};
 
 /// The longest value and the longest list (linux/limits.h).
 const LEN_MAX: usize = 65536;
-
-/// ACLs only work if guest and host agree to enforce them, which this share does not offer.
-const BLOCKED: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-
-fn check_blocked(name: &CStr) -> Result<(), Errno> {
-    if BLOCKED.contains(&name.to_bytes()) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
-}
+/// Permission bits with setuid and sticky, without setgid.
+const MODE_WITHOUT_SETGID: u32 = 0o5777;
 
 impl Share {
-    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr) -> Result<R, Errno>) -> Result<R, Errno> {
+    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
         if !self.options.xattr {
             return Err(Errno::ENOSYS);
         }
         let fd = self.path_fd(node)?;
-        act(DescriptorName::of(fd.as_fd()).as_c_str())
+        act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
     }
 
-    /// GETXATTR into `value`; with an empty `value`, the length. ENODATA where there is none, ERANGE where
-    /// it does not fit.
+    /// GETXATTR into `value`; with an empty `value`, the length. ENODATA where there is none or the map refuses it,
+    /// ERANGE where it does not fit.
     pub fn getxattr(&self, node: NodeId, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
-        self.with_path(node, |path| {
-            check_blocked(name)?;
-            xattr::get(path, name, value)
+        self.with_path(node, |path, _| match self.host_xattr_name(name) {
+            Ok(name) => xattr::get(path, &name, value),
+            Err(Errno::EPERM) => Err(Errno::ENODATA),
+            Err(errno) => Err(errno),
         })
     }
 
-    /// LISTXATTR: every name with its NUL, without those that are blocked.
+    /// LISTXATTR: every name with its NUL, as the guest calls it, without those that are hidden.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
-        self.with_path(node, |path| {
+        self.with_path(node, |path, _| {
             let mut list = vec![0; LEN_MAX];
             let len = xattr::list(path, &mut list)?;
-            let names = list[..len].split_inclusive(|&b| b == 0);
-            Ok(names.filter(|n| !BLOCKED.contains(&&n[..n.len() - 1])).flatten().copied().collect())
+            let mut shown = Vec::with_capacity(len);
+            for name in list[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {
+                if let Some(name) = self.guest_xattr_name(name) {
+                    shown.extend_from_slice(name);
+                    shown.push(0);
+                }
+            }
+            Ok(shown)
         })
     }
 
-    /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE.
-    pub fn setxattr(&self, node: NodeId, name: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
-        self.with_path(node, |path| {
+    /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE. `kill_sgid` says that the caller may not keep the
+    /// setgid bit when the access ACL changes (man setxattr(2) has no word of it, acl(5) does).
+    pub fn setxattr(&self, node: NodeId, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<(), Errno> {
+        self.with_path(node, |path, fd| {
             self.writable()?;
-            check_blocked(name)?;
-            xattr::set(path, name, value, flags)
+            xattr::set(path, &self.host_xattr_name(name)?, value, flags)?;
+            if kill_sgid && self.has_acls() && Share::is_access_acl(name) {
+                // The daemon may keep it, so the host did not clear it.
+                let mode = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
+                rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
+            }
+            Ok(())
         })
     }
 
     /// REMOVEXATTR.
     pub fn removexattr(&self, node: NodeId, name: &CStr) -> Result<(), Errno> {
-        self.with_path(node, |path| {
+        self.with_path(node, |path, _| {
             self.writable()?;
-            check_blocked(name)?;
-            xattr::remove(path, name)
+            xattr::remove(path, &self.host_xattr_name(name)?)
         })
     }
 }

@@ -1,0 +1,423 @@
+//! `--translate-uid` and `--translate-gid`: which number of the guest's is which on the host, and back.
+//! The only way from a guest's id to a host's. Knows nothing of files or requests.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::types::{Errno, GuestGid, GuestUid, HostGid, HostUid};
+
+/// What each kind of rule is followed by, for messages.
+const FORMS: &str = "guest:GUEST:HOST:COUNT, host:HOST:GUEST:COUNT, squash-guest:GUEST:HOST:COUNT, squash-host:HOST:GUEST:COUNT, \
+     forbid-guest:GUEST:COUNT or map:GUEST:HOST:COUNT";
+
+/// `count` ids from `first` on and what becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    first: u32,
+    count: u32,
+    becomes: Becomes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Becomes {
+    /// As many ids from this one on.
+    From(u32),
+    /// All of them this one.
+    Single(u32),
+    /// Nobody may have them.
+    Nothing,
+}
+
+impl Span {
+    /// The last id. Only a span that is not empty is kept in a map.
+    fn last(&self) -> u32 {
+        self.first + (self.count - 1)
+    }
+
+    fn overlaps(&self, other: &Span) -> bool {
+        self.first <= other.last() && other.first <= self.last()
+    }
+}
+
+/// One rule, as an option gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdRule {
+    text: String,
+    to_host: Option<Span>,
+    to_guest: Option<Span>,
+}
+
+impl fmt::Display for IdRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Why a rule, or rules together, make no sense. Positions count characters from 1.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdMapError {
+    /// No such kind of rule.
+    #[error("position 1: there is no kind of rule \"{0}\"; write {FORMS}")]
+    Kind(String),
+    /// Too few or too many numbers.
+    #[error("\"{kind}\" is followed by {wanted} numbers, not {got}; write {FORMS}")]
+    Fields {
+        /// The kind of rule.
+        kind: &'static str,
+        /// How many numbers it has.
+        wanted: usize,
+        /// How many there are.
+        got: usize,
+    },
+    /// Not a number.
+    #[error("position {position}: \"{text}\" is no id; write a number from 0 to 4294967294")]
+    Number {
+        /// Where it begins.
+        position: usize,
+        /// What stands there.
+        text: String,
+    },
+    /// A range that leaves the ids.
+    #[error("position {position}: {count} ids from {first} on go beyond the last one, 4294967294; make the count smaller")]
+    Beyond {
+        /// Where the range's first id stands.
+        position: usize,
+        /// The range's first id.
+        first: u32,
+        /// Its length.
+        count: u32,
+    },
+    /// Two rules for one id.
+    #[error("rules \"{first}\" and \"{second}\" both say what becomes of the {side}'s id {id}; make their ranges apart")]
+    Overlap {
+        /// The rule that came first.
+        first: String,
+        /// The rule that came later.
+        second: String,
+        /// Whose id.
+        side: &'static str,
+        /// The lowest id that both name.
+        id: u32,
+    },
+}
+
+/// A number of a rule and where it stands.
+#[derive(Clone, Copy)]
+struct Field {
+    position: usize,
+    value: u32,
+}
+
+/// The ids from `first` on; empty ranges name nobody.
+fn span(first: Field, count: Field, becomes: Becomes) -> Result<Option<Span>, IdMapError> {
+    // The last number, -1, stands for "no id" everywhere.
+    if first.value.checked_add(count.value).is_none() {
+        return Err(IdMapError::Beyond { position: first.position, first: first.value, count: count.value });
+    }
+    Ok((count.value > 0).then_some(Span { first: first.value, count: count.value, becomes }))
+}
+
+/// `count` ids from `from` on all become `to`.
+fn squashed(from: Field, to: Field, count: Field) -> Result<Option<Span>, IdMapError> {
+    span(to, Field { value: 1, ..to }, Becomes::Nothing)?;
+    span(from, count, Becomes::Single(to.value))
+}
+
+/// `count` ids from `from` on become as many from `to` on.
+fn shifted(from: Field, to: Field, count: Field) -> Result<Option<Span>, IdMapError> {
+    span(to, count, Becomes::Nothing)?;
+    span(from, count, Becomes::From(to.value))
+}
+
+impl FromStr for IdRule {
+    type Err = IdMapError;
+
+    /// `KIND:NUMBER:NUMBER[:NUMBER]`, where the colon may be any character that is no letter, digit, `-` or `_`.
+    fn from_str(text: &str) -> Result<IdRule, IdMapError> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+        let kind_len = text.find(|c| !is_word(c)).unwrap_or(text.len());
+        let kind = text[..kind_len].to_lowercase();
+        let mut rest = text[kind_len..].chars();
+        let mut fields = Vec::new();
+        if let Some(separator) = rest.next() {
+            let mut position = text[..kind_len].chars().count() + 2;
+            for word in rest.as_str().split(separator) {
+                fields.push(Field { position, value: number(word, position)? });
+                position += word.chars().count() + 1;
+            }
+        }
+        let rule = |to_host, to_guest| IdRule { text: text.to_owned(), to_host, to_guest };
+        let wrong = |kind, wanted| Err(IdMapError::Fields { kind, wanted, got: fields.len() });
+        match (kind.as_str(), fields.as_slice()) {
+            ("guest", &[guest, host, count]) => Ok(rule(shifted(guest, host, count)?, None)),
+            ("guest", _) => wrong("guest", 3),
+            ("host", &[host, guest, count]) => Ok(rule(None, shifted(host, guest, count)?)),
+            ("host", _) => wrong("host", 3),
+            ("squash-guest", &[guest, host, count]) => Ok(rule(squashed(guest, host, count)?, None)),
+            ("squash-guest", _) => wrong("squash-guest", 3),
+            ("squash-host", &[host, guest, count]) => Ok(rule(None, squashed(host, guest, count)?)),
+            ("squash-host", _) => wrong("squash-host", 3),
+            ("forbid-guest", &[guest, count]) => Ok(rule(span(guest, count, Becomes::Nothing)?, None)),
+            ("forbid-guest", _) => wrong("forbid-guest", 2),
+            ("map", &[guest, host, count]) => Ok(rule(shifted(guest, host, count)?, shifted(host, guest, count)?)),
+            ("map", _) => wrong("map", 3),
+            _ => Err(IdMapError::Kind(text[..kind_len].to_owned())),
+        }
+    }
+}
+
+fn number(word: &str, position: usize) -> Result<u32, IdMapError> {
+    word.parse().map_err(|_| IdMapError::Number { position, text: word.to_owned() })
+}
+
+/// What becomes of ids in both directions. They are independent of each other: what one direction squashes
+/// or forbids, the other need not know. An id that no rule names stays what it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// Sorted, without overlaps.
+    to_host: Vec<Span>,
+    /// Sorted, without overlaps.
+    to_guest: Vec<Span>,
+}
+
+impl IdMap {
+    /// The map of `rules`. `IdMapError::Overlap` where two of them name one id.
+    pub fn new(rules: &[IdRule]) -> Result<IdMap, IdMapError> {
+        let to_host = sorted(rules, "guest", |r| r.to_host)?;
+        let to_guest = sorted(rules, "host", |r| r.to_guest)?;
+        Ok(IdMap { to_host, to_guest })
+    }
+
+    fn host(&self, id: u32) -> Result<u32, Errno> {
+        translate(&self.to_host, id).ok_or(Errno::EPERM)
+    }
+
+    fn guest(&self, id: u32) -> u32 {
+        // Nothing is forbidden in this direction.
+        translate(&self.to_guest, id).unwrap_or(id)
+    }
+}
+
+fn sorted(rules: &[IdRule], side: &'static str, span: impl Fn(&IdRule) -> Option<Span>) -> Result<Vec<Span>, IdMapError> {
+    let mut kept: Vec<(Span, &IdRule)> = Vec::new();
+    for rule in rules {
+        let Some(new) = span(rule) else { continue };
+        if let Some((old, first)) = kept.iter().find(|(old, _)| old.overlaps(&new)) {
+            let (first, second) = (first.text.clone(), rule.text.clone());
+            return Err(IdMapError::Overlap { first, second, side, id: old.first.max(new.first) });
+        }
+        kept.push((new, rule));
+    }
+    let mut spans: Vec<Span> = kept.into_iter().map(|(span, _)| span).collect();
+    spans.sort_by_key(|s| s.first);
+    Ok(spans)
+}
+
+/// What `id` becomes; `None` where it is forbidden.
+fn translate(spans: &[Span], id: u32) -> Option<u32> {
+    let below = spans.partition_point(|s| s.first <= id);
+    match below.checked_sub(1).map(|at| &spans[at]).filter(|s| id <= s.last()) {
+        None => Some(id),
+        Some(span) => match span.becomes {
+            Becomes::From(first) => Some(first + (id - span.first)),
+            Becomes::Single(single) => Some(single),
+            Becomes::Nothing => None,
+        },
+    }
+}
+
+/// Users' and groups' ids between guest and host. Without rules each is what it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// `--translate-uid`.
+    pub users: IdMap,
+    /// `--translate-gid`.
+    pub groups: IdMap,
+}
+
+impl Translation {
+    /// The host's user for the guest's. EPERM where the guest may not use it.
+    pub fn host_uid(&self, uid: GuestUid) -> Result<HostUid, Errno> {
+        self.users.host(uid.0).map(HostUid)
+    }
+
+    /// The host's group for the guest's. EPERM where the guest may not use it.
+    pub fn host_gid(&self, gid: GuestGid) -> Result<HostGid, Errno> {
+        self.groups.host(gid.0).map(HostGid)
+    }
+
+    /// The guest's user for the host's.
+    pub fn guest_uid(&self, uid: HostUid) -> GuestUid {
+        GuestUid(self.users.guest(uid.0))
+    }
+
+    /// The guest's group for the host's.
+    pub fn guest_gid(&self, gid: HostGid) -> GuestGid {
+        GuestGid(self.groups.guest(gid.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn map(rules: &[&str]) -> IdMap {
+        let rules: Vec<IdRule> = rules.iter().map(|r| r.parse().unwrap()).collect();
+        IdMap::new(&rules).unwrap()
+    }
+
+    fn error(rule: &str) -> String {
+        rule.parse::<IdRule>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_kind_of_rule_acts_in_its_own_direction() {
+        let cases = [
+            ("guest:10:100:5", [(9, 9), (10, 100), (14, 104), (15, 15)], [(100, 100), (104, 104)]),
+            ("host:10:100:5", [(10, 10), (14, 14), (100, 100), (0, 0)], [(10, 100), (14, 104)]),
+            ("squash-guest:10:7:5", [(9, 9), (10, 7), (14, 7), (15, 15)], [(7, 7), (10, 10)]),
+            ("squash-host:10:7:5", [(10, 10), (14, 14), (7, 7), (0, 0)], [(10, 7), (14, 7)]),
+            ("map:10:100:5", [(9, 9), (10, 100), (14, 104), (100, 100)], [(100, 10), (104, 14)]),
+        ];
+        for (rule, to_host, to_guest) in cases {
+            let map = map(&[rule]);
+            for (guest, host) in to_host {
+                assert_eq!(map.host(guest), Ok(host), "{rule}: guest {guest}");
+            }
+            for (host, guest) in to_guest {
+                assert_eq!(map.guest(host), guest, "{rule}: host {host}");
+            }
+        }
+        let map = map(&["forbid-guest:10:5"]);
+        assert_eq!((map.host(9), map.host(10), map.host(14), map.host(15)), (Ok(9), Err(Errno::EPERM), Err(Errno::EPERM), Ok(15)));
+        assert_eq!(map.guest(12), 12, "the host may");
+    }
+
+    #[test]
+    fn the_separator_is_any_that_is_no_letter_and_kinds_are_of_any_case() {
+        let plain: IdRule = "squash-guest:1:2:3".parse().unwrap();
+        for same in ["squash-guest/1/2/3", "Squash-Guest,1,2,3", "SQUASH-GUEST 1 2 3", "squash-guestß"] {
+            match same.parse::<IdRule>() {
+                Ok(rule) => assert_eq!((rule.to_host, rule.to_guest), (plain.to_host, plain.to_guest), "{same}"),
+                Err(e) => assert!(same.ends_with('ß') && e.to_string().contains("no kind"), "{e}"),
+            }
+        }
+        assert_eq!(map(&["guest:1:2:0"]), IdMap::default(), "nobody is named");
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_place_and_what_to_write() {
+        let cases = [
+            ("gast:1:2:3", "position 1: there is no kind of rule \"gast\"; write guest:"),
+            ("", "position 1: there is no kind of rule \"\""),
+            ("guest", "\"guest\" is followed by 3 numbers, not 0; write guest:GUEST:HOST:COUNT"),
+            ("guest:1:2", "\"guest\" is followed by 3 numbers, not 2"),
+            ("forbid-guest:1:2:3", "\"forbid-guest\" is followed by 2 numbers, not 3"),
+            ("map:1:x:3", "position 7: \"x\" is no id; write a number from 0"),
+            ("map:1::3", "position 7: \"\" is no id"),
+            ("map:1/2/3", "position 5: \"1/2/3\" is no id"),
+            ("map:1:4294967296:3", "position 7: \"4294967296\" is no id"),
+            ("guest:4294967290:0:6", "position 7: 6 ids from 4294967290 on go beyond the last one"),
+            ("squash-guest:0:4294967295:6", "position 16: 1 ids from 4294967295"),
+            ("host:0:4294967290:6", "position 8: 6 ids from 4294967290"),
+        ];
+        for (rule, message) in cases {
+            assert!(error(rule).starts_with(message), "{rule}: {}", error(rule));
+        }
+        assert!("guest:4294967290:0:5".parse::<IdRule>().is_ok(), "the last id");
+        assert!("squash-guest:0:65534:4294967295".parse::<IdRule>().is_ok(), "everybody");
+    }
+
+    #[test]
+    fn rules_that_name_one_id_twice_are_refused_in_each_direction() {
+        let overlap = |rules: &[&str]| {
+            let rules: Vec<IdRule> = rules.iter().map(|r| r.parse().unwrap()).collect();
+            IdMap::new(&rules).map_err(|e| e.to_string())
+        };
+        let message = overlap(&["guest:0:100:10", "forbid-guest:5:1"]).unwrap_err();
+        assert!(
+            message.starts_with("rules \"guest:0:100:10\" and \"forbid-guest:5:1\" both say what becomes of the guest's id 5"),
+            "{message}"
+        );
+        let message = overlap(&["map:0:100:10", "host:109:0:1"]).unwrap_err();
+        assert!(message.contains("the host's id 109"), "{message}");
+        assert!(overlap(&["guest:0:100:10", "host:0:100:10", "guest:10:5:10", "squash-guest:20:0:1"]).is_ok());
+    }
+
+    fn rules() -> impl Strategy<Value = Vec<IdRule>> {
+        let kind = prop::sample::select(vec!["guest", "host", "squash-guest", "squash-host", "map", "forbid-guest"]);
+        let rule = (kind, 0u32..60, 0u32..60, 0u32..12).prop_map(|(kind, a, b, count)| match kind {
+            "forbid-guest" => format!("{kind}:{a}:{count}"),
+            _ => format!("{kind}:{a}:{b}:{count}"),
+        });
+        prop::collection::vec(rule.prop_map(|r| r.parse().unwrap()), 0..6)
+    }
+
+    /// What a rule says of an id, straight from its text.
+    fn said(rules: &[IdRule], id: u32, of_guest: bool) -> Vec<Option<u32>> {
+        let one = |rule: &IdRule| {
+            let words: Vec<&str> = rule.text.split(':').collect();
+            let n: Vec<u32> = words[1..].iter().map(|w| w.parse().unwrap()).collect();
+            let (from, becomes, count) = match (words[0], of_guest) {
+                ("guest" | "map", true) | ("host", false) => (n[0], n[1] as i64 - n[0] as i64, n[2]),
+                ("map", false) => (n[1], n[0] as i64 - n[1] as i64, n[2]),
+                ("squash-guest", true) | ("squash-host", false) => return within(id, n[0], n[2]).then_some(Some(n[1])),
+                ("forbid-guest", true) => return within(id, n[0], n[1]).then_some(None),
+                _ => return None,
+            };
+            within(id, from, count).then_some(Some((id as i64 + becomes) as u32))
+        };
+        rules.iter().filter_map(one).collect()
+    }
+
+    fn within(id: u32, first: u32, count: u32) -> bool {
+        (first..first + count).contains(&id)
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_does_what_its_rules_say_and_is_refused_exactly_when_two_speak_of_one_id(rules in rules()) {
+            let doubled = (0..80).any(|id| said(&rules, id, true).len() > 1 || said(&rules, id, false).len() > 1);
+            match IdMap::new(&rules) {
+                Err(_) => prop_assert!(doubled),
+                Ok(map) => {
+                    prop_assert!(!doubled);
+                    for id in 0..80 {
+                        let host = said(&rules, id, true).first().copied().unwrap_or(Some(id));
+                        prop_assert_eq!(map.host(id).ok(), host);
+                        let guest = said(&rules, id, false).first().copied().flatten().unwrap_or(id);
+                        prop_assert_eq!(map.guest(id), guest);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_a_map_rule_names_comes_back_as_it_was(
+            guest in 0u32..=u32::MAX / 2,
+            host in 0u32..=u32::MAX / 2,
+            count in 1u32..u32::MAX / 2,
+            at: u32,
+        ) {
+            let map = map(&[&format!("map:{guest}:{host}:{count}")]);
+            let at = at % count;
+            prop_assert_eq!(map.host(guest + at), Ok(host + at));
+            prop_assert_eq!(map.guest(host + at), guest + at);
+            for beyond in [u32::MAX, guest.wrapping_sub(1), guest + count] {
+                prop_assert_eq!(map.host(beyond), Ok(beyond));
+            }
+        }
+
+        #[test]
+        fn a_range_is_refused_exactly_when_it_leaves_the_ids(guest: u32, host: u32, count: u32) {
+            let fits = guest.checked_add(count).is_some() && host.checked_add(count).is_some();
+            prop_assert_eq!(format!("map:{guest}:{host}:{count}").parse::<IdRule>().is_ok(), fits);
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,40}") {
+            let _ = text.parse::<IdRule>();
+        }
+    }
+}

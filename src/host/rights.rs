@@ -1,0 +1,166 @@
+//! What guest and daemon agree on about rights: POSIX ACLs, security labels, who clears setuid bits, mapped ids.
+//! Some of it depends on the guest, some on the share's file system.
+
+use std::borrow::Cow;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::share::{Options, Share};
+use super::xattr_map::XattrMap;
+use crate::fuse::abi::init_flags as f;
+use crate::sys::working_dir::DescriptorName;
+use crate::sys::xattr;
+use crate::types::{Errno, GuestUid, NodeId};
+
+/// The ACLs' own names.
+const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+/// POSIX ACLs take all of these: the guest checks them, the daemon applies the umask, and SETXATTR says when
+/// setgid goes.
+const ACL_FLAGS: u64 = f::POSIX_ACL | f::DONT_MASK | f::SETXATTR_EXT;
+
+/// How much something that the guest or the file system may lack is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Not offered.
+    #[default]
+    Never,
+    /// Offered where both have it.
+    Auto,
+    /// Refuse a guest without it.
+    Always,
+}
+
+/// Options about rights.
+#[derive(Debug, Clone, Default)]
+pub struct Rights {
+    /// POSIX ACLs.
+    pub posix_acl: Wanted,
+    /// Labels of new files.
+    pub security_label: Wanted,
+    /// Clear setuid, setgid and capabilities on the host instead of in the guest.
+    pub killpriv: bool,
+    /// Names of extended attributes between guest and host.
+    pub xattr_map: Option<XattrMap>,
+}
+
+/// What the guest's kernel lacks, and which option asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GuestLacks {
+    /// `--posix-acl=always`.
+    #[error("the guest's kernel has no POSIX ACLs for FUSE, which --posix-acl=always asks for; give it Linux 5.12, or say auto")]
+    PosixAcl,
+    /// `--security-label=always`.
+    #[error("the guest's kernel sends no security labels, which --security-label=always asks for; give it Linux 5.17, or say auto")]
+    SecurityLabel,
+}
+
+/// Takes back what the file system behind `root` cannot do and says so, once. False where labels are
+/// demanded and cannot be: each create would fail.
+pub(super) fn fit(options: &mut Options, root: BorrowedFd<'_>) -> bool {
+    let lacks = |name| xattr::of_open(root, name) == Err(Errno::EOPNOTSUPP);
+    let path = options.shared_dir.display();
+    let rights = &mut options.rights;
+    if let Some(map) = &rights.xattr_map
+        && !map.is_complete()
+    {
+        let say = super::xattr_map::CATCH_ALL;
+        tracing::warn!("--xattrmap does not say what becomes of every name; others are refused and hidden: end it with {say}");
+    }
+    if options.xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
+        tracing::warn!("{path} lies on a file system without extended attributes: the guest gets EOPNOTSUPP for them");
+        if rights.security_label == Wanted::Always {
+            return false;
+        }
+        rights.security_label = Wanted::Never;
+    } else if rights.posix_acl != Wanted::Never && lacks(ACL_NAMES[0]) {
+        tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
+    }
+    // Who says always wants the umask and the file systems below the share to be served as with ACLs.
+    if rights.posix_acl == Wanted::Auto && lacks(ACL_NAMES[0]) {
+        rights.posix_acl = Wanted::Never;
+    }
+    true
+}
+
+impl Share {
+    /// INIT flags about rights, for a guest that can do `guest`.
+    pub fn rights_flags(&self, guest: u64) -> Result<u64, GuestLacks> {
+        let rights = &self.options.rights;
+        // Linux allows it with default_permissions, which virtiofs always has.
+        let mut flags = f::ALLOW_IDMAP;
+        if rights.killpriv {
+            // Guests before Linux 5.11 know the first version only, which clears more.
+            flags |= if guest & f::HANDLE_KILLPRIV_V2 != 0 { f::HANDLE_KILLPRIV_V2 } else { f::HANDLE_KILLPRIV };
+        }
+        match (rights.posix_acl, guest & ACL_FLAGS == ACL_FLAGS) {
+            (Wanted::Never, _) => {}
+            (_, true) => flags |= ACL_FLAGS,
+            (Wanted::Auto, false) => tracing::warn!("the guest's kernel has no POSIX ACLs for FUSE; it goes without"),
+            (Wanted::Always, false) => return Err(GuestLacks::PosixAcl),
+        }
+        match (rights.security_label, guest & f::SECURITY_CTX != 0) {
+            (Wanted::Never, _) => {}
+            (_, true) => flags |= f::SECURITY_CTX,
+            (Wanted::Auto, false) => tracing::warn!("the guest's kernel sends no security labels; it goes without"),
+            (Wanted::Always, false) => return Err(GuestLacks::SecurityLabel),
+        }
+        Ok(flags)
+    }
+
+    /// Whether the guest enforces POSIX ACLs and leaves the umask to the daemon.
+    pub(super) fn has_acls(&self) -> bool {
+        self.agreed(f::POSIX_ACL)
+    }
+
+    /// Whether a write or truncation clears setuid and setgid: always where the first version of killpriv was
+    /// agreed on, else where the request says so.
+    pub(super) fn kills_suidgid(&self, requested: bool) -> bool {
+        requested || self.agreed(f::HANDLE_KILLPRIV)
+    }
+
+    /// As `kills_suidgid`, for requests that have no way to say so: every caller's but root's. A guest with
+    /// mapped ids does not say whose such a request is.
+    pub(super) fn kills_suidgid_for(&self, caller: GuestUid) -> bool {
+        self.kills_suidgid(self.agreed(f::HANDLE_KILLPRIV_V2) && caller != GuestUid(0))
+    }
+
+    /// Removes the capabilities of the file behind `fd`, where the host's kernel does not know them by their
+    /// name. The host does it itself otherwise.
+    pub(super) fn drop_hidden_capability(&self, node: NodeId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Some(name) = self.options.rights.xattr_map.as_ref().and_then(XattrMap::hidden_capability) else { return Ok(()) };
+        if self.kind(node)? != libc::S_IFREG {
+            return Ok(());
+        }
+        match xattr::remove(DescriptorName::of(fd.as_fd()).as_c_str(), name) {
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// What the guest's attribute `name` is called on the host. EOPNOTSUPP for ACLs unless they were agreed on:
+    /// without the guest's help they would not be enforced. EPERM and EOPNOTSUPP where the map says so.
+    pub(super) fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+        if ACL_NAMES.contains(&name) && !self.has_acls() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        match &self.options.rights.xattr_map {
+            Some(map) => map.to_host(name),
+            None => Ok(Cow::Borrowed(name)),
+        }
+    }
+
+    /// What the host's attribute `name` (without NUL) is called in the guest; `None` where it is hidden.
+    pub(super) fn guest_xattr_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+        let name = match &self.options.rights.xattr_map {
+            Some(map) => map.to_guest(name)?,
+            None => name,
+        };
+        let is_acl = ACL_NAMES.iter().any(|acl| acl.to_bytes() == name);
+        (!is_acl || self.has_acls()).then_some(name)
+    }
+
+    /// Whether `name` is the access ACL, as the guest calls it.
+    pub(super) fn is_access_acl(name: &CStr) -> bool {
+        name == ACL_NAMES[0]
+    }
+}

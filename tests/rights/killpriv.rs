@@ -1,0 +1,168 @@
+//! `--killpriv-v2`: setuid, setgid and capabilities go on the host, in the same call that changes the file.
+//! What a changer keeps is man chmod(2)'s and capabilities(7)'s; only root can make files with these bits for others.
+
+use std::os::unix::fs::chown;
+
+use super::share::{File, Setup, Share, change, is_root};
+use super::{capability, mode, on_host, put, set_mode};
+use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
+
+const V1: u64 = init::HANDLE_KILLPRIV;
+const V2: u64 = init::HANDLE_KILLPRIV_V2;
+
+/// A share with an agreement on `flags` of killpriv, and a file of another user.
+fn agreed_on(options: &[&str], flags: u64) -> (Share, File) {
+    let directory = super::share::Directory::on_disk();
+    let mut share = Share::start_unmounted(Setup { options, directory, ..Setup::default() });
+    share.client().init_with(init::LINUX & !(V1 | V2) | flags).unwrap();
+    let file = share.make("file");
+    chown(share.path("file"), Some(1000), Some(2000)).unwrap();
+    (share, file)
+}
+
+/// Each way to change a file's contents with its flag to clear setuid, and without where it has none.
+fn changes(share: &mut Share, file: File, kill: bool) -> Vec<(&'static str, u32)> {
+    let mut results = Vec::new();
+    for what in ["write", "truncate by handle", "truncate by node", "open", "fallocate", "copy"] {
+        put(share, "file", "security.capability", &capability());
+        set_mode(share, "file", 0o6775);
+        let c = share.client();
+        match what {
+            "write" => {
+                c.write_flags = if kill { flag::WRITE_KILL_SUIDGID } else { 0 };
+                c.write(file.node, file.fh, 0, b"0123456789").unwrap();
+            }
+            "truncate by handle" | "truncate by node" => {
+                let by_handle = if what.ends_with("handle") { flag::FATTR_FH } else { 0 };
+                let kill = if kill { flag::FATTR_KILL_SUIDGID } else { 0 };
+                let set = SetattrIn { fh: file.fh, size: 4, ..change(flag::FATTR_SIZE | by_handle | kill) };
+                c.setattr(file.node, &set).unwrap();
+            }
+            "open" => {
+                let flags = (libc::O_RDWR | libc::O_TRUNC).cast_unsigned();
+                let open = OpenIn { flags, open_flags: if kill { flag::OPEN_KILL_SUIDGID } else { 0 } };
+                c.raw(opcode::OPEN, file.node, crate::guest::client::bytes_of(&open), 16).unwrap();
+            }
+            "fallocate" => c.fallocate(file.node, &FallocateIn { fh: file.fh, length: 8192, ..FallocateIn::default() }).unwrap(),
+            _ => {
+                let copy = CopyFileRangeIn {
+                    fh_in: file.fh,
+                    nodeid_out: file.node,
+                    fh_out: file.fh,
+                    off_out: 4096,
+                    len: 100,
+                    ..Default::default()
+                };
+                c.copy_file_range_64(file.node, &copy).unwrap();
+            }
+        }
+        assert!(on_host(&share.path("file"), "security.capability").is_err(), "{what}: capabilities go whoever changes the file");
+        results.push((what, mode(share, "file")));
+    }
+    results
+}
+
+#[test]
+fn the_second_version_is_agreed_on_and_the_first_with_guests_that_have_no_other() {
+    for (option, guest, agreed) in
+        [("--killpriv-v2", V1 | V2, V2), ("--killpriv-v2", V1, V1), ("--killpriv-v2", 0, 0), ("--no-killpriv-v2", V1 | V2, 0)]
+    {
+        let mut share = Share::start_unmounted(Setup { options: &[option], ..Setup::default() });
+        share.client().init_with(init::LINUX & !(V1 | V2) | guest).unwrap();
+        assert_eq!(share.client().init_flags() & (V1 | V2), agreed, "{option} {guest:#x}");
+    }
+    assert_eq!(Share::new().client().init_flags() & (V1 | V2), 0, "off unless asked for");
+}
+
+#[test]
+fn with_the_second_version_bits_go_where_the_request_says_so_and_from_callers_who_cannot() {
+    if !is_root() {
+        return;
+    }
+    let (mut share, file) = agreed_on(&["--killpriv-v2"], V1 | V2);
+
+    for (what, mode) in changes(&mut share, file, false) {
+        assert_eq!(mode, 0o6775, "{what} by root");
+    }
+    share.client().caller.uid = 1234;
+    for (what, mode) in changes(&mut share, file, true) {
+        assert_eq!(mode, 0o775, "{what}");
+    }
+}
+
+#[test]
+fn with_the_first_version_bits_always_go() {
+    if !is_root() {
+        return;
+    }
+    let (mut share, file) = agreed_on(&["--killpriv-v2"], V1);
+
+    for (what, mode) in changes(&mut share, file, false) {
+        assert_eq!(mode, 0o775, "{what}");
+    }
+}
+
+#[test]
+fn without_an_agreement_the_guest_clears_bits_by_itself() {
+    if !is_root() {
+        return;
+    }
+    let (mut share, file) = agreed_on(&[], V1 | V2);
+    share.client().caller.uid = 1234;
+
+    for (what, mode) in changes(&mut share, file, false) {
+        assert_eq!(mode, 0o6775, "{what}");
+    }
+}
+
+#[test]
+fn a_new_owner_gets_neither_bits_nor_capabilities() {
+    if !is_root() {
+        return;
+    }
+    for options in [&[][..], &["--killpriv-v2"]] {
+        let (mut share, file) = agreed_on(options, V1 | V2);
+        put(&share, "file", "security.capability", &capability());
+        set_mode(&share, "file", 0o6775);
+
+        share.client().setattr(file.node, &SetattrIn { uid: 1001, ..change(flag::FATTR_UID) }).unwrap();
+
+        assert_eq!(mode(&share, "file"), 0o775);
+        assert!(on_host(&share.path("file"), "security.capability").is_err());
+    }
+}
+
+#[test]
+fn capabilities_that_the_host_does_not_know_by_their_name_go_too() {
+    const NAME: &str = "user.v.security.capability";
+    let mut share = Share::on_disk(&["--xattrmap", ":map::user.v.:"]);
+    let file = share.make("file");
+    let dir = share.client().mkdir(ROOT, "dir", 0o755).unwrap().nodeid;
+    let owner = share.client().getattr(file.node, None).unwrap().attr.uid;
+    let own = SetattrIn { uid: owner, ..change(flag::FATTR_UID) };
+    type Change<'c> = (&'static str, &'c dyn Fn(&mut Share));
+    let changes: [Change<'_>; 5] = [
+        ("write", &|s| _ = s.client().write(file.node, file.fh, 0, b"x").unwrap()),
+        ("truncate", &|s| _ = s.client().truncate(file.node, None, 10).unwrap()),
+        ("chown", &|s| _ = s.client().setattr(file.node, &own).unwrap()),
+        ("open", &|s| _ = s.client().open(file.node, libc::O_RDWR | libc::O_TRUNC).unwrap()),
+        ("fallocate", &|s| s.client().fallocate(file.node, &FallocateIn { fh: file.fh, length: 9, ..Default::default() }).unwrap()),
+    ];
+    for (what, change) in changes {
+        share.client().setxattr(file.node, "security.capability", b"some", 0).unwrap();
+        assert_eq!(on_host(&share.path("file"), NAME).unwrap(), b"some", "{what}");
+
+        change(&mut share);
+
+        assert!(on_host(&share.path("file"), NAME).is_err(), "{what}");
+    }
+    let c = share.client();
+    c.setxattr(file.node, "security.capability", b"some", 0).unwrap();
+    c.read(file.node, file.fh, 0, 10).unwrap();
+    c.setxattr(file.node, "user.other", b"x", 0).unwrap();
+    c.setxattr(dir, "security.capability", b"some", 0).unwrap();
+    c.setattr(dir, &own).unwrap();
+
+    assert_eq!(on_host(&share.path("file"), NAME).unwrap(), b"some", "nothing was changed");
+    assert_eq!(on_host(&share.path("dir"), NAME).unwrap(), b"some", "directories keep theirs");
+}
