@@ -9,6 +9,8 @@ use std::fmt;
 pub struct Errno(i32);
 
 impl Errno {
+    /// Not the owner.
+    pub const EPERM: Errno = Errno(libc::EPERM);
     /// No such file or directory.
     pub const ENOENT: Errno = Errno(libc::ENOENT);
     /// Input/output error.
@@ -35,6 +37,8 @@ impl Errno {
     pub const ERANGE: Errno = Errno(libc::ERANGE);
     /// A name longer than 255 bytes.
     pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
+    /// No such ioctl for this file.
+    pub const ENOTTY: Errno = Errno(libc::ENOTTY);
     /// Operation not implemented.
     pub const ENOSYS: Errno = Errno(libc::ENOSYS);
     /// No such attribute.

@@ -4,13 +4,13 @@
 use zerocopy::IntoBytes;
 
 use super::service::Service;
-use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LseekOut, WriteIn, WriteOut};
+use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlOut, LseekOut, WriteIn, WriteOut};
 use crate::fuse::{
     InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, SupplementaryGroup, decode, decode_header, negotiate,
 };
 use crate::guest::ReadableBuffers;
-use crate::host::{Caller, Share, WriteRequest};
-use crate::types::{Errno, HostGid, HostUid};
+use crate::host::{Caller, IoctlRequest, Share, WriteRequest};
+use crate::types::{Errno, FileHandle, HostGid, HostUid};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -284,6 +284,15 @@ impl Call<'_> {
                 Err(errno) => responder.error(errno),
             },
             Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
+            Operation::Ioctl { request, data } => {
+                let (handle, out_len) = (FileHandle(request.fh), request.out_size as usize);
+                let ioctl = IoctlRequest { handle, flags: request.flags, command: request.cmd, data, out_len };
+                self.scratch.clear();
+                match share.ioctl(node, &ioctl, &self.caller(None), self.scratch) {
+                    Ok(()) => responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
+                    Err(errno) => responder.error(errno),
+                }
+            }
             Operation::Destroy => {
                 self.service.end_fuse();
                 responder.reply(&[]);

@@ -19,5 +19,5 @@ mod share;
 
 pub use cache::{CachePolicy, Timeouts};
 pub use caller::Caller;
-pub use ops::WriteRequest;
+pub use ops::{IoctlRequest, WriteRequest};
 pub use share::{Descriptors, FileHandles, Options, Share, ShareError};

@@ -199,7 +199,7 @@ impl Share {
     pub fn wanted_flags(&self) -> u64 {
         use init_flags as f;
         let mut flags = f::ASYNC_READ | f::ATOMIC_O_TRUNC | f::BIG_WRITES | f::ASYNC_DIO | f::PARALLEL_DIROPS | f::MAX_PAGES;
-        flags |= f::SUBMOUNTS | f::INIT_EXT | f::CREATE_SUPP_GROUP | f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
+        flags |= f::HAS_IOCTL_DIR | f::SUBMOUNTS | f::INIT_EXT | f::CREATE_SUPP_GROUP | f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
         // A symbolic link's target never changes: another target is another inode.
         flags |= f::CACHE_SYMLINKS | self.options.cache.init_flags(self.options.allow_mmap);
         flags |= self.handleless_flags();

@@ -4,6 +4,7 @@ mod attr;
 mod create;
 mod data;
 mod dir;
+mod ioctl;
 mod lookup;
 mod open;
 mod remove;
@@ -11,3 +12,4 @@ mod statfs;
 mod xattr;
 
 pub use data::WriteRequest;
+pub use ioctl::IoctlRequest;
