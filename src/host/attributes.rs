@@ -13,10 +13,10 @@ pub fn decode_device(packed: u32) -> (u32, u32) {
     ((packed & 0xf_ff00) >> 8, (packed & 0xff) | ((packed >> 12) & 0xf_ff00))
 }
 
-/// `fuse_attr` of a file.
-pub fn attr(st: &Statx) -> Attr {
+/// `fuse_attr` of a file that the guest knows by the inode number `ino`.
+pub fn attr(st: &Statx, ino: u64) -> Attr {
     Attr {
-        ino: st.stx_ino,
+        ino,
         size: st.stx_size,
         blocks: st.stx_blocks,
         atime: st.stx_atime.tv_sec.cast_unsigned(),
@@ -35,8 +35,9 @@ pub fn attr(st: &Statx) -> Attr {
     }
 }
 
-/// `fuse_statx` of a file. Only fields that the protocol carries stay in the mask.
-pub fn statx(st: &Statx) -> WireStatx {
+/// `fuse_statx` of a file that the guest knows by the inode number `ino`. Only fields that the protocol carries
+/// stay in the mask.
+pub fn statx(st: &Statx, ino: u64) -> WireStatx {
     let time = |t: &rustix::fs::StatxTimestamp| SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
     let carried = (rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME).bits();
     WireStatx {
@@ -47,7 +48,7 @@ pub fn statx(st: &Statx) -> WireStatx {
         uid: st.stx_uid,
         gid: st.stx_gid,
         mode: st.stx_mode,
-        ino: st.stx_ino,
+        ino,
         size: st.stx_size,
         blocks: st.stx_blocks,
         attributes_mask: st.stx_attributes_mask.bits(),

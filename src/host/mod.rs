@@ -12,6 +12,7 @@ mod caller;
 mod directory;
 mod entries;
 mod handleless;
+mod inode_numbers;
 mod inodes;
 mod mounts;
 mod ops;

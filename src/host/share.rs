@@ -14,6 +14,7 @@ use super::cache::{CachePolicy, Timeouts};
 use super::directory::Directory;
 use super::entries::identity_of;
 use super::handleless::Handleless;
+use super::inode_numbers::InodeNumbers;
 use super::inodes::InodeTable;
 use super::mounts::Mounts;
 use crate::fuse::Negotiated;
@@ -131,6 +132,7 @@ pub struct Share {
     pub(super) path_fds: ByNode<OwnedFd>,
     pub(super) handleless: Handleless,
     pub(super) mounts: Mounts,
+    pub(super) numbers: InodeNumbers,
     descriptor_dir: DescriptorDir,
     pub(super) root: InodeIdentity,
     /// File handles work here and may be opened.
@@ -171,6 +173,7 @@ impl Share {
             path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
             handleless: Handleless::new(options.descriptors.recent),
             mounts: Mounts::default(),
+            numbers: InodeNumbers::default(),
             descriptor_dir,
             root,
             by_handle: handle.is_some(),
@@ -249,6 +252,7 @@ impl Share {
             self.forget(node, u64::MAX);
         }
         self.inodes.end_session();
+        self.numbers.end_session();
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.

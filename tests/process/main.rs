@@ -4,6 +4,8 @@
 mod daemon;
 #[path = "../../examples/guest/mod.rs"]
 mod guest;
+#[path = "../private_mounts/mod.rs"]
+mod private_mounts;
 #[path = "../slow_file/mod.rs"]
 mod slow_file;
 
