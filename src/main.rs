@@ -115,6 +115,10 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail) -> Result<(), An
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
+    if !share.lacks().is_empty() {
+        let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
+        tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
+    }
     while stop.wait_for_monitor(listener)? {
         let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)));
         let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {

@@ -14,11 +14,13 @@ mod entries;
 mod handleless;
 mod inode_numbers;
 mod inodes;
+mod lacks;
 mod mounts;
 mod ops;
 mod share;
 
 pub use cache::{CachePolicy, Timeouts};
 pub use caller::Caller;
+pub use lacks::Lack;
 pub use ops::{IoctlRequest, WriteRequest};
 pub use share::{Descriptors, FileHandles, Options, Share, ShareError};

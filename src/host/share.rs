@@ -16,6 +16,7 @@ use super::entries::identity_of;
 use super::handleless::Handleless;
 use super::inode_numbers::InodeNumbers;
 use super::inodes::InodeTable;
+use super::lacks::{self, Lack};
 use super::mounts::Mounts;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
@@ -139,6 +140,7 @@ pub struct Share {
     pub(super) by_handle: bool,
     /// The share's file system is the host's own, not a server's that must hear of a close.
     is_local: bool,
+    lacks: Vec<Lack>,
     agreed_flags: AtomicU64,
 }
 
@@ -178,6 +180,7 @@ impl Share {
             root,
             by_handle: handle.is_some(),
             is_local: stat::is_local(root_fd.as_fd())?,
+            lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
             options,
         };
@@ -196,6 +199,11 @@ impl Share {
     /// Whether inodes are kept as file handles, so that their number is not bound by open descriptors.
     pub fn is_by_handle(&self) -> bool {
         self.by_handle
+    }
+
+    /// What the share's file system does not have.
+    pub fn lacks(&self) -> &[Lack] {
+        &self.lacks
     }
 
     /// INIT flags that this share has logic for under its options.

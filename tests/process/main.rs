@@ -11,6 +11,7 @@ mod slow_file;
 
 mod arguments;
 mod connections;
+mod file_systems;
 mod sandbox;
 mod signals;
 mod socket;
