@@ -123,6 +123,10 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
+    if !share.lacks().is_empty() {
+        let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
+        tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
+    }
     // Kata Containers goes on when it reads this sentence.
     tracing::info!("Waiting for vhost-user socket connection...");
     while stop.wait_for_monitor(listener)? {

@@ -43,6 +43,8 @@ impl Errno {
     pub const ERANGE: Errno = Errno(libc::ERANGE);
     /// A name longer than 255 bytes.
     pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
+    /// No such ioctl for this file.
+    pub const ENOTTY: Errno = Errno(libc::ENOTTY);
     /// Operation not implemented.
     pub const ENOSYS: Errno = Errno(libc::ENOSYS);
     /// No such attribute.

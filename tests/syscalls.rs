@@ -213,6 +213,11 @@ fn trace_names(traced: &mut Traced) {
     let look_up = |s: &mut Share| (0..N).for_each(|i| _ = s.client().lookup(ROOT, &name("host", i)).unwrap());
     traced.phase("LOOKUP of a new name", N, look_up);
     traced.phase("LOOKUP of a known name", N, look_up);
+    for i in 0..N {
+        let node = traced.client().lookup(ROOT, &name("host", i)).unwrap().nodeid;
+        traced.client().forget(node, u64::MAX).unwrap();
+    }
+    traced.phase("LOOKUP of a forgotten name", N, look_up);
     let flags = libc::O_RDWR | libc::O_EXCL;
     traced.phase("CREATE", N, |s| (0..N).for_each(|i| _ = s.client().create(ROOT, &name("file", i), 0o644, flags).unwrap()));
     traced.phase("RENAME", N, |s| (0..N).for_each(|i| s.client().rename(ROOT, &name("file", i), ROOT, &name("moved", i)).unwrap()));

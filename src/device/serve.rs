@@ -5,11 +5,11 @@ use zerocopy::IntoBytes;
 
 use super::parked::{Parked, Place};
 use super::service::Service;
-use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, LkIn, LseekOut, WriteIn, WriteOut};
+use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlOut, LkIn, LseekOut, WriteIn, WriteOut};
 use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
-use crate::host::{LockAnswer, Locked, Maker, Share, WriteRequest};
-use crate::types::{Errno, GuestGid, GuestUid, NodeId};
+use crate::host::{IoctlRequest, LockAnswer, Locked, Maker, Share, WriteRequest};
+use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -345,6 +345,15 @@ impl Call<'_> {
             Operation::Getlk(ref lk) => answer(responder, share.getlk(node, lk)),
             Operation::Setlk(ref lk) => answer_done(responder, share.setlk(node, lk, None).map(|_| ())),
             Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
+            Operation::Ioctl { request, data } => {
+                let (handle, out_len) = (FileHandle(request.fh), request.out_size as usize);
+                let ioctl = IoctlRequest { handle, flags: request.flags, command: request.cmd, data, out_len };
+                self.scratch.clear();
+                match share.ioctl(node, &ioctl, self.header.uid, self.scratch) {
+                    Ok(()) => responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
+                    Err(errno) => responder.error(errno),
+                }
+            }
             Operation::Destroy => {
                 self.service.end_fuse();
                 responder.reply(&[]);

@@ -119,6 +119,8 @@ pub mod setattr_valid {
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
+/// `fuse_ioctl_in.flags`: the caller's memory may be read and written anywhere (character devices only).
+pub const IOCTL_UNRESTRICTED: u32 = 1 << 1;
 /// `fuse_open_in.open_flags`: clear setuid and setgid when truncating.
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 /// `fuse_setxattr_in.setxattr_flags`: the new access ACL takes setgid away.
@@ -233,6 +235,8 @@ wire! {
     BmapIn, 16 { block: u64, blocksize: u32, padding: u32 }
     /// `fuse_ioctl_in`.
     IoctlIn, 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// `fuse_ioctl_out`; output bytes follow.
+    IoctlOut, 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
     /// `fuse_poll_in`.
     PollIn, 24 { fh: u64, kh: u64, flags: u32, events: u32 }
     /// `fuse_fallocate_in`.

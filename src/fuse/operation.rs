@@ -118,7 +118,7 @@ pub enum Operation<'a> {
     Interrupt { unique: Unique },
     Bmap { block: u64, block_size: u32 },
     Destroy,
-    Ioctl(IoctlIn),
+    Ioctl { request: IoctlIn, data: &'a [u8] },
     Poll(PollIn),
     NotifyReply,
     Fallocate { handle: FileHandle, offset: u64, len: u64, mode: u32 },
@@ -336,7 +336,10 @@ fn decode_fixed<'a>(opcode: Opcode, c: &mut Cursor<'a>) -> Result<Operation<'a>,
             Operation::Bmap { block: a.block, block_size: a.blocksize }
         }
         Opcode::Destroy => Operation::Destroy,
-        Opcode::Ioctl => Operation::Ioctl(c.take()?),
+        Opcode::Ioctl => {
+            let request: IoctlIn = c.take()?;
+            Operation::Ioctl { request, data: c.take_bytes(request.in_size as usize)? }
+        }
         Opcode::Poll => Operation::Poll(c.take()?),
         Opcode::NotifyReply => Operation::NotifyReply,
         Opcode::Fallocate => {

@@ -14,11 +14,11 @@ pub fn decode_device(packed: u32) -> (u32, u32) {
     ((packed & 0xf_ff00) >> 8, (packed & 0xff) | ((packed >> 12) & 0xf_ff00))
 }
 
-/// `fuse_attr` of a file, its owner as the guest knows it.
-pub fn attr(st: &Statx, ids: &Translation) -> Attr {
+/// `fuse_attr` of a file that the guest knows by the inode number `ino`, its owner as the guest knows it.
+pub fn attr(st: &Statx, ino: u64, ids: &Translation) -> Attr {
     let (uid, gid) = stat::owner(st);
     Attr {
-        ino: st.stx_ino,
+        ino,
         size: st.stx_size,
         blocks: st.stx_blocks,
         atime: st.stx_atime.tv_sec.cast_unsigned(),
@@ -37,8 +37,9 @@ pub fn attr(st: &Statx, ids: &Translation) -> Attr {
     }
 }
 
-/// `fuse_statx` of a file, its owner as the guest knows it. Only fields that the protocol carries stay in the mask.
-pub fn statx(st: &Statx, ids: &Translation) -> WireStatx {
+/// `fuse_statx` of a file that the guest knows by the inode number `ino`, its owner as the guest knows it. Only fields that the
+/// protocol carries stay in the mask.
+pub fn statx(st: &Statx, ino: u64, ids: &Translation) -> WireStatx {
     let (uid, gid) = stat::owner(st);
     let time = |t: &rustix::fs::StatxTimestamp| SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
     let carried = (rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME).bits();
@@ -50,7 +51,7 @@ pub fn statx(st: &Statx, ids: &Translation) -> WireStatx {
         uid: ids.guest_uid(uid).0,
         gid: ids.guest_gid(gid).0,
         mode: st.stx_mode,
-        ino: st.stx_ino,
+        ino,
         size: st.stx_size,
         blocks: st.stx_blocks,
         attributes_mask: st.stx_attributes_mask.bits(),

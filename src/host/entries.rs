@@ -176,17 +176,27 @@ impl Share {
         }
     }
 
-    pub(super) fn announces_submounts(&self) -> bool {
+    /// Whether the guest is told of mounts below the share.
+    fn announces_submounts(&self) -> bool {
         self.options.announce_submounts && self.agreed(init_flags::SUBMOUNTS)
     }
 
     fn attr(&self, st: &Statx) -> Attr {
-        let mut attr = attributes::attr(st, &self.options.translation);
         let is_submount = st.stx_mnt_id != self.root.mount_id && st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
-        if is_submount && attributes::kind(st) == libc::S_IFDIR && self.announces_submounts() {
+        let announced = is_submount && attributes::kind(st) == libc::S_IFDIR && self.announces_submounts();
+        if announced {
+            self.numbers.announce(&key_of(st));
+        }
+        let mut attr = attributes::attr(st, self.inode_number(st), &self.options.translation);
+        if announced {
             attr.flags |= ATTR_SUBMOUNT;
         }
         attr
+    }
+
+    /// The inode number by which the guest knows the file.
+    pub(super) fn inode_number(&self, st: &Statx) -> u64 {
+        self.numbers.number(&key_of(st), &FileKey::of(&self.root), self.announces_submounts())
     }
 
     /// The reply of GETATTR and SETATTR.

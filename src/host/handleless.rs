@@ -33,9 +33,10 @@ pub(super) struct OpenDirectory {
 }
 
 impl Handleless {
-    /// Keeps about `recent_max` files open.
+    /// Keeps about `recent_max` files open, which take the place of handles, and fewer directories, for beside
+    /// those files may have handles.
     pub fn new(recent_max: usize) -> Handleless {
-        Handleless { files: ByNode::new(recent_max, 0), directories: ByNode::new(recent_max.min(DIRECTORIES_MAX), 0) }
+        Handleless { files: ByNode::new(recent_max, 0), directories: ByNode::new((recent_max / 4).min(DIRECTORIES_MAX), 0) }
     }
 
     /// Closes what is open of `node`.

@@ -15,7 +15,9 @@ use super::directory::Directory;
 use super::entries::identity_of;
 use super::handleless::Handleless;
 use super::id_map::Translation;
+use super::inode_numbers::InodeNumbers;
 use super::inodes::InodeTable;
+use super::lacks::{self, Lack};
 use super::locks::Locks;
 use super::mounts::Mounts;
 use super::rights::{self, Rights};
@@ -118,12 +120,14 @@ pub struct Share {
     pub(super) path_fds: ByNode<OwnedFd>,
     pub(super) handleless: Handleless,
     pub(super) mounts: Mounts,
+    pub(super) numbers: InodeNumbers,
     descriptor_dir: DescriptorDir,
     pub(super) root: InodeIdentity,
     /// File handles work here and may be opened.
     pub(super) by_handle: bool,
     /// The share's file system is the host's own, not a server's that must hear of a close.
     is_local: bool,
+    lacks: Vec<Lack>,
     agreed_flags: AtomicU64,
 }
 
@@ -160,10 +164,12 @@ impl Share {
             path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
             handleless: Handleless::new(options.descriptors.recent),
             mounts: Mounts::default(),
+            numbers: InodeNumbers::default(),
             descriptor_dir,
             root,
             by_handle: handle.is_some(),
             is_local: stat::is_local(root_fd.as_fd())?,
+            lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
             options,
         };
@@ -183,11 +189,16 @@ impl Share {
         self.by_handle
     }
 
+    /// What the share's file system does not have.
+    pub fn lacks(&self) -> &[Lack] {
+        &self.lacks
+    }
+
     /// INIT flags that this share has logic for under its options.
     pub fn wanted_flags(&self) -> u64 {
         use init_flags as f;
         let mut flags = f::ASYNC_READ | f::ATOMIC_O_TRUNC | f::BIG_WRITES | f::ASYNC_DIO | f::PARALLEL_DIROPS | f::MAX_PAGES;
-        flags |= f::INIT_EXT | f::CREATE_SUPP_GROUP;
+        flags |= f::HAS_IOCTL_DIR | f::INIT_EXT | f::CREATE_SUPP_GROUP;
         if self.options.readdirplus {
             flags |= f::DO_READDIRPLUS | f::READDIRPLUS_AUTO;
         }
@@ -247,6 +258,7 @@ impl Share {
             self.forget(node, u64::MAX);
         }
         self.inodes.end_session();
+        self.numbers.end_session();
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.

@@ -5,6 +5,7 @@ pub mod dirent;
 pub mod event;
 pub mod file_handle;
 pub mod identity;
+pub mod ioctl;
 pub mod lock;
 pub mod process;
 pub mod signal;

@@ -422,7 +422,7 @@ fn extensions_that_lie_about_their_length_are_einval() {
 #[test]
 fn operations_that_the_device_does_not_offer_are_enosys() {
     let mut mounted = Mounted::new(&[]);
-    let unsupported = [opcode::BMAP, opcode::IOCTL, opcode::POLL, opcode::SETUPMAPPING, opcode::REMOVEMAPPING];
+    let unsupported = [opcode::BMAP, opcode::POLL, opcode::SETUPMAPPING, opcode::REMOVEMAPPING];
     for opcode in unsupported {
         assert_eq!(outcome(&mut mounted.client, opcode, ROOT, &[0; 64]), libc::ENOSYS, "opcode {opcode}");
     }

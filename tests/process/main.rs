@@ -4,11 +4,14 @@
 mod daemon;
 #[path = "../../examples/guest/mod.rs"]
 mod guest;
+#[path = "../private_mounts/mod.rs"]
+mod private_mounts;
 #[path = "../slow_file/mod.rs"]
 mod slow_file;
 
 mod arguments;
 mod connections;
+mod file_systems;
 mod log;
 mod options;
 mod real_command_lines;

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, status_field};
 use super::guest::fuse::{ROOT, SetattrIn, flag};
+use super::private_mounts::{self, Mount};
 use super::{assert_serves, mount};
 
 const SANDBOXES: [&str; 2] = ["namespace", "chroot"];
@@ -72,6 +73,29 @@ fn the_serving_process_has_the_share_as_its_root() {
             let place = fs::metadata(format!("/proc/{}/{place}/.", inner(&daemon))).expect("a directory");
             assert_eq!((place.dev(), place.ino()), (share.dev(), share.ino()), "--sandbox {sandbox}");
         }
+    }
+}
+
+#[test]
+fn a_mount_below_the_share_is_served_in_every_sandbox() {
+    if !private_mounts::enter() {
+        return;
+    }
+    for sandbox in ["none", "chroot", "namespace"] {
+        let scratch = Scratch::new();
+        let mounted = Mount::new("tmpfs", &scratch.join("share/below"));
+        fs::write(scratch.join("share/below/file"), b"inside").expect("a file");
+        let daemon = Daemon::start_in(scratch, &["--sandbox", sandbox]);
+        let (_guest, mut client) = mount(daemon.socket());
+
+        let below = client.lookup(ROOT, "below").expect("LOOKUP");
+        assert_ne!(below.attr.flags & flag::ATTR_SUBMOUNT, 0, "--sandbox {sandbox}");
+        let file = client.lookup(below.nodeid, "file").expect("LOOKUP").nodeid;
+        let fh = client.open(file, libc::O_RDONLY).expect("OPEN").fh;
+        assert_eq!(client.read(file, fh, 0, 100).as_deref(), Ok(&b"inside"[..]), "--sandbox {sandbox}");
+        assert_eq!(client.lookup(below.nodeid, "..").map(|e| e.nodeid), Ok(ROOT), "--sandbox {sandbox}");
+        // Before the daemon's directory is removed.
+        drop(mounted);
     }
 }
 

@@ -1,11 +1,12 @@
 //! Open files: opened and released, made durable, their space, their locks.
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::fuse::{
-    CopyFileRangeIn, CopyFileRangeOut, FallocateIn, FileLock, FlushIn, FsyncIn, LkIn, LkOut, LseekIn, LseekOut, OpenIn, OpenOut, ReleaseIn,
-    SyncfsIn, WriteOut, flag, opcode,
+    CopyFileRangeIn, CopyFileRangeOut, FallocateIn, FileLock, FlushIn, FsyncIn, IoctlIn, IoctlOut, LkIn, LkOut, LseekIn, LseekOut, OpenIn,
+    OpenOut, ReleaseIn, SyncfsIn, WriteOut, flag, opcode,
 };
+use super::error::violation;
 use super::{Call, Client, Result};
 
 impl Client {
@@ -76,6 +77,23 @@ impl Client {
         let call = Call::new(opcode::COPY_FILE_RANGE_64, nodeid, &[]);
         let reply: CopyFileRangeOut = self.call_for(Call { args: &[request.as_bytes()], ..call })?;
         Ok(reply.bytes_copied)
+    }
+
+    /// IOCTL `command` with `data`, for at most `out_size` bytes.
+    pub fn ioctl(&mut self, nodeid: u64, fh: u64, command: u32, data: &[u8], out_size: u32) -> Result<Vec<u8>> {
+        self.ioctl_with(nodeid, &IoctlIn { fh, cmd: command, in_size: data.len() as u32, out_size, ..IoctlIn::default() }, data)
+    }
+
+    /// IOCTL as `request` says.
+    pub fn ioctl_with(&mut self, nodeid: u64, request: &IoctlIn, data: &[u8]) -> Result<Vec<u8>> {
+        let args: &[&[u8]] = &[request.as_bytes(), data];
+        let room = size_of::<IoctlOut>() as u32 + request.out_size;
+        let reply = self.call(&Call { room, ..Call::new(opcode::IOCTL, nodeid, args) })?;
+        let (out, data) = IoctlOut::read_from_prefix(&reply.payload).map_err(|_| violation("IOCTL has no fuse_ioctl_out".into()))?;
+        if out != IoctlOut::default() {
+            return Err(violation(format!("{out:?} is for character devices")));
+        }
+        Ok(data.to_vec())
     }
 
     /// GETLK.

@@ -39,7 +39,7 @@ impl Share {
         Ok(StatxOut {
             attr_valid: attr.as_secs(),
             attr_valid_nsec: attr.subsec_nanos(),
-            stat: attributes::statx(&st, &self.options.translation),
+            stat: attributes::statx(&st, self.inode_number(&st), &self.options.translation),
             ..StatxOut::default()
         })
     }

@@ -12,6 +12,7 @@ use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
 use crate::fuse::{Extensions, SecurityLabel};
 use crate::host::caller::acting_as;
 use crate::host::entries::open_path;
+use crate::host::lacks::is_no_tmpfile;
 use crate::host::{Caller, Share, attributes};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
@@ -163,7 +164,11 @@ impl Share {
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (_, file) = self.create_in(parent, maker, |dir| Ok(rustix::fs::openat(dir, c".", make_flags, mode)?))?;
+        let make = |dir: BorrowedFd<'_>| match rustix::fs::openat(dir, c".", make_flags, mode).map_err(Errno::from) {
+            Err(errno) if is_no_tmpfile(errno) => Err(Errno::EOPNOTSUPP),
+            made => made,
+        };
+        let (_, file) = self.create_in(parent, maker, make)?;
         if let Some(label) = &maker.label {
             self.label(file.as_fd(), label)?;
         }

@@ -4,6 +4,7 @@ mod attr;
 mod create;
 mod data;
 mod dir;
+mod ioctl;
 mod lock;
 mod lookup;
 mod open;
@@ -13,3 +14,4 @@ mod xattr;
 
 pub use create::Maker;
 pub use data::WriteRequest;
+pub use ioctl::IoctlRequest;

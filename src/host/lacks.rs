@@ -1,0 +1,63 @@
+//! What the share's file system does not have, found out once at start and without a trace, so that it can be
+//! said before a guest wonders.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{Mode, OFlags, StatxFlags};
+
+use crate::sys::file_handle;
+use crate::sys::stat::Statx;
+use crate::types::Errno;
+
+/// A thing that the file system lacks; shown with what follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// name_to_handle_at(2).
+    FileHandles,
+    /// O_TMPFILE.
+    Tmpfile,
+    /// Birth times in statx(2).
+    BirthTimes,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Lack::FileHandles => {
+                "file handles (each inode that the guest knows keeps a descriptor open, and the guest cannot export the share)"
+            }
+            Lack::Tmpfile => "O_TMPFILE (the guest gets EOPNOTSUPP)",
+            Lack::BirthTimes => "birth times (the guest sees none)",
+        })
+    }
+}
+
+/// What the file system of `root` lacks, `st` being what statx said of it. Whether it has O_TMPFILE is not asked
+/// on a share that is `readonly`, and not known where the host refuses for another reason.
+pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<Lack>, Errno> {
+    let mut lacks = Vec::new();
+    if file_handle::of(root, c"")?.is_none() {
+        lacks.push(Lack::FileHandles);
+    }
+    if !readonly && make_nameless(root).is_err_and(is_no_tmpfile) {
+        lacks.push(Lack::Tmpfile);
+    }
+    if st.stx_mask & StatxFlags::BTIME.bits() == 0 {
+        lacks.push(Lack::BirthTimes);
+    }
+    Ok(lacks)
+}
+
+/// Makes a file without a name, which is gone with its descriptor.
+fn make_nameless(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(root, c".", flags, Mode::RUSR | Mode::WUSR)?;
+    Ok(())
+}
+
+/// Whether `errno` of an open with O_TMPFILE says that there is none. EISDIR is what a kernel or file system says
+/// that knows only the O_DIRECTORY in it (man open(2)).
+pub fn is_no_tmpfile(errno: Errno) -> bool {
+    errno == Errno::EOPNOTSUPP || errno.raw() == libc::EISDIR
+}

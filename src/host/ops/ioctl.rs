@@ -1,0 +1,181 @@
+//! IOCTL: a file's flags, its project id, and fs-verity. Everything else is ENOTTY: what another number would
+//! have the host do, and whether it is safe, nobody has looked at.
+
+use std::os::fd::BorrowedFd;
+
+use crate::fuse::abi::IOCTL_UNRESTRICTED;
+use crate::host::Share;
+use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_LEN_MAX, Verity};
+use crate::sys::stat;
+use crate::types::{Errno, FileHandle, GuestUid, NodeId};
+
+/// Bytes of `struct fsverity_enable_arg`; salt and signature follow it in the request.
+const ENABLE_LEN: usize = 128;
+
+/// What an IOCTL says.
+#[derive(Debug, Clone, Copy)]
+pub struct IoctlRequest<'a> {
+    /// The open file.
+    pub handle: FileHandle,
+    /// FUSE_IOCTL_ bits.
+    pub flags: u32,
+    /// The request's number.
+    pub command: u32,
+    /// What goes in.
+    pub data: &'a [u8],
+    /// Bytes that come out.
+    pub out_len: usize,
+}
+
+/// The requests that are served. The structures are the same for callers of 32 and 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command<'a> {
+    GetFlags,
+    SetFlags(u32),
+    GetAttributes,
+    SetAttributes(&'a [u8; ATTRIBUTES_LEN]),
+    EnableVerity(Verity<'a>),
+    MeasureVerity { len_max: u16 },
+}
+
+impl<'a> Command<'a> {
+    /// ENOTTY for a number that is not served, EINVAL for lengths that do not go with it.
+    fn of(request: &IoctlRequest<'a>) -> Result<Command<'a>, Errno> {
+        let (data, out_len) = (request.data, request.out_len);
+        let when = |fits: bool, command| if fits { Ok(command) } else { Err(Errno::EINVAL) };
+        match request.command {
+            // Linux sends the 64-bit number with the four bytes that file systems use.
+            sys::GET_FLAGS | sys::GET_FLAGS_32 => when((4..=8).contains(&out_len), Command::GetFlags),
+            sys::SET_FLAGS | sys::SET_FLAGS_32 => Ok(Command::SetFlags(u32_at(data, 0)?)),
+            sys::GET_ATTRIBUTES => when(out_len == ATTRIBUTES_LEN, Command::GetAttributes),
+            sys::SET_ATTRIBUTES => data.try_into().map(Command::SetAttributes).map_err(|_| Errno::EINVAL),
+            sys::ENABLE_VERITY => verity(data).map(Command::EnableVerity),
+            sys::MEASURE_VERITY => {
+                let len_max = u32_at(data, 0)?.to_ne_bytes();
+                let len_max = u16::from_ne_bytes([len_max[2], len_max[3]]);
+                let len = DIGEST_HEADER_LEN + usize::from(len_max);
+                when(usize::from(len_max) <= DIGEST_LEN_MAX && len <= out_len, Command::MeasureVerity { len_max })
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+fn u32_at(data: &[u8], at: usize) -> Result<u32, Errno> {
+    let bytes = data.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or(Errno::EINVAL)?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+/// The pointers in the guest's structure mean nothing here: salt and signature are what follows it.
+fn verity(data: &[u8]) -> Result<Verity<'_>, Errno> {
+    let (salt_len, signature_len) = (u32_at(data, 12)? as usize, u32_at(data, 24)? as usize);
+    let reserved = data.get(40..ENABLE_LEN).ok_or(Errno::EINVAL)?;
+    if u32_at(data, 28)? != 0 || reserved.iter().any(|&b| b != 0) {
+        return Err(Errno::EINVAL);
+    }
+    let (salt, rest) = data[ENABLE_LEN..].split_at_checked(salt_len).ok_or(Errno::EINVAL)?;
+    let signature = rest.get(..signature_len).ok_or(Errno::EINVAL)?;
+    Ok(Verity { version: u32_at(data, 0)?, hash_algorithm: u32_at(data, 4)?, block_size: u32_at(data, 8)?, salt, signature })
+}
+
+impl Share {
+    /// IOCTL: what comes out is appended to `reply`. ENOTTY for what is not served here or by the host's file
+    /// system; EROFS and EPERM for a change on a read-only share or by a caller who may not make it: the guest's
+    /// kernel does not always check.
+    pub fn ioctl(&self, node: NodeId, request: &IoctlRequest<'_>, caller: GuestUid, reply: &mut Vec<u8>) -> Result<(), Errno> {
+        if request.flags & IOCTL_UNRESTRICTED != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let command = Command::of(request)?;
+        let opened = self.opened(node, request.handle)?;
+        let file = opened.fd();
+        match command {
+            Command::GetFlags => {
+                reply.extend_from_slice(&sys::flags(file)?.to_ne_bytes());
+                reply.resize(request.out_len, 0);
+            }
+            Command::GetAttributes => reply.extend_from_slice(&sys::attributes(file)?),
+            Command::MeasureVerity { len_max } => reply.extend_from_slice(&sys::measure_verity(file, len_max)?),
+            Command::SetFlags(flags) => {
+                self.check_owner(file, caller)?;
+                sys::set_flags(file, flags)?;
+            }
+            Command::SetAttributes(attributes) => {
+                self.check_owner(file, caller)?;
+                sys::set_attributes(file, attributes)?;
+            }
+            Command::EnableVerity(verity) => {
+                self.check_owner(file, caller)?;
+                sys::enable_verity(file, &verity)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `caller` may change what only a file's owner may: EPERM where not, EROFS on a read-only share.
+    fn check_owner(&self, file: BorrowedFd<'_>, caller: GuestUid) -> Result<(), Errno> {
+        self.writable()?;
+        let (owner, _) = stat::owner(&stat::of(file)?);
+        if caller.0 == 0 || caller == self.options.translation.guest_uid(owner) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(number: u32, data: &[u8], out_len: usize) -> Result<Command<'_>, Errno> {
+        Command::of(&IoctlRequest { handle: FileHandle(1), flags: 0, command: number, data, out_len })
+    }
+
+    /// `struct fsverity_enable_arg` with pointers that lead anywhere.
+    fn enable(salt_len: u32, signature_len: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in [1, 2, 4096, salt_len, 0xdead_beef, 0xffff, signature_len, 0, 0xdead_beef, 0xffff] {
+            bytes.extend_from_slice(&u32::to_ne_bytes(word));
+        }
+        bytes.resize(ENABLE_LEN, 0);
+        bytes
+    }
+
+    #[test]
+    fn salt_and_signature_are_what_follows_the_structure() {
+        let data = [&enable(4, 5)[..], b"saltsigna"].concat();
+        let Ok(Command::EnableVerity(verity)) = command(sys::ENABLE_VERITY, &data, 0) else { panic!("not understood") };
+        assert_eq!((verity.version, verity.hash_algorithm, verity.block_size), (1, 2, 4096));
+        assert_eq!((verity.salt, verity.signature), (&b"salt"[..], &b"signa"[..]));
+        for cut in [0, 1, 127, 128, 131, 136] {
+            assert_eq!(command(sys::ENABLE_VERITY, &data[..cut], 0), Err(Errno::EINVAL), "{cut} bytes");
+        }
+        assert_eq!(command(sys::ENABLE_VERITY, &enable(u32::MAX, u32::MAX), 0), Err(Errno::EINVAL));
+        let mut reserved = enable(0, 0);
+        reserved[127] = 1;
+        assert_eq!(command(sys::ENABLE_VERITY, &reserved, 0), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn lengths_that_do_not_go_with_the_number_are_einval_and_other_numbers_enotty() {
+        assert_eq!(command(sys::GET_FLAGS, &[], 4), Ok(Command::GetFlags));
+        assert_eq!(command(sys::GET_FLAGS, &[], 8), Ok(Command::GetFlags));
+        assert_eq!(command(sys::SET_FLAGS_32, &7u32.to_ne_bytes(), 0), Ok(Command::SetFlags(7)));
+        let digest = [0, 0, 32, 0];
+        assert_eq!(command(sys::MEASURE_VERITY, &digest, 36), Ok(Command::MeasureVerity { len_max: 32 }));
+        let bad: [(u32, &[u8], usize); 8] = [
+            (sys::GET_FLAGS, &[], 3),
+            (sys::GET_FLAGS, &[], 9),
+            (sys::SET_FLAGS, &[0; 3], 0),
+            (sys::GET_ATTRIBUTES, &[], 27),
+            (sys::SET_ATTRIBUTES, &[0; 29], 0),
+            (sys::MEASURE_VERITY, &digest[..3], 36),
+            (sys::MEASURE_VERITY, &digest, 35),
+            (sys::MEASURE_VERITY, &[0, 0, 65, 0], 4096),
+        ];
+        for (number, data, out_len) in bad {
+            assert_eq!(command(number, data, out_len), Err(Errno::EINVAL), "{number:#x} {data:?} {out_len}");
+        }
+        // FIONREAD, BLKGETSIZE64, FICLONE, FS_IOC_GETVERSION.
+        for number in [0x541b, 0x8008_1272, 0x4004_9409, 0x8008_7601, 0, u32::MAX] {
+            assert_eq!(command(number, &[0; 64], 64), Err(Errno::ENOTTY), "{number:#x}");
+        }
+    }
+}
