@@ -11,6 +11,7 @@ mod arguments;
 mod connections;
 mod log;
 mod options;
+mod packaging;
 mod real_command_lines;
 mod rights;
 mod sandbox;
