@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     start_log(&arguments);
     let is_root = rustix::process::geteuid().is_root();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let checked = match config::check(&arguments, is_root, cpus) {
+    let checked = match config::with_passed_socket(arguments).and_then(|arguments| config::check(&arguments, is_root, cpus)) {
         Ok(checked) => checked,
         Err(e) => return fail(&e, EXIT_USAGE),
     };

@@ -214,21 +214,54 @@ fn every_option_stands_in_the_readme() {
     fail_with("options without a line in README.md", &missing);
 }
 
-#[test]
-fn every_promise_names_a_test_that_exists() {
-    let semantics = fs::read_to_string(repository().join("docs/SEMANTICS.md")).unwrap();
-    let mut tests = String::new();
+/// The text of everything that may hold a test.
+fn tests_written() -> String {
     let mut files = Vec::new();
     for dir in ["src", "tests"] {
         files_below(&repository().join(dir), &mut files);
     }
-    for file in files {
-        tests.push_str(&fs::read_to_string(file).unwrap_or_default());
-    }
+    files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let semantics = fs::read_to_string(repository().join("docs/SEMANTICS.md")).unwrap();
+    let tests = tests_written();
     let named: Vec<&str> = semantics.lines().filter_map(|line| line.trim().strip_prefix("Held by `")?.split('`').next()).collect();
     assert!(named.len() >= 20, "SEMANTICS.md names {} tests", named.len());
     let missing: Vec<String> = named.iter().filter(|name| !tests.contains(*name)).map(|name| (*name).to_owned()).collect();
     fail_with("tests that SEMANTICS.md names and nobody wrote", &missing);
     let promises = semantics.lines().filter(|line| line.starts_with("### ")).count();
     assert!(named.len() >= promises, "{promises} promises, {} tests", named.len());
+}
+
+#[test]
+fn every_yes_of_the_comparison_names_a_test_that_exists_and_every_no_says_what_to_do() {
+    let comparison = fs::read_to_string(repository().join("docs/COMPARISON.md")).unwrap();
+    let written = tests_written();
+    let (mut yes, mut no, mut found) = (0, 0, Vec::new());
+    // The rows of each table, without its head: two lines, the second of dashes.
+    let lines: Vec<&str> = comparison.lines().collect();
+    let is_head = |at: usize| lines.get(at + 1).is_some_and(|next| next.starts_with("|---"));
+    let rows = lines.iter().enumerate().filter(|(at, line)| line.starts_with("| ") && !is_head(*at));
+    for (at, line) in rows {
+        let ours = line.trim_end_matches('|').rsplit('|').next().unwrap().trim();
+        let named: Vec<&str> = ours.split('`').skip(1).step_by(2).filter(|word| is_name_of_a_test(word)).collect();
+        let missing = named.iter().filter(|name| !written.contains(&format!("fn {name}(")));
+        found.extend(missing.map(|name| format!("docs/COMPARISON.md:{}: there is no test {name}", at + 1)));
+        let is_yes = ours.starts_with("yes, ") && !named.is_empty();
+        let is_no = ours.starts_with("no: ") && ours.ends_with('.');
+        yes += usize::from(is_yes);
+        no += usize::from(is_no);
+        if !is_yes && !is_no {
+            found.push(format!("docs/COMPARISON.md:{}: neither \"yes, `test`\" nor \"no: why and what to do.\"", at + 1));
+        }
+    }
+    fail_with("rows of the comparison", &found);
+    assert!(yes > 80 && no > 20, "{yes} rows say yes, {no} say no");
+}
+
+/// Words with three underscores or more; options and system calls have fewer.
+fn is_name_of_a_test(word: &str) -> bool {
+    word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }

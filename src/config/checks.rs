@@ -29,6 +29,9 @@ pub enum ConfigError {
     /// Not a descriptor, or one of the standard ones.
     #[error("--fd {0} is no inherited socket; give its number, 3 or higher")]
     BadFd(i32),
+    /// A service manager passed something else than one socket on.
+    #[error("LISTEN_FDS={0} is not one socket; leave one ListenStream= in the socket unit, or give --socket-path or --fd")]
+    Passed(String),
     /// The tag does not fit.
     #[error("--tag: {0}")]
     Tag(#[from] TagError),

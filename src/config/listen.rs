@@ -66,7 +66,7 @@ pub enum ListenError {
         source: io::Error,
     },
     /// Not a listening socket.
-    #[error("--fd {fd} is no listening unix socket: {source}")]
+    #[error("--fd {fd} is no listening unix socket: {source}; where systemd made it, its unit needs ListenStream=PATH")]
     Inherited {
         /// The descriptor.
         fd: i32,

@@ -14,6 +14,7 @@ mod connections;
 mod file_systems;
 mod log;
 mod options;
+mod packaging;
 mod real_command_lines;
 mod rights;
 mod sandbox;

@@ -114,7 +114,7 @@ fn the_capabilities_are_the_json_that_libvirt_reads_and_the_packaged_description
 
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/packaging/50-gatherfsd.json");
     let description = fs::read_to_string(path).expect("the description");
-    let head = ["description", "gatherfsd vhost-user-fs", "type", "fs", "binary", "/usr/libexec/gatherfsd", "features"];
+    let head = ["description", "gatherfsd vhost-user-fs", "type", "fs", "binary", "/usr/bin/gatherfsd", "features"];
     assert_eq!(strings(&description), [&head[..], features].concat(), "{path} and --print-capabilities name the same features");
 }
 
