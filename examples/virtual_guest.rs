@@ -13,6 +13,8 @@ mod guest;
 mod load;
 #[path = "virtual_guest/local.rs"]
 mod local;
+#[path = "virtual_guest/lookups.rs"]
+mod lookups;
 #[path = "virtual_guest/options.rs"]
 mod options;
 #[path = "virtual_guest/pump.rs"]
@@ -97,6 +99,13 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
         }
         let daemons = targets.iter_mut().filter_map(Target::daemon);
         return daemons.into_iter().try_for_each(|daemon| verify::verify(daemon, share, &cli.mode));
+    }
+    if let Workload::Lookups { files } = cli.mode {
+        if cli.setup.socket.is_some() && cli.setup.dir.is_none() {
+            return Err("lookups needs --dir, the directory the daemon shares".into());
+        }
+        let mut daemons: Vec<_> = targets.iter_mut().filter_map(Target::daemon).collect();
+        return lookups::lookups(&mut daemons, share, files.max(1));
     }
     let rows = load::rows(&cli.mode, cli.setup.contiguous);
     let entries = if let Workload::Meta { entries } = cli.mode { entries } else { 0 };

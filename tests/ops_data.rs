@@ -173,6 +173,17 @@ fn lseek_finds_data_and_holes() {
 }
 
 #[test]
+fn with_writeback_the_host_does_not_say_where_data_is() {
+    let mut share = Share::with(&["--writeback"]);
+    let file = share.make("file");
+    let c = share.client();
+    c.truncate(file.node, Some(file.fh), 1 << 20).unwrap();
+    for whence in [libc::SEEK_DATA, libc::SEEK_HOLE] {
+        assert_eq!(errno(c.lseek(file.node, file.fh, 0, whence)), libc::ENOSYS, "the guest's dirty pages would be holes");
+    }
+}
+
+#[test]
 fn copy_file_range_copies_on_the_host_with_either_width_of_reply() {
     for mut share in [Share::new(), Share::on_disk(&[])] {
         let data = noise(3, 50_000);

@@ -97,7 +97,7 @@ pub fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
             meta("CREATE+RELEASE+UNLINK+FORGET", Meta::CreateUnlink),
             meta("READDIRPLUS of all entries", Meta::Readdirplus),
         ],
-        Workload::Suite | Workload::Verify { .. } => vec![
+        Workload::Suite | Workload::Verify { .. } | Workload::Lookups { .. } => vec![
             row(read, seq, 4 << 10, 4096, 1),
             row(write, seq, 4 << 10, 4096, 1),
             row(read, seq, 128 << 10, 4096, 1),

@@ -105,6 +105,12 @@ pub enum Workload {
         #[arg(long, default_value_t = 1000)]
         entries: usize,
     },
+    /// Descriptors and memory of the daemons while the guest knows many files
+    Lookups {
+        /// Files that are made on the host and looked up once each
+        #[arg(long, default_value_t = 100_000)]
+        files: usize,
+    },
     /// Random descriptor layouts and offsets, compared byte by byte with the host's file
     #[command(long_flag = "verify")]
     Verify {

@@ -104,7 +104,7 @@ make_job() {
     for file in "${with[@]}"; do install -m 755 "$file" "$job/job/bin/"; done
     [[ ! -f $job/job/script ]] || chmod 755 "$job/job/script"
     pack "$job" "$run_dir/job.cpio"
-    cat "$guest_dir/base.cpio" "$guest_dir/tools.cpio" "$run_dir/job.cpio" >"$run_dir/initrd"
+    cat "$guest_dir/base.cpio" "$guest_dir/tools.cpio" "${archives[@]}" "$run_dir/job.cpio" >"$run_dir/initrd"
     rm -rf "$job" "$run_dir/job.cpio"
 }
 

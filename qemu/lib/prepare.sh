@@ -5,7 +5,7 @@
 # packed. Only QEMU and the C compiler are installed, and only where they are missing.
 #
 # What lies in target/guest/ afterwards:
-#   kernel/     vmlinux and its release
+#   kernel/     vmlinux, its release and its module for overlayfs
 #   tools/      unpacked packages; `tool NAME` runs a program from there
 #   bin/        the C programs of qemu/guest/ and tests/guest/
 #   base.cpio   initramfs: busybox, init
@@ -158,43 +158,49 @@ write_sources() {
 # tool NAME ARG...: runs an unpacked program with the libraries that came with it.
 tool() {
     local program
-    program=$(tool_path "$1")
+    program=$(program_below "$guest_dir/tools" "$1")
     shift
-    tool_loader "$program" "$@"
+    load_below "$guest_dir/tools" "$program" "$@"
 }
 
-tool_path() {
+# program_below DIR NAME: where the program lies in the packages that are unpacked below DIR.
+program_below() {
     local place
     for place in usr/bin bin usr/sbin sbin; do
-        [[ ! -f $guest_dir/tools/$place/$1 ]] || { echo "$guest_dir/tools/$place/$1"; return; }
+        [[ ! -f $1/$place/$2 ]] || { echo "$1/$place/$2"; return; }
     done
-    die "$1 is not in the unpacked packages; remove $guest_dir/tools and start again."
+    die "$2 is not in the unpacked packages; remove $1 and start again."
 }
 
-# tool_loader ARG...: the dynamic loader that came with the packages.
-tool_loader() {
-    local root=$guest_dir/tools lib
+# load_below DIR ARG...: the dynamic loader that came with the packages.
+load_below() {
+    local root=$1 lib
+    shift
     lib=$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu/ceph
-    "$(loader_path)" --library-path "$lib" "$@"
+    "$(loader_below "$root")" --library-path "$lib" "$@"
 }
 
 # The name under lib64/ is a link to an absolute path of the host: take the file itself.
-loader_path() { find "$guest_dir"/tools/{lib,usr/lib} -name ld-linux-x86-64.so.2 -type f 2>/dev/null | head -n 1; }
+loader_below() { find "$1"/{lib,usr/lib} -name ld-linux-x86-64.so.2 -type f 2>/dev/null | head -n 1; }
 
-prepare_tools() {
-    local root=$guest_dir/tools stamp=$guest_dir/tools/.packages deb log=$guest_dir/apt/log
-    [[ -f $stamp && $(<"$stamp") == "${TOOL_PACKAGES[*]}" ]] && return
+prepare_tools() { fetch_packages "$guest_dir/tools" "${TOOL_PACKAGES[@]}"; }
+
+# fetch_packages DIR PACKAGE...: the packages and what they depend on, unpacked below DIR.
+fetch_packages() {
+    local root=$1 deb log=$guest_dir/apt/log
+    shift
+    [[ -f $root/.packages && $(<"$root/.packages") == "$*" ]] && return
     apt_ready
-    progress "fetching ${TOOL_PACKAGES[*]} and their libraries"
-    private_apt apt-get install -y --download-only "${TOOL_PACKAGES[@]}" >"$log" 2>&1 ||
+    progress "fetching $* and their libraries"
+    private_apt apt-get install -y --download-only "$@" >"$log" 2>&1 ||
         { tail -n 5 "$log" >&2; die "apt-get could not fetch the guest's programs (see $log)."; }
     rm -rf "$root"
     mkdir -p "$root"
     for deb in "$guest_dir"/apt/cache/archives/*.deb; do
         dpkg-deb -x "$deb" "$root" || die "$deb could not be unpacked."
     done
-    rm -rf "$guest_dir/apt/cache" "${root:?}"/{usr/share,var} "${root:?}"/usr/lib/x86_64-linux-gnu/perl*
-    echo "${TOOL_PACKAGES[*]}" >"$stamp"
+    rm -rf "$guest_dir/apt/cache" "${root:?}"/usr/share/{doc,man,locale,info} "${root:?}"/var "${root:?}"/usr/lib/x86_64-linux-gnu/perl*
+    echo "$*" >"$root/.packages"
 }
 
 # --- kernel ---------------------------------------------------------------------------------
@@ -216,7 +222,7 @@ newest_kernel_package() {
 prepare_kernel() {
     local dir=$guest_dir/kernel package work
     kernel_file=$dir/vmlinux
-    [[ -f $kernel_file && -f $dir/config ]] && return
+    [[ -f $kernel_file && -f $dir/config && -f $dir/overlay.ko ]] && return
     apt_ready
     package=$(newest_kernel_package)
     [[ -n $package ]] || die "no linux-image-cloud-amd64 of $KERNEL_MIN or newer in this release; give one with --kernel FILE."
@@ -238,10 +244,22 @@ prepare_kernel() {
         die "$package has virtio-fs as a module; give a kernel with CONFIG_VIRTIO_FS=y with --kernel FILE."
     fi
     unpack_kernel "$image" "$dir/vmlinux.new"
+    keep_module overlay "$work/root" "$dir"
     cp "${config:-/dev/null}" "$dir/config"
     echo "${package#linux-image-}" >"$dir/release"
     rm -rf "$work"
     mv "$dir/vmlinux.new" "$kernel_file"
+}
+
+# keep_module NAME DIR OUT: the module from the kernel package below DIR, ready for insmod; an empty
+# file if the kernel has it built in.
+keep_module() {
+    local module
+    module=$(find "$2" -name "$1.ko" -o -name "$1.ko.xz" | head -n 1)
+    case $module in
+        *.xz) tool xz -dc <"$module" >"$3/$1.ko" ;;
+        *) cp "${module:-/dev/null}" "$3/$1.ko" ;;
+    esac
 }
 
 # unpack_kernel VMLINUZ OUT: the ELF image inside, which QEMU enters directly (PVH): that saves
@@ -310,7 +328,7 @@ pack_base() {
     rm -rf "$stage"
     mkdir -p "$stage"/{bin,usr,dev,proc,sys,tmp,run,etc,root,mnt/share}
     for link in sbin usr/bin usr/sbin; do ln -s /bin "$stage/$link"; done
-    cp "$(tool_path busybox)" "$stage/bin/busybox"
+    cp "$(program_below "$guest_dir/tools" busybox)" "$stage/bin/busybox"
     for name in $("$stage/bin/busybox" --list); do
         [[ $name == busybox ]] || ln -s busybox "$stage/bin/$name"
     done
@@ -322,21 +340,29 @@ pack_base() {
     rm -rf "$stage"
 }
 
-# The programs with exactly the libraries that the loader names for them.
 pack_tools() {
-    local stage=$guest_dir/stage root=$guest_dir/tools program library
+    local stage=$guest_dir/stage
     rm -rf "$stage"
+    stage_programs "$stage" "$guest_dir/tools" "${GUEST_PROGRAMS[@]}"
+    pack "$stage" "$guest_dir/tools.cpio"
+    rm -rf "$stage"
+}
+
+# stage_programs STAGE DIR PROGRAM...: the programs from the packages below DIR, with exactly the
+# libraries that the loader names for them.
+stage_programs() {
+    local stage=$1 root=$2 program library
+    shift 2
     mkdir -p "$stage"/{bin,lib64,lib}
-    for program in "${GUEST_PROGRAMS[@]}"; do
-        cp "$(tool_path "$program")" "$stage/bin/"
-        for library in $(tool_loader --list "$(tool_path "$program")" | grep -o "$root/[^ ]*"); do
+    for program; do
+        program=$(program_below "$root" "$program")
+        cp "$program" "$stage/bin/"
+        for library in $(load_below "$root" --list "$program" | grep -o "$root/[^ ]*"); do
             case $library in
                 */ld-linux-x86-64.so.2) ;;
                 *) cp -Lu "$library" "$stage/lib/" ;;
             esac
         done
     done
-    cp "$(loader_path)" "$stage/lib64/"
-    pack "$stage" "$guest_dir/tools.cpio"
-    rm -rf "$stage"
+    cp "$(loader_below "$root")" "$stage/lib64/"
 }

@@ -92,8 +92,13 @@ impl Share {
         self.change_for(caller, &file, || rustix::fs::fallocate(file.fd(), flags, offset, len))
     }
 
-    /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them.
+    /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them. ENOSYS where
+    /// the guest writes back, after which it stops asking.
     pub fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
+        // The host would call the guest's dirty pages a hole, and whoever copies the file would leave them out.
+        if self.agreed(init_flags::WRITEBACK_CACHE) {
+            return Err(Errno::ENOSYS);
+        }
         let file = self.opened(node, handle)?;
         let from = match whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(offset),
