@@ -116,6 +116,11 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     let reach = Reach { share: root.as_fd(), by_handle: share.is_by_handle(), removable: socket.directory() };
     sandbox::seal(checked.sandbox.seccomp, &reach)?;
     drop(root);
+    if checked.watch
+        && let Err(e) = share.start_watch()
+    {
+        return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
+    }
     watch_signals(signals, Arc::clone(&stop), Arc::clone(&metrics))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),

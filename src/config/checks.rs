@@ -51,6 +51,9 @@ pub enum ConfigError {
     /// No or too many queues.
     #[error("--num-request-queues {0} is not possible; give 1 to {REQUEST_QUEUES_MAX}")]
     Queues(u16),
+    /// A watch where nothing is to be seen.
+    #[error("--watch goes with --cache auto: the other policies do not look at what the host changes; leave one of them out")]
+    WatchPolicy,
     /// A check of paths where there are none.
     #[error("{0} goes with --migration-mode find-paths; file handles need no such check, so leave it out")]
     MigrationCheck(&'static str),
@@ -91,6 +94,8 @@ pub struct Checked {
     pub share: Options,
     /// The limit of open files that was asked for.
     pub open_files: Option<u64>,
+    /// Whether to watch the share for changes.
+    pub watch: bool,
     /// Whether to wait for the next monitor.
     pub keep_listening: bool,
 }
@@ -136,7 +141,10 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     if a.allow_mmap && !cache.bypasses_cache() {
         tracing::warn!("--allow-mmap has no effect: files can be mapped anyway unless --cache is never or metadata");
     }
-    let by_policy = Timeouts::of(cache);
+    if a.watch && cache != CachePolicy::Auto {
+        return Err(ConfigError::WatchPolicy);
+    }
+    let by_policy = if a.watch { Timeouts::WATCHED_MAX } else { Timeouts::of(cache) };
     let translation = translation(a)?;
     let rights = Rights {
         posix_acl: wanted(a.posix_acl),
@@ -181,6 +189,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             descriptors: Descriptors::of(0),
         },
         open_files: a.rlimit_nofile,
+        watch: a.watch,
         keep_listening: a.keep_listening,
     })
 }

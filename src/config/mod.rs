@@ -245,6 +245,11 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub negative_timeout: Option<Duration>,
 
+    /// Watch the share for what other processes of the host change, with --cache auto: the guest believes for up to a
+    /// minute what is quiet, and asks each time for what changes
+    #[arg(long)]
+    pub watch: bool,
+
     /// Let the guest map files with --cache never and metadata
     #[arg(long)]
     pub allow_mmap: bool,

@@ -32,6 +32,10 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
+    /// The most that a watched share allows where nothing else was said: what was quiet for four times as long.
+    pub const WATCHED_MAX: Timeouts =
+        Timeouts { entry: Duration::from_secs(60), attr: Duration::from_secs(60), negative: Duration::from_secs(60) };
+
     /// What `policy` allows where nothing else was said.
     pub fn of(policy: CachePolicy) -> Timeouts {
         let (positive, negative) = match policy {

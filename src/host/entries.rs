@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::attributes;
-use super::cache::Timeouts;
 use super::inodes::{FileKey, Inserted};
 use super::share::{FileHandles, Share};
 use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
@@ -19,38 +18,38 @@ use crate::types::{Errno, NodeId};
 const DEPTH_MAX: usize = 2048;
 
 impl Share {
-    /// Looks `name` up in the directory behind `parent` and counts the lookup: one system call for a file
+    /// Looks `name` up in the directory `within`, which is behind `parent`, and counts the lookup: one system call for a file
     /// that the guest knows.
-    pub(super) fn look_up_at(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
+    pub(super) fn look_up_at(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
         let st = stat::at(parent, name)?;
         if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
-            return Ok(self.entry(node, &st));
+            return Ok(self.entry(within, node, &st));
         }
-        self.look_up_new(parent, name, &st)
+        self.look_up_new(within, parent, name, &st)
     }
 
     /// As `look_up_at`, for a file that was just opened: `fd` is the file itself.
-    pub(super) fn look_up_open(&self, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
+    pub(super) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
         let st = stat::of(fd)?;
         if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
-            return Ok(self.entry(node, &st));
+            return Ok(self.entry(within, node, &st));
         }
         let handle = if self.by_handle { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
-        self.insert(&st, handle, || self.reopen(fd, libc::O_PATH))
+        self.insert(within, &st, handle, || self.reopen(fd, libc::O_PATH))
     }
 
-    fn look_up_new(&self, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
+    fn look_up_new(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
         if self.by_handle
             && let Some((handle, mount_id)) = file_handle::of(parent, name)?
             && mount_id == st.stx_mnt_id
             && self.is_same_file(&handle, parent, name, st)?
         {
-            return self.insert(st, Some(handle), || open_path(parent, name));
+            return self.insert(within, st, Some(handle), || open_path(parent, name));
         }
         // Without a handle the descriptor is what the node holds on to, so it is the one to look at.
         let fd = open_path(parent, name)?;
         let st = stat::of(fd.as_fd())?;
-        self.insert(&st, None, || Ok(fd))
+        self.insert(within, &st, None, || Ok(fd))
     }
 
     /// Whether `handle` is of the file that `st` describes: the name may have changed hands in between.
@@ -63,7 +62,13 @@ impl Share {
     }
 
     /// Makes a node. `open` gives an O_PATH descriptor, for a node that cannot be opened by handle.
-    fn insert(&self, st: &Statx, handle: Option<Handle>, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<EntryOut, Errno> {
+    fn insert(
+        &self,
+        within: NodeId,
+        st: &Statx,
+        handle: Option<Handle>,
+        open: impl FnOnce() -> Result<OwnedFd, Errno>,
+    ) -> Result<EntryOut, Errno> {
         let mut identity = identity_of(st, handle);
         let mut pinned = None;
         if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
@@ -92,14 +97,16 @@ impl Share {
             self.mounts.remove_inode(identity.mount_id);
         }
         let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
-        Ok(self.entry(node, st))
+        Ok(self.entry(within, node, st))
     }
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.
     pub fn forget(&self, node: NodeId, count: u64) {
+        let watched = self.watched(node);
         let forgotten = self.inodes.forget(node, count, |identity| self.retains(identity));
         if forgotten.is_last {
             self.close_node(node);
+            self.unwatch(watched);
         }
         if let Some((freed, identity)) = forgotten.freed {
             self.close_node(freed);
@@ -127,7 +134,7 @@ impl Share {
     pub(super) fn look_up_self(&self, node: NodeId) -> Result<EntryOut, Errno> {
         let st = stat::of(self.path_fd(node)?.as_fd())?;
         self.inodes.look_up_node(node)?;
-        Ok(self.entry(node, &st))
+        Ok(self.entry(node, node, &st))
     }
 
     /// LOOKUP of "..": a directory's parent; the root is its own. ENOTDIR for other files, ESTALE for a
@@ -141,7 +148,7 @@ impl Share {
         }
         let parent = open_parent(self.path_fd(node)?.as_fd())?;
         self.check_below_root(parent.as_fd())?;
-        self.look_up_open(parent.as_fd())
+        self.look_up_open(NodeId::ROOT, parent.as_fd())
     }
 
     /// Goes up from `directory` to the share's root; ESTALE where it is not there.
@@ -163,15 +170,20 @@ impl Share {
         Err(Errno::ESTALE)
     }
 
-    fn entry(&self, node: NodeId, st: &Statx) -> EntryOut {
-        let timeouts = self.timeouts();
+    /// What the guest is told of `node`, found in the directory `within`.
+    fn entry(&self, within: NodeId, node: NodeId, st: &Statx) -> EntryOut {
+        let attr = self.attr(st);
+        if attributes::kind(st) == libc::S_IFDIR {
+            self.watch_directory(node);
+        }
+        let (names, attributes) = (self.names_hold(within), self.attributes_hold(node, &attr));
         EntryOut {
             nodeid: node.0,
-            entry_valid: timeouts.entry.as_secs(),
-            entry_valid_nsec: timeouts.entry.subsec_nanos(),
-            attr_valid: timeouts.attr.as_secs(),
-            attr_valid_nsec: timeouts.attr.subsec_nanos(),
-            attr: self.attr(st),
+            entry_valid: names.entry.as_secs(),
+            entry_valid_nsec: names.entry.subsec_nanos(),
+            attr_valid: attributes.as_secs(),
+            attr_valid_nsec: attributes.subsec_nanos(),
+            attr,
             ..EntryOut::default()
         }
     }
@@ -199,23 +211,11 @@ impl Share {
         self.numbers.number(&key_of(st), &FileKey::of(&self.root), self.announces_submounts())
     }
 
-    /// The reply of GETATTR and SETATTR.
-    pub(super) fn attr_out(&self, st: &Statx) -> AttrOut {
-        let attr = self.timeouts().attr;
-        AttrOut { attr_valid: attr.as_secs(), attr_valid_nsec: attr.subsec_nanos(), attr: self.attr(st), ..AttrOut::default() }
-    }
-
-    /// For how long the guest may believe an answer.
-    pub(super) fn timeouts(&self) -> Timeouts {
-        self.options.timeouts
-    }
-
-    /// The answer to a LOOKUP of a name that is not there: `None` where the guest may not keep it, which makes
-    /// the answer ENOENT.
-    pub(super) fn no_entry(&self) -> Option<EntryOut> {
-        let negative = self.timeouts().negative;
-        let entry = EntryOut { entry_valid: negative.as_secs(), entry_valid_nsec: negative.subsec_nanos(), ..EntryOut::default() };
-        (!negative.is_zero()).then_some(entry)
+    /// The reply of GETATTR and SETATTR of `node`.
+    pub(super) fn attr_out(&self, node: NodeId, st: &Statx) -> AttrOut {
+        let attr = self.attr(st);
+        let valid = self.attributes_hold(node, &attr);
+        AttrOut { attr_valid: valid.as_secs(), attr_valid_nsec: valid.subsec_nanos(), attr, ..AttrOut::default() }
     }
 }
 

@@ -11,6 +11,7 @@ mod cache;
 mod caller;
 mod directory;
 mod entries;
+mod freshness;
 mod handleless;
 mod id_map;
 mod inode_numbers;
@@ -24,6 +25,7 @@ mod ops;
 mod rights;
 mod share;
 mod share_error;
+mod watch;
 mod xattr_map;
 
 pub use cache::{CachePolicy, Timeouts};

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
@@ -22,6 +22,7 @@ use super::locks::Locks;
 use super::mounts::Mounts;
 use super::rights::{self, Rights};
 use super::share_error::ShareError;
+use super::watch::Watch;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
 use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
@@ -128,6 +129,8 @@ pub struct Share {
     /// The share's file system is the host's own, not a server's that must hear of a close.
     is_local: bool,
     lacks: Vec<Lack>,
+    /// The watch over what the guest knows, once it began.
+    watch: OnceLock<Arc<Watch>>,
     agreed_flags: AtomicU64,
 }
 
@@ -171,6 +174,7 @@ impl Share {
             is_local: stat::is_local(root_fd.as_fd())?,
             lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
+            watch: OnceLock::new(),
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
@@ -227,6 +231,19 @@ impl Share {
     /// Begins a FUSE session.
     pub fn begin_session(&self, agreed: &Negotiated) {
         self.agreed_flags.store(agreed.flags, Ordering::Relaxed);
+        self.watch_directory(NodeId::ROOT);
+    }
+
+    /// Begins to watch for changes that other processes of the host make. To be called when the process is confined,
+    /// for it starts a thread. An error where the kernel cannot.
+    pub fn start_watch(&self) -> std::io::Result<()> {
+        let watch = Watch::start()?;
+        let _ = self.watch.set(watch);
+        Ok(())
+    }
+
+    pub(super) fn watch(&self) -> Option<&Watch> {
+        self.watch.get().map(Arc::as_ref)
     }
 
     /// Whether INIT settled on `flag`.
@@ -254,6 +271,9 @@ impl Share {
         self.handles.clear();
         // First, so that no node is retained.
         self.agreed_flags.store(0, Ordering::Relaxed);
+        if let Some(watch) = self.watch() {
+            watch.uncover_all();
+        }
         for node in self.inodes.nodes() {
             self.forget(node, u64::MAX);
         }

@@ -3,6 +3,7 @@
 pub mod descriptor;
 pub mod dirent;
 pub mod event;
+pub mod fanotify;
 pub mod file_handle;
 pub mod identity;
 pub mod ioctl;

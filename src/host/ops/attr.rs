@@ -27,7 +27,7 @@ impl Share {
 
     /// GETATTR.
     pub fn getattr(&self, node: NodeId, target: HandleOrNode) -> Result<AttrOut, Errno> {
-        self.on(node, target, stat::of).map(|st| self.attr_out(&st))
+        self.on(node, target, stat::of).map(|st| self.attr_out(node, &st))
     }
 
     /// STATX: `flags` are AT_STATX_ sync flags, `mask` what the guest wants; birth time among it.
@@ -35,10 +35,10 @@ impl Share {
         let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
         let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         let st = self.on(node, target, |fd| stat::of_with(fd, sync, mask))?;
-        let attr = self.timeouts().attr;
+        let attr = self.attr_out(node, &st);
         Ok(StatxOut {
-            attr_valid: attr.as_secs(),
-            attr_valid_nsec: attr.subsec_nanos(),
+            attr_valid: attr.attr_valid,
+            attr_valid_nsec: attr.attr_valid_nsec,
             stat: attributes::statx(&st, self.inode_number(&st), &self.options.translation),
             ..StatxOut::default()
         })
@@ -76,7 +76,7 @@ impl Share {
         if set.atime.is_some() || set.mtime.is_some() {
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        stat::of(fd).map(|st| self.attr_out(&st))
+        stat::of(fd).map(|st| self.attr_out(node, &st))
     }
 
     fn truncate(&self, node: NodeId, target: HandleOrNode, name: &DescriptorName, size: u64) -> Result<(), Errno> {

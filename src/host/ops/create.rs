@@ -89,7 +89,7 @@ impl Share {
         let make = |dir: BorrowedFd<'_>| Ok(rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))?);
         let (dir, ()) = self.create_in(parent, maker, make)?;
         self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
-        self.look_up_at(dir.as_fd(), name)
+        self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// MKDIR.
@@ -97,14 +97,14 @@ impl Share {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
         self.label_new(dir.as_fd(), name, maker, AtFlags::REMOVEDIR)?;
-        self.look_up_at(dir.as_fd(), name)
+        self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// SYMLINK: `target` is kept as it is; the host never follows it.
     pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
         let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
         self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
-        self.look_up_at(dir.as_fd(), name)
+        self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// LINK: another name for `node`.
@@ -114,7 +114,7 @@ impl Share {
         // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         let old = DescriptorName::of(file.as_fd());
         rustix::fs::linkat(CWD, old.as_c_str(), dir.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
-        self.look_up_at(dir.as_fd(), name)
+        self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// CREATE: makes and opens a file; opens the one that is there unless O_EXCL forbids it.
@@ -141,11 +141,11 @@ impl Share {
                     let labelled = self.label(file.as_fd(), label);
                     labelled.inspect_err(|_| _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty()))?;
                 }
-                let entry = self.look_up_open(file.as_fd())?;
+                let entry = self.look_up_open(parent, file.as_fd())?;
                 self.keep_created(entry, file, host_flags)
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.look_up_at(self.path_fd(parent)?.as_fd(), name)?;
+                let entry = self.look_up_at(parent, self.path_fd(parent)?.as_fd(), name)?;
                 let node = NodeId(entry.nodeid);
                 let opened = self.open(node, flags, kill_suidgid);
                 if opened.is_err() {
@@ -172,7 +172,7 @@ impl Share {
         if let Some(label) = &maker.label {
             self.label(file.as_fd(), label)?;
         }
-        let entry = self.look_up_open(file.as_fd())?;
+        let entry = self.look_up_open(parent, file.as_fd())?;
         self.keep_created(entry, file, host_flags)
     }
 

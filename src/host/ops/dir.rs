@@ -32,7 +32,7 @@ impl Share {
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let handle = self.handles.insert(file, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
         self.directories.write().insert(handle, Arc::default());
-        Ok(OpenOut { fh: handle.0, open_flags: self.options.cache.directory_flags(), backing_id: 0 })
+        Ok(OpenOut { fh: handle.0, open_flags: self.options.cache.directory_flags() | self.kept_directory_flags(node), backing_id: 0 })
     }
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
@@ -67,7 +67,7 @@ impl Share {
                 }
                 let looked_up = match e.name.to_bytes() {
                     b"." | b".." => EntryOut::default(),
-                    _ => match self.look_up_at(file, e.name) {
+                    _ => match self.look_up_at(node, file, e.name) {
                         Ok(entry) => entry,
                         Err(Errno::ENOENT) => return true,
                         Err(_) => EntryOut::default(),

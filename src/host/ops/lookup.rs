@@ -19,8 +19,8 @@ impl Share {
             b".." => return self.look_up_parent(parent),
             _ => {}
         }
-        match self.look_up_at(self.path_fd(parent)?.as_fd(), name) {
-            Err(Errno::ENOENT) => self.no_entry().ok_or(Errno::ENOENT),
+        match self.look_up_at(parent, self.path_fd(parent)?.as_fd(), name) {
+            Err(Errno::ENOENT) => self.no_entry(parent).ok_or(Errno::ENOENT),
             found => found,
         }
     }

@@ -30,7 +30,7 @@ impl Share {
 
     /// What the guest is told of a file that it opened.
     pub(in crate::host) fn open_out(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> OpenOut {
-        let open_flags = self.options.cache.file_flags(self.needs_flush(node, host_flags));
+        let open_flags = self.options.cache.file_flags(self.needs_flush(node, host_flags)) | self.kept_flags(node);
         OpenOut { fh: handle.0, open_flags, backing_id: 0 }
     }
 

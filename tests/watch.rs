@@ -1,0 +1,181 @@
+//! `--watch`: what quiet files may be believed for, and that changes of other processes end it.
+
+#[path = "../examples/guest/mod.rs"]
+mod guest;
+mod share;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use guest::fuse::{AttrOut, EntryOut, ROOT, flag};
+use share::{Directory, Setup, Share};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A share in which everything was made long ago.
+fn quiet_share(options: &[&str]) -> Share {
+    let directory = Directory::in_memory();
+    std::fs::create_dir(directory.path().join("dir")).unwrap();
+    for name in ["file", "other", "dir/inner"] {
+        std::fs::write(directory.path().join(name), b"content").unwrap();
+    }
+    let options: Vec<&str> = ["--watch"].iter().chain(options).copied().collect();
+    Share::start(Setup { directory, options: &options, ..Setup::default() })
+}
+
+fn names_hold(entry: &EntryOut) -> Duration {
+    Duration::new(entry.entry_valid, entry.entry_valid_nsec)
+}
+
+fn attributes_hold(attr: &AttrOut) -> Duration {
+    Duration::new(attr.attr_valid, attr.attr_valid_nsec)
+}
+
+/// Asks until the answer is as `wanted`; events of the host's take a moment.
+#[track_caller]
+fn until<T>(mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool, what: &str) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask();
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_is_quiet_is_believed_longer_the_longer_it_is() {
+    let mut share = quiet_share(&[]);
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let first = attributes_hold(&c.getattr(node, None).unwrap());
+    let later = until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > first + Duration::from_millis(100), "attributes");
+    assert!(later < Duration::from_secs(10), "not longer than a part of the time that it was quiet: {later:?}");
+    let entry = c.lookup(ROOT, "file").unwrap();
+    assert!(names_hold(&entry) > Duration::ZERO && names_hold(&entry) < Duration::from_secs(10));
+    // The directory is quiet, so a name that is not there will not be for a while.
+    let missing = c.lookup(ROOT, "missing").unwrap();
+    assert_eq!(missing.nodeid, 0);
+    assert!(names_hold(&missing) > Duration::ZERO);
+}
+
+#[test]
+fn the_time_ends_at_the_bound_that_is_given() {
+    let mut share = quiet_share(&["--attr-timeout", "0.05", "--entry-timeout", "0.05", "--negative-timeout", "0"]);
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let bound = Duration::from_millis(50);
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t == bound, "attributes");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(attributes_hold(&c.getattr(node, None).unwrap()), bound);
+    assert_eq!(names_hold(&c.lookup(ROOT, "file").unwrap()), bound);
+    assert!(c.lookup(ROOT, "missing").is_err());
+}
+
+#[test]
+fn what_a_host_process_changes_is_not_believed_at_once() {
+    let mut share = quiet_share(&[]);
+    let (path, inner) = (share.path("file"), share.path("dir/new"));
+    let node = share.client().lookup(ROOT, "file").unwrap().nodeid;
+    let other = share.client().lookup(ROOT, "other").unwrap().nodeid;
+    let dir = share.client().lookup(ROOT, "dir").unwrap().nodeid;
+    let c = share.client();
+    let long = Duration::from_millis(500);
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
+
+    std::fs::write(&path, b"changed on the host").unwrap();
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t < long / 2, "the change is known");
+    assert!(attributes_hold(&c.getattr(other, None).unwrap()) > long, "another file is as quiet as before");
+    assert!(names_hold(&c.lookup(ROOT, "file").unwrap()) > long, "and so is the directory");
+
+    assert!(names_hold(&c.lookup(dir, "inner").unwrap()) > long);
+    std::fs::write(&inner, b"").unwrap();
+    until(|| names_hold(&c.lookup(dir, "inner").unwrap()), |t| *t < long / 2, "a name was added on the host");
+    assert!(names_hold(&c.lookup(ROOT, "other").unwrap()) > long, "to that directory only");
+    std::fs::set_permissions(share.path("other"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let c = share.client();
+    until(|| attributes_hold(&c.getattr(other, None).unwrap()), |t| *t < long / 2, "a mode was changed on the host");
+}
+
+#[test]
+fn what_the_guest_changes_itself_stays_believed() {
+    // In a sandbox the daemon has another process id, by which it must still know what it did itself.
+    for sandbox in ["none", "namespace"] {
+        if sandbox == "none" || share::is_root() {
+            own_changes_stay_believed(sandbox);
+        }
+    }
+}
+
+fn own_changes_stay_believed(sandbox: &str) {
+    let mut share = quiet_share(&["--sandbox", sandbox]);
+    let c = share.client();
+    let long = Duration::from_millis(500);
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
+    let fh = c.open(node, libc::O_RDWR).unwrap().fh;
+    c.write(node, fh, 0, b"from the guest").unwrap();
+    c.mkdir(ROOT, "guests", 0o755).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(attributes_hold(&c.getattr(node, None).unwrap()) > Duration::ZERO);
+    assert!(names_hold(&c.lookup(ROOT, "file").unwrap()) > long, "its own new name makes the directory no less quiet");
+}
+
+#[test]
+fn the_guests_cache_of_a_quiet_file_outlives_its_opens() {
+    let mut share = quiet_share(&[]);
+    let path = share.path("file");
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    assert_ne!(c.open(node, libc::O_RDONLY).unwrap().open_flags & flag::FOPEN_KEEP_CACHE, 0);
+    std::fs::write(&path, b"changed on the host").unwrap();
+    until(|| c.open(node, libc::O_RDONLY).unwrap().open_flags, |flags| flags & flag::FOPEN_KEEP_CACHE == 0, "the change is known");
+}
+
+#[test]
+fn a_file_with_several_names_keeps_the_time_of_auto() {
+    let mut share = quiet_share(&[]);
+    std::fs::hard_link(share.path("file"), share.path("second-name")).unwrap();
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(attributes_hold(&c.getattr(node, None).unwrap()), Duration::from_secs(1));
+}
+
+#[test]
+fn inodes_as_descriptors_are_watched_too() {
+    let mut share = quiet_share(&["--inode-file-handles", "never"]);
+    let path = share.path("file");
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let long = Duration::from_millis(500);
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
+    std::fs::write(&path, b"changed on the host").unwrap();
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t < long / 2, "the change is known");
+}
+
+#[test]
+fn directories_that_the_guest_forgets_are_let_go() {
+    let mut share = quiet_share(&[]);
+    let pid = share.client().guest().peer_pid().unwrap();
+    let marks = || {
+        let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+        let texts = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
+        texts.map(|text| text.lines().filter(|line| line.starts_with("fanotify ino:")).count()).sum::<usize>()
+    };
+    let c = share.client();
+    assert_eq!(marks(), 1, "the root");
+    let dir = c.lookup(ROOT, "dir").unwrap().nodeid;
+    c.lookup(ROOT, "dir").unwrap();
+    assert_eq!(marks(), 2);
+    c.forget(dir, 1).unwrap();
+    assert_eq!(marks(), 2, "one lookup is left");
+    c.forget(dir, 1).unwrap();
+    assert_eq!(marks(), 1);
+    c.lookup(ROOT, "dir").unwrap();
+    assert_eq!(marks(), 2);
+    c.destroy().unwrap();
+    assert_eq!(marks(), 0);
+}
