@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, FileHandles, Options, Share, Timeouts};
+use gatherfs::host::{CachePolicy, FileHandles, Options, Share, Timeouts, Tmpfile};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 use guest::client::{Client, Piece};
@@ -111,6 +111,7 @@ impl Device {
             allow_mmap: false,
             announce_submounts: true,
             host_locks: false,
+            tmpfile: Tmpfile::Auto,
             readonly,
             allow_direct_io: false,
             writeback: false,

@@ -7,7 +7,7 @@ mod share;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
 use guest::fuse::{ForgetOne, ROOT, opcode};
-use share::{Share, change, errno};
+use share::{Setup, Share, change, errno};
 
 #[test]
 fn lookup_tells_node_type_size_and_owner_of_a_name() {
@@ -298,6 +298,21 @@ fn create_makes_and_opens_a_file_or_opens_the_one_that_is_there() {
     // The lookup of a CREATE that failed to open is not counted: one FORGET each brings the node down.
     share.client().forget(made.entry.nodeid, 3).unwrap();
     assert_eq!(errno(share.client().getattr(made.entry.nodeid, None)), libc::ESTALE);
+}
+
+#[test]
+fn a_guest_whose_overlayfs_does_not_bear_it_has_no_tmpfile() {
+    let cases = [(&[][..], 45, false), (&[], 46, true), (&["--tmpfile", "always"], 45, true), (&["--tmpfile", "never"], 46, false)];
+    for (options, minor, offered) in cases {
+        let mut share = Share::start_unmounted(Setup { options, ..Setup::default() });
+        share.client().init_as(minor, guest::fuse::init::LINUX).unwrap();
+        let made = share.client().tmpfile(ROOT, 0o640, libc::O_RDWR);
+        if offered {
+            assert!(made.is_ok(), "{options:?} and 7.{minor}");
+        } else {
+            assert_eq!(errno(made), libc::ENOSYS, "{options:?} and 7.{minor}");
+        }
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use share::Share;
 use through_daemon::ThroughDaemon;
 use twin::Twin;
 
-const CASES: u32 = 300;
+const CASES: u32 = 1500;
 /// Half of this on average; short ones are what a failure shrinks to.
 const SEQUENCE_LEN_MAX: usize = 80;
 

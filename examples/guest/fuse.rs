@@ -1,4 +1,4 @@
-//! FUSE 7.45 as a Linux guest speaks it: structures, opcodes and flags of `linux/fuse.h`.
+//! FUSE 7.46 as a Linux guest speaks it: structures, opcodes and flags of `linux/fuse.h`.
 //!
 //! Names and field names are those of the header without `fuse_`.
 
@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Protocol version: major number.
 pub const MAJOR: u32 = 7;
 /// Protocol version: minor number.
-pub const MINOR: u32 = 45;
+pub const MINOR: u32 = 46;
 /// Node id of the root directory.
 pub const ROOT: u64 = 1;
 /// Type of the supplementary-group extension.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::listen::Listening;
 use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Translation, Wanted};
+use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Tmpfile, Translation, Wanted};
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The tag for monitors that ask, when none was given.
@@ -181,6 +181,11 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             translation,
             rights,
             host_locks: a.locks == Locks::Host,
+            tmpfile: match a.tmpfile {
+                super::Tmpfile::Auto => Tmpfile::Auto,
+                super::Tmpfile::Always => Tmpfile::Always,
+                super::Tmpfile::Never => Tmpfile::Never,
+            },
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
                 InodeFileHandles::Prefer | InodeFileHandles::Fallback => FileHandles::Prefer,

@@ -70,6 +70,17 @@ pub enum Locks {
     Guest,
 }
 
+/// `--tmpfile`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tmpfile {
+    /// Guests of FUSE 7.46 and newer, whose overlayfs bears it
+    Auto,
+    /// Every guest
+    Always,
+    /// No guest
+    Never,
+}
+
 /// `--sandbox`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
@@ -308,6 +319,11 @@ pub struct Arguments {
     /// Where the guest's locks (fcntl and flock) count
     #[arg(long, value_enum, value_name = "WHERE", default_value = "host")]
     pub locks: Locks,
+
+    /// Which guests may make files without a name (O_TMPFILE): an overlayfs of Linux before 7.2, unless it was mended
+    /// since, loses track of files when its upper layer lies on a share that can
+    #[arg(long, value_enum, value_name = "GUESTS", default_value = "auto")]
+    pub tmpfile: Tmpfile,
 
     /// How inodes that the guest knows are kept: as file handles (no limit; needs CAP_DAC_READ_SEARCH) or
     /// as open descriptors

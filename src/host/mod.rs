@@ -35,6 +35,6 @@ pub use lacks::Lack;
 pub use locks::{LockAnswer, Locked};
 pub use ops::{IoctlRequest, Maker, WriteRequest};
 pub use rights::{GuestLacks, Rights, Wanted};
-pub use share::{Descriptors, FileHandles, Options, Share};
+pub use share::{Descriptors, FileHandles, Options, Share, Tmpfile};
 pub use share_error::ShareError;
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -43,6 +43,21 @@ pub enum FileHandles {
     Mandatory,
 }
 
+/// Guests that speak this minor version have an overlayfs that goes on when its upper layer has TMPFILE ("ovl: use linked
+/// upper dentry in copy-up tmpfile", Linux 7.2). Before, it looks a nameless file's name up again and finds nothing: ESTALE.
+const TMPFILE_MINOR: u32 = 46;
+
+/// Whether TMPFILE is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tmpfile {
+    /// To guests whose overlayfs bears it.
+    Auto,
+    /// To every guest.
+    Always,
+    /// To none.
+    Never,
+}
+
 /// What the share is and how it behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -74,6 +89,8 @@ pub struct Options {
     pub rights: Rights,
     /// The guest's locks are locks on the host; else they are its own affair.
     pub host_locks: bool,
+    /// Whether the guest may make files without a name.
+    pub tmpfile: Tmpfile,
     /// How inodes are kept.
     pub file_handles: FileHandles,
     /// How the descriptors are shared out.
@@ -132,6 +149,7 @@ pub struct Share {
     /// The watch over what the guest knows, once it began.
     watch: OnceLock<Arc<Watch>>,
     agreed_flags: AtomicU64,
+    agreed_minor: AtomicU32,
 }
 
 impl Share {
@@ -174,6 +192,7 @@ impl Share {
             is_local: stat::is_local(root_fd.as_fd())?,
             lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
+            agreed_minor: AtomicU32::new(0),
             watch: OnceLock::new(),
             options,
         };
@@ -231,6 +250,7 @@ impl Share {
     /// Begins a FUSE session.
     pub fn begin_session(&self, agreed: &Negotiated) {
         self.agreed_flags.store(agreed.flags, Ordering::Relaxed);
+        self.agreed_minor.store(agreed.minor, Ordering::Relaxed);
         self.watch_directory(NodeId::ROOT);
     }
 
@@ -249,6 +269,15 @@ impl Share {
     /// Whether INIT settled on `flag`.
     pub(super) fn agreed(&self, flag: u64) -> bool {
         self.agreed_flags.load(Ordering::Relaxed) & flag != 0
+    }
+
+    /// Whether the guest may make files without a name.
+    pub(super) fn offers_tmpfile(&self) -> bool {
+        match self.options.tmpfile {
+            Tmpfile::Auto => self.agreed_minor.load(Ordering::Relaxed) >= TMPFILE_MINOR,
+            Tmpfile::Always => true,
+            Tmpfile::Never => false,
+        }
     }
 
     /// Whether the guest's locks are held on the host, by its open files.

@@ -11,11 +11,16 @@ impl Client {
         self.init_with(fuse::init::LINUX)
     }
 
-    /// INIT 7.45 with these flags (`flags2` in the upper half).
+    /// INIT with these flags (`flags2` in the upper half).
     pub fn init_with(&mut self, flags: u64) -> Result<InitOut> {
+        self.init_as(fuse::MINOR, flags)
+    }
+
+    /// INIT of a guest that speaks the minor version `minor`.
+    pub fn init_as(&mut self, minor: u32, flags: u64) -> Result<InitOut> {
         let request = InitIn {
             major: fuse::MAJOR,
-            minor: fuse::MINOR,
+            minor,
             max_readahead: 128 << 10,
             flags: flags as u32,
             flags2: (flags >> 32) as u32,

@@ -157,8 +157,12 @@ impl Share {
         }
     }
 
-    /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none.
+    /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
+    /// not offered.
     pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, maker: &Maker<'_>) -> Result<(EntryOut, OpenOut), Errno> {
+        if !self.offers_tmpfile() {
+            return Err(Errno::ENOSYS);
+        }
         let host_flags = self.host_flags(flags);
         // O_EXCL stays: it says that the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
