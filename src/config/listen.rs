@@ -104,12 +104,12 @@ impl SocketFile {
         self.place.as_ref().map(|(directory, _)| directory.as_fd())
     }
 
-    fn at(path: &Path) -> Result<SocketFile, ListenError> {
+    fn at(path: &Path, claimed: Option<File>) -> Result<SocketFile, ListenError> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(SocketFile { place: None, _pid_file: None }) };
         let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| ListenError::Bind { path: path.to_owned(), source: e.into() })?;
         let pid_path = pid_file::path_of(path);
-        let pid_file = pid_file::write(&pid_path).map_err(|source| ListenError::PidFile { path: pid_path, source })?;
+        let pid_file = pid_file::write(&pid_path, claimed).map_err(|source| ListenError::PidFile { path: pid_path, source })?;
         Ok(SocketFile { place: Some((directory, name.to_owned())), _pid_file: Some(pid_file) })
     }
 }
@@ -120,6 +120,11 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
         Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
         Listening::Path { path, group } => {
             let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
+            let pid_path = pid_file::path_of(&path);
+            let claimed = pid_file::claim(&pid_path).map_err(|source| match source.kind() {
+                io::ErrorKind::WouldBlock if fs::symlink_metadata(&path).is_ok() => ListenError::Taken(path.clone()),
+                _ => ListenError::PidFile { path: pid_path, source },
+            })?;
             // Whoever connects has the share: nobody but us, unless a group is named.
             let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
             let bound = bind(&path);
@@ -127,7 +132,7 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
             let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
             // Last, since whoever waits for the process id connects next.
-            let file = given.and_then(|()| SocketFile::at(&path));
+            let file = given.and_then(|()| SocketFile::at(&path, claimed));
             Ok((listener, file.inspect_err(|_| _ = fs::remove_file(&path))?))
         }
     }
@@ -169,10 +174,7 @@ fn is_bound(path: &Path) -> io::Result<bool> {
 }
 
 fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
-    let gid = match group.parse() {
-        Ok(gid) => gid,
-        Err(_) => gid_of(group).ok_or_else(|| ListenError::NoGroup(group.to_owned()))?,
-    };
+    let gid = gid_of(group).or_else(|| group.parse().ok()).ok_or_else(|| ListenError::NoGroup(group.to_owned()))?;
     let chown = || -> io::Result<()> {
         std::os::unix::fs::chown(path, None, Some(gid))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
@@ -181,12 +183,18 @@ fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
     chown().map_err(|source| ListenError::Chown { path: path.to_owned(), group: group.to_owned(), source })
 }
 
-/// A group's number by its name, from the host's group database.
+/// A group's number by its name: from /etc/group, else from whatever the C library's getent(1) asks (LDAP, sssd).
 fn gid_of(name: &str) -> Option<u32> {
-    let database = fs::read_to_string("/etc/group").ok()?;
-    database.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    let in_database = |database: &str| {
+        database.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+        })
+    };
+    let local = fs::read_to_string("/etc/group").ok().and_then(|database| in_database(&database));
+    local.or_else(|| {
+        let asked = std::process::Command::new("getent").args(["group", "--", name]).output().ok()?;
+        in_database(&String::from_utf8_lossy(&asked.stdout))
     })
 }
 

@@ -119,8 +119,8 @@ impl Service {
     /// Ends the FUSE session: DESTROY, device reset, or the end of the connection.
     pub fn end_fuse(&self) {
         let _init = self.restarts_at_init.lock();
-        if self.fuse.write().take().is_some() {
-            self.share.end_session();
-        }
+        *self.fuse.write() = None;
+        // Also after a DESTROY: a request beside it may have taken a lock since.
+        self.share.end_session();
     }
 }

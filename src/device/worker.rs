@@ -128,6 +128,10 @@ impl<'q> Worker<'q> {
             }
             if !state.late.is_empty() {
                 answer_late(self.queue, state, self.service);
+                // The lock was open meanwhile: who was relieved must not take the next leader's kick.
+                if !state.led || state.leadership != mine {
+                    return;
+                }
             }
             match state.next(self.service) {
                 Next::Chain(popped) => self.turn(state, &popped),

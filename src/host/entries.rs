@@ -103,7 +103,15 @@ impl Share {
     /// Takes `count` lookups off `node`; an unknown node is passed over.
     pub fn forget(&self, node: NodeId, count: u64) {
         let watched = self.watched(node);
-        let forgotten = self.inodes.forget(node, count, |identity| self.retains(identity));
+        let mut locks = None;
+        let forgotten = self.inodes.forget(node, count, |identity| {
+            // In one go with the last lookup: a node that is kept in mind may be looked up and locked again at once.
+            locks = self.locks.detach(node);
+            self.retains(identity)
+        });
+        if let Some(locks) = locks {
+            self.locks.end(locks, Errno::ESTALE);
+        }
         if forgotten.is_last {
             self.close_node(node);
             self.unwatch(watched);
@@ -122,12 +130,10 @@ impl Share {
         self.agreed(init_flags::EXPORT_SUPPORT) && identity.handle.is_some() && identity.mount_id == self.root.mount_id
     }
 
-    /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free, and
-    /// ends its locks.
+    /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free.
     fn close_node(&self, node: NodeId) {
         self.path_fds.remove(node);
         self.handleless.remove(node);
-        self.locks.forget(node);
     }
 
     /// LOOKUP of ".": the node itself, also one that the guest forgot. ESTALE where it or its file is gone.
@@ -179,12 +185,12 @@ impl Share {
         let (names, attributes) = (self.names_hold(within), self.attributes_hold(node, &attr));
         EntryOut {
             nodeid: node.0,
+            generation: if node == NodeId::ROOT { 0 } else { self.generation },
             entry_valid: names.entry.as_secs(),
             entry_valid_nsec: names.entry.subsec_nanos(),
             attr_valid: attributes.as_secs(),
             attr_valid_nsec: attributes.subsec_nanos(),
             attr,
-            ..EntryOut::default()
         }
     }
 

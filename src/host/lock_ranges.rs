@@ -2,6 +2,7 @@
 //! Knows nothing of the host.
 
 use crate::sys::lock::{LockKind, Span};
+use crate::types::FileHandle;
 
 /// One range that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub struct Held {
     pub kind: LockKind,
     /// The guest's process that asked for it.
     pub pid: u32,
+    /// The open file that it asked through.
+    pub through: FileHandle,
 }
 
 impl Held {
@@ -27,8 +30,17 @@ impl Held {
 pub struct LockRanges(Vec<Held>);
 
 impl LockRanges {
-    /// Puts `kind` on `span` in place of what was there; `None` takes it off.
-    pub fn set(&mut self, span: Span, kind: Option<LockKind>, pid: u32) {
+    /// Puts `held` in place of what was there.
+    pub fn set(&mut self, held: Held) {
+        self.replace(held.span, Some(held));
+    }
+
+    /// Takes off what is held of `span`.
+    pub fn clear(&mut self, span: Span) {
+        self.replace(span, None);
+    }
+
+    fn replace(&mut self, span: Span, by: Option<Held>) {
         let mut next = Vec::with_capacity(self.0.len() + 2);
         for held in &self.0 {
             if held.span.start < span.start {
@@ -40,12 +52,11 @@ impl LockRanges {
                 next.push(Held { span: Span { start, ..held.span }, ..*held });
             }
         }
-        if let Some(kind) = kind {
-            next.push(Held { span, kind, pid });
-        }
+        next.extend(by);
         next.sort_unstable_by_key(|h| h.span.start);
         next.dedup_by(|b, a| {
-            let joins = a.kind == b.kind && a.pid == b.pid && a.span.end.checked_add(1) == Some(b.span.start);
+            let same = (a.kind, a.pid, a.through) == (b.kind, b.pid, b.through);
+            let joins = same && a.span.end.checked_add(1) == Some(b.span.start);
             if joins {
                 a.span.end = b.span.end;
             }
@@ -57,6 +68,11 @@ impl LockRanges {
     /// The first range that keeps another owner from `kind` on `span`.
     pub fn in_the_way_of(&self, span: Span, kind: LockKind) -> Option<&Held> {
         self.0.iter().find(|h| h.is_in_the_way_of(span, kind))
+    }
+
+    /// What was taken through the open file `handle`.
+    pub fn taken_through(&self, handle: FileHandle) -> Vec<Span> {
+        self.0.iter().filter(|h| h.through == handle).map(|h| h.span).collect()
     }
 
     /// Whether nothing is held.
@@ -77,6 +93,13 @@ mod tests {
 
     const BYTES: usize = 24;
 
+    fn put(ranges: &mut LockRanges, span: Span, kind: Option<LockKind>) {
+        match kind {
+            Some(kind) => ranges.set(Held { span, kind, pid: 7, through: FileHandle(3) }),
+            None => ranges.clear(span),
+        }
+    }
+
     fn kind() -> impl Strategy<Value = Option<LockKind>> {
         prop_oneof![Just(None), Just(Some(LockKind::Shared)), Just(Some(LockKind::Exclusive))]
     }
@@ -89,7 +112,7 @@ mod tests {
             let mut bytes = [None; BYTES + 8];
             for (start, more, kind) in changes {
                 let span = Span { start, end: start + more };
-                ranges.set(span, kind, 7);
+                put(&mut ranges, span, kind);
                 bytes[start as usize..=(start + more) as usize].fill(kind);
                 let mut seen = [None; BYTES + 8];
                 for held in &ranges.0 {
@@ -112,12 +135,13 @@ mod tests {
     #[test]
     fn the_end_of_any_file_is_a_bound_like_another() {
         let mut ranges = LockRanges::default();
-        ranges.set(Span::WHOLE, Some(LockKind::Shared), 1);
-        ranges.set(Span { start: 10, end: 19 }, None, 1);
+        put(&mut ranges, Span::WHOLE, Some(LockKind::Shared));
+        put(&mut ranges, Span { start: 10, end: 19 }, None);
         assert_eq!(ranges.len(), 2);
-        ranges.set(Span { start: 10, end: 19 }, Some(LockKind::Shared), 1);
+        put(&mut ranges, Span { start: 10, end: 19 }, Some(LockKind::Shared));
         assert_eq!(ranges.len(), 1);
-        ranges.set(Span::WHOLE, None, 1);
+        assert_eq!((ranges.taken_through(FileHandle(3)).len(), ranges.taken_through(FileHandle(4)).len()), (1, 0));
+        put(&mut ranges, Span::WHOLE, None);
         assert!(ranges.is_empty());
     }
 }

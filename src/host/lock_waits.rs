@@ -3,7 +3,8 @@
 //! asks again every now and then.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -40,6 +41,8 @@ impl std::fmt::Debug for Waiter {
 pub(super) struct Waits {
     due: Mutex<Due>,
     changed: Condvar,
+    /// How many wait.
+    waiting: AtomicUsize,
     /// Which owner of this guest each waiting one waits for: a circle is a deadlock.
     blocked_by: Mutex<FxHashMap<LockOwner, LockOwner>>,
 }
@@ -79,16 +82,25 @@ impl Waits {
             return Err(Errno::ENOLCK);
         }
         node.waiters.push_back(make()?);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Locked::Waits)
     }
 
+    /// No owner waits any more.
+    pub fn forget_owners(&self) {
+        self.blocked_by.lock().clear();
+    }
+
     /// The owner waits no more.
-    fn is_free(&self, owner: LockOwner) {
+    pub fn is_free(&self, owner: LockOwner) {
         self.blocked_by.lock().remove(&owner);
     }
 
     fn has_thread(&self, locks: &Arc<Locks>) -> bool {
-        let mut due = self.due.lock();
+        self.ensure_thread(locks, &mut self.due.lock())
+    }
+
+    fn ensure_thread(&self, locks: &Arc<Locks>, due: &mut Due) -> bool {
         if !due.has_thread {
             let locks = Arc::clone(locks);
             match std::thread::Builder::new().name("locks".to_owned()).spawn(move || locks.try_again_until_idle()) {
@@ -101,67 +113,71 @@ impl Waits {
 
     /// The waiters of `node` are to be tried again now.
     pub fn look_at(&self, locks: &Arc<Locks>, node: NodeId) {
-        if self.has_thread(locks) {
-            self.due.lock().nodes.insert(node);
-            self.changed.notify_one();
-        }
+        // In one go with the look whether the thread is there: it leaves under the same lock.
+        let mut due = self.due.lock();
+        due.nodes.insert(node);
+        self.ensure_thread(locks, &mut due);
+        self.changed.notify_one();
     }
 
     /// Ends waits with an error.
     pub fn end(&self, waiters: impl Iterator<Item = Waiter>, errno: Errno) {
         for waiter in waiters {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.is_free(waiter.wanted.owner);
             (waiter.answer)(Err(errno));
         }
     }
 }
 
-/// What trying a file's waiters again brought.
-struct Tried {
-    /// Another process was in the way of some.
-    foreign: bool,
-    /// Some waits ended.
-    ended: bool,
-}
-
 impl Locks {
     fn try_again_until_idle(self: Arc<Self>) {
         let mut foreign = FxHashSet::default();
         let mut ask_after = ASK_AFTER_MIN;
-        while let Some(due) = self.next_due(&foreign, ask_after) {
-            let asks_again = due.is_empty();
-            let mut ended = false;
-            for node in if asks_again { foreign.iter().copied().collect() } else { due } {
-                let tried = self.try_again(node);
-                ended |= tried.ended;
-                if tried.foreign {
+        let mut ask_at = Instant::now();
+        while let Some(mut due) = self.next_due(&foreign, ask_at) {
+            let asks_again = Instant::now() >= ask_at;
+            if asks_again {
+                due.extend(&foreign);
+            }
+            let before = foreign.len();
+            for node in due {
+                if self.try_again(node) {
                     foreign.insert(node);
                 } else {
                     foreign.remove(&node);
                 }
             }
-            ask_after = if asks_again && !ended { (ask_after * 2).min(ASK_AFTER_MAX) } else { ASK_AFTER_MIN };
+            // Soon again, where something new waits or a wait ended.
+            let is_quiet = asks_again && foreign.len() == before;
+            ask_after = if is_quiet { (ask_after * 2).min(ASK_AFTER_MAX) } else { ask_after.min(ASK_AFTER_MAX) };
+            if foreign.len() > before {
+                ask_after = ASK_AFTER_MIN;
+            }
+            if asks_again || foreign.len() > before {
+                ask_at = Instant::now() + ask_after;
+            }
         }
     }
 
-    /// Waits for files to look at; an empty list where time is up for those in `foreign`. `None` where there was
-    /// nothing to do for a while: the thread is then to leave.
-    fn next_due(&self, foreign: &FxHashSet<NodeId>, ask_after: Duration) -> Option<Vec<NodeId>> {
+    /// Waits for files to look at, and no longer than `ask_at` where there are some in `foreign`. `None` where nobody
+    /// waits any more: the thread is then to leave.
+    fn next_due(&self, foreign: &FxHashSet<NodeId>, ask_at: Instant) -> Option<FxHashSet<NodeId>> {
         let mut due = self.waits.due.lock();
         if due.nodes.is_empty() {
-            let limit = if foreign.is_empty() { IDLE_MAX } else { ask_after };
-            self.waits.changed.wait_for(&mut due, limit);
-            if due.nodes.is_empty() && foreign.is_empty() {
+            let limit = if foreign.is_empty() { Instant::now() + IDLE_MAX } else { ask_at };
+            self.waits.changed.wait_until(&mut due, limit);
+            if due.nodes.is_empty() && foreign.is_empty() && self.waits.waiting.load(Ordering::Relaxed) == 0 {
                 due.has_thread = false;
                 return None;
             }
         }
-        Some(due.nodes.drain().collect())
+        Some(std::mem::take(&mut due.nodes))
     }
 
-    /// Tries the waiters of `node` once, first come first.
-    fn try_again(self: &Arc<Self>, node: NodeId) -> Tried {
-        let mut tried = Tried { foreign: false, ended: false };
+    /// Tries the waiters of `node` once, first come first. True where another process is in the way of some.
+    fn try_again(self: &Arc<Self>, node: NodeId) -> bool {
+        let mut foreign = false;
         let mut answers = Vec::new();
         self.on_existing(node, |locks| {
             let mut in_vain = 0;
@@ -180,7 +196,7 @@ impl Locks {
                     Attempt::Foreign => {
                         self.waits.is_free(owner);
                         locks.waiters.push_back(waiter);
-                        tried.foreign = true;
+                        foreign = true;
                         in_vain += 1;
                         if in_vain == ATTEMPTS_IN_VAIN_MAX {
                             break;
@@ -190,6 +206,7 @@ impl Locks {
                 };
                 self.waits.is_free(owner);
                 self.drop_owner_if_unused(locks, owner);
+                self.waits.waiting.fetch_sub(1, Ordering::Relaxed);
                 answers.push((waiter.answer, result));
             }
             // What was granted may be weaker than what its owner held before.
@@ -197,10 +214,9 @@ impl Locks {
                 self.waits.due.lock().nodes.insert(node);
             }
         });
-        tried.ended = !answers.is_empty();
         for (answer, result) in answers {
             answer(result);
         }
-        tried
+        foreign
     }
 }

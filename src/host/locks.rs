@@ -20,8 +20,10 @@ use super::lock_waits::{Waiter, Waits};
 use crate::sys::lock::{self, LockKind, Span};
 use crate::types::{Errno, FileHandle, NodeId};
 
-/// Ranges that one owner may hold on one file: the host's kernel keeps as many records.
-const RANGES_MAX: usize = 1 << 16;
+/// Ranges that one owner may hold on one file: the host's kernel walks as many records for each lock on it.
+const RANGES_MAX: usize = 1 << 14;
+/// Ranges of all owners on all files: 50 MB of the host kernel's memory.
+const ALL_RANGES_MAX: usize = 1 << 18;
 
 /// Which kind of locks: the two do not see each other (man flock(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +79,8 @@ pub struct Locks {
     /// Descriptions that are open.
     files: AtomicUsize,
     files_max: usize,
+    /// Ranges that are held, of all owners.
+    ranges: Arc<AtomicUsize>,
     pub(super) waits: Waits,
 }
 
@@ -95,6 +99,37 @@ pub(super) struct NodeLocks {
 struct Owner {
     file: OwnedFd,
     ranges: LockRanges,
+    /// The count of all owners' ranges.
+    all: Arc<AtomicUsize>,
+}
+
+impl Owner {
+    fn new(file: OwnedFd, all: &Arc<AtomicUsize>) -> Owner {
+        Owner { file, ranges: LockRanges::default(), all: Arc::clone(all) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.ranges.len() >= RANGES_MAX || self.all.load(Ordering::Relaxed) >= ALL_RANGES_MAX
+    }
+
+    /// Changes the ranges, and the count of all by as much.
+    fn change(&mut self, change: impl FnOnce(&mut LockRanges)) {
+        let before = self.ranges.len();
+        change(&mut self.ranges);
+        self.all.fetch_add(self.ranges.len(), Ordering::Relaxed);
+        self.all.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// flock(2) has given everything up.
+    fn lose(&mut self) {
+        self.change(|ranges| *ranges = LockRanges::default());
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.ranges.len(), Ordering::Relaxed);
+    }
 }
 
 /// How an attempt came out.
@@ -117,23 +152,24 @@ impl NodeLocks {
             // flock(2) gives the old lock up first; two that turn shared into exclusive would else wait for ever.
             if wanted.owner.family == Family::Flock && !owner.ranges.is_empty() {
                 let _ = lock::set_whole(owner.file.as_fd(), None);
-                owner.ranges = LockRanges::default();
+                owner.lose();
                 self.holders.remove(&wanted.owner);
             }
             return Attempt::Local(other);
         }
-        if owner.ranges.len() >= RANGES_MAX {
+        if owner.is_full() {
             return Attempt::Failed(Errno::ENOLCK);
         }
         match host_set(owner.file.as_fd(), wanted.owner.family, wanted.span, Some(wanted.kind)) {
             Ok(()) => {
-                owner.ranges.set(wanted.span, Some(wanted.kind), wanted.pid);
+                let held = Held { span: wanted.span, kind: wanted.kind, pid: wanted.pid, through: wanted.handle };
+                owner.change(|ranges| ranges.set(held));
                 self.holders.insert(wanted.owner);
                 Attempt::Granted
             }
             Err(Errno::EAGAIN) => {
                 if wanted.owner.family == Family::Flock {
-                    owner.ranges = LockRanges::default();
+                    owner.lose();
                     self.holders.remove(&wanted.owner);
                 }
                 Attempt::Foreign
@@ -158,7 +194,7 @@ fn host_set(file: BorrowedFd<'_>, family: Family, span: Span, kind: Option<LockK
 impl Locks {
     /// A table that opens at most `files_max` descriptions.
     pub fn new(files_max: usize) -> Locks {
-        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, waits: Waits::default() }
+        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, ranges: Arc::default(), waits: Waits::default() }
     }
 
     /// Runs `act` on the locks of `node`, which get an entry if they have none.
@@ -208,7 +244,7 @@ impl Locks {
         loop {
             let result = self.on(wanted.node, |locks| {
                 if let Entry::Vacant(place) = locks.owners.entry(wanted.owner) {
-                    place.insert(Owner { file: file.take()?, ranges: LockRanges::default() });
+                    place.insert(Owner::new(file.take()?, &self.ranges));
                 }
                 Some(self.lock_or_wait(locks, wanted, wait))
             });
@@ -236,7 +272,10 @@ impl Locks {
             (Attempt::Failed(errno), _) => Err(errno),
             (Attempt::Local(_) | Attempt::Foreign, None) => Err(Errno::EAGAIN),
             (Attempt::Local(other), Some(_)) if !self.waits.may_wait(wanted.owner, other) => Err(Errno::EDEADLK),
-            (_, Some(make_answer)) => self.waits.begin(self, || make_answer().map(|answer| Waiter { wanted: *wanted, answer }), locks),
+            (_, Some(make_answer)) => {
+                let waiter = || make_answer().map(|answer| Waiter { wanted: *wanted, answer });
+                self.waits.begin(self, waiter, locks).inspect_err(|_| self.waits.is_free(wanted.owner))
+            }
         };
         self.drop_owner_if_unused(locks, wanted.owner);
         // What was held before may have been more: exclusive instead of shared, or what flock(2) gives up.
@@ -267,20 +306,21 @@ impl Locks {
         if self.files.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
-        let unlocked = self.on_existing(node, |locks| {
-            let Some(held) = locks.owners.get_mut(&owner) else { return Ok(()) };
-            host_set(held.file.as_fd(), owner.family, span, None)?;
-            held.ranges.set(span, None, 0);
-            if held.ranges.is_empty() {
-                locks.holders.remove(&owner);
-            }
-            self.drop_owner_if_unused(locks, owner);
-            if !locks.waiters.is_empty() {
-                self.waits.look_at(self, node);
-            }
-            Ok(())
-        });
-        unlocked.unwrap_or(Ok(()))
+        self.on_existing(node, |locks| self.unlock_one(node, locks, owner, span)).unwrap_or(Ok(()))
+    }
+
+    fn unlock_one(self: &Arc<Self>, node: NodeId, locks: &mut NodeLocks, owner: LockOwner, span: Span) -> Result<(), Errno> {
+        let Some(held) = locks.owners.get_mut(&owner) else { return Ok(()) };
+        host_set(held.file.as_fd(), owner.family, span, None)?;
+        held.change(|ranges| ranges.clear(span));
+        if held.ranges.is_empty() {
+            locks.holders.remove(&owner);
+        }
+        self.drop_owner_if_unused(locks, owner);
+        if !locks.waiters.is_empty() {
+            self.waits.look_at(self, node);
+        }
+        Ok(())
     }
 
     /// The lock that keeps `owner` from one of `kind` on `span`. `other` is any open file of the node, for an owner
@@ -295,19 +335,19 @@ impl Locks {
     ) -> Result<Option<Held>, Errno> {
         let known = self.on_existing(node, |locks| {
             if let Some((_, held)) = locks.holder_in_the_way(owner, span, kind) {
-                return Some(Ok(Some((held.span, held.kind, held.pid))));
+                return Some(Ok(Some(held)));
             }
             let file = locks.owners.get(&owner)?;
-            Some(lock::in_the_way(file.file.as_fd(), span, kind).map(|found| found.map(|(span, kind)| (span, kind, 0))))
+            Some(lock::in_the_way(file.file.as_fd(), span, kind).map(|found| found.map(foreign)))
         });
-        let found = match known.flatten() {
-            Some(found) => found?,
-            None => lock::in_the_way(other, span, kind)?.map(|(span, kind)| (span, kind, 0)),
-        };
-        Ok(found.map(|(span, kind, pid)| Held { span, kind, pid }))
+        match known.flatten() {
+            Some(found) => found,
+            None => Ok(lock::in_the_way(other, span, kind)?.map(foreign)),
+        }
     }
 
-    /// Ends the waits that were asked for through `handle`, with EBADF: it is released.
+    /// Ends what hangs on `handle`, which is released: waits, with EBADF, and record locks that were taken through it. A
+    /// process has lost its own by then (FLUSH); those of the open file itself (F_OFD_SETLK in the guest) end here.
     pub fn release(self: &Arc<Self>, node: NodeId, handle: FileHandle) {
         if self.files.load(Ordering::Relaxed) == 0 {
             return;
@@ -318,33 +358,55 @@ impl Locks {
             for waiter in &ended {
                 self.drop_owner_if_unused(locks, waiter.wanted.owner);
             }
+            let posix = locks.holders.iter().filter(|owner| owner.family == Family::Posix);
+            let taken = |owner: &LockOwner| locks.owners.get(owner).map_or(Vec::new(), |o| o.ranges.taken_through(handle));
+            let left: Vec<(LockOwner, Span)> = posix.flat_map(|owner| taken(owner).into_iter().map(|span| (*owner, span))).collect();
+            for (owner, span) in left {
+                // A guest that released the file cannot be told of an error.
+                let _ = self.unlock_one(node, locks, owner, span);
+            }
             ended
         });
         self.waits.end(ended.into_iter().flatten(), Errno::EBADF);
     }
 
-    /// Lets go of every lock on `node`, which the guest forgot; waits end with ESTALE.
-    pub fn forget(&self, node: NodeId) {
-        if self.files.load(Ordering::Relaxed) > 0 {
-            self.drop_node(node, Errno::ESTALE);
+    /// Takes every lock on `node` out of the table, which the guest forgot; to be ended by [`Locks::end`]. Makes no
+    /// system call.
+    pub fn detach(&self, node: NodeId) -> Option<Detached> {
+        if self.files.load(Ordering::Relaxed) == 0 {
+            return None;
         }
+        self.on_existing(node, |locks| {
+            self.files.fetch_sub(locks.owners.len(), Ordering::Relaxed);
+            locks.holders.clear();
+            Detached { owners: std::mem::take(&mut locks.owners), waiters: std::mem::take(&mut locks.waiters) }
+        })
+    }
+
+    /// Ends locks that were taken out of the table; waits end with `errno`.
+    pub fn end(&self, detached: Detached, errno: Errno) {
+        drop(detached.owners);
+        self.waits.end(detached.waiters.into_iter(), errno);
     }
 
     /// Lets go of everything; waits end with EIO.
     pub fn clear(&self) {
         let nodes: Vec<NodeId> = self.nodes.lock().keys().copied().collect();
-        for node in nodes {
-            self.drop_node(node, Errno::EIO);
+        for detached in nodes.into_iter().filter_map(|node| self.detach(node)) {
+            self.end(detached, Errno::EIO);
         }
+        self.waits.forget_owners();
     }
+}
 
-    fn drop_node(&self, node: NodeId, errno: Errno) {
-        let waiters = self.on_existing(node, |locks| {
-            self.files.fetch_sub(locks.owners.len(), Ordering::Relaxed);
-            locks.owners.clear();
-            locks.holders.clear();
-            std::mem::take(&mut locks.waiters)
-        });
-        self.waits.end(waiters.into_iter().flatten(), errno);
-    }
+/// The locks of one file, on their way out.
+#[derive(Debug)]
+pub struct Detached {
+    owners: FxHashMap<LockOwner, Owner>,
+    waiters: VecDeque<Waiter>,
+}
+
+/// A lock of somebody outside this guest.
+fn foreign((span, kind): (Span, LockKind)) -> Held {
+    Held { span, kind, pid: 0, through: FileHandle::NONE }
 }

@@ -131,8 +131,15 @@ impl Share {
         if self.kind(node)? != libc::S_IFREG {
             return Ok(());
         }
-        match xattr::remove(DescriptorName::of(fd.as_fd()).as_c_str(), name) {
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) | Ok(()) => Ok(()),
+        let path = DescriptorName::of(fd.as_fd());
+        // Asked first: to remove takes a right to write that an open file may go without, and mostly there is none.
+        match xattr::get(path.as_c_str(), name, &mut []) {
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(()),
+            Err(errno) => return Err(errno),
+            Ok(_) => {}
+        }
+        match xattr::remove(path.as_c_str(), name) {
+            Err(Errno::ENODATA) | Ok(()) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
@@ -143,10 +150,12 @@ impl Share {
         if ACL_NAMES.contains(&name) && !self.has_acls() {
             return Err(Errno::EOPNOTSUPP);
         }
-        match &self.options.rights.xattr_map {
-            Some(map) => map.to_host(name),
-            None => Ok(Cow::Borrowed(name)),
-        }
+        let host_name = match &self.options.rights.xattr_map {
+            Some(map) => map.to_host(name)?,
+            None => Cow::Borrowed(name),
+        };
+        // Nor by way of a rule that makes another name one of theirs.
+        if ACL_NAMES.contains(&&*host_name) && !self.has_acls() { Err(Errno::EOPNOTSUPP) } else { Ok(host_name) }
     }
 
     /// What the host's attribute `name` (without NUL) is called in the guest; `None` where it is hidden.

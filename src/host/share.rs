@@ -144,8 +144,11 @@ pub struct Share {
     /// File handles work here and may be opened.
     pub(super) by_handle: bool,
     /// The share's file system is the host's own, not a server's that must hear of a close.
-    is_local: bool,
+    pub(super) is_local: bool,
     lacks: Vec<Lack>,
+    /// Of every node but the root, and another in each daemon: an NFS client that named a node of an earlier one by
+    /// its id is told that it is stale.
+    pub(super) generation: u64,
     /// The watch over what the guest knows, once it began.
     watch: OnceLock<Arc<Watch>>,
     agreed_flags: AtomicU64,
@@ -193,6 +196,7 @@ impl Share {
             lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
             agreed_minor: AtomicU32::new(0),
+            generation: random_generation(),
             watch: OnceLock::new(),
             options,
         };
@@ -295,11 +299,10 @@ impl Share {
 
     /// Ends the FUSE session: every handle and every node but the root is gone.
     pub fn end_session(&self) {
-        self.locks.clear();
+        // First, so that no node is retained and no lock is taken any more.
+        self.agreed_flags.store(0, Ordering::Relaxed);
         self.directories.write().clear();
         self.handles.clear();
-        // First, so that no node is retained.
-        self.agreed_flags.store(0, Ordering::Relaxed);
         if let Some(watch) = self.watch() {
             watch.uncover_all();
         }
@@ -308,6 +311,7 @@ impl Share {
         }
         self.inodes.end_session();
         self.numbers.end_session();
+        self.locks.clear();
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.
@@ -365,6 +369,12 @@ impl Share {
     pub(super) fn open_file(&self, handle: FileHandle) -> Result<OpenFile<'_>, Errno> {
         self.handles.get(handle).ok_or(Errno::EBADF)
     }
+}
+
+/// A number of 32 bits as FUSE's guests keep it, not 0.
+fn random_generation() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() & 0xffff_ffff | 1
 }
 
 /// Why the root failed; the path is added by who knows it.

@@ -33,10 +33,12 @@ impl DescriptorDir {
         Ok(rustix::fs::openat(&self.0, DescriptorName::of(fd).as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// Makes it the working directory of the calling thread alone.
+    /// Makes it the working directory of the calling thread alone, whose umask becomes 0.
     pub fn enter(&self) -> io::Result<()> {
         // SAFETY: CLONE_FS detaches only the working directory, root and umask of this thread.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        // The thread that started this one may have had a request's umask at that moment.
+        rustix::process::umask(Mode::empty());
         Ok(rustix::process::fchdir(self.0.as_fd())?)
     }
 }
@@ -57,5 +59,25 @@ impl DescriptorName {
     /// As a C string.
     pub fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_does_not_keep_the_umask_of_the_one_that_started_it() {
+        let dir = std::sync::Arc::new(DescriptorDir::open().unwrap());
+        let starter = std::thread::spawn(move || {
+            dir.enter().unwrap();
+            rustix::process::umask(Mode::RWXG | Mode::RWXO);
+            let started = std::thread::spawn(move || {
+                dir.enter().unwrap();
+                rustix::process::umask(Mode::empty())
+            });
+            started.join().unwrap()
+        });
+        assert_eq!(starter.join().unwrap(), Mode::empty());
     }
 }

@@ -152,3 +152,37 @@ fn a_readonly_share_has_shared_locks_only() {
     assert_eq!(l.set(1, READ, 0, 9), 0);
     assert_eq!(l.set(1, WRITE, 0, 9), libc::EBADF);
 }
+
+/// F_OFD_SETLK in the guest: its owner is the open file, for which no FLUSH comes.
+#[test]
+fn record_locks_end_with_the_release_of_the_open_file_they_were_taken_through() {
+    let (_daemon, mut l) = locker();
+    let fh = l.client.open(l.node, libc::O_RDWR).expect("OPEN").fh;
+    let request = LkIn { fh, ..l.request(77, WRITE, 0, 9) };
+    assert_eq!(errno_of(l.client.setlk(l.node, &request, false)), 0);
+    let release = ReleaseIn { fh, ..ReleaseIn::default() };
+    assert_eq!(l.client.raw(opcode::RELEASE, l.node, release.as_bytes(), 0).expect("RELEASE").header.error, 0);
+    assert_eq!(l.set(1, WRITE, 0, 9), 0, "nobody has the file open that the lock was taken through");
+}
+
+/// An NFS client outside keeps (node id, generation) over a restart of the guest and of its daemon.
+#[test]
+fn an_id_of_an_earlier_daemon_is_no_other_file() {
+    let daemon = Daemon::start_on_tmpfs(&[]);
+    daemon.put(FILE, b"one");
+    daemon.put("other", b"two");
+    let (_process, _scratch, socket) = second(&daemon);
+    let id = |entry: super::guest::fuse::EntryOut| (entry.nodeid, entry.generation);
+    let look_up = |socket: &std::path::Path, name: &str| {
+        let guest = Guest::connect(socket, &GuestOptions::default()).expect("a connection");
+        let mut client = Client::new(&guest, FIRST_REQUEST);
+        client.init().expect("INIT");
+        let by_name = client.lookup(ROOT, name).expect("LOOKUP");
+        let by_id = client.lookup(by_name.nodeid, ".").expect("LOOKUP of .");
+        assert_eq!(id(by_name), id(by_id));
+        (id(by_id), by_id.attr.ino)
+    };
+    let (before, after) = (look_up(daemon.socket(), FILE), look_up(&socket, "other"));
+    assert_ne!(before.1, after.1);
+    assert_ne!(before.0, after.0, "one (node id, generation), two files");
+}

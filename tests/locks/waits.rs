@@ -175,3 +175,25 @@ fn a_wait_outlives_a_stop_of_its_queue_and_a_new_guest_hears_nothing_of_it() {
     assert_eq!(used, 1, "INIT is all that was answered");
     assert_eq!(host_set(&host, WRITE), 0);
 }
+
+#[test]
+fn a_wait_that_did_not_begin_is_no_part_of_a_deadlock() {
+    let options = GuestOptions { queue_size: 64, ..GuestOptions::default() };
+    let (daemon, mut l) = started(&[], &options);
+    let wait = |l: &mut Locker, process, kind, byte| {
+        let request = l.request(process, kind, byte, byte);
+        l.client.begin(&Call::new(opcode::SETLKW, l.node, &[request.as_bytes()]))
+    };
+    assert_eq!((l.set(1, WRITE, 0, 0), l.set(2, WRITE, 1, 1)), (0, 0));
+    let waiting: Vec<_> = (0..32).map(|i| wait(&mut l, 10 + i, READ, 0)).collect();
+    assert_waiting(&daemon, 32);
+    let refused = wait(&mut l, 2, READ, 0);
+    assert_eq!(l.end_of(refused), libc::ENOLCK);
+    assert_eq!(l.set(1, NONE, 0, 0), 0);
+    for pending in waiting {
+        assert_eq!(l.end_of(pending), 0);
+    }
+    let waits = wait(&mut l, 1, WRITE, 1);
+    assert_eq!(l.set(2, NONE, 1, 1), 0);
+    assert_eq!(l.end_of(waits), 0, "process 2 waits for nothing");
+}

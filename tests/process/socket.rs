@@ -39,6 +39,23 @@ fn a_socket_that_somebody_listens_on_is_refused_and_the_other_goes_on() {
     assert_eq!(first.metrics().get("connections"), 1, "the first one was not bothered");
 }
 
+/// The list of sockets in /proc is one network namespace's: from another the living daemon shows by its process id file.
+#[test]
+fn a_daemon_in_another_network_namespace_keeps_its_socket() {
+    if !is_root("a network namespace") {
+        return;
+    }
+    let mut first = Daemon::start(&["--keep-listening"]);
+    let mut second = std::process::Command::new("unshare");
+    second.args(["--net", "--", env!("CARGO_BIN_EXE_gatherfsd"), "--sandbox", "none", "--shared-dir"]);
+    second.arg(first.share()).arg("--socket-path").arg(first.socket());
+    let (_, said) = refused(&mut second);
+    assert!(said.contains("another process listens"), "{said}");
+    assert!(first.is_running());
+    let (_guest, mut client) = mount(first.socket());
+    assert_serves(&mut client, "dir");
+}
+
 #[test]
 fn a_relative_path_through_a_link_leads_to_the_same_live_socket() {
     let first = Daemon::start(&[]);

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::chown;
 
-use super::share::{File, Setup, Share, change, is_root};
+use super::share::{Directory, File, Setup, Share, change, is_root};
 use super::{capability, mode, on_host, put, set_mode};
 use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
 
@@ -165,4 +165,19 @@ fn capabilities_that_the_host_does_not_know_by_their_name_go_too() {
 
     assert_eq!(on_host(&share.path("file"), NAME).unwrap(), b"some", "nothing was changed");
     assert_eq!(on_host(&share.path("dir"), NAME).unwrap(), b"some", "directories keep theirs");
+}
+
+/// The file was made without a right to write, as git makes its objects, and stays open for writing.
+#[test]
+fn a_daemon_of_another_user_writes_what_it_could_not_open_again() {
+    if !is_root() {
+        return;
+    }
+    let before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"].map(str::to_owned).to_vec();
+    let options = &["--xattrmap", ":map::user.v.:"];
+    let directory = Directory::in_memory();
+    std::os::unix::fs::chown(directory.path(), Some(65_534), Some(65_534)).unwrap();
+    let mut share = Share::start(Setup { directory, options, before, ..Setup::default() });
+    let made = share.client().create(ROOT, "object", 0o444, libc::O_RDWR).unwrap();
+    assert_eq!(share.client().write(made.entry.nodeid, made.open.fh, 0, b"contents").unwrap(), 8);
 }

@@ -119,3 +119,12 @@ fn a_file_system_without_attributes_answers_eopnotsupp_and_is_told_once() {
     assert_eq!(told, 1, "{:?}", share.printed());
     rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
+
+#[test]
+fn no_rule_leads_to_the_hosts_acls_without_the_guests_help() {
+    let mut share = Share::on_disk(&["--xattrmap", ":prefix:client:posix_acl_:system.::ok:all:::"]);
+    share.put("file", b"");
+    let node = share.client().lookup(ROOT, "file").unwrap().nodeid;
+    assert_eq!(errno(share.client().setxattr(node, "posix_acl_access", b"x", 0)), libc::EOPNOTSUPP);
+    assert_eq!(errno(share.client().getxattr(node, "posix_acl_default", 10)), libc::EOPNOTSUPP);
+}

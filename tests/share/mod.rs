@@ -169,6 +169,8 @@ impl Share {
         let everyone = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(shared.path(), everyone).expect("the shared directory's mode");
         let run = Directory::in_memory();
+        // A daemon that runs as another user makes its socket here.
+        std::fs::set_permissions(run.path(), std::fs::Permissions::from_mode(0o777)).expect("the socket's directory");
         let socket = run.path().join("socket");
         let program = env!("CARGO_BIN_EXE_gatherfsd").to_owned();
         let words: Vec<String> = before.into_iter().chain([program]).collect();

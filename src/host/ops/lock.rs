@@ -61,14 +61,16 @@ impl Share {
             None => self.locks.unlock(node, owner, span).map(|()| Locked::Done),
             Some(kind) => {
                 let wanted = Wanted { node, handle, owner, span, kind, pid: lk.pid };
-                self.locks.lock(&wanted, || self.open_for_locks(node), wait)
+                self.locks.lock(&wanted, || self.open_for_locks(node, owner.family), wait)
             }
         }
     }
 
-    /// A description of its own: for both kinds of lock where the file may be written, else for shared ones.
-    fn open_for_locks(&self, node: NodeId) -> Result<OwnedFd, Errno> {
-        if !self.options.readonly {
+    /// A description of its own: for both kinds of lock where the file may be written, else for shared ones. flock(2)
+    /// needs no right to write, but on a server's file systems.
+    fn open_for_locks(&self, node: NodeId, family: Family) -> Result<OwnedFd, Errno> {
+        let needs_write = family == Family::Posix || !self.is_local;
+        if !self.options.readonly && needs_write {
             match self.open_node(node, libc::O_RDWR) {
                 Err(errno) if [libc::EACCES, libc::EPERM, libc::EROFS, libc::ETXTBSY].contains(&errno.raw()) => {}
                 opened => return opened,
