@@ -95,6 +95,8 @@ pub(super) struct NodeLocks {
 struct Owner {
     file: OwnedFd,
     ranges: LockRanges,
+    /// The open file of the guest that the last lock was taken through.
+    through: FileHandle,
 }
 
 /// How an attempt came out.
@@ -128,6 +130,7 @@ impl NodeLocks {
         match host_set(owner.file.as_fd(), wanted.owner.family, wanted.span, Some(wanted.kind)) {
             Ok(()) => {
                 owner.ranges.set(wanted.span, Some(wanted.kind), wanted.pid);
+                owner.through = wanted.handle;
                 self.holders.insert(wanted.owner);
                 Attempt::Granted
             }
@@ -208,7 +211,7 @@ impl Locks {
         loop {
             let result = self.on(wanted.node, |locks| {
                 if let Entry::Vacant(place) = locks.owners.entry(wanted.owner) {
-                    place.insert(Owner { file: file.take()?, ranges: LockRanges::default() });
+                    place.insert(Owner { file: file.take()?, ranges: LockRanges::default(), through: wanted.handle });
                 }
                 Some(self.lock_or_wait(locks, wanted, wait))
             });
@@ -268,19 +271,24 @@ impl Locks {
             return Ok(());
         }
         let unlocked = self.on_existing(node, |locks| {
-            let Some(held) = locks.owners.get_mut(&owner) else { return Ok(()) };
-            host_set(held.file.as_fd(), owner.family, span, None)?;
-            held.ranges.set(span, None, 0);
-            if held.ranges.is_empty() {
-                locks.holders.remove(&owner);
-            }
-            self.drop_owner_if_unused(locks, owner);
+            self.unlock_in(locks, owner, span)?;
             if !locks.waiters.is_empty() {
                 self.waits.look_at(self, node);
             }
             Ok(())
         });
         unlocked.unwrap_or(Ok(()))
+    }
+
+    fn unlock_in(&self, locks: &mut NodeLocks, owner: LockOwner, span: Span) -> Result<(), Errno> {
+        let Some(held) = locks.owners.get_mut(&owner) else { return Ok(()) };
+        host_set(held.file.as_fd(), owner.family, span, None)?;
+        held.ranges.set(span, None, 0);
+        if held.ranges.is_empty() {
+            locks.holders.remove(&owner);
+        }
+        self.drop_owner_if_unused(locks, owner);
+        Ok(())
     }
 
     /// The lock that keeps `owner` from one of `kind` on `span`. `other` is any open file of the node, for an owner
@@ -307,7 +315,8 @@ impl Locks {
         Ok(found.map(|(span, kind, pid)| Held { span, kind, pid }))
     }
 
-    /// Ends the waits that were asked for through `handle`, with EBADF: it is released.
+    /// `handle` is released. Ends the waits that were asked for through it, with EBADF, and the locks that were taken
+    /// through it: a process's are gone by then, but nothing else tells of the end of F_OFD_SETLK's.
     pub fn release(self: &Arc<Self>, node: NodeId, handle: FileHandle) {
         if self.files.load(Ordering::Relaxed) == 0 {
             return;
@@ -317,6 +326,14 @@ impl Locks {
             locks.waiters = left;
             for waiter in &ended {
                 self.drop_owner_if_unused(locks, waiter.wanted.owner);
+            }
+            let holders: Vec<LockOwner> = locks.owners.iter().filter(|(_, o)| o.through == handle).map(|(owner, _)| *owner).collect();
+            for owner in &holders {
+                // The host's kernel has no reason to refuse an unlock of everything; nobody could be told.
+                let _ = self.unlock_in(locks, *owner, Span::WHOLE);
+            }
+            if !holders.is_empty() && !locks.waiters.is_empty() {
+                self.waits.look_at(self, node);
             }
             ended
         });
