@@ -186,6 +186,12 @@ fn changes_are_for_the_owner_and_not_for_a_readonly_share() {
         let owned = guest::fuse::SetattrIn { uid: 4321, ..share::change(flag::FATTR_UID) };
         share.client().setattr(node, &owned).unwrap();
         assert_eq!(share.client().ioctl(node, fh, SETFLAGS, &nodump, 0).unwrap(), b"");
+        // FUSE_INVALID_UIDGID, as a guest sends that may map ids.
+        share.client().caller.uid = u32::MAX;
+        assert_eq!(share.client().ioctl(node, fh, SETFLAGS, &plain.to_ne_bytes(), 0).unwrap(), b"", "the guest's kernel checks");
+        assert_eq!(share.client().ioctl(node, fh, FSSETXATTR, &[0; 28], 0).map_err(|_| ()), Ok(vec![]));
+        let verity = [&[1, 0, 0, 0, 1, 0, 0, 0, 0, 16][..], &[0; 118]].concat();
+        assert_eq!(errno(share.client().ioctl(node, fh, ENABLE_VERITY, &verity, 0)), libc::EOPNOTSUPP, "nobody checks");
         share.client().caller.uid = 0;
         let fixed = (plain | IMMUTABLE).to_ne_bytes();
         assert_eq!(errno(share.client().ioctl(node, fh, SETFLAGS, &fixed, 0)), libc::EPERM, "the daemon has no CAP_LINUX_IMMUTABLE");

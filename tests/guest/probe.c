@@ -7,12 +7,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -469,6 +473,198 @@ static void far_offset(const char *path)
 	CHECK(pread(fd, text, 3, at - 4L * 1024 * MIB) == 3 && text[0] == 0);
 }
 
+/* fcntl(2) on one range, or flock(2), as `family` says. */
+enum family { RECORD, OPEN_FILE, WHOLE };
+
+static int set_lock(int fd, enum family family, int kind, int waits)
+{
+	struct flock record = { .l_type = kind, .l_whence = SEEK_SET, .l_start = 100, .l_len = 50 };
+
+	if (family == WHOLE)
+		return flock(fd, (kind == F_WRLCK ? LOCK_EX : kind == F_RDLCK ? LOCK_SH : LOCK_UN) | (waits ? 0 : LOCK_NB));
+	if (family == RECORD)
+		return fcntl(fd, waits ? F_SETLKW : F_SETLK, &record);
+	return fcntl(fd, waits ? F_OFD_SETLKW : F_OFD_SETLK, &record);
+}
+
+/* A process that says 'w' to `report`, waits for the lock, and says 'l' when it has it. */
+static pid_t wait_for_lock(const char *path, int held, enum family family, int report)
+{
+	pid_t child = fork();
+	int fd;
+
+	if (child)
+		return child;
+	/* Else it would hold itself what it waits for. */
+	close(held);
+	fd = make(path, 0);
+	CHECK(write(report, "w", 1) == 1);
+	CHECK(set_lock(fd, family, F_WRLCK, 1) == 0);
+	CHECK(write(report, "l", 1) == 1);
+	exit(0);
+}
+
+static int says(int from, char what, int milliseconds)
+{
+	struct pollfd wait = { .fd = from, .events = POLLIN };
+	char said;
+
+	return poll(&wait, 1, milliseconds) == 1 && read(from, &said, 1) == 1 && said == what;
+}
+
+/* Whether another open file can have the lock within two seconds: the end of the last one may be told later. */
+static int is_free(const char *path, enum family family)
+{
+	int fd = make(path, 0), tries = 20;
+
+	while (set_lock(fd, family, F_WRLCK, 0) && --tries)
+		usleep(100000);
+	close(fd);
+	return tries;
+}
+
+/* Who waits for a lock gets it when it is free, and not before. */
+static void lock_wait(const char *path)
+{
+	for (enum family family = RECORD; family <= WHOLE; family++) {
+		int fd = make(path, O_TRUNC), report[2], status;
+
+		CHECK(pipe(report) == 0);
+		CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
+		wait_for_lock(path, fd, family, report[1]);
+		CHECK(says(report[0], 'w', 5000));
+		CHECK(!says(report[0], 'l', 500));
+		CHECK(set_lock(fd, family, F_UNLCK, 0) == 0);
+		CHECK(says(report[0], 'l', 5000));
+		CHECK(wait(&status) > 0 && status == 0);
+		if (close(fd) || !is_free(path, family))
+			fail("the lock of the process that ended is still held, family %d", family);
+	}
+}
+
+/* A waiting process that is killed ends at the latest when the lock is free, and leaves it free. */
+static void lock_wait_killed(const char *path)
+{
+	for (enum family family = RECORD; family <= WHOLE; family++) {
+		int fd = make(path, O_TRUNC), report[2], status;
+		pid_t child;
+
+		CHECK(pipe(report) == 0);
+		CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
+		child = wait_for_lock(path, fd, family, report[1]);
+		CHECK(says(report[0], 'w', 5000) && !says(report[0], 'l', 200));
+		CHECK(kill(child, SIGKILL) == 0);
+		CHECK(close(fd) == 0);
+		CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+		CHECK(is_free(path, family));
+	}
+}
+
+static void lock_names_its_process(const char *path)
+{
+	struct flock record = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	int fd = make(path, O_TRUNC), status;
+
+	CHECK(set_lock(fd, RECORD, F_RDLCK, 0) == 0);
+	if (!fork()) {
+		CHECK(fcntl(make(path, 0), F_GETLK, &record) == 0);
+		CHECK(record.l_type == F_RDLCK && record.l_start == 100 && record.l_len == 50 && record.l_pid == getppid());
+		exit(0);
+	}
+	CHECK(wait(&status) > 0 && status == 0);
+	CHECK(close(make(path, 0)) == 0);
+	CHECK(fcntl(fd, F_GETLK, &record) == 0 && record.l_type == F_UNLCK);
+}
+
+/* The locks of an open file are apart from each other in one process, and end with it. */
+static void open_file_locks(const char *path)
+{
+	int first = make(path, O_TRUNC), second = make(path, 0);
+
+	CHECK(set_lock(first, OPEN_FILE, F_WRLCK, 0) == 0);
+	CHECK(set_lock(second, OPEN_FILE, F_WRLCK, 0) == -1 && errno == EAGAIN);
+	CHECK(close(make(path, 0)) == 0);
+	CHECK(set_lock(second, OPEN_FILE, F_WRLCK, 0) == -1 && errno == EAGAIN);
+	CHECK(close(first) == 0);
+	CHECK(is_free(path, OPEN_FILE));
+}
+
+/* What lsattr and chattr do. */
+static void inode_flags(const char *path)
+{
+	int fd = make(path, O_TRUNC), before, after, wanted;
+
+	CHECK(ioctl(fd, FS_IOC_GETFLAGS, &before) == 0);
+	wanted = before ^ FS_NODUMP_FL ^ FS_NOATIME_FL;
+	CHECK(ioctl(fd, FS_IOC_SETFLAGS, &wanted) == 0);
+	CHECK(ioctl(make(path, 0), FS_IOC_GETFLAGS, &after) == 0 && after == wanted);
+	CHECK(ioctl(fd, FS_IOC_SETFLAGS, &before) == 0);
+	CHECK(ioctl(fd, FS_IOC_GETFLAGS, &after) == 0 && after == before);
+	wanted = before | FS_IMMUTABLE_FL;
+	CHECK(ioctl(fd, FS_IOC_SETFLAGS, &wanted) == -1 && errno == EPERM);
+	CHECK(write(fd, "x", 1) == 1);
+}
+
+struct handle { struct file_handle head; char bytes[MAX_HANDLE_SZ]; };
+
+static struct handle handle_of(const char *path)
+{
+	struct handle handle = { .head.handle_bytes = MAX_HANDLE_SZ };
+	int mount;
+
+	if (name_to_handle_at(AT_FDCWD, path, &handle.head, &mount, 0))
+		fail("name_to_handle_at %s", path);
+	return handle;
+}
+
+/* The guest's kernel lets go of what nobody uses. */
+static void drop_caches(void)
+{
+	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+
+	sync();
+	CHECK(write(fd, "3", 1) == 1 && close(fd) == 0);
+}
+
+/* A file is found by its handle when nothing else in the guest knows it any more: what an NFS server needs. */
+static void by_handle(const char *path)
+{
+	char parent[PATH_MAX], name[PATH_MAX], text[5] = { 0 };
+	struct handle file, dir;
+	struct stat st;
+	int mount, fd;
+
+	snprintf(parent, sizeof parent, "%s", path);
+	*strrchr(parent, '/') = 0;
+	CHECK(mkdir(path, 0755) == 0);
+	snprintf(name, sizeof name, "%s/sub", path);
+	CHECK(mkdir(name, 0755) == 0);
+	dir = handle_of(name);
+	strcat(name, "/file");
+	fd = make(name, O_EXCL);
+	CHECK(write(fd, "text", 4) == 4 && fsync(fd) == 0 && close(fd) == 0);
+	file = handle_of(name);
+	mount = open(parent, O_RDONLY | O_DIRECTORY);
+	CHECK(mount >= 0);
+
+	drop_caches();
+	fd = open_by_handle_at(mount, &file.head, O_RDONLY);
+	if (fd < 0)
+		fail("open_by_handle_at of the file");
+	CHECK(read(fd, text, 5) == 4 && !strcmp(text, "text") && close(fd) == 0);
+
+	drop_caches();
+	fd = open_by_handle_at(mount, &dir.head, O_RDONLY | O_DIRECTORY);
+	if (fd < 0)
+		fail("open_by_handle_at of the directory");
+	CHECK(fstatat(fd, "file", &st, 0) == 0 && st.st_size == 4);
+	/* The kernel found out by itself where the directory is. */
+	CHECK(fstatat(fd, "../sub/file", &st, 0) == 0 && unlinkat(fd, "file", 0) == 0 && close(fd) == 0);
+
+	drop_caches();
+	CHECK(open_by_handle_at(mount, &file.head, O_RDONLY) == -1 && errno == ESTALE);
+}
+
 static const struct { const char *name; void (*run)(const char *); } cases[] = {
 	{ "direct", direct }, { "mmap", shared_mmap }, { "sparse", sparse }, { "allocate", allocate },
 	{ "append", append }, { "truncate", truncate_case }, { "unlinked", unlinked },
@@ -477,6 +673,9 @@ static const struct { const char *name; void (*run)(const char *); } cases[] = {
 	{ "names", names }, { "times", times }, { "locks", locks }, { "copy-range", copy_range },
 	{ "socket", unix_socket }, { "statfs", statfs_case }, { "sync", sync_case }, { "tmpfile", temporary_file },
 	{ "many-open", many_open }, { "far-offset", far_offset },
+	{ "lock-wait", lock_wait }, { "lock-wait-killed", lock_wait_killed },
+	{ "lock-names-its-process", lock_names_its_process }, { "open-file-locks", open_file_locks },
+	{ "inode-flags", inode_flags }, { "by-handle", by_handle },
 };
 
 int main(int argc, char **argv)

@@ -92,6 +92,26 @@ fn a_process_that_closes_the_file_loses_its_record_locks_and_no_other() {
     assert_eq!(open_files(&daemon), before, "one description less, one more");
 }
 
+/// Linux tells of no end of the locks of an open file (F_OFD_SETLK): their owner is the file, and FLUSH names a process.
+#[test]
+fn the_locks_of_an_open_file_end_with_its_release() {
+    let (daemon, mut l) = locker();
+    let before = open_files(&daemon);
+    let fh = l.client.open(l.node, libc::O_RDWR).expect("OPEN").fh;
+    let request = LkIn { fh, ..l.request(77, WRITE, 0, 9) };
+    assert_eq!(errno_of(l.client.setlk(l.node, &request, false)), 0);
+    assert_eq!(l.set(2, WRITE, 10, 19), 0);
+    let waiting = l.wait_for(3, WRITE, 0, 9);
+    let flush = FlushIn { fh, lock_owner: 1, ..FlushIn::default() };
+    assert_eq!(l.client.raw(opcode::FLUSH, l.node, flush.as_bytes(), 0).expect("FLUSH").header.error, 0);
+    assert!(!l.client.is_answered(&waiting));
+    let release = ReleaseIn { fh, ..ReleaseIn::default() };
+    assert_eq!(l.client.raw(opcode::RELEASE, l.node, release.as_bytes(), 0).expect("RELEASE").header.error, 0);
+    assert_eq!(l.end_of(waiting), 0);
+    assert_eq!(l.set(1, WRITE, 10, 10), libc::EAGAIN, "a lock that was taken through another file stays");
+    assert_eq!(open_files(&daemon), before + 2, "those of the two that hold something");
+}
+
 #[test]
 fn locks_end_with_the_node_and_with_the_guest() {
     let (daemon, mut l) = locker();

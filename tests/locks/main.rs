@@ -62,7 +62,12 @@ impl Locker {
 
     /// Sends a SETLKW of the whole file.
     fn wait(&mut self, process: u64, kind: i32) -> Pending {
-        let request = self.request(process, kind, 0, i64::MAX as u64);
+        self.wait_for(process, kind, 0, i64::MAX as u64)
+    }
+
+    /// Sends a SETLKW of bytes `start` to `end`.
+    fn wait_for(&mut self, process: u64, kind: i32, start: u64, end: u64) -> Pending {
+        let request = self.request(process, kind, start, end);
         self.client.begin(&Call::new(opcode::SETLKW, self.node, &[request.as_bytes()]))
     }
 
