@@ -1,14 +1,17 @@
 //! Hosts and shares that are not the usual ones, and what the sandbox makes of them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use caps::{CapSet, Capability};
+
 use super::daemon::{Process, Scratch, gatherfsd, is_root};
 use super::guest::client::Client;
 use super::guest::fuse::ROOT;
-use super::mount;
+use super::{assert_serves, mount, refused};
 
 /// A user without any rights.
 const USER: u32 = 65534;
@@ -58,5 +61,43 @@ fn the_whole_host_can_be_shared_in_each_sandbox() {
         drop((guest, client));
         assert_eq!(process.wait().code(), Some(0), "{}", process.log());
         assert!(!scratch.join("s").exists(), "the socket is removed");
+    }
+}
+
+/// Has root start `command` without a capability, as containers do.
+fn without(capability: Capability, command: &mut Command) -> &mut Command {
+    let drop = move || caps::drop(None, CapSet::Bounding, capability).map_err(std::io::Error::other);
+    // SAFETY: prctl(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(drop) }
+}
+
+#[test]
+fn the_chroot_sandbox_needs_no_more_rights_than_chroot() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let share = scratch.join("share");
+    fs::create_dir(&share).expect("the shared directory");
+    let mut process = start(without(Capability::CAP_SYS_ADMIN, &mut daemon(&scratch, &share, &["--sandbox", "chroot"])));
+    let root = fs::metadata(format!("/proc/{}/root/.", process.children()[0])).expect("its root");
+    assert_eq!(root.ino(), fs::metadata(&share).expect("the share").ino());
+    let (guest, mut client) = mount(&scratch.join("s"));
+    assert_serves(&mut client, "dir");
+    drop((guest, client));
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+}
+
+#[test]
+fn root_without_the_rights_for_a_sandbox_is_told_which() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let cases = [("namespace", Capability::CAP_SYS_ADMIN), ("chroot", Capability::CAP_SYS_CHROOT)];
+    for (sandbox, capability) in cases {
+        let scratch = Scratch::new();
+        let (_, said) = refused(without(capability, &mut daemon(&scratch, scratch.path(), &["--sandbox", sandbox])));
+        assert!(said.contains(&capability.to_string()) && said.contains("--sandbox none"), "{said}");
+        assert!(!said.contains("as root") && said.lines().count() == 1, "{said}");
     }
 }
