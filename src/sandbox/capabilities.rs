@@ -138,21 +138,22 @@ fn keep(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<(), JailError> {
 }
 
 /// Leaves the daemon's supplementary groups, which would count as the caller's when it acts for one. A
-/// process that may not, because its user namespace has one user and one group, acts for nobody and keeps
-/// them. Call it while /proc is there.
+/// process that has none, or whose user namespace lets nobody change them, stays as it is. Call it while
+/// /proc is there.
 pub fn leave_groups() -> Result<(), JailError> {
-    if !held()?.contains(&Capability::CAP_SETGID) {
+    let has_none = rustix::process::getgroups().step("read supplementary groups")?.is_empty();
+    if has_none || !held()?.contains(&Capability::CAP_SETGID) {
         return Ok(());
     }
     match identity::set_groups(&[]) {
-        Err(e) if e.raw() == libc::EPERM && has_one_id("/proc/self/uid_map") && has_one_id("/proc/self/gid_map") => Ok(()),
+        Err(e) if e.raw() == libc::EPERM && may_not_set_groups() => Ok(()),
         left => left.map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("leave supplementary groups"),
     }
 }
 
-fn has_one_id(map: &str) -> bool {
-    let map = std::fs::read_to_string(map).unwrap_or_default();
-    map.lines().count() == 1 && map.split_whitespace().nth(2) == Some("1")
+/// What the user namespace says (man user_namespaces(7)): always so where a user without rights made it.
+fn may_not_set_groups() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|answer| answer.trim() == "deny")
 }
 
 #[cfg(test)]

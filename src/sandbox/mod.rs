@@ -90,10 +90,13 @@ pub enum JailError {
 }
 
 fn hint(source: &io::Error) -> &'static str {
-    if source.kind() == io::ErrorKind::PermissionDenied {
-        "; run gatherfsd as root, or say --sandbox none and confine it otherwise"
-    } else {
+    if source.kind() != io::ErrorKind::PermissionDenied {
         ""
+    } else if rustix::process::geteuid().is_root() {
+        "; root lacks a capability here: grant CAP_SYS_ADMIN for --sandbox namespace or CAP_SYS_CHROOT for chroot, \
+         or say --sandbox none and confine it otherwise"
+    } else {
+        "; run gatherfsd as root, or say --sandbox none and confine it otherwise"
     }
 }
 
@@ -175,7 +178,12 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
 /// Makes the share all that the process sees. A file has no place in its own root: it is opened before, and
 /// the root is empty.
 fn change_root(options: &Options, shared: &Path, is_dir: bool) -> Result<Jail, JailError> {
-    let descriptor_dir = DescriptorDir::open_alone().step("open /proc/self/fd (is /proc mounted?)")?;
+    let descriptor_dir = match DescriptorDir::open_alone() {
+        // Containers seldom have CAP_SYS_ADMIN, and chroot(2) does not take it.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && options.mode == Mode::Chroot => DescriptorDir::open(),
+        opened => opened,
+    };
+    let descriptor_dir = descriptor_dir.step("open /proc/self/fd (is /proc mounted?)")?;
     capabilities::leave_groups()?;
     let file = if is_dir { None } else { Some(open_share(shared, shared)?) };
     match (options.mode, is_dir) {

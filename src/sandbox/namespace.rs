@@ -5,8 +5,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
-    mount_bind_recursive, mount_change, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
 };
 use rustix::thread::UnshareFlags;
 
@@ -22,8 +22,11 @@ pub fn leave_host() -> Result<(), JailError> {
 /// Makes directory `share` the root of this mount namespace and unmounts everything else.
 pub fn enter_share(share: &Path) -> Result<(), JailError> {
     own_mounts()?;
-    mount_bind_recursive(share, share).step("mount the share in the sandbox")?;
-    let new_root = rustix::fs::open(share, DIRECTORY, Mode::empty()).step("open the share")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let new_root = open_tree(CWD, share, flags).step("open the share")?;
+    // By descriptor: where the share is the host's root, its path leads to what lies below the mount.
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    move_mount(&new_root, "", CWD, share, flags).step("mount the share in the sandbox")?;
     pivot(new_root.as_fd())
 }
 

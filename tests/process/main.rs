@@ -19,6 +19,7 @@ mod real_command_lines;
 mod rights;
 mod sandbox;
 mod sandbox_file;
+mod sandbox_hosts;
 mod sandbox_user;
 mod signals;
 mod socket;

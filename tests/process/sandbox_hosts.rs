@@ -1,0 +1,163 @@
+//! Hosts and shares that are not the usual ones, and what the sandbox makes of them.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use caps::{CapSet, Capability};
+use rustix::fs::Gid;
+use rustix::pipe::pipe;
+use rustix::thread::UnshareFlags;
+
+use super::daemon::{Process, Scratch, gatherfsd, is_root};
+use super::guest::client::Client;
+use super::guest::fuse::ROOT;
+use super::{assert_serves, mount, refused};
+
+/// A user without any rights.
+const USER: u32 = 65534;
+
+/// gatherfsd for `share`, with its socket in `scratch`.
+fn daemon(scratch: &Scratch, share: &Path, options: &[&str]) -> Command {
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(share).arg("--socket-path").arg(scratch.join("s")).args(options);
+    command
+}
+
+/// A directory that belongs to `user`.
+fn scratch_of(user: u32) -> Scratch {
+    let scratch = Scratch::new();
+    std::os::unix::fs::chown(scratch.path(), Some(user), Some(user)).expect("root may");
+    scratch
+}
+
+fn start(command: &mut Command) -> Process {
+    let process = Process::spawn(command);
+    process.wait_for_line("sharing ");
+    process
+}
+
+/// What the guest reads from the file at `path` below its root.
+fn content(client: &mut Client, path: &Path) -> Vec<u8> {
+    let mut node = ROOT;
+    for name in path.iter().filter_map(|name| name.to_str()).filter(|name| *name != "/") {
+        node = client.lookup(node, name).unwrap_or_else(|e| panic!("LOOKUP of {name}: {e:?}")).nodeid;
+    }
+    let fh = client.open(node, libc::O_RDONLY).expect("OPEN").fh;
+    client.read(node, fh, 0, 100).expect("READ")
+}
+
+#[test]
+fn the_whole_host_can_be_shared_in_each_sandbox() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    for (user, sandbox) in [(0, "namespace"), (0, "chroot"), (USER, "namespace")] {
+        let scratch = scratch_of(user);
+        fs::write(scratch.join("file"), "the host's").expect("a file");
+        let mut command = daemon(&scratch, Path::new("/"), &["--sandbox", sandbox]);
+        let mut process = start(command.uid(user).gid(user));
+        let (guest, mut client) = mount(&scratch.join("s"));
+        assert_eq!(content(&mut client, &scratch.join("file")), b"the host's", "--sandbox {sandbox} of user {user}");
+        drop((guest, client));
+        assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+        assert!(!scratch.join("s").exists(), "the socket is removed");
+    }
+}
+
+/// Has root start `command` without a capability, as containers do.
+fn without(capability: Capability, command: &mut Command) -> &mut Command {
+    let drop = move || caps::drop(None, CapSet::Bounding, capability).map_err(std::io::Error::other);
+    // SAFETY: prctl(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(drop) }
+}
+
+#[test]
+fn the_chroot_sandbox_needs_no_more_rights_than_chroot() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let share = scratch.join("share");
+    fs::create_dir(&share).expect("the shared directory");
+    let mut process = start(without(Capability::CAP_SYS_ADMIN, &mut daemon(&scratch, &share, &["--sandbox", "chroot"])));
+    let root = fs::metadata(format!("/proc/{}/root/.", process.children()[0])).expect("its root");
+    assert_eq!(root.ino(), fs::metadata(&share).expect("the share").ino());
+    let (guest, mut client) = mount(&scratch.join("s"));
+    assert_serves(&mut client, "dir");
+    drop((guest, client));
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+}
+
+#[test]
+fn root_without_the_rights_for_a_sandbox_is_told_which() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let cases = [("namespace", Capability::CAP_SYS_ADMIN), ("chroot", Capability::CAP_SYS_CHROOT)];
+    for (sandbox, capability) in cases {
+        let scratch = Scratch::new();
+        let (_, said) = refused(without(capability, &mut daemon(&scratch, scratch.path(), &["--sandbox", sandbox])));
+        assert!(said.contains(&capability.to_string()) && said.contains("--sandbox none"), "{said}");
+        assert!(!said.contains("as root") && said.lines().count() == 1, "{said}");
+    }
+}
+
+/// Starts `command` as root of a user namespace with many ids, where groups may not be set (man user_namespaces(7)).
+fn start_without_groups(command: &mut Command) -> Process {
+    let ((its_pid, tells_pid), (is_mapped, tells_mapped)) = (pipe().expect("a pipe"), pipe().expect("a pipe"));
+    let enter = move || {
+        // SAFETY: the process has one thread after fork.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }?;
+        rustix::io::write(&tells_pid, &std::process::id().to_ne_bytes())?;
+        rustix::io::read(&is_mapped, &mut [0; 1])?;
+        Ok(())
+    };
+    // SAFETY: three system calls, which may be made between fork and exec.
+    unsafe { command.pre_exec(enter) };
+    let map = move || {
+        let mut pid = [0; 4];
+        rustix::io::read(&its_pid, &mut pid).expect("its process id");
+        for (file, text) in [("setgroups", "deny"), ("uid_map", "0 0 100000"), ("gid_map", "0 0 100000")] {
+            fs::write(format!("/proc/{}/{file}", u32::from_ne_bytes(pid)), text).expect("root may");
+        }
+        rustix::io::write(&tells_mapped, &[1]).expect("it waits");
+    };
+    let mapper = std::thread::spawn(map);
+    let process = start(command);
+    mapper.join().expect("it is mapped");
+    process
+}
+
+#[test]
+fn root_that_may_not_set_groups_serves_in_each_sandbox() {
+    if !is_root("mapping ids") {
+        return;
+    }
+    for sandbox in ["namespace", "chroot", "none"] {
+        // With a supplementary group that cannot be left, and without any.
+        for groups in [&[27][..], &[]] {
+            let scratch = Scratch::new();
+            let share = scratch.join("share");
+            fs::create_dir(&share).expect("the shared directory");
+            let mut command = daemon(&scratch, &share, &["--sandbox", sandbox]);
+            let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            let set = move || Ok(rustix::thread::set_thread_groups(&groups)?);
+            // SAFETY: one system call, which may be made between fork and exec.
+            unsafe { command.pre_exec(set) };
+            let mut process = start_without_groups(&mut command);
+            let (guest, mut client) = mount(&scratch.join("s"));
+            assert_serves(&mut client, "dir");
+            client.caller.uid = 5;
+            client.caller.gid = 6;
+            fs::set_permissions(&share, fs::Permissions::from_mode(0o777)).expect("a mode");
+            assert!(client.mkdir(ROOT, "theirs", 0o755).is_ok());
+            let made = fs::metadata(share.join("theirs")).expect("the directory");
+            assert_eq!((made.uid(), made.gid()), (5, 6), "--sandbox {sandbox}");
+            drop((guest, client));
+            assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+        }
+    }
+}
