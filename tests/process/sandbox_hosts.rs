@@ -161,3 +161,26 @@ fn root_that_may_not_set_groups_serves_in_each_sandbox() {
         }
     }
 }
+
+#[test]
+fn a_share_that_may_be_searched_but_not_read_is_served_and_not_listed() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    for sandbox in ["namespace", "none"] {
+        let scratch = scratch_of(USER);
+        let share = scratch.join("share");
+        fs::create_dir(&share).expect("the shared directory");
+        fs::write(share.join("file"), "known by name").expect("a file");
+        fs::set_permissions(&share, fs::Permissions::from_mode(0o711)).expect("a mode");
+        let mut process = start(daemon(&scratch, &share, &["--sandbox", sandbox]).uid(USER).gid(USER));
+        let (guest, mut client) = mount(&scratch.join("s"));
+        assert_eq!(content(&mut client, Path::new("file")), b"known by name", "--sandbox {sandbox}");
+        assert_eq!(client.getattr(ROOT, None).map(|a| a.attr.mode & 0o7777), Ok(0o711));
+        assert!(client.statfs(ROOT).is_ok());
+        assert_eq!(client.opendir(ROOT).err(), Some(libc::EACCES.into()), "--sandbox {sandbox}");
+        assert_eq!(client.mkdir(ROOT, "dir", 0o755).err(), Some(libc::EACCES.into()), "--sandbox {sandbox}");
+        drop((guest, client));
+        assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    }
+}
