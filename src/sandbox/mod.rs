@@ -252,7 +252,7 @@ fn outer_has_ended(outer: &OwnedFd) -> bool {
 /// children live in another pid namespace may start none.
 fn wait_outside(child: Pid) -> Result<Entered, JailError> {
     use signal_hook::consts::SIGCHLD;
-    let mut signals = signal_hook::iterator::Signals::new(signal::WATCHED.into_iter().chain([SIGCHLD])).step("watch signals")?;
+    let mut signals = signal_hook::iterator::Signals::new(signal::watched().chain([SIGCHLD])).step("watch signals")?;
     signal::release().step("watch signals")?;
     loop {
         // First, for a child that ended before its signal was watched.
