@@ -112,7 +112,7 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     let share = Arc::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?);
     let metrics = Arc::new(Metrics::new());
     let stop = Arc::new(Stop::new()?);
-    let signals = signal_hook::iterator::Signals::new(signal::WATCHED)?;
+    let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     let reach = Reach { share: root.as_fd(), by_handle: share.is_by_handle(), removable: socket.directory() };
     sandbox::seal(checked.sandbox.seccomp, &reach)?;
     drop(root);

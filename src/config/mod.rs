@@ -177,7 +177,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gatherfsd", version, max_term_width = 100, args_override_self = true)]
 #[command(after_help = "An option that is given twice counts as given last; a flag can be taken back with =false.\n\n\
-    Signals: SIGTERM and SIGINT finish what is in flight and end; SIGUSR1 prints the counters as one line of JSON.")]
+    Signals: SIGTERM, SIGINT and SIGHUP finish what is in flight and end; SIGUSR1 prints the counters as one line of JSON.")]
 pub struct Arguments {
     /// Read options from this TOML file first: keys are the names of the long options; the command line wins
     #[arg(long, value_name = "FILE")]

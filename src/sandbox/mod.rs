@@ -113,7 +113,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// The confined process: the share, and its descriptors' directory, opened before /proc went.
 #[derive(Debug)]
 pub struct Jail {
-    /// The shared directory or file, open for reading.
+    /// The shared directory or file: open for reading, or a directory with O_PATH where it may only be searched.
     pub share: OwnedFd,
     /// /proc/self/fd.
     pub descriptor_dir: DescriptorDir,
@@ -202,11 +202,22 @@ fn open_share(path: &Path, name: &Path) -> Result<OwnedFd, JailError> {
     let failed = |source: rustix::io::Errno| JailError::Share { path: name.to_owned(), source: source.into() };
     // A fifo that was put in its place would not let go otherwise.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let share = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+    let share = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+        Err(e @ rustix::io::Errno::ACCESS) => open_to_search(path).map_err(|_| failed(e))?,
+        opened => opened.map_err(failed)?,
+    };
     match FileType::from_raw_mode(rustix::fs::fstat(&share).map_err(failed)?.st_mode) {
         FileType::Directory | FileType::RegularFile => Ok(share),
         _ => Err(JailError::Special(name.to_owned())),
     }
+}
+
+/// Opens a directory that may be searched and not read: what is known by name can be served.
+fn open_to_search(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let directory = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    // Takes the right to search, which O_PATH does not.
+    rustix::fs::statat(&directory, ".", rustix::fs::AtFlags::empty())?;
+    Ok(directory)
 }
 
 /// What the sealed process may still do by path.
@@ -241,7 +252,7 @@ fn outer_has_ended(outer: &OwnedFd) -> bool {
 /// children live in another pid namespace may start none.
 fn wait_outside(child: Pid) -> Result<Entered, JailError> {
     use signal_hook::consts::SIGCHLD;
-    let mut signals = signal_hook::iterator::Signals::new(signal::WATCHED.into_iter().chain([SIGCHLD])).step("watch signals")?;
+    let mut signals = signal_hook::iterator::Signals::new(signal::watched().chain([SIGCHLD])).step("watch signals")?;
     signal::release().step("watch signals")?;
     loop {
         // First, for a child that ended before its signal was watched.

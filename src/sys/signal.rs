@@ -2,8 +2,22 @@
 
 use std::io;
 
-/// The signals that the daemon watches.
-pub const WATCHED: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1];
+const WATCHED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+
+/// The signals that the daemon watches. A SIGHUP that is ignored is not among them: nohup(1) has it so.
+pub fn watched() -> impl Iterator<Item = i32> {
+    WATCHED.into_iter().filter(|signal| *signal != libc::SIGHUP || !is_ignored(*signal))
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed; the second pointer is to room for an action.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: filled by the call above, which succeeded.
+    unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
 
 /// Lets the watched signals wait. Threads and processes that are started afterwards do the same, so that a
 /// signal that comes before its watcher is neither deadly nor lost, not even to the first process of a pid

@@ -1,4 +1,4 @@
-//! Hosts and shares that are not the usual ones, and what the sandbox makes of them.
+//! Hosts, shares and limits that are not the usual ones, and what the sandbox makes of them.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -11,7 +11,7 @@ use rustix::fs::Gid;
 use rustix::pipe::pipe;
 use rustix::thread::UnshareFlags;
 
-use super::daemon::{Process, Scratch, gatherfsd, is_root};
+use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
 use super::guest::client::Client;
 use super::guest::fuse::ROOT;
 use super::{assert_serves, mount, refused};
@@ -160,4 +160,48 @@ fn root_that_may_not_set_groups_serves_in_each_sandbox() {
             assert_eq!(process.wait().code(), Some(0), "{}", process.log());
         }
     }
+}
+
+#[test]
+fn a_share_that_may_be_searched_but_not_read_is_served_and_not_listed() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    for sandbox in ["namespace", "none"] {
+        let scratch = scratch_of(USER);
+        let share = scratch.join("share");
+        fs::create_dir(&share).expect("the shared directory");
+        fs::write(share.join("file"), "known by name").expect("a file");
+        fs::set_permissions(&share, fs::Permissions::from_mode(0o711)).expect("a mode");
+        let mut process = start(daemon(&scratch, &share, &["--sandbox", sandbox]).uid(USER).gid(USER));
+        let (guest, mut client) = mount(&scratch.join("s"));
+        assert_eq!(content(&mut client, Path::new("file")), b"known by name", "--sandbox {sandbox}");
+        assert_eq!(client.getattr(ROOT, None).map(|a| a.attr.mode & 0o7777), Ok(0o711));
+        assert!(client.statfs(ROOT).is_ok());
+        assert_eq!(client.opendir(ROOT).err(), Some(libc::EACCES.into()), "--sandbox {sandbox}");
+        assert_eq!(client.mkdir(ROOT, "dir", 0o755).err(), Some(libc::EACCES.into()), "--sandbox {sandbox}");
+        drop((guest, client));
+        assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    }
+}
+
+#[test]
+fn a_limit_of_open_files_that_serves_no_guest_is_refused_and_the_least_one_serves() {
+    for limit in ["1", "12", "63"] {
+        let scratch = Scratch::new();
+        let (_, said) = refused(&mut daemon(&scratch, scratch.path(), &["--sandbox", "none", "--rlimit-nofile", limit]));
+        assert!(said.contains(&format!("{limit} open files")) && said.contains("--rlimit-nofile 64 or more"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!scratch.join("s").exists(), "it left a socket");
+    }
+    let daemon = Daemon::start(&["--rlimit-nofile", "64"]);
+    let (_guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "dir");
+    for number in 0..64 {
+        let made = client.create(ROOT, &format!("file{number}"), 0o644, libc::O_RDWR).expect("CREATE");
+        assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"content"), Ok(7));
+        assert_eq!(client.release(made.entry.nodeid, made.open.fh), Ok(()));
+    }
+    let files = daemon.share().read_dir().expect("the share").count();
+    assert_eq!(files, 64);
 }

@@ -1,21 +1,22 @@
-//! Signals: SIGTERM and SIGINT finish what is in flight and end, SIGUSR1 tells, others do no harm.
+//! Signals: SIGTERM, SIGINT and SIGHUP finish what is in flight and end, SIGUSR1 tells, others do no harm.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use zerocopy::IntoBytes;
 
-use super::daemon::{Daemon, Process, Scratch, eventually};
+use super::daemon::{Daemon, Process, Scratch, eventually, is_root};
 use super::guest::client::{Call, CallError, Client, Pending};
 use super::guest::fuse::{ROOT, ReadIn, opcode};
 use super::slow_file::{SlowFile, WaitingRead};
 use super::{assert_serves, command, mount};
 
-const ENDING: [Signal; 2] = [Signal::TERM, Signal::INT];
+const ENDING: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
 
 /// Panics unless the daemon ends well and its socket is gone.
 fn assert_ends(daemon: &mut Daemon) {
@@ -244,4 +245,42 @@ fn a_log_that_nobody_reads_any_more_does_not_end_the_daemon() {
         status.is_some()
     }));
     assert_eq!(status.and_then(|s| s.code()), Some(0));
+}
+
+#[test]
+fn a_terminal_that_hangs_up_leaves_neither_socket_nor_pid_file() {
+    let sandboxes: &[&str] = if is_root("a sandbox") { &["none", "chroot", "namespace"] } else { &["none"] };
+    for sandbox in sandboxes {
+        let mut daemon = Daemon::start(&["--sandbox", sandbox]);
+        let pid_file = PathBuf::from(format!("{}.pid", daemon.socket().display()));
+        let (_guest, mut client) = mount(daemon.socket());
+        assert_serves(&mut client, "dir");
+        let had_pid_file = pid_file.exists();
+        daemon.signal(Signal::HUP);
+        assert_ends(&mut daemon);
+        assert!(had_pid_file && !pid_file.exists(), "--sandbox {sandbox}: the pid file is removed");
+    }
+}
+
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
+    let sandboxes: &[&str] = if is_root("a sandbox") { &["none", "namespace"] } else { &["none"] };
+    for sandbox in sandboxes {
+        let scratch = Scratch::new();
+        let mut command = command(&scratch, &[]);
+        command.arg(format!("--sandbox={sandbox}"));
+        let ignore = || {
+            // SAFETY: SIG_IGN is no function of ours.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: signal(2) is one system call and may be made between fork and exec; nohup(1) does the same.
+        unsafe { command.pre_exec(ignore) };
+        let mut process = Process::spawn(&mut command);
+        process.wait_for_line("sharing ");
+        process.signal(Signal::HUP);
+        let (_guest, mut client) = mount(&scratch.join("s"));
+        assert_serves(&mut client, "dir");
+        assert!(process.is_running(), "--sandbox {sandbox}");
+    }
 }
