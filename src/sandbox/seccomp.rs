@@ -62,6 +62,7 @@ const CALLS: &[(c_long, &str)] = &[
     (libc::SYS_pwritev2, "WRITE"),
     (libc::SYS_preadv, "READ where a C library has no preadv2"),
     (libc::SYS_pwritev, "WRITE where a C library has no pwritev2"),
+    (libc::SYS_pread64, "the C library"),
     (libc::SYS_lseek, "LSEEK, READDIR; the sizes of memory regions"),
     (libc::SYS_fallocate, "FALLOCATE; the arena of records"),
     (libc::SYS_copy_file_range, "COPY_FILE_RANGE"),
@@ -79,6 +80,8 @@ const CALLS: &[(c_long, &str)] = &[
     (libc::SYS_capset, "as capget"),
     (libc::SYS_geteuid, "the daemon's own ids"),
     (libc::SYS_getegid, "the daemon's own ids"),
+    (libc::SYS_getuid, "the C library"),
+    (libc::SYS_getgid, "the C library"),
     (libc::SYS_fchdir, "a serving thread enters the descriptors' directory"),
     (libc::SYS_umask, "creating with the guest's umask"),
     // The monitor.
@@ -90,6 +93,7 @@ const CALLS: &[(c_long, &str)] = &[
     (libc::SYS_getsockname, "the standard library's sockets"),
     (libc::SYS_read, "eventfds, pipes"),
     (libc::SYS_write, "the call to the guest; the log"),
+    (libc::SYS_readv, "the standard library"),
     (libc::SYS_writev, "the standard library's standard error"),
     (libc::SYS_recvfrom, "signals' own socket"),
     (libc::SYS_eventfd2, "wake-ups"),
@@ -117,7 +121,10 @@ const CALLS: &[(c_long, &str)] = &[
     (libc::SYS_gettid, "the C library"),
     (libc::SYS_getpid, "the C library"),
     (libc::SYS_clock_gettime, "time where the vDSO has none"),
+    (libc::SYS_clock_getres, "the C library"),
+    (libc::SYS_gettimeofday, "time where the vDSO has none"),
     (libc::SYS_clock_nanosleep, "sleeping"),
+    (libc::SYS_nanosleep, "sleeping, in older C libraries"),
     (libc::SYS_restart_syscall, "a wait goes on after a signal or a tracer"),
     (libc::SYS_getrandom, "hash tables"),
     (libc::SYS_rt_sigaction, "panic and abort; the signals' thread"),
@@ -138,6 +145,7 @@ const CALLS_OF_ARCH: &[(c_long, &str)] = &[
     (libc::SYS_stat, "musl"),
     (libc::SYS_lstat, "musl"),
     (libc::SYS_readlink, "a panic's backtrace"),
+    (libc::SYS_time, "time where the vDSO has none"),
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const CALLS_OF_ARCH: &[(c_long, &str)] = &[];
@@ -298,9 +306,7 @@ mod tests {
     #[test]
     fn calls_that_nobody_makes_are_not_listed() {
         let rules = rules().unwrap();
-        for call in
-            [libc::SYS_timerfd_create, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_fchmod, libc::SYS_fchown, libc::SYS_faccessat2]
-        {
+        for call in [libc::SYS_timerfd_create, libc::SYS_pwrite64, libc::SYS_fchmod, libc::SYS_fchown, libc::SYS_faccessat2] {
             assert!(!rules.contains_key(&call), "system call {call}");
         }
     }
