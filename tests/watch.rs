@@ -179,3 +179,23 @@ fn directories_that_the_guest_forgets_are_let_go() {
     c.destroy().unwrap();
     assert_eq!(marks(), 0);
 }
+
+#[test]
+fn what_changed_while_the_guest_had_forgotten_the_directory_is_not_believed_for_long() {
+    let mut share = quiet_share(&[]);
+    let inner = share.path("dir/inner");
+    let c = share.client();
+    let dir = c.lookup(ROOT, "dir").unwrap().nodeid;
+    let node = c.lookup(dir, "inner").unwrap().nodeid;
+    std::fs::write(&inner, b"seen").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    c.forget(node, 1).unwrap();
+    c.forget(dir, 1).unwrap();
+    std::fs::write(&inner, b"not seen").unwrap();
+
+    let dir = c.lookup(ROOT, "dir").unwrap().nodeid;
+    let entry = c.lookup(dir, "inner").unwrap();
+
+    let believed = Duration::new(entry.attr_valid, entry.attr_valid_nsec);
+    assert!(believed < Duration::from_millis(400), "{believed:?}, although it changed a moment ago");
+}

@@ -19,7 +19,7 @@ const ASK_AFTER_MIN: Duration = Duration::from_millis(1);
 const ASK_AFTER_MAX: Duration = Duration::from_millis(50);
 /// Attempts in vain on one file before the others have their turn.
 const ATTEMPTS_IN_VAIN_MAX: usize = 64;
-/// The thread leaves when there was nothing to do for this long.
+/// The thread leaves when nobody has waited for this long.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// How many waits a deadlock is followed through, as many as Linux does (fs/locks.c).
 const DEADLOCK_DEPTH_MAX: usize = 10;
@@ -148,13 +148,9 @@ impl Locks {
                     foreign.remove(&node);
                 }
             }
-            // Soon again, where something new waits or a wait ended.
-            let is_quiet = asks_again && foreign.len() == before;
-            ask_after = if is_quiet { (ask_after * 2).min(ASK_AFTER_MAX) } else { ask_after.min(ASK_AFTER_MAX) };
-            if foreign.len() > before {
-                ask_after = ASK_AFTER_MIN;
-            }
-            if asks_again || foreign.len() > before {
+            let waits_anew = foreign.len() > before;
+            if asks_again || waits_anew {
+                ask_after = if waits_anew { ASK_AFTER_MIN } else { (ask_after * 2).min(ASK_AFTER_MAX) };
                 ask_at = Instant::now() + ask_after;
             }
         }

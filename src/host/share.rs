@@ -156,7 +156,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// Exports what lies open for reading behind `root`: a directory, or a regular file which then is the
+    /// Exports what lies open behind `root`, for reading where it may be read: a directory, or a regular file which then is the
     /// guest's root itself. `descriptor_dir` was opened by the process that serves, before its jail hid /proc.
     pub fn export(mut options: Options, root: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, ShareError> {
         let path = options.shared_dir.clone();

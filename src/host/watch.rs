@@ -144,16 +144,20 @@ impl Watch {
     /// For how long the guest may believe the attributes of a file whose last change of any kind was at `ctime_ns`.
     /// `None` where the watch does not know.
     pub fn attributes_hold(&self, handle: &Handle, ctime_ns: u64) -> Option<Duration> {
-        let by_others = self.changed.lock().get(&key_of(handle)).copied();
-        // A change that nobody else made since the last mark was the guest's own.
-        self.part_of_quiet(by_others.unwrap_or_else(|| ctime_ns.min(self.marked_ns.load(Ordering::Relaxed))))
+        // A change that nobody else made since the last mark was the guest's own; before it, anybody's.
+        let unseen_ns = ctime_ns.min(self.marked_ns.load(Ordering::Relaxed));
+        self.part_of_quiet(self.changed_ns(handle).max(unseen_ns))
     }
 
     /// For how long the guest may believe which names a directory has.
     pub fn names_hold(&self, handle: &Handle) -> Option<Duration> {
-        let by_others = self.changed.lock().get(&key_of(handle)).copied();
         let marked_ns = self.marked.lock().get(&key_of(handle)).copied()?;
-        self.part_of_quiet(by_others.unwrap_or(marked_ns))
+        self.part_of_quiet(self.changed_ns(handle).max(marked_ns))
+    }
+
+    /// When another process was last seen to change the file; 0 where none was.
+    fn changed_ns(&self, handle: &Handle) -> u64 {
+        self.changed.lock().get(&key_of(handle)).copied().unwrap_or(0)
     }
 
     fn part_of_quiet(&self, changed_ns: u64) -> Option<Duration> {
