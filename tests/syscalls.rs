@@ -32,6 +32,7 @@ const THREADS: &[&str] = &[
     "madvise",
     "prctl",
     "unshare",
+    "umask",
     "fchdir",
     "rt_sigprocmask",
     "sched_getaffinity",
