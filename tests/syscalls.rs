@@ -5,7 +5,7 @@
 mod guest;
 mod share;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
 
@@ -31,12 +31,8 @@ const THREADS: &[&str] = &[
     "mprotect",
     "madvise",
     "prctl",
-    "unshare",
-    "umask",
-    "fchdir",
     "rt_sigprocmask",
     "sched_getaffinity",
-    "gettid",
     "exit",
     "brk",
     "mremap",
@@ -91,13 +87,14 @@ impl Traced {
         let Traced { share, phases, directory } = self;
         drop(share);
         let trace = read(&directory.path().join("trace"));
+        let workers = Workers::of(&trace);
         let cut = |number: usize, (name, count): (&'static str, usize)| {
             let place = |mark: &str| trace.find(&format!("\"mark-{mark}-{number}-\"")).unwrap_or_else(|| panic!("no {mark} of {name}"));
-            let body = &trace[place("begin")..place("end")];
+            let (begin, end) = (place("begin"), place("end"));
             // The first line is the rest of the mark's own; the last is the beginning of the other's.
-            let lines: Vec<&str> = body.lines().skip(1).collect();
+            let lines: Vec<&str> = trace[begin..end].lines().skip(1).collect();
             let lines = &lines[..lines.len() - 1];
-            Phase::of(name, count, lines)
+            Phase::of(name, count, lines.iter().copied().filter(|line| workers.at_work(&trace, line)))
         };
         phases.into_iter().enumerate().map(|(number, phase)| cut(number, phase)).collect()
     }
@@ -105,6 +102,29 @@ impl Traced {
 
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()
+}
+
+/// The threads that serve requests, each with the place in the trace from which on it does: the last thing that
+/// it does before is to enter its working directory. The others talk with the monitor, which nobody asks them
+/// to have done with when a phase begins.
+struct Workers<'a>(HashMap<&'a str, usize>);
+
+impl<'a> Workers<'a> {
+    fn of(trace: &'a str) -> Workers<'a> {
+        let place = |line: &str| line.as_ptr().addr() - trace.as_ptr().addr();
+        let entered = trace.lines().filter(|line| line.contains(" fchdir("));
+        Workers(entered.map(|line| (thread_of(line), place(line) + line.len())).collect())
+    }
+
+    /// Whether `line` of `trace` is a call of a thread that served requests by then.
+    fn at_work(&self, trace: &str, line: &str) -> bool {
+        let place = line.as_ptr().addr() - trace.as_ptr().addr();
+        self.0.get(thread_of(line)).is_some_and(|from| place > *from)
+    }
+}
+
+fn thread_of(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
 }
 
 /// The calls of one phase.
@@ -120,7 +140,7 @@ struct Phase {
 }
 
 impl Phase {
-    fn of(name: &'static str, requests: usize, lines: &[&str]) -> Phase {
+    fn of<'a>(name: &'static str, requests: usize, lines: impl Iterator<Item = &'a str>) -> Phase {
         let mut phase = Phase { name, requests, calls: BTreeMap::new(), transport: 0, threads: 0, vectors: Vec::new() };
         for line in lines {
             // "PID name(arguments) = result", "PID name(arguments <unfinished ...>", "PID <... name resumed>..."
