@@ -120,6 +120,33 @@ fn a_supplementary_group_opens_a_directory_of_that_group() {
     assert_eq!(errno(c.mkdir(ROOT, "other", 0o755)), libc::EINVAL, "the guest sends one at most");
 }
 
+/// A daemon that is not root and was given capabilities, as a unit with `AmbientCapabilities=` starts it.
+#[test]
+fn a_caller_does_not_get_the_capabilities_of_a_daemon_that_is_another_user() {
+    if !share::is_root() {
+        return;
+    }
+    let capabilities = "+setuid,+setgid,+dac_override,+dac_read_search,+fowner,+chown,+fsetid";
+    let (inherited, ambient) = (format!("--inh-caps={capabilities}"), format!("--ambient-caps={capabilities}"));
+    let before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &inherited, &ambient].map(str::to_owned).to_vec();
+    let mut share = Share::start(share::Setup { before, ..share::Setup::default() });
+    chown(share.root(), Some(0), Some(TEAM)).unwrap();
+    std::fs::set_permissions(share.root(), std::fs::Permissions::from_mode(0o775)).unwrap();
+    let c = share.client();
+    assert!(c.mkdir(ROOT, "roots", 0o755).is_ok(), "the guest's root is the daemon, whom nothing is refused");
+    (c.caller.uid, c.caller.gid) = (USER, GROUP);
+    assert_eq!(errno(c.mkdir(ROOT, "dir", 0o755)), libc::EACCES);
+
+    c.groups = vec![TEAM];
+    for (operation, entry) in make_each(c, ROOT) {
+        assert_eq!((entry.attr.uid, entry.attr.gid), (USER, GROUP), "{operation}");
+    }
+    c.groups.clear();
+    assert_eq!(errno(c.mkdir(ROOT, "other", 0o755)), libc::EACCES, "the group was taken on for these requests only");
+    (c.caller.uid, c.caller.gid) = (0, 0);
+    assert!(c.mkdir(ROOT, "again", 0o755).is_ok(), "the thread has its rights again");
+}
+
 #[test]
 fn a_setgid_directory_gives_its_group_and_directories_pass_it_on() {
     if !share::is_root() {

@@ -24,14 +24,13 @@ impl Caller {
         Ok(Caller { uid: ids.host_uid(uid)?, gid: ids.host_gid(gid)?, group })
     }
 
-    /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are
-    /// only taken on by a daemon that is root, and not for the guest's root, whom they give nothing: the root
-    /// of a user namespace with one user may not take any.
+    /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are not
+    /// taken on for it: they give it nothing.
     fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
         Caller {
             uid: if self.uid.0 == 0 { own.0 } else { self.uid },
             gid: if self.gid.0 == 0 { own.1 } else { self.gid },
-            group: self.group.filter(|_| own.0.0 == 0 && self.uid.0 != 0),
+            group: self.group.filter(|_| self.uid.0 != 0),
         }
     }
 }
@@ -42,15 +41,21 @@ impl Caller {
 struct Acting {
     own: (HostUid, HostGid),
     caller: Caller,
+    /// The caller's group is not among the thread's: this process may not set groups.
+    lacks_group: bool,
+    laid_down: bool,
 }
 
 impl Acting {
     fn as_caller(caller: &Caller, own: (HostUid, HostGid)) -> Result<Acting, Errno> {
-        let mut acting = Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None } };
+        let mut acting = Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None }, lacks_group: false, laid_down: false };
         // Groups first and the user last: each step needs the rights that the last one gives up.
         if let Some(group) = caller.group.filter(|g| *g != caller.gid) {
-            identity::set_groups(&[group])?;
-            acting.caller.group = Some(group);
+            match identity::set_groups(&[group]) {
+                Ok(()) => acting.caller.group = Some(group),
+                Err(Errno::EPERM) => acting.lacks_group = true,
+                Err(e) => return Err(e),
+            }
         }
         if caller.gid != own.1 {
             identity::set_effective_gid(caller.gid)?;
@@ -59,6 +64,11 @@ impl Acting {
         if caller.uid != own.0 {
             identity::set_effective_uid(caller.uid)?;
             acting.caller.uid = caller.uid;
+            // Of root the kernel takes the capabilities then (man capabilities(7)); of another user it does not.
+            if own.0.0 != 0 {
+                identity::lay_down_capabilities()?;
+                acting.laid_down = true;
+            }
         }
         Ok(acting)
     }
@@ -68,17 +78,20 @@ impl Drop for Acting {
     fn drop(&mut self) {
         let uid = if self.caller.uid == self.own.0 { Ok(()) } else { identity::set_effective_uid(self.own.0) };
         let gid = if self.caller.gid == self.own.1 { Ok(()) } else { identity::set_effective_gid(self.own.1) };
+        let capabilities = if self.laid_down { identity::take_capabilities_up() } else { Ok(()) };
         let groups = if self.caller.group.is_none() { Ok(()) } else { identity::set_groups(&[]) };
         // A thread that stays somebody else would act on the next guest's request with the wrong rights.
-        assert!(uid.is_ok() && gid.is_ok() && groups.is_ok(), "cannot take the daemon's own credentials back");
+        let is_back = uid.is_ok() && gid.is_ok() && capabilities.is_ok() && groups.is_ok();
+        assert!(is_back, "cannot take the daemon's own credentials back");
     }
 }
 
 /// Runs `create` as the caller. No system call where the caller is the daemon itself.
 ///
-/// `groups_known` says that the guest sends the supplementary group it relies on. An older guest does not,
-/// so a create that the host refuses for want of permission is tried once more with permission checks
-/// off: the guest's kernel has checked them already (`default_permissions`).
+/// `groups_known` says that the guest sends the supplementary group it relies on. An older guest does not, and
+/// in a user namespace that forbids setgroups(2) no group can be taken on. A create that the host then refuses
+/// for want of permission is tried once more with permission checks off: the guest's kernel has checked them
+/// already (`default_permissions`).
 pub fn acting_as<R>(
     caller: &Caller,
     own: (HostUid, HostGid),
@@ -86,9 +99,10 @@ pub fn acting_as<R>(
     create: impl Fn() -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     let caller = &caller.on_host(own);
-    let _acting = Acting::as_caller(caller, own)?;
+    let acting = Acting::as_caller(caller, own)?;
+    let is_complete = groups_known && !acting.lacks_group;
     match create() {
-        Err(Errno::EACCES) if !groups_known && caller.uid != own.0 && identity::set_capability(Capability::CAP_DAC_OVERRIDE, true) => {
+        Err(Errno::EACCES) if !is_complete && caller.uid != own.0 && identity::set_capability(Capability::CAP_DAC_OVERRIDE, true) => {
             let result = create();
             identity::set_capability(Capability::CAP_DAC_OVERRIDE, false);
             result
@@ -116,7 +130,7 @@ mod tests {
         let caller = |uid, gid, group| Caller { uid: HostUid(uid), gid: HostGid(gid), group };
         let (root, user) = ((HostUid(0), HostGid(0)), (HostUid(1000), HostGid(100)));
         assert_eq!(caller(0, 0, None).on_host(user), caller(1000, 100, None));
-        assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(user), caller(5, 6, None));
+        assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(user), caller(5, 6, Some(HostGid(7))));
         assert_eq!(caller(5, 6, Some(HostGid(7))).on_host(root), caller(5, 6, Some(HostGid(7))));
         assert_eq!(caller(0, 6, Some(HostGid(7))).on_host(root), caller(0, 6, None));
     }

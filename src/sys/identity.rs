@@ -43,6 +43,17 @@ pub fn effective() -> (HostUid, HostGid) {
     (HostUid(rustix::process::geteuid().as_raw()), HostGid(rustix::process::getegid().as_raw()))
 }
 
+/// Empties the thread's effective set. The permitted one stays.
+pub fn lay_down_capabilities() -> Result<(), Errno> {
+    caps::clear(None, CapSet::Effective).map_err(|_| Errno::EPERM)
+}
+
+/// Makes what the thread is permitted effective again.
+pub fn take_capabilities_up() -> Result<(), Errno> {
+    let permitted = caps::read(None, CapSet::Permitted).map_err(|_| Errno::EPERM)?;
+    caps::set(None, CapSet::Effective, &permitted).map_err(|_| Errno::EPERM)
+}
+
 /// Takes a capability out of the thread's effective set, or puts it back. False where that is not allowed.
 pub fn set_capability(capability: Capability, on: bool) -> bool {
     let change = if on { caps::raise } else { caps::drop };

@@ -156,6 +156,13 @@ fn root_that_may_not_set_groups_serves_in_each_sandbox() {
             assert!(client.mkdir(ROOT, "theirs", 0o755).is_ok());
             let made = fs::metadata(share.join("theirs")).expect("the directory");
             assert_eq!((made.uid(), made.gid()), (5, 6), "--sandbox {sandbox}");
+            // A group that the daemon cannot take on: the guest's kernel has checked it.
+            std::os::unix::fs::chown(&share, Some(0), Some(7)).expect("a group");
+            fs::set_permissions(&share, fs::Permissions::from_mode(0o775)).expect("a mode");
+            client.groups = vec![7];
+            assert_eq!(client.mkdir(ROOT, "teams", 0o777).map_err(|e| e.to_string()).map(|e| (e.attr.uid, e.attr.gid)), Ok((5, 6)));
+            client.groups.clear();
+            assert!(client.mkdir(ROOT, "others", 0o777).is_err(), "without the group the host refuses");
             drop((guest, client));
             assert_eq!(process.wait().code(), Some(0), "{}", process.log());
         }
