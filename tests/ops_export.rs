@@ -174,3 +174,37 @@ fn any_order_of_lookups_and_forgets_leads_to_the_same_file_or_none() {
     }
     assert!(meant.len() >= 40, "{} nodes", meant.len());
 }
+
+#[test]
+fn what_a_guest_forgot_takes_no_memory_from_the_host() {
+    if !share::is_root() {
+        return;
+    }
+    // Several blocks of records, of 128 bytes each.
+    const FILES: usize = 20_000;
+    let mut share = Share::forgetting();
+    let records_kib = |share: &Share| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", share.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssShmem:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    for i in 0..FILES {
+        share.put(&format!("file{i}"), b"");
+    }
+    let before = records_kib(&share);
+    // The second time in memory that was given back.
+    for _ in 0..2 {
+        let nodes: Vec<u64> = (0..FILES).map(|i| share.client().lookup(ROOT, &format!("file{i}")).unwrap().nodeid).collect();
+        let knows = records_kib(&share);
+        assert!(knows >= before + FILES as u64 * 128 / 1024, "{before} KiB, then {knows}");
+        nodes.iter().for_each(|node| share.client().forget(*node, 1).unwrap());
+        // A FORGET has no answer: this one is taken after the others.
+        share.client().getattr(ROOT, None).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while records_kib(&share) > before + 1024 {
+            assert!(std::time::Instant::now() < deadline, "{before} KiB, {knows} known, then {}", records_kib(&share));
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(nodes.iter().all(|node| errno(share.client().getattr(*node, None)) == libc::ESTALE));
+    }
+}

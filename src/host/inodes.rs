@@ -14,6 +14,11 @@ use crate::types::{Errno, NodeId};
 /// Parts of the index with a lock of their own: more than there are threads that meet.
 const SHARDS: usize = 64;
 
+/// A part of the index is made smaller once it is filled by less than one in this many, and never below this
+/// many places: what is forgotten pays for the copying.
+const SHRINK_BELOW: usize = 4;
+const SHARD_KEPT: usize = 256;
+
 /// What tells one file from another at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileKey {
@@ -185,6 +190,10 @@ impl InodeTable {
     fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
         if shard.get(key).is_some_and(|i| i.node == node) {
             shard.remove(key);
+            // A guest that forgets most of what it knew gets its memory back for the host, little by little.
+            if shard.len() < shard.capacity() / SHRINK_BELOW && shard.capacity() > SHARD_KEPT {
+                shard.shrink_to(shard.len() * 2);
+            }
         }
         self.records.free(node);
     }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct Arena {
     _memfd: OwnedFd,
     base: NonNull<u8>,
     len: usize,
+    /// Asked for at the start: later a sandbox may forbid the question.
+    page_len: usize,
 }
 
 // SAFETY: the mapping is shared memory of atomics only; it stays mapped as long as the arena lives.
@@ -64,7 +67,7 @@ impl Arena {
             // A core dump without the records' address space stays small. Best effort.
             // SAFETY: the advice changes no contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
-            Ok(Arena { _memfd: memfd, base, len })
+            Ok(Arena { _memfd: memfd, base, len, page_len: rustix::param::page_size() })
         };
         let arena = map().map_err(|source| ArenaError::Map { len, source })?;
         let header: Table<AtomicU64> = arena.table_at(0, 2);
@@ -82,7 +85,15 @@ impl Arena {
 
     /// The table of `count` records that begins `offset` bytes behind the header.
     pub fn table<T: Record>(self: &Arc<Self>, offset: usize, count: usize) -> Records<T> {
-        Records { table: self.table_at(HEADER_LEN + offset, count), _arena: Arc::clone(self) }
+        Records { table: self.table_at(HEADER_LEN + offset, count), arena: Arc::clone(self) }
+    }
+}
+
+#[cfg(test)]
+impl Arena {
+    /// Bytes that have memory.
+    pub fn resident_len(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self._memfd)?.st_blocks as u64 * 512)
     }
 }
 
@@ -114,7 +125,7 @@ impl<T> Table<T> {
 #[derive(Debug)]
 pub struct Records<T> {
     table: Table<T>,
-    _arena: Arc<Arena>,
+    arena: Arc<Arena>,
 }
 
 // SAFETY: records are atomics; the arena keeps them mapped.
@@ -129,8 +140,29 @@ impl<T: Record> Records<T> {
         (index < self.table.count).then(|| self.table.get(index))
     }
 
-    /// Slots in all.
-    pub fn count(&self) -> u32 {
-        self.table.count as u32
+    /// The generation, in the upper half, that a free slot is taken with. `state` has the slot's own there, or 0
+    /// where it has no memory; that of slot 0 has the one that such slots begin with.
+    pub fn generation(&self, slot: u32, state: impl Fn(&T) -> &AtomicU64) -> u64 {
+        let own = self.get(slot).map_or(0, |record| state(record).load(Ordering::Relaxed));
+        (if own == 0 { self.get(0).map_or(0, |record| state(record).load(Ordering::Acquire)) } else { own }) & !0xffff_ffff
+    }
+
+    /// Gives the memory of free `slots` back to the host: they read as never used, and are taken with `generation`.
+    pub fn let_go(&self, slots: Range<u32>, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
+        if let Some(record) = self.get(0) {
+            state(record).store(u64::from(generation) << 32, Ordering::Release);
+        }
+        let table = self.table.first.addr().get();
+        // Whole pages only: others keep what they hold.
+        let page_len = self.arena.page_len;
+        let first = (table + slots.start as usize * size_of::<T>()).next_multiple_of(page_len);
+        let end = (table + (slots.end as usize).min(self.table.count) * size_of::<T>()) / page_len * page_len;
+        if first < end {
+            // SAFETY: inside the mapping; a record may be all zeroes at any time (`Record`), and these are nobody's.
+            let gone = unsafe { rustix::mm::madvise(self.table.first.as_ptr().with_addr(first).cast(), end - first, Advice::LinuxRemove) };
+            if let Err(e) = gone {
+                tracing::debug!("memory of {} records stays: {e}", slots.len());
+            }
+        }
     }
 }

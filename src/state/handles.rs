@@ -54,12 +54,12 @@ pub struct OpenFile<'t> {
 }
 
 impl HandleTable {
-    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files. Slot 0 stays
-    /// unused: handle 0 means "not open".
+    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files. Slot 0 is
+    /// no file's, for handle 0 means "not open": its state holds the generation that slots without memory begin with.
     pub fn new(arena: &Arc<Arena>, offset: usize, handles_max: u32) -> HandleTable {
         HandleTable {
             records: arena.table(offset, HANDLES_MAX as usize),
-            slots: Slots::new(1, HANDLES_MAX.min(handles_max.saturating_add(1))),
+            slots: Slots::new(HANDLES_MAX.min(handles_max.saturating_add(1))),
         }
     }
 
@@ -71,15 +71,19 @@ impl HandleTable {
         record.buffered_fd.store(NO_FD, Ordering::Relaxed);
         record.flags.store(flags.cast_unsigned(), Ordering::Relaxed);
         record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
-        let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
+        let generation = self.records.generation(slot, |record| &record.state);
         record.state.store(generation | LIVE | 1, Ordering::Release);
         Ok(FileHandle(generation | u64::from(slot)))
+    }
+
+    fn record(&self, slot: u32) -> Option<&HandleRecord> {
+        self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))
     }
 
     /// The file behind `handle`; `None` where there is none.
     pub fn get(&self, handle: FileHandle) -> Option<OpenFile<'_>> {
         let slot = handle.0 as u32;
-        let record = self.records.get(slot)?;
+        let record = self.record(slot)?;
         let mut state = record.state.load(Ordering::Acquire);
         loop {
             if state & LIVE == 0 || (state ^ handle.0) >> 32 != 0 || state & USERS == USERS {
@@ -95,7 +99,7 @@ impl HandleTable {
     /// Ends `handle`. The file is closed when its last user is done. False where there is no such handle.
     pub fn remove(&self, handle: FileHandle) -> bool {
         let slot = handle.0 as u32;
-        let Some(record) = self.records.get(slot) else { return false };
+        let Some(record) = self.record(slot) else { return false };
         let mut state = record.state.load(Ordering::Acquire);
         loop {
             if state & LIVE == 0 || (state ^ handle.0) >> 32 != 0 {
@@ -116,7 +120,7 @@ impl HandleTable {
 
     /// Any open file of `node`, found by a walk: for the rare case that the node has no other way in.
     pub fn find(&self, node: NodeId) -> Option<OpenFile<'_>> {
-        (1..self.slots.end()).find_map(|slot| {
+        self.slots.taken().find_map(|slot| {
             let record = self.records.get(slot)?;
             let state = record.state.load(Ordering::Acquire);
             if state & LIVE == 0 || record.node.load(Ordering::Relaxed) != node.0 {
@@ -129,7 +133,7 @@ impl HandleTable {
 
     /// Ends every handle.
     pub fn clear(&self) {
-        for slot in 1..self.slots.end() {
+        for slot in self.slots.taken() {
             if let Some(record) = self.records.get(slot) {
                 let generation = record.state.load(Ordering::Acquire) & !0xffff_ffff;
                 self.remove(FileHandle(generation | u64::from(slot)));
@@ -147,8 +151,11 @@ impl HandleTable {
             }
         }
         let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
-        record.state.store(generation.wrapping_add(1 << 32), Ordering::Release);
-        self.slots.give(slot);
+        let next = generation.wrapping_add(1 << 32);
+        record.state.store(next, Ordering::Release);
+        self.slots.give(slot, (next >> 32) as u32, |slots, generation| {
+            self.records.let_go(slots, generation, |record| &record.state);
+        });
     }
 }
 

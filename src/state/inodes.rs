@@ -76,13 +76,15 @@ fn live_state_of(node: NodeId) -> u64 {
 }
 
 impl InodeRecords {
-    /// The table in `arena`, `offset` bytes behind its header. Slot 0 stays unused: node id 0 means "none".
+    /// The table in `arena`, `offset` bytes behind its header. Slot 0 is no inode's, for node id 0 means "none":
+    /// its state holds the generation that slots without memory begin with.
     pub fn new(arena: &Arc<Arena>, offset: usize) -> InodeRecords {
-        InodeRecords { records: arena.table(offset, INODES_MAX as usize), slots: Slots::new(1, INODES_MAX) }
+        InodeRecords { records: arena.table(offset, INODES_MAX as usize), slots: Slots::new(INODES_MAX) }
     }
 
     fn live(&self, node: NodeId) -> Option<&InodeRecord> {
-        let record = self.records.get(slot_of(node))?;
+        let slot = slot_of(node);
+        let record = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?;
         (record.state.load(Ordering::Acquire) == live_state_of(node)).then_some(record)
     }
 
@@ -105,7 +107,7 @@ impl InodeRecords {
                 set(word, u64::from_ne_bytes(*bytes));
             }
         }
-        let state = record.state.load(Ordering::Relaxed) | LIVE;
+        let state = self.records.generation(slot, |record| &record.state) | LIVE;
         record.state.store(state, Ordering::Release);
         Ok(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
@@ -174,12 +176,14 @@ impl InodeRecords {
         let Some(record) = self.live(node) else { return };
         let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
-        self.slots.give(slot_of(node));
+        self.slots.give(slot_of(node), (next >> 32) as u32, |slots, generation| {
+            self.records.let_go(slots, generation, |record| &record.state);
+        });
     }
 
     /// Every node that lives.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        (1..self.slots.end()).filter_map(|slot| {
+        self.slots.taken().filter_map(|slot| {
             let state = self.records.get(slot)?.state.load(Ordering::Acquire);
             (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
         })
@@ -218,4 +222,38 @@ mod tests {
             assert_eq!(records.identity(NodeId(bad)), None);
         }
     }
+
+    #[test]
+    fn memory_of_forgotten_records_goes_back_and_their_ids_do_not_come_again() {
+        let arena = Arena::new(TABLE_LEN).unwrap();
+        let records = InodeRecords::new(&arena, 0);
+        let root = records.create(&identity(1)).unwrap();
+        let mut seen = std::collections::HashSet::from([root]);
+        for round in 0..4u64 {
+            let nodes: Vec<NodeId> = (2..50_000).map(|ino| records.create(&identity(ino)).unwrap()).collect();
+            assert!(nodes.iter().all(|node| seen.insert(*node)), "round {round}: an id was given again");
+            assert!(arena.resident_len().unwrap() > 50_000 * 128);
+            // Every other one first, so that no block is empty before the second half.
+            for odd in [1, 0] {
+                nodes.iter().skip(odd).step_by(2).for_each(|node| records.free(*node));
+            }
+            assert!(arena.resident_len().unwrap() < 1 << 20, "round {round}: {} bytes stay", arena.resident_len().unwrap());
+            assert_eq!(records.nodes().collect::<Vec<_>>(), [root]);
+            assert!(nodes.iter().all(|node| records.identity(*node).is_none()));
+        }
+    }
+
+    #[test]
+    fn ids_that_a_guest_makes_up_take_no_memory() {
+        let arena = Arena::new(TABLE_LEN).unwrap();
+        let records = InodeRecords::new(&arena, 0);
+        records.create(&identity(1)).unwrap();
+        let before = arena.resident_len().unwrap();
+        for slot in (0..u64::from(INODES_MAX)).step_by(1 << 14) {
+            assert_eq!((records.identity(NodeId(slot | 1 << 40)), records.forget(NodeId(slot | 1 << 40), 1)), (None, None));
+        }
+        assert!(arena.resident_len().unwrap() <= before + BLOCK_LEN, "{} bytes", arena.resident_len().unwrap() - before);
+    }
+
+    const BLOCK_LEN: u64 = 256 << 10;
 }

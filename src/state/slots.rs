@@ -1,4 +1,11 @@
 //! Which slots of a table are free. Derived from the records: a walk over them rebuilds it.
+//!
+//! Slots come in blocks, and the lowest block with a free slot gives the next one, so that the records of a guest
+//! that has forgotten most of what it knew draw together and whole blocks of memory can go back to the host.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
@@ -7,59 +14,201 @@ use parking_lot::Mutex;
 #[error("the table is full")]
 pub struct TableFull;
 
-/// The free slots: those freed before, last freed first, then those never used.
+/// Slots of a block: 256 KiB of inode records, so that giving one back costs little for each of its slots.
+pub const BLOCK: u32 = 2048;
+
+/// The free slots of a table. Slot 0 is never given.
 #[derive(Debug)]
 pub struct Slots {
     count: u32,
+    /// One more than the highest slot that may be taken: nothing needs to look beyond.
+    end: AtomicU32,
     free: Mutex<Free>,
 }
 
 #[derive(Debug)]
 struct Free {
-    freed: Vec<u32>,
-    never_used: u32,
+    blocks: Vec<Block>,
+    /// Blocks with a free slot.
+    open: BTreeSet<u32>,
+    /// A block without a taken slot that keeps its memory, for a guest that goes on as before.
+    spare: Option<u32>,
+    /// The highest generation that a slot waits to be taken with.
+    generation_max: u32,
+}
+
+#[derive(Debug, Default)]
+struct Block {
+    /// Slots that were freed, counted from the block's first; the last one freed is taken first.
+    freed: Vec<u16>,
+    /// Slots that were never taken since the block has its memory begin here.
+    fresh: u16,
+    taken: u16,
 }
 
 impl Slots {
-    /// Slots `first` to `count - 1`, all free.
-    pub fn new(first: u32, count: u32) -> Slots {
-        Slots { count, free: Mutex::new(Free { freed: Vec::new(), never_used: first }) }
+    /// Slots 1 to `count - 1`, all free.
+    pub fn new(count: u32) -> Slots {
+        let first = Block { fresh: 1, taken: 1, ..Block::default() };
+        let free = Free { blocks: vec![first], open: BTreeSet::from([0]), spare: None, generation_max: 0 };
+        Slots { count, end: AtomicU32::new(BLOCK.min(count)), free: Mutex::new(free) }
     }
 
     /// Takes a free slot.
     pub fn take(&self) -> Result<u32, TableFull> {
-        let mut free = self.free.lock();
-        if let Some(slot) = free.freed.pop() {
-            return Ok(slot);
+        let free = &mut *self.free.lock();
+        let number = match free.open.first() {
+            Some(&number) => number,
+            None => self.add_block(free)?,
+        };
+        let first = number * BLOCK;
+        let block = free.blocks.get_mut(number as usize).ok_or(TableFull)?;
+        let within = match block.freed.pop() {
+            Some(within) => within,
+            None if first + u32::from(block.fresh) < self.count => {
+                block.fresh += 1;
+                block.fresh - 1
+            }
+            None => return Err(TableFull),
+        };
+        block.taken += 1;
+        if block.freed.is_empty() && u32::from(block.fresh) == BLOCK {
+            free.open.remove(&number);
         }
-        if free.never_used == self.count {
+        if free.spare == Some(number) {
+            free.spare = None;
+        }
+        Ok(first + u32::from(within))
+    }
+
+    fn add_block(&self, free: &mut Free) -> Result<u32, TableFull> {
+        let number = free.blocks.len() as u32;
+        let first = number * BLOCK;
+        if first >= self.count {
             return Err(TableFull);
         }
-        free.never_used += 1;
-        Ok(free.never_used - 1)
+        free.blocks.push(Block::default());
+        free.open.insert(number);
+        self.end.store((first + BLOCK).min(self.count), Ordering::Release);
+        Ok(number)
     }
 
-    /// Gives a slot back.
-    pub fn give(&self, slot: u32) {
-        self.free.lock().freed.push(slot);
+    /// Gives `slot` back, whose next taker uses `generation`. Where a second block is left without a taken slot,
+    /// `let_go` is called for its slots, none of which can be taken before it returns; it is told a generation
+    /// that none of them has had.
+    pub fn give(&self, slot: u32, generation: u32, let_go: impl FnOnce(Range<u32>, u32)) {
+        let free = &mut *self.free.lock();
+        let number = slot / BLOCK;
+        let Some(block) = free.blocks.get_mut(number as usize) else { return };
+        free.generation_max = free.generation_max.max(generation);
+        block.freed.push((slot % BLOCK) as u16);
+        block.taken -= 1;
+        free.open.insert(number);
+        if block.taken > 0 {
+            return;
+        }
+        let Some(spare) = free.spare.replace(number) else { return };
+        // The lower one stays: it is the one that is taken from first.
+        let emptied = spare.max(number);
+        free.spare = Some(spare.min(number));
+        let first = emptied * BLOCK;
+        let_go(first..(first + BLOCK).min(self.count), free.generation_max);
+        free.blocks[emptied as usize] = Block::default();
+        self.drop_end(free);
     }
 
-    /// One more than the highest slot that was ever taken: a walk ends here.
-    pub fn end(&self) -> u32 {
-        self.free.lock().never_used
+    /// Lets go of blocks at the end that were never used since they lost their memory.
+    fn drop_end(&self, free: &mut Free) {
+        while free.blocks.last().is_some_and(|block| block.fresh == 0) {
+            free.blocks.pop();
+            free.open.remove(&(free.blocks.len() as u32));
+        }
+        self.end.store((free.blocks.len() as u32 * BLOCK).min(self.count), Ordering::Release);
+    }
+
+    /// Whether `slot` can be taken. A guest may name any; a record beyond must not be touched, for that
+    /// alone would give it memory.
+    pub fn may_be_taken(&self, slot: u32) -> bool {
+        slot < self.end.load(Ordering::Acquire)
+    }
+
+    /// The slots that are taken, and free ones among them.
+    pub fn taken(&self) -> impl Iterator<Item = u32> + use<> {
+        let ranges: Vec<Range<u32>> = {
+            let free = self.free.lock();
+            let blocks = (0..).step_by(BLOCK as usize).zip(&free.blocks);
+            blocks.filter(|(_, block)| block.taken > 0).map(|(first, block)| first..first + u32::from(block.fresh)).collect()
+        };
+        ranges.into_iter().flatten().filter(|slot| *slot > 0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn keeps(range: Range<u32>, _: u32) {
+        panic!("{range:?} let go");
+    }
 
     #[test]
     fn freed_slots_are_taken_again_before_new_ones_and_the_end_is_an_error() {
-        let slots = Slots::new(1, 4);
+        let slots = Slots::new(4);
         assert_eq!((slots.take(), slots.take()), (Ok(1), Ok(2)));
-        slots.give(1);
+        slots.give(1, 1, keeps);
         assert_eq!((slots.take(), slots.take(), slots.take()), (Ok(1), Ok(3), Err(TableFull)));
-        assert_eq!(slots.end(), 4);
+        assert_eq!(slots.taken().collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(slots.may_be_taken(3) && !slots.may_be_taken(4));
+    }
+
+    #[test]
+    fn a_slot_at_the_border_of_a_block_that_comes_and_goes_lets_nothing_go() {
+        let slots = Slots::new(10 * BLOCK);
+        for slot in 1..BLOCK {
+            assert_eq!(slots.take(), Ok(slot));
+        }
+        for generation in 1..100 {
+            assert_eq!(slots.take(), Ok(BLOCK));
+            slots.give(BLOCK, generation, keeps);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_slot_is_taken_twice_and_what_is_let_go_is_free(
+            count in 1u32..6 * BLOCK,
+            // Long runs, so that blocks fill and empty.
+            runs in prop::collection::vec((any::<bool>(), 1usize..5000, any::<u64>()), 1..12),
+        ) {
+            let slots = Slots::new(count);
+            let mut taken: BTreeMap<u32, ()> = BTreeMap::new();
+            for (takes, len, seed) in runs {
+                let mut random = seed | 1;
+                for _ in 0..len {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    if takes {
+                        match slots.take() {
+                            Ok(slot) => {
+                                prop_assert!(slot > 0 && slot < count && slots.may_be_taken(slot));
+                                prop_assert!(taken.insert(slot, ()).is_none(), "{} twice", slot);
+                            }
+                            Err(TableFull) => prop_assert_eq!(taken.len() as u32, count - 1),
+                        }
+                    } else if let Some((&slot, ())) = taken.range((random >> 33) as u32 % count..).next().or(taken.first_key_value()) {
+                        taken.remove(&slot);
+                        let mut gone = 0..0;
+                        slots.give(slot, 1, |range, _| gone = range);
+                        prop_assert_eq!(taken.range(gone.clone()).count(), 0, "{:?} let go", gone);
+                    }
+                }
+                let listed: Vec<u32> = slots.taken().collect();
+                prop_assert!(taken.keys().all(|slot| listed.binary_search(slot).is_ok()));
+                prop_assert!(listed.len() <= taken.len().next_multiple_of(BLOCK as usize) + 6 * BLOCK as usize);
+            }
+        }
     }
 }
