@@ -181,3 +181,36 @@ fn a_guest_that_takes_no_announcements_sees_no_number_twice() {
         }
     }
 }
+
+#[test]
+fn a_file_that_an_overlay_copies_up_stays_the_node_that_it_was() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let mut share = Share::new();
+    let layers = Directory::in_memory();
+    let _layers = Mount::new("tmpfs", layers.path());
+    for name in ["lower", "upper", "work", "lower/dir"] {
+        std::fs::create_dir(layers.path().join(name)).unwrap();
+    }
+    std::fs::write(layers.path().join("lower/file"), b"below").unwrap();
+    std::fs::create_dir(share.path("merged")).unwrap();
+    let Some(_overlay) = Mount::overlay(layers.path(), &share.path("merged")) else { return };
+    // The copies are born at another time than what they are of.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let c = share.client();
+
+    let merged = c.lookup(ROOT, "merged").unwrap().nodeid;
+    let (file, dir) = (c.lookup(merged, "file").unwrap().nodeid, c.lookup(merged, "dir").unwrap().nodeid);
+    let open = c.open(file, libc::O_RDWR).unwrap();
+    assert_eq!(c.write(file, open.fh, 0, b"ABOVE"), Ok(5));
+    c.create(dir, "made", 0o644, libc::O_RDWR).unwrap();
+    assert_eq!(std::fs::read(layers.path().join("upper/file")).unwrap(), b"ABOVE", "it was copied up");
+    assert_eq!(c.lookup(merged, "file").unwrap().nodeid, file);
+    assert_eq!(c.lookup(merged, "dir").unwrap().nodeid, dir, "or whoever works there has no way back");
+    assert_eq!(c.lookup(dir, "..").unwrap().nodeid, merged);
+    for node in [file, dir] {
+        c.forget(node, 2).unwrap();
+        assert_eq!(errno(c.getattr(node, None)), libc::ESTALE, "each lookup was counted");
+    }
+}

@@ -70,6 +70,9 @@ impl Share {
         open: impl FnOnce() -> Result<OwnedFd, Errno>,
     ) -> Result<EntryOut, Errno> {
         let mut identity = identity_of(st, handle);
+        if let Some(node) = self.look_up_reborn(&identity) {
+            return Ok(self.entry(within, node, st));
+        }
         let mut pinned = None;
         if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
             // The first file of another mount: its handle opens with a descriptor on that mount.
@@ -98,6 +101,16 @@ impl Share {
         }
         let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
         Ok(self.entry(within, node, st))
+    }
+
+    /// The node of a file whose birth time changed, counted once more: overlayfs tells that of the copy once it has copied a file
+    /// up. The descriptor that the node holds on to says whether it is that file.
+    fn look_up_reborn(&self, identity: &InodeIdentity) -> Option<NodeId> {
+        let key = FileKey::of(identity);
+        let node = if identity.handle.is_none() { self.inodes.born_before(&key, identity.birth_ns)? } else { return None };
+        let now = stat::of(self.path_fds.get(node)?.as_fd()).ok()?;
+        let is_same = key_of(&now) == key && birth_ns(&now) == identity.birth_ns;
+        if is_same { self.inodes.look_up_reborn(&key, node, identity.birth_ns) } else { None }
     }
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.

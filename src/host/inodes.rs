@@ -123,6 +123,20 @@ impl InodeTable {
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
+    /// The node of the file with `key`, where it has no handle and another birth time than `birth_ns`.
+    pub fn born_before(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
+        let node = self.shard(key).lock().get(key).filter(|i| i.birth_ns != birth_ns)?.node;
+        self.records.identity(node).filter(|identity| identity.handle.is_none()).map(|_| node)
+    }
+
+    /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
+    pub fn look_up_reborn(&self, key: &FileKey, node: NodeId, birth_ns: u64) -> Option<NodeId> {
+        let mut shard = self.shard(key).lock();
+        let found = shard.get_mut(key).filter(|i| i.node == node)?;
+        found.birth_ns = birth_ns;
+        self.records.add_lookup(node).then_some(node)
+    }
+
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
