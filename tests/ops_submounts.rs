@@ -75,6 +75,9 @@ fn a_file_system_below_the_share_is_served_and_announced() {
     assert_eq!(c.write(made.entry.nodeid, made.open.fh, 0, b"made"), Ok(4));
     c.release(made.entry.nodeid, made.open.fh).unwrap();
     assert_eq!(errno(c.rename(ROOT, "file", mount.nodeid, "moved")), libc::EXDEV);
+    let root = c.lookup(dir.nodeid, "..").unwrap();
+    assert_eq!((root.nodeid, root.generation), (mount.nodeid, 0), "the guest's root of the mount has no generation");
+    assert_ne!(c.lookup(ROOT, "below").unwrap().generation, 0);
     assert_eq!(c.lookup(mount.nodeid, "..").unwrap().nodeid, ROOT, "out of the mount, and no further");
     assert_eq!(share.contents("below/made"), b"made");
     for (name, parent) in [("dir", mount.nodeid), ("made", mount.nodeid), ("file", dir.nodeid)] {

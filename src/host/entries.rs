@@ -167,7 +167,11 @@ impl Share {
         }
         let parent = open_parent(self.path_fd(node)?.as_fd())?;
         self.check_below_root(parent.as_fd())?;
-        self.look_up_open(NodeId::ROOT, parent.as_fd())
+        let entry = self.look_up_open(NodeId::ROOT, parent.as_fd())?;
+        // Linux gives the root of an announced mount no generation (fs/fuse/inode.c, fuse_fill_super_submount). With another
+        // one it would take the root for stale, and with it the whole mount.
+        let is_root = entry.attr.flags & ATTR_SUBMOUNT != 0;
+        Ok(EntryOut { generation: if is_root { 0 } else { entry.generation }, ..entry })
     }
 
     /// Goes up from `directory` to the share's root; ESTALE where it is not there.
