@@ -169,3 +169,23 @@ fn an_interrupt_of_nothing_comes_back_empty() {
     assert_eq!(mounted.count("malformed_requests"), 1);
     mounted.assert_serves("INTERRUPT of nothing");
 }
+
+#[test]
+fn files_that_need_two_descriptors_leave_some_for_the_daemon() {
+    let mut mounted = Mounted::new(&["--allow-direct-io", "--rlimit-nofile", "256"]);
+    let node = mounted.client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
+    let mut open = Vec::new();
+    let refused = loop {
+        match mounted.client.open(node, libc::O_RDWR | libc::O_DIRECT) {
+            Ok(opened) => open.push(opened.fh),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, CallError::Errno(libc::ENFILE));
+    for &fh in &open {
+        // No block begins there: it takes a descriptor without O_DIRECT.
+        assert_eq!(mounted.client.read(node, fh, 5, 64).as_deref(), Ok(&super::CONTENT[5..]));
+    }
+    mounted.client.release(node, open[0]).expect("RELEASE");
+    mounted.assert_serves("as many open files as there may be");
+}
