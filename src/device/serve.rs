@@ -146,17 +146,11 @@ fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Resp
     };
     let limits = Limits { wanted: service.share.wanted_flags() | rights, max_pages };
     match negotiate(init, &limits) {
-        Ok((out, agreed)) => match service.begin_fuse(&agreed) {
-            Ok(()) => {
-                tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
-                responder.reply(out.as_bytes());
-            }
-            Err(_) => {
-                service.metrics.out_of_session.increment();
-                warn_limited!("a second INIT in one session was refused");
-                responder.error(Errno::EINVAL);
-            }
-        },
+        Ok((out, agreed)) => {
+            service.begin_fuse(&agreed);
+            tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
+            responder.reply(out.as_bytes());
+        }
         Err(SessionError::RetryWithOurs(out)) => responder.reply(out.as_bytes()),
         Err(SessionError::TooOld) => {
             tracing::error!("the guest speaks FUSE {}.{}; 7.27 (Linux 4.20) or newer is needed", init.major, init.minor);
