@@ -190,6 +190,13 @@ fn a_file_that_an_overlay_copies_up_stays_the_node_that_it_was() {
     if !private_mounts::enter() {
         return;
     }
+    // Without file handles, as overlays are by default, and with them.
+    for options in ["", ",index=on,nfs_export=on"] {
+        copy_up(options);
+    }
+}
+
+fn copy_up(options: &str) {
     let mut share = Share::new();
     let layers = Directory::in_memory();
     let _layers = Mount::new("tmpfs", layers.path());
@@ -198,7 +205,7 @@ fn a_file_that_an_overlay_copies_up_stays_the_node_that_it_was() {
     }
     std::fs::write(layers.path().join("lower/file"), b"below").unwrap();
     std::fs::create_dir(share.path("merged")).unwrap();
-    let Some(_overlay) = Mount::overlay(layers.path(), &share.path("merged")) else { return };
+    let Some(_overlay) = Mount::overlay(layers.path(), &share.path("merged"), options) else { return };
     // The copies are born at another time than what they are of.
     std::thread::sleep(std::time::Duration::from_millis(50));
     let c = share.client();

@@ -104,13 +104,17 @@ impl Share {
     }
 
     /// The node of a file whose birth time changed, counted once more: overlayfs tells that of the copy once it has copied a file
-    /// up. The descriptor that the node holds on to says whether it is that file.
+    /// up. Its handle says that it is that file; without one, the descriptor that the node holds on to does.
     fn look_up_reborn(&self, identity: &InodeIdentity) -> Option<NodeId> {
-        let key = FileKey::of(identity);
-        let node = if identity.handle.is_none() { self.inodes.born_before(&key, identity.birth_ns)? } else { return None };
-        let now = stat::of(self.path_fds.get(node)?.as_fd()).ok()?;
-        let is_same = key_of(&now) == key && birth_ns(&now) == identity.birth_ns;
-        if is_same { self.inodes.look_up_reborn(&key, node, identity.birth_ns) } else { None }
+        let (key, birth) = (FileKey::of(identity), identity.birth_ns);
+        let node = self.inodes.born_before(identity)?;
+        if identity.handle.is_none() {
+            let now = stat::of(self.path_fds.get(node)?.as_fd()).ok()?;
+            if key_of(&now) != key || birth_ns(&now) != birth {
+                return None;
+            }
+        }
+        self.inodes.look_up_reborn(&key, node, birth)
     }
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.

@@ -123,10 +123,11 @@ impl InodeTable {
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
-    /// The node of the file with `key`, where it has no handle and another birth time than `birth_ns`.
-    pub fn born_before(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
-        let node = self.shard(key).lock().get(key).filter(|i| i.birth_ns != birth_ns)?.node;
-        self.records.identity(node).filter(|identity| identity.handle.is_none()).map(|_| node)
+    /// The node that has the key of `identity` and its handle, or none as it has none, and another birth time.
+    pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
+        let key = FileKey::of(identity);
+        let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
+        self.records.identity(node).filter(|known| known.handle == identity.handle).map(|_| node)
     }
 
     /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.

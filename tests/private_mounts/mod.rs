@@ -34,11 +34,11 @@ impl Mount {
         Mount(at.to_owned())
     }
 
-    /// An overlay on the directory `at`, over the directories `lower`, `upper` and `work` in `layers`. `None`, with the reason
-    /// printed, where the kernel has none.
-    pub fn overlay(layers: &Path, at: &Path) -> Option<Mount> {
+    /// An overlay on the directory `at`, over the directories `lower`, `upper` and `work` in `layers`, with `more` options.
+    /// `None`, with the reason printed, where the kernel has none.
+    pub fn overlay(layers: &Path, at: &Path, more: &str) -> Option<Mount> {
         let [lower, upper, work] = ["lower", "upper", "work"].map(|name| layers.join(name).display().to_string());
-        let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}")).expect("no NUL");
+        let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}{more}")).expect("no NUL");
         match mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str())) {
             Ok(()) => Some(Mount(at.to_owned())),
             Err(e) => {
