@@ -77,7 +77,7 @@ counters! {
     malformed_requests,
     /// Avail indexes that jumped further than the ring is long.
     avail_jumps,
-    /// Requests before INIT, after DESTROY, or a second INIT.
+    /// Requests before INIT or after DESTROY.
     out_of_session,
     /// Kicks received.
     kicks,

@@ -257,3 +257,45 @@ fn a_removed_directory_that_is_open_is_empty() {
     share.client().fsyncdir(node, dir.fh, false).unwrap();
     share.client().releasedir(node, dir.fh).unwrap();
 }
+
+#[test]
+fn however_many_directories_are_open_little_is_kept_of_them() {
+    const OPEN: usize = 4000;
+    let mut share = Share::new();
+    fill(&share, MANY);
+    let expected = host_names(&share);
+    let rss_kib = |share: &Share| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", share.pid())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let before = rss_kib(&share);
+    let c = share.client();
+    let handles: Vec<u64> = (0..OPEN).map(|_| c.opendir(ROOT).unwrap().fh).collect();
+    let firsts: Vec<Vec<Dirent>> = handles.iter().map(|&fh| c.readdir(ROOT, fh, 0, 32_768).unwrap()).collect();
+    let grown = rss_kib(&share).saturating_sub(before);
+    assert!(grown < 40 << 10, "{grown} KiB for {OPEN} open directories");
+
+    let last = handles.len() - 1;
+    let at = firsts[last].last().unwrap().off;
+    let rest = list(share.client(), handles[last], at, 32_768, false);
+    assert!(names(&[&firsts[last][..], &rest].concat()) == expected, "what was not kept is read again");
+}
+
+#[test]
+fn a_reply_is_no_longer_than_a_mebibyte() {
+    const LEN_MAX: usize = 1 << 20;
+    let mut share = Share::new();
+    for i in 0..6000 {
+        share.put(&format!("{i:0240}"), b"");
+    }
+    let expected = host_names(&share);
+    for plus in [false, true] {
+        let fh = share.client().opendir(ROOT).unwrap().fh;
+        let c = share.client();
+        let first = if plus { c.readdirplus(ROOT, fh, 0, 3 << 20) } else { c.readdir(ROOT, fh, 0, 3 << 20) }.unwrap();
+        assert!(first.len() * 240 <= LEN_MAX, "{} entries", first.len());
+        let rest = list(c, fh, first.last().unwrap().off, 3 << 20, plus);
+        assert!(names(&[first, rest].concat()) == expected);
+    }
+}

@@ -75,6 +75,9 @@ fn a_file_system_below_the_share_is_served_and_announced() {
     assert_eq!(c.write(made.entry.nodeid, made.open.fh, 0, b"made"), Ok(4));
     c.release(made.entry.nodeid, made.open.fh).unwrap();
     assert_eq!(errno(c.rename(ROOT, "file", mount.nodeid, "moved")), libc::EXDEV);
+    let root = c.lookup(dir.nodeid, "..").unwrap();
+    assert_eq!((root.nodeid, root.generation), (mount.nodeid, 0), "the guest's root of the mount has no generation");
+    assert_ne!(c.lookup(ROOT, "below").unwrap().generation, 0);
     assert_eq!(c.lookup(mount.nodeid, "..").unwrap().nodeid, ROOT, "out of the mount, and no further");
     assert_eq!(share.contents("below/made"), b"made");
     for (name, parent) in [("dir", mount.nodeid), ("made", mount.nodeid), ("file", dir.nodeid)] {
@@ -179,5 +182,45 @@ fn a_guest_that_takes_no_announcements_sees_no_number_twice() {
         } else {
             assert!(twice > 0, "on devices of their own they need not differ, or this test shows nothing");
         }
+    }
+}
+
+#[test]
+fn a_file_that_an_overlay_copies_up_stays_the_node_that_it_was() {
+    if !private_mounts::enter() {
+        return;
+    }
+    // Without file handles, as overlays are by default, and with them.
+    for options in ["", ",index=on,nfs_export=on"] {
+        copy_up(options);
+    }
+}
+
+fn copy_up(options: &str) {
+    let mut share = Share::new();
+    let layers = Directory::in_memory();
+    let _layers = Mount::new("tmpfs", layers.path());
+    for name in ["lower", "upper", "work", "lower/dir"] {
+        std::fs::create_dir(layers.path().join(name)).unwrap();
+    }
+    std::fs::write(layers.path().join("lower/file"), b"below").unwrap();
+    std::fs::create_dir(share.path("merged")).unwrap();
+    let Some(_overlay) = Mount::overlay(layers.path(), &share.path("merged"), options) else { return };
+    // The copies are born at another time than what they are of.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let c = share.client();
+
+    let merged = c.lookup(ROOT, "merged").unwrap().nodeid;
+    let (file, dir) = (c.lookup(merged, "file").unwrap().nodeid, c.lookup(merged, "dir").unwrap().nodeid);
+    let open = c.open(file, libc::O_RDWR).unwrap();
+    assert_eq!(c.write(file, open.fh, 0, b"ABOVE"), Ok(5));
+    c.create(dir, "made", 0o644, libc::O_RDWR).unwrap();
+    assert_eq!(std::fs::read(layers.path().join("upper/file")).unwrap(), b"ABOVE", "it was copied up");
+    assert_eq!(c.lookup(merged, "file").unwrap().nodeid, file);
+    assert_eq!(c.lookup(merged, "dir").unwrap().nodeid, dir, "or whoever works there has no way back");
+    assert_eq!(c.lookup(dir, "..").unwrap().nodeid, merged);
+    for node in [file, dir] {
+        c.forget(node, 2).unwrap();
+        assert_eq!(errno(c.getattr(node, None)), libc::ESTALE, "each lookup was counted");
     }
 }

@@ -299,17 +299,9 @@ impl Queue {
         state.stale |= changed;
     }
 
-    /// Starts the queue's first thread once the frontend starts the queue. A queue that starts at its first
-    /// entry has a new guest behind it, and that is noted before the guest can send anything.
+    /// Starts the queue's first thread once the frontend starts the queue.
     pub fn ensure_served(self: &Arc<Self>) {
         let mut state = self.state.lock();
-        if let Some((_, service)) = self.bound()
-            && state.setup.ready
-            && state.ring.is_none()
-            && state.setup.next_avail == 0
-        {
-            service.queue_restarted();
-        }
         if let Some(relief) = self.relief.get()
             && state.setup.ready
             && state.threads == 0

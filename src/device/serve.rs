@@ -18,6 +18,9 @@ const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
 /// The longest value of an extended attribute.
 const XATTR_LEN_MAX: usize = 65536;
 
+/// The longest part of a listing: it is put together in memory, and the guest asks for the rest.
+const LISTING_LEN_MAX: usize = 1 << 20;
+
 /// Descriptors of a chain that carry no page: the guest keeps four for headers and arguments
 /// (FUSE_HEADER_OVERHEAD of `fs/fuse/virtio_fs.c`).
 const HEADER_DESCRIPTORS: u16 = 4;
@@ -143,17 +146,11 @@ fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Resp
     };
     let limits = Limits { wanted: service.share.wanted_flags() | rights, max_pages };
     match negotiate(init, &limits) {
-        Ok((out, agreed)) => match service.begin_fuse(&agreed) {
-            Ok(()) => {
-                tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
-                responder.reply(out.as_bytes());
-            }
-            Err(_) => {
-                service.metrics.out_of_session.increment();
-                warn_limited!("a second INIT in one session was refused");
-                responder.error(Errno::EINVAL);
-            }
-        },
+        Ok((out, agreed)) => {
+            service.begin_fuse(&agreed);
+            tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
+            responder.reply(out.as_bytes());
+        }
         Err(SessionError::RetryWithOurs(out)) => responder.reply(out.as_bytes()),
         Err(SessionError::TooOld) => {
             tracing::error!("the guest speaks FUSE {}.{}; 7.27 (Linux 4.20) or newer is needed", init.major, init.minor);
@@ -242,13 +239,13 @@ impl Call<'_> {
             Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(node, handle, data_only)),
             Operation::Opendir { .. } => answer(responder, share.opendir(node)),
             Operation::Readdir { handle, offset, size } => {
-                let size = (size as usize).min(responder.room());
+                let size = (size as usize).min(LISTING_LEN_MAX).min(responder.room());
                 self.scratch.clear();
                 let done = share.readdir(node, handle, offset, size, self.scratch);
                 answer_bytes(responder, done, self.scratch);
             }
             Operation::Readdirplus { handle, offset, size } => {
-                let size = (size as usize).min(responder.room());
+                let size = (size as usize).min(LISTING_LEN_MAX).min(responder.room());
                 self.scratch.clear();
                 let done = share.readdirplus(node, handle, offset, size, self.scratch);
                 answer_bytes(responder, done, self.scratch);

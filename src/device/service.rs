@@ -41,15 +41,9 @@ pub struct Service {
     memory: RwLock<Arc<GuestMap>>,
     memory_generation: AtomicU64,
     fuse: RwLock<Option<Negotiated>>,
-    /// Counts the times that request queues began anew: a guest that booted again.
-    restarts: AtomicU64,
-    /// The value of `restarts` at the last INIT. The lock keeps two INITs apart.
-    restarts_at_init: Mutex<Option<u64>>,
+    /// Keeps the beginnings and ends of FUSE sessions apart.
+    turn: Mutex<()>,
 }
-
-/// An INIT in the middle of a session, from a guest that did not restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SecondInit;
 
 impl Service {
     /// A service without guest memory.
@@ -62,8 +56,7 @@ impl Service {
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
             fuse: RwLock::new(None),
-            restarts: AtomicU64::new(0),
-            restarts_at_init: Mutex::new(None),
+            turn: Mutex::new(()),
         }
     }
 
@@ -93,32 +86,21 @@ impl Service {
         *self.fuse.read()
     }
 
-    /// Notes that a queue began at its first entry.
-    pub fn queue_restarted(&self) {
-        self.restarts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Begins a FUSE session. A guest that booted again sends INIT without a DESTROY before: what the one
-    /// before it held is let go. An INIT from a guest that runs on is its mistake.
-    pub fn begin_fuse(&self, agreed: &Negotiated) -> Result<(), SecondInit> {
-        let mut at_init = self.restarts_at_init.lock();
-        let restarts = self.restarts.load(Ordering::Relaxed);
-        if self.fuse.read().is_some() {
-            if *at_init == Some(restarts) {
-                return Err(SecondInit);
-            }
-            tracing::info!("the guest restarted; its open files are closed");
+    /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
+    /// (/sys/fs/fuse/connections): what was held until then is let go.
+    pub fn begin_fuse(&self, agreed: &Negotiated) {
+        let _turn = self.turn.lock();
+        if self.fuse.write().take().is_some() {
+            tracing::info!("the guest began anew; its open files are closed");
             self.share.end_session();
         }
-        *at_init = Some(restarts);
         self.share.begin_session(agreed);
         *self.fuse.write() = Some(*agreed);
-        Ok(())
     }
 
     /// Ends the FUSE session: DESTROY, device reset, or the end of the connection.
     pub fn end_fuse(&self) {
-        let _init = self.restarts_at_init.lock();
+        let _turn = self.turn.lock();
         *self.fuse.write() = None;
         // Also after a DESTROY: a request beside it may have taken a lock since.
         self.share.end_session();

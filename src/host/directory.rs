@@ -2,6 +2,7 @@
 //! kept for the next. The descriptor itself is the handle's.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sys::dirent::{self, HostEntry};
 use crate::types::Errno;
@@ -10,6 +11,12 @@ use crate::types::Errno;
 const READ_LEN_MAX: usize = 32 * 1024;
 /// Bytes for the longest entry: 19 of header, 256 of name, padded.
 const READ_LEN_MIN: usize = 280;
+/// Bytes that all streams together keep for their next request. Beyond it, what did not fit a reply is read again: a
+/// guest may have a million directories open.
+const KEPT_LEN_MAX: usize = 16 << 20;
+
+/// What they keep now.
+static KEPT_LEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the guest is in a directory that it has open.
 #[derive(Debug, Default)]
@@ -20,6 +27,14 @@ pub struct Directory {
     /// What of `read` is not consumed, and the offset of its first entry.
     start: usize,
     start_offset: u64,
+    /// What of `KEPT_LEN` is this stream's.
+    kept_len: usize,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed);
+    }
 }
 
 impl Directory {
@@ -32,11 +47,29 @@ impl Directory {
         file: BorrowedFd<'_>,
         offset: u64,
         wanted_len: usize,
-        mut take: impl FnMut(&HostEntry<'_>) -> bool,
+        take: impl FnMut(&HostEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        if offset == 0 || offset != self.start_offset {
+        let is_read_ahead = offset == self.start_offset && (!self.read.is_empty() || offset == self.position);
+        if offset == 0 || !is_read_ahead {
             self.seek(file, offset)?;
         }
+        let listed = self.go_on(file, wanted_len, take);
+        self.keep();
+        listed
+    }
+
+    /// Keeps what was read ahead for the next request, where there is room for it.
+    fn keep(&mut self) {
+        let len = if self.start == self.read.len() { 0 } else { self.read.capacity() };
+        let others_len = KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed) - self.kept_len;
+        self.kept_len = if others_len + len <= KEPT_LEN_MAX { len } else { 0 };
+        KEPT_LEN.fetch_add(self.kept_len, Ordering::Relaxed);
+        if self.kept_len == 0 {
+            (self.read, self.start) = (Vec::new(), 0);
+        }
+    }
+
+    fn go_on(&mut self, file: BorrowedFd<'_>, wanted_len: usize, mut take: impl FnMut(&HostEntry<'_>) -> bool) -> Result<(), Errno> {
         let mut offered = false;
         loop {
             if self.start == self.read.len() {

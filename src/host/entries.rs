@@ -70,6 +70,9 @@ impl Share {
         open: impl FnOnce() -> Result<OwnedFd, Errno>,
     ) -> Result<EntryOut, Errno> {
         let mut identity = identity_of(st, handle);
+        if let Some(node) = self.look_up_reborn(&identity) {
+            return Ok(self.entry(within, node, st));
+        }
         let mut pinned = None;
         if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
             // The first file of another mount: its handle opens with a descriptor on that mount.
@@ -98,6 +101,20 @@ impl Share {
         }
         let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
         Ok(self.entry(within, node, st))
+    }
+
+    /// The node of a file whose birth time changed, counted once more: overlayfs tells that of the copy once it has copied a file
+    /// up. Its handle says that it is that file; without one, the descriptor that the node holds on to does.
+    fn look_up_reborn(&self, identity: &InodeIdentity) -> Option<NodeId> {
+        let (key, birth) = (FileKey::of(identity), identity.birth_ns);
+        let node = self.inodes.born_before(identity)?;
+        if identity.handle.is_none() {
+            let now = stat::of(self.path_fds.get(node)?.as_fd()).ok()?;
+            if key_of(&now) != key || birth_ns(&now) != birth {
+                return None;
+            }
+        }
+        self.inodes.look_up_reborn(&key, node, birth)
     }
 
     /// Takes `count` lookups off `node`; an unknown node is passed over.
@@ -154,7 +171,11 @@ impl Share {
         }
         let parent = open_parent(self.path_fd(node)?.as_fd())?;
         self.check_below_root(parent.as_fd())?;
-        self.look_up_open(NodeId::ROOT, parent.as_fd())
+        let entry = self.look_up_open(NodeId::ROOT, parent.as_fd())?;
+        // Linux gives the root of an announced mount no generation (fs/fuse/inode.c, fuse_fill_super_submount). With another
+        // one it would take the root for stale, and with it the whole mount.
+        let is_root = entry.attr.flags & ATTR_SUBMOUNT != 0;
+        Ok(EntryOut { generation: if is_root { 0 } else { entry.generation }, ..entry })
     }
 
     /// Goes up from `directory` to the share's root; ESTALE where it is not there.

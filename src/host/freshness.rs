@@ -16,6 +16,14 @@ fn unwatched() -> Timeouts {
     Timeouts::of(CachePolicy::Auto)
 }
 
+/// A directory that is watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    device: u64,
+    handle: Handle,
+    fd: Arc<OwnedFd>,
+}
+
 fn ctime_ns(attr: &Attr) -> u64 {
     attr.ctime.saturating_mul(1_000_000_000).saturating_add(u64::from(attr.ctimensec))
 }
@@ -25,19 +33,20 @@ fn is_directory(mode: u32) -> bool {
 }
 
 impl Share {
-    /// The handle by which events name `node`. A daemon that may not open by handle can still ask for it.
-    fn handle_of(&self, node: NodeId) -> Option<Handle> {
-        let known = self.inodes.identity(node).ok()?.handle;
-        known.or_else(|| file_handle::of(self.path_fd(node).ok()?.as_fd(), c"").ok()?.map(|(handle, _)| handle))
+    /// The device of `node`, and the handle by which events name it. A daemon that may not open by handle can still ask for it.
+    fn handle_of(&self, node: NodeId) -> Option<(u64, Handle)> {
+        let identity = self.inodes.identity(node).ok()?;
+        let asked = || file_handle::of(self.path_fd(node).ok()?.as_fd(), c"").ok()?.map(|(handle, _)| handle);
+        Some((identity.device, identity.handle.or_else(asked)?))
     }
 
     /// Watches the directory `node`, which the guest knows from now on.
     pub(super) fn watch_directory(&self, node: NodeId) {
         let Some(watch) = self.watch() else { return };
         match self.handle_of(node) {
-            Some(handle) if watch.lacks(&handle) => {
+            Some((device, handle)) if watch.lacks(device, &handle) => {
                 if let Ok(fd) = self.path_fd(node) {
-                    watch.cover(&handle, fd.as_fd());
+                    watch.cover(device, &handle, fd.as_fd());
                 }
             }
             Some(_) => {}
@@ -46,16 +55,16 @@ impl Share {
     }
 
     /// What it takes to end the watch over `node`, which the guest may be about to forget.
-    pub(super) fn watched(&self, node: NodeId) -> Option<(Handle, Arc<OwnedFd>)> {
+    pub(super) fn watched(&self, node: NodeId) -> Option<Watched> {
         let watch = self.watch().filter(|_| self.kind(node) == Ok(libc::S_IFDIR))?;
-        let handle = self.handle_of(node).filter(|handle| !watch.lacks(handle))?;
-        Some((handle, self.path_fd(node).ok()?))
+        let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(*device, handle))?;
+        Some(Watched { device, handle, fd: self.path_fd(node).ok()? })
     }
 
     /// Ends the watch over a directory that the guest forgot.
-    pub(super) fn unwatch(&self, watched: Option<(Handle, Arc<OwnedFd>)>) {
-        if let (Some(watch), Some((handle, fd))) = (self.watch(), watched) {
-            watch.uncover(&handle, fd.as_fd());
+    pub(super) fn unwatch(&self, watched: Option<Watched>) {
+        if let (Some(watch), Some(w)) = (self.watch(), watched) {
+            watch.uncover(w.device, &w.handle, w.fd.as_fd());
         }
     }
 
@@ -71,7 +80,7 @@ impl Share {
     pub(super) fn names_hold(&self, parent: NodeId) -> Timeouts {
         let t = self.options.timeouts;
         let Some(watch) = self.watch() else { return t };
-        let quiet = self.handle_of(parent).and_then(|handle| watch.names_hold(&handle));
+        let quiet = self.handle_of(parent).and_then(|(device, handle)| watch.names_hold(device, &handle));
         let at_most = quiet.map_or(unwatched(), |quiet| Timeouts { entry: quiet, negative: quiet, attr: quiet });
         Timeouts { entry: t.entry.min(at_most.entry), negative: t.negative.min(at_most.negative), ..t }
     }
@@ -83,14 +92,14 @@ impl Share {
         // What is changed through a name in a directory that the guest does not know is not seen.
         let may_be_elsewhere = attr.nlink > 1 && !is_directory(attr.mode);
         let handle = if may_be_elsewhere { None } else { self.handle_of(node) };
-        let quiet = handle.and_then(|handle| watch.attributes_hold(&handle, ctime_ns(attr)));
+        let quiet = handle.and_then(|(_, handle)| watch.attributes_hold(&handle, ctime_ns(attr)));
         max.min(quiet.unwrap_or(unwatched().attr))
     }
 
     /// The flag for OPEN of what no other process changed lately: what the guest's cache has of it stays.
     pub(super) fn kept_flags(&self, node: NodeId) -> u32 {
         let Some(watch) = self.watch() else { return 0 };
-        let is_quiet = self.handle_of(node).is_some_and(|handle| !watch.has_changed(&handle));
+        let is_quiet = self.handle_of(node).is_some_and(|(_, handle)| !watch.has_changed(&handle));
         if is_quiet { open_flags::KEEP_CACHE } else { 0 }
     }
 

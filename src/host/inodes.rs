@@ -128,6 +128,21 @@ impl InodeTable {
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
+    /// The node that has the key of `identity` and its handle, or none as it has none, and another birth time.
+    pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
+        let key = FileKey::of(identity);
+        let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
+        self.records.identity(node).filter(|known| known.handle == identity.handle).map(|_| node)
+    }
+
+    /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
+    pub fn look_up_reborn(&self, key: &FileKey, node: NodeId, birth_ns: u64) -> Option<NodeId> {
+        let mut shard = self.shard(key).lock();
+        let found = shard.get_mut(key).filter(|i| i.node == node)?;
+        found.birth_ns = birth_ns;
+        self.records.add_lookup(node).then_some(node)
+    }
+
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {

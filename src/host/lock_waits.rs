@@ -2,6 +2,7 @@
 //! wakes it at once. Nothing tells when a lock of another process goes, so while one is in the way the thread
 //! asks again every now and then.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -94,6 +95,20 @@ impl Waits {
     /// The owner waits no more.
     pub fn is_free(&self, owner: LockOwner) {
         self.blocked_by.lock().remove(&owner);
+    }
+
+    /// `owner` holds less than before, so it may be in the way of none of `waiters`. Which of them still wait for it is noted
+    /// when they are tried again: until then they are no part of a circle.
+    pub fn gave_up(&self, owner: LockOwner, waiters: &VecDeque<Waiter>) {
+        if waiters.is_empty() {
+            return;
+        }
+        let mut blocked_by = self.blocked_by.lock();
+        for waiter in waiters {
+            if blocked_by.get(&waiter.wanted.owner) == Some(&owner) {
+                blocked_by.remove(&waiter.wanted.owner);
+            }
+        }
     }
 
     fn has_thread(&self, locks: &Arc<Locks>) -> bool {

@@ -280,6 +280,9 @@ impl Locks {
         self.drop_owner_if_unused(locks, wanted.owner);
         // What was held before may have been more: exclusive instead of shared, or what flock(2) gives up.
         let may_free = result != Err(Errno::EAGAIN) || wanted.owner.family == Family::Flock;
+        if result == Ok(Locked::Done) {
+            self.waits.gave_up(wanted.owner, &locks.waiters);
+        }
         if may_free && !locks.waiters.is_empty() {
             self.waits.look_at(self, wanted.node);
         }
@@ -318,6 +321,7 @@ impl Locks {
         }
         self.drop_owner_if_unused(locks, owner);
         if !locks.waiters.is_empty() {
+            self.waits.gave_up(owner, &locks.waiters);
             self.waits.look_at(self, node);
         }
         Ok(())

@@ -179,8 +179,10 @@ impl Share {
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
         let arena = Arena::new(INODES_LEN + HANDLES_LEN)?;
         let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
+        // A file that is open for direct I/O may need a second descriptor.
+        let files_max = options.descriptors.handles / if options.allow_direct_io { 2 } else { 1 };
         let share = Share {
-            handles: HandleTable::new(&arena, INODES_LEN, options.descriptors.handles),
+            handles: HandleTable::new(&arena, INODES_LEN, files_max),
             directories: RwLock::default(),
             own_ids: identity::effective(),
             locks: Arc::new(Locks::new(options.descriptors.locks)),

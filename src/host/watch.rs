@@ -26,12 +26,15 @@ const CHANGE_KEPT: Duration = Duration::from_secs(600);
 
 type Key = u64;
 
+/// A directory: the device too, for the roots of two file systems often have one handle.
+type DirectoryKey = (u64, Key);
+
 /// A watch over the directories that the guest knows.
 #[derive(Debug)]
 pub struct Watch {
     group: Fanotify,
     /// The directories that are marked, and since when.
-    marked: Mutex<FxHashMap<Key, u64>>,
+    marked: Mutex<FxHashMap<DirectoryKey, u64>>,
     /// When another process changed a file last, in nanoseconds since 1970.
     changed: Mutex<FxHashMap<Key, u64>>,
     /// Everything may have changed until then.
@@ -102,17 +105,17 @@ impl Watch {
         self.incomplete.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the directory with `handle` is to be marked.
-    pub fn lacks(&self, handle: &Handle) -> bool {
-        !self.incomplete.load(Ordering::Relaxed) && !self.marked.lock().contains_key(&key_of(handle))
+    /// Whether the directory with `handle` on `device` is to be marked.
+    pub fn lacks(&self, device: u64, handle: &Handle) -> bool {
+        !self.incomplete.load(Ordering::Relaxed) && !self.marked.lock().contains_key(&(device, key_of(handle)))
     }
 
     /// The guest knows the directory behind `dir`: it is marked.
-    pub fn cover(&self, handle: &Handle, dir: BorrowedFd<'_>) {
+    pub fn cover(&self, device: u64, handle: &Handle, dir: BorrowedFd<'_>) {
         match self.group.mark(dir, c".") {
             Ok(()) => {
                 let now = now_ns();
-                self.marked.lock().insert(key_of(handle), now);
+                self.marked.lock().insert((device, key_of(handle)), now);
                 self.marked_ns.fetch_max(now, Ordering::Relaxed);
             }
             // It was removed meanwhile.
@@ -128,8 +131,8 @@ impl Watch {
     }
 
     /// The guest forgot the directory behind `dir`.
-    pub fn uncover(&self, handle: &Handle, dir: BorrowedFd<'_>) {
-        if self.marked.lock().remove(&key_of(handle)).is_some() {
+    pub fn uncover(&self, device: u64, handle: &Handle, dir: BorrowedFd<'_>) {
+        if self.marked.lock().remove(&(device, key_of(handle))).is_some() {
             let _ = self.group.unmark(dir, c".");
         }
     }
@@ -150,8 +153,8 @@ impl Watch {
     }
 
     /// For how long the guest may believe which names a directory has.
-    pub fn names_hold(&self, handle: &Handle) -> Option<Duration> {
-        let marked_ns = self.marked.lock().get(&key_of(handle)).copied()?;
+    pub fn names_hold(&self, device: u64, handle: &Handle) -> Option<Duration> {
+        let marked_ns = self.marked.lock().get(&(device, key_of(handle))).copied()?;
         self.part_of_quiet(self.changed_ns(handle).max(marked_ns))
     }
 
@@ -170,5 +173,28 @@ impl Watch {
     pub fn has_changed(&self, handle: &Handle) -> bool {
         let all = Duration::from_nanos(now_ns().saturating_sub(self.all_changed_ns.load(Ordering::Relaxed)));
         self.incomplete.load(Ordering::Relaxed) || all < CHANGE_KEPT || self.changed.lock().contains_key(&key_of(handle))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::file_handle::HANDLE_LEN_MAX;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn directories_of_two_file_systems_are_two_though_their_handles_are_one() {
+        let Ok(watch) = Watch::start() else {
+            eprintln!("skipped: no fanotify here");
+            return;
+        };
+        let root_of_any_ext4 =
+            Handle { kind: 1, len: 8, bytes: std::array::from_fn::<u8, HANDLE_LEN_MAX, _>(|i| if i == 0 { 2 } else { 0 }) };
+        let dir = std::fs::File::open(std::env::temp_dir()).unwrap();
+        watch.cover(1, &root_of_any_ext4, dir.as_fd());
+        assert!(!watch.lacks(1, &root_of_any_ext4) && watch.names_hold(1, &root_of_any_ext4).is_some());
+        assert!(watch.lacks(2, &root_of_any_ext4) && watch.names_hold(2, &root_of_any_ext4).is_none());
+        watch.uncover(2, &root_of_any_ext4, dir.as_fd());
+        assert!(!watch.lacks(1, &root_of_any_ext4), "the other one stays");
     }
 }

@@ -197,3 +197,18 @@ fn a_wait_that_did_not_begin_is_no_part_of_a_deadlock() {
     assert_eq!(l.set(2, NONE, 1, 1), 0);
     assert_eq!(l.end_of(waits), 0, "process 2 waits for nothing");
 }
+
+#[test]
+fn who_has_unlocked_is_waited_for_no_more() {
+    let (_daemon, mut l) = locker();
+    for round in 0..200 {
+        assert_eq!((l.set(1, WRITE, 0, 0), l.set(2, WRITE, 1, 1)), (0, 0));
+        let first = l.wait_for(1, WRITE, 1, 1);
+        assert_eq!(l.set(2, NONE, 1, 1), 0);
+        let second = l.wait_for(2, WRITE, 0, 0);
+        assert_eq!(l.end_of(first), 0);
+        assert_eq!(l.set(1, NONE, 0, 0), 0);
+        assert_eq!(l.end_of(second), 0, "round {round}: process 1 has what it waited for");
+        assert_eq!((l.set(1, NONE, 0, i64::MAX as u64), l.set(2, NONE, 0, i64::MAX as u64)), (0, 0));
+    }
+}

@@ -1,6 +1,7 @@
 //! Mounts that only the test's thread and the daemons that it starts can see.
 #![allow(dead_code)]
 
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
@@ -31,6 +32,20 @@ impl Mount {
         std::fs::create_dir_all(at).expect("a mount point");
         mount("none", at, kind, MountFlags::empty(), None).unwrap_or_else(|e| panic!("cannot mount {kind}: {e}"));
         Mount(at.to_owned())
+    }
+
+    /// An overlay on the directory `at`, over the directories `lower`, `upper` and `work` in `layers`, with `more` options.
+    /// `None`, with the reason printed, where the kernel has none.
+    pub fn overlay(layers: &Path, at: &Path, more: &str) -> Option<Mount> {
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| layers.join(name).display().to_string());
+        let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}{more}")).expect("no NUL");
+        match mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str())) {
+            Ok(()) => Some(Mount(at.to_owned())),
+            Err(e) => {
+                eprintln!("skipped: no overlay here: {e}");
+                None
+            }
+        }
     }
 
     /// The file or directory `what` on the file or directory `at`.
