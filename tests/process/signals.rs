@@ -263,24 +263,24 @@ fn a_terminal_that_hangs_up_leaves_neither_socket_nor_pid_file() {
 }
 
 #[test]
-fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
+fn a_hangup_or_an_interrupt_that_was_ignored_at_the_start_stays_ignored() {
     let sandboxes: &[&str] = if is_root("a sandbox") { &["none", "namespace"] } else { &["none"] };
-    for sandbox in sandboxes {
+    for (sandbox, signal) in sandboxes.iter().flat_map(|sandbox| [(sandbox, Signal::HUP), (sandbox, Signal::INT)]) {
         let scratch = Scratch::new();
         let mut command = command(&scratch, &[]);
         command.arg(format!("--sandbox={sandbox}"));
-        let ignore = || {
+        let ignore = move || {
             // SAFETY: SIG_IGN is no function of ours.
-            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            unsafe { libc::signal(signal.as_raw(), libc::SIG_IGN) };
             Ok(())
         };
         // SAFETY: signal(2) is one system call and may be made between fork and exec; nohup(1) does the same.
         unsafe { command.pre_exec(ignore) };
         let mut process = Process::spawn(&mut command);
         process.wait_for_line("sharing ");
-        process.signal(Signal::HUP);
+        process.signal(signal);
         let (_guest, mut client) = mount(&scratch.join("s"));
         assert_serves(&mut client, "dir");
-        assert!(process.is_running(), "--sandbox {sandbox}");
+        assert!(process.is_running(), "--sandbox {sandbox}, {signal:?}");
     }
 }
