@@ -89,6 +89,24 @@ fn a_path_that_cannot_be_a_socket_is_refused() {
     }
 }
 
+#[test]
+fn a_short_name_in_a_directory_of_a_long_one_is_a_socket() {
+    let scratch = Scratch::new();
+    let deep = scratch.join(&"d".repeat(100));
+    fs::create_dir(&deep).expect("a directory");
+    let mut command = gatherfsd();
+    command.args(["--shared-dir", ".", "--socket-path", "s", "--sandbox", "none"]).current_dir(&deep);
+    let mut process = Process::spawn(&mut command);
+    process.wait_for_line("sharing ");
+    let (guest, mut client) = mount(Path::new(&format!("/proc/{}/cwd/s", process.pid())));
+    assert_serves(&mut client, "dir");
+    let (_, said) = refused(&mut command);
+    assert!(said.contains("another process listens"), "{said}");
+    drop((guest, client));
+    assert!(process.wait().success());
+    assert!(!deep.join("s").exists() && !deep.join("s.pid").exists());
+}
+
 /// A daemon on an inherited socket, which stays the test's too.
 fn on_inherited_socket(scratch: &Scratch) -> (UnixListener, Process) {
     let listener = UnixListener::bind(scratch.join("inherited")).expect("a socket");
