@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
 
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
@@ -15,7 +16,8 @@ use super::{assert_serves, command, inherit, mount, refused};
 #[test]
 fn a_stale_socket_is_replaced() {
     let scratch = Scratch::new();
-    drop(UnixListener::bind(scratch.join("s")).expect("a socket"));
+    // Never anybody's: one that is closed may be open for a moment in a process that another test is about to start.
+    rustix::fs::mknodat(CWD, scratch.join("s"), FileType::Socket, Mode::RUSR | Mode::WUSR, 0).expect("a socket's file");
     let daemon = Daemon::start_in(scratch, &[]);
     let (_guest, mut client) = mount(daemon.socket());
     assert_serves(&mut client, "dir");
