@@ -7,6 +7,7 @@ mod share;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use guest::client::Client;
 use guest::fuse::{AttrOut, EntryOut, ROOT, flag};
 use share::{Directory, Setup, Share};
 
@@ -45,6 +46,20 @@ fn until<T>(mut ask: impl FnMut() -> T, wanted: impl Fn(&T) -> bool, what: &str)
     }
 }
 
+/// Waits until the attributes of `node`, which is `file` in the root, and the root's names are believed for longer than
+/// `long`. The names come later: they are quiet from when the directory is watched, the file from when it was made.
+#[track_caller]
+fn quiet_for(c: &mut Client, node: u64, long: Duration) {
+    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "the file is quiet");
+    until(|| names_hold(&c.lookup(ROOT, "file").unwrap()), |t| *t > long, "the root is quiet");
+}
+
+/// What is answered after one more `change`: an answer that came late on a busy host is no reason to wait for ever.
+fn after<T>(change: impl Fn(), ask: impl FnOnce() -> T) -> T {
+    change();
+    ask()
+}
+
 #[test]
 fn what_is_quiet_is_believed_longer_the_longer_it_is() {
     let mut share = quiet_share(&[]);
@@ -77,26 +92,25 @@ fn the_time_ends_at_the_bound_that_is_given() {
 #[test]
 fn what_a_host_process_changes_is_not_believed_at_once() {
     let mut share = quiet_share(&[]);
-    let (path, inner) = (share.path("file"), share.path("dir/new"));
+    let (path, others, inner) = (share.path("file"), share.path("other"), share.path("dir/new"));
     let node = share.client().lookup(ROOT, "file").unwrap().nodeid;
     let other = share.client().lookup(ROOT, "other").unwrap().nodeid;
     let dir = share.client().lookup(ROOT, "dir").unwrap().nodeid;
     let c = share.client();
     let long = Duration::from_millis(500);
-    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
+    quiet_for(c, node, long);
+    until(|| names_hold(&c.lookup(dir, "inner").unwrap()), |t| *t > long, "the directory is watched for two seconds");
 
-    std::fs::write(&path, b"changed on the host").unwrap();
-    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t < long / 2, "the change is known");
+    let change = || std::fs::write(&path, b"changed on the host").unwrap();
+    until(|| after(change, || attributes_hold(&c.getattr(node, None).unwrap())), |t| *t < long / 2, "the change is known");
     assert!(attributes_hold(&c.getattr(other, None).unwrap()) > long, "another file is as quiet as before");
     assert!(names_hold(&c.lookup(ROOT, "file").unwrap()) > long, "and so is the directory");
 
-    assert!(names_hold(&c.lookup(dir, "inner").unwrap()) > long);
-    std::fs::write(&inner, b"").unwrap();
-    until(|| names_hold(&c.lookup(dir, "inner").unwrap()), |t| *t < long / 2, "a name was added on the host");
+    let change = || std::fs::write(&inner, b"").and_then(|()| std::fs::remove_file(&inner)).unwrap();
+    until(|| after(change, || names_hold(&c.lookup(dir, "inner").unwrap())), |t| *t < long / 2, "a name was added on the host");
     assert!(names_hold(&c.lookup(ROOT, "other").unwrap()) > long, "to that directory only");
-    std::fs::set_permissions(share.path("other"), std::fs::Permissions::from_mode(0o600)).unwrap();
-    let c = share.client();
-    until(|| attributes_hold(&c.getattr(other, None).unwrap()), |t| *t < long / 2, "a mode was changed on the host");
+    let change = || std::fs::set_permissions(&others, std::fs::Permissions::from_mode(0o600)).unwrap();
+    until(|| after(change, || attributes_hold(&c.getattr(other, None).unwrap())), |t| *t < long / 2, "a mode was changed on the host");
 }
 
 #[test]
@@ -114,7 +128,7 @@ fn own_changes_stay_believed(sandbox: &str) {
     let c = share.client();
     let long = Duration::from_millis(500);
     let node = c.lookup(ROOT, "file").unwrap().nodeid;
-    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
+    quiet_for(c, node, long);
     let fh = c.open(node, libc::O_RDWR).unwrap().fh;
     c.write(node, fh, 0, b"from the guest").unwrap();
     c.mkdir(ROOT, "guests", 0o755).unwrap();
@@ -151,9 +165,9 @@ fn inodes_as_descriptors_are_watched_too() {
     let c = share.client();
     let node = c.lookup(ROOT, "file").unwrap().nodeid;
     let long = Duration::from_millis(500);
-    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t > long, "quiet for two seconds");
-    std::fs::write(&path, b"changed on the host").unwrap();
-    until(|| attributes_hold(&c.getattr(node, None).unwrap()), |t| *t < long / 2, "the change is known");
+    quiet_for(c, node, long);
+    let change = || std::fs::write(&path, b"changed on the host").unwrap();
+    until(|| after(change, || attributes_hold(&c.getattr(node, None).unwrap())), |t| *t < long / 2, "the change is known");
 }
 
 #[test]
@@ -191,11 +205,13 @@ fn what_changed_while_the_guest_had_forgotten_the_directory_is_not_believed_for_
     std::thread::sleep(Duration::from_secs(2));
     c.forget(node, 1).unwrap();
     c.forget(dir, 1).unwrap();
+    let changed = Instant::now();
     std::fs::write(&inner, b"not seen").unwrap();
 
     let dir = c.lookup(ROOT, "dir").unwrap().nodeid;
     let entry = c.lookup(dir, "inner").unwrap();
 
     let believed = Duration::new(entry.attr_valid, entry.attr_valid_nsec);
-    assert!(believed < Duration::from_millis(400), "{believed:?}, although it changed a moment ago");
+    let bound = changed.elapsed() / 4 + Duration::from_millis(100);
+    assert!(believed < bound, "{believed:?}, although it changed {:?} ago", changed.elapsed());
 }

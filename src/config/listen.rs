@@ -13,6 +13,9 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::pid_file;
 
+/// The longest path of a socket, in bytes (man unix(7)); one that is relative to a deep directory may be shorter.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listening {
@@ -119,7 +122,8 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
     match listening {
         Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
         Listening::Path { path, group } => {
-            let path = std::path::absolute(path).map_err(|source| ListenError::Bind { path: path.clone(), source })?;
+            let typed = path;
+            let path = std::path::absolute(typed).map_err(|source| ListenError::Bind { path: typed.clone(), source })?;
             let pid_path = pid_file::path_of(&path);
             let claimed = pid_file::claim(&pid_path).map_err(|source| match source.kind() {
                 io::ErrorKind::WouldBlock if fs::symlink_metadata(&path).is_ok() => ListenError::Taken(path.clone()),
@@ -127,7 +131,7 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
             })?;
             // Whoever connects has the share: nobody but us, unless a group is named.
             let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-            let bound = bind(&path);
+            let bound = bind(if path.as_os_str().len() <= SOCKET_PATH_MAX { &path } else { typed });
             rustix::process::umask(umask);
             let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));

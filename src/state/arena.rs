@@ -22,7 +22,9 @@ const HEADER_LEN: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
     /// The kernel gave no memory.
-    #[error("cannot make the record arena of {len} bytes: {source}")]
+    #[error(
+        "cannot make the record arena of {len} bytes of address space: {source}; raise the limit of it (ulimit -v, RLIMIT_AS) if there is one"
+    )]
     Map {
         /// Bytes of address space.
         len: usize,
@@ -34,8 +36,9 @@ pub enum ArenaError {
 /// The mapped memfd.
 #[derive(Debug)]
 pub struct Arena {
-    /// Keeps the records reachable for a process that inherits the descriptor.
-    _memfd: OwnedFd,
+    /// Keeps the records reachable for a process that inherits the descriptor. None where a limit of file sizes
+    /// (RLIMIT_FSIZE) is below the arena's address space, which memory without a descriptor does not count against.
+    _memfd: Option<OwnedFd>,
     base: NonNull<u8>,
     len: usize,
     /// Asked for at the start: later a sandbox may forbid the question.
@@ -59,10 +62,17 @@ impl Arena {
         let len = HEADER_LEN + records_len;
         let map = || -> io::Result<Arena> {
             let memfd = rustix::fs::memfd_create(c"gatherfs-records", MemfdFlags::CLOEXEC)?;
-            rustix::fs::ftruncate(&memfd, len as u64)?;
+            let memfd = match rustix::fs::ftruncate(&memfd, len as u64) {
+                Err(rustix::io::Errno::FBIG) => None,
+                sized => sized.map(|()| Some(memfd))?,
+            };
             let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
-            // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-            let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, &memfd, 0) }?;
+            let base = match &memfd {
+                // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+                Some(memfd) => unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, memfd, 0) }?,
+                // SAFETY: as above.
+                None => unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?,
+            };
             let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
             // A core dump without the records' address space stays small. Best effort.
             // SAFETY: the advice changes no contents.

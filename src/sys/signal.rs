@@ -4,9 +4,10 @@ use std::io;
 
 const WATCHED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
 
-/// The signals that the daemon watches. A SIGHUP that is ignored is not among them: nohup(1) has it so.
+/// The signals that the daemon watches. A SIGHUP or SIGINT that is ignored is not among them: nohup(1) has the one so,
+/// a shell's script the other for what it starts in the background.
 pub fn watched() -> impl Iterator<Item = i32> {
-    WATCHED.into_iter().filter(|signal| *signal != libc::SIGHUP || !is_ignored(*signal))
+    WATCHED.into_iter().filter(|signal| ![libc::SIGHUP, libc::SIGINT].contains(signal) || !is_ignored(*signal))
 }
 
 fn is_ignored(signal: i32) -> bool {

@@ -258,9 +258,20 @@ impl Metrics {
     }
 }
 
-/// A command for the daemon under test, without any option.
+/// A command for the daemon under test, without any option. It ignores no signal, although nohup(1) or a script in the
+/// background may have started the tests.
 pub fn gatherfsd() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_gatherfsd"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsd"));
+    let heed = || {
+        for signal in [libc::SIGHUP, libc::SIGINT] {
+            // SAFETY: SIG_DFL is no function of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: signal(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(heed) };
+    command
 }
 
 /// A gatherfsd that listens. It serves `share`, a directory in a scratch of its own.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
 
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
@@ -15,7 +16,8 @@ use super::{assert_serves, command, inherit, mount, refused};
 #[test]
 fn a_stale_socket_is_replaced() {
     let scratch = Scratch::new();
-    drop(UnixListener::bind(scratch.join("s")).expect("a socket"));
+    // Never anybody's: one that is closed may be open for a moment in a process that another test is about to start.
+    rustix::fs::mknodat(CWD, scratch.join("s"), FileType::Socket, Mode::RUSR | Mode::WUSR, 0).expect("a socket's file");
     let daemon = Daemon::start_in(scratch, &[]);
     let (_guest, mut client) = mount(daemon.socket());
     assert_serves(&mut client, "dir");
@@ -87,6 +89,24 @@ fn a_path_that_cannot_be_a_socket_is_refused() {
         let (_, said) = refused(&mut command);
         assert!(said.contains("cannot listen on"), "{said}");
     }
+}
+
+#[test]
+fn a_short_name_in_a_directory_of_a_long_one_is_a_socket() {
+    let scratch = Scratch::new();
+    let deep = scratch.join(&"d".repeat(100));
+    fs::create_dir(&deep).expect("a directory");
+    let mut command = gatherfsd();
+    command.args(["--shared-dir", ".", "--socket-path", "s", "--sandbox", "none"]).current_dir(&deep);
+    let mut process = Process::spawn(&mut command);
+    process.wait_for_line("sharing ");
+    let (guest, mut client) = mount(Path::new(&format!("/proc/{}/cwd/s", process.pid())));
+    assert_serves(&mut client, "dir");
+    let (_, said) = refused(&mut command);
+    assert!(said.contains("another process listens"), "{said}");
+    drop((guest, client));
+    assert!(process.wait().success());
+    assert!(!deep.join("s").exists() && !deep.join("s.pid").exists());
 }
 
 /// A daemon on an inherited socket, which stays the test's too.

@@ -51,7 +51,8 @@ fn names_are_refused_and_hidden_as_the_rules_say() {
     }
     c.setxattr(file.node, "user.good", b"y", 0).unwrap();
     assert_eq!(on_host(&share.path("file"), "user.good").unwrap(), b"y");
-    assert!(share.printed().iter().any(|l| l.contains("end it with :ok:all::: or :bad:all:::")), "{:?}", share.printed());
+    let printed = share.printed();
+    assert!(printed.iter().any(|l| l.contains("end it with :ok:all::: or :bad:all:::")), "{printed:?}");
 }
 
 #[test]
@@ -115,8 +116,8 @@ fn a_file_system_without_attributes_answers_eopnotsupp_and_is_told_once() {
     assert_eq!(errno(c.removexattr(file.node, "user.a")), libc::EOPNOTSUPP);
     assert_eq!(c.listxattr(file.node, 100).unwrap(), b"");
 
-    let told = share.printed().into_iter().filter(|l| l.contains("without extended attributes")).count();
-    assert_eq!(told, 1, "{:?}", share.printed());
+    let printed = share.printed();
+    assert_eq!(printed.iter().filter(|l| l.contains("without extended attributes")).count(), 1, "{printed:?}");
     rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 

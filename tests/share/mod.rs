@@ -24,6 +24,8 @@ use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
 
 /// How long the daemon may take to answer a signal or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How the line with the counters begins.
+const METRICS: &str = "gatherfsd: metrics {";
 
 /// A directory with a name of its own, removed on Drop.
 #[derive(Debug)]
@@ -270,9 +272,11 @@ impl Share {
         self.daemon.id()
     }
 
-    /// What the daemon printed so far.
-    pub fn printed(&self) -> Vec<String> {
-        self.log.lines().clone()
+    /// What the daemon printed so far, without its counters.
+    pub fn printed(&mut self) -> Vec<String> {
+        // What it prints now comes after all that it printed before.
+        self.counters();
+        self.log.lines().iter().filter(|l| !l.starts_with(METRICS)).cloned().collect()
     }
 
     /// The daemon's counters now.
@@ -281,7 +285,7 @@ impl Share {
         let pid = self.client().guest().peer_pid().expect("the daemon's process is known");
         let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id is not 0");
         rustix::process::kill_process(pid, rustix::process::Signal::USR1).expect("the daemon runs");
-        Counters(self.log.wait_for(seen, |l| l.starts_with("gatherfsd: metrics {")))
+        Counters(self.log.wait_for(seen, |l| l.starts_with(METRICS)))
     }
 
     /// Ends the guest's connection and waits until the daemon has ended.
