@@ -26,8 +26,8 @@ pub enum ConfigError {
     /// A group for a socket that is not ours.
     #[error("--socket-group goes with --socket-path; whoever made the socket of --fd has chosen its group")]
     GroupOfInherited,
-    /// Not a descriptor, or one of the standard ones.
-    #[error("--fd {0} is no inherited socket; give its number, 3 or higher")]
+    /// Not a descriptor, or one that messages go to.
+    #[error("--fd {0} is no inherited socket; give its number, 0 or 3 and higher")]
     BadFd(i32),
     /// A service manager passed something else than one socket on.
     #[error("LISTEN_FDS={0} is not one socket; leave one ListenStream= in the socket unit, or give --socket-path or --fd")]
@@ -108,7 +108,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         (Some(_), Some(_)) => return Err(ConfigError::TwoSockets),
         (None, None) => return Err(ConfigError::NoSocket),
         (None, Some(_)) if a.socket_group.is_some() => return Err(ConfigError::GroupOfInherited),
-        (None, Some(fd)) if fd <= 2 => return Err(ConfigError::BadFd(fd)),
+        (None, Some(fd)) if fd < 0 || fd == 1 || fd == 2 => return Err(ConfigError::BadFd(fd)),
         (None, Some(fd)) => Listening::Inherited(fd),
         (Some(path), None) => Listening::Path { path: path.clone(), group: a.socket_group.clone() },
     };
@@ -346,7 +346,7 @@ mod tests {
             ("--shared-dir /d", ConfigError::NoSocket, "--socket-path PATH"),
             ("--shared-dir /d --socket-path /s --fd 5", ConfigError::TwoSockets, "give one"),
             ("--shared-dir /d --fd 5 --socket-group kvm", ConfigError::GroupOfInherited, "--socket-path"),
-            ("--shared-dir /d --fd 1", ConfigError::BadFd(1), "3 or higher"),
+            ("--shared-dir /d --fd 1", ConfigError::BadFd(1), "0 or 3 and higher"),
             ("--shared-dir /d --fd 5 --num-request-queues 65", ConfigError::Queues(65), "1 to 64"),
             ("--shared-dir /d --fd 5 --socket /s", ConfigError::TwoSockets, "give one"),
             (

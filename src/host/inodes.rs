@@ -241,8 +241,9 @@ mod tests {
     use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 
     fn table() -> InodeTable {
-        let arena = Arena::new(crate::state::INODES_LEN).unwrap();
-        InodeTable::new(InodeRecords::new(&arena, 0))
+        let inodes_max = 1 << 16;
+        let arena = Arena::new(crate::state::inodes_len(inodes_max)).unwrap();
+        InodeTable::new(InodeRecords::new(&arena, 0, inodes_max))
     }
 
     fn file(ino: u64, birth_ns: u64) -> InodeIdentity {

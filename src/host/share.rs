@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
@@ -25,7 +26,7 @@ use super::share_error::ShareError;
 use super::watch::Watch;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
-use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, INODES_LEN, InodeIdentity, InodeRecords, OpenFile};
+use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, InodeIdentity, InodeRecords, OpenFile, inodes_len, inodes_max};
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::identity;
 use crate::sys::stat;
@@ -177,16 +178,18 @@ impl Share {
             return Err(RootError::NoFileHandles);
         }
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
-        let arena = Arena::new(INODES_LEN + HANDLES_LEN)?;
+        let inodes_max = inodes_max(getrlimit(Resource::As).current);
+        let inodes_len = inodes_len(inodes_max);
+        let arena = Arena::new(inodes_len + HANDLES_LEN)?;
         let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
         // A file that is open for direct I/O may need a second descriptor.
         let files_max = options.descriptors.handles / if options.allow_direct_io { 2 } else { 1 };
         let share = Share {
-            handles: HandleTable::new(&arena, INODES_LEN, files_max),
+            handles: HandleTable::new(&arena, inodes_len, files_max),
             directories: RwLock::default(),
             own_ids: identity::effective(),
             locks: Arc::new(Locks::new(options.descriptors.locks)),
-            inodes: InodeTable::new(InodeRecords::new(&arena, 0)),
+            inodes: InodeTable::new(InodeRecords::new(&arena, 0, inodes_max)),
             path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
             handleless: Handleless::new(options.descriptors.recent),
             mounts: Mounts::default(),

@@ -66,9 +66,6 @@ pub enum CapabilityError {
         /// What was written.
         text: String,
     },
-    /// Without it no handle can be opened.
-    #[error("-dac_read_search takes away what file handles need; add --inode-file-handles never, or leave it out")]
-    OfHandles,
 }
 
 impl Capabilities {
@@ -94,9 +91,6 @@ impl Capabilities {
             } else {
                 kept.remove(&capability);
             }
-        }
-        if with_handles && !kept.contains(&OF_HANDLES) {
-            return Err(CapabilityError::OfHandles);
         }
         Ok(Capabilities { kept, added })
     }
@@ -184,6 +178,5 @@ mod tests {
         assert!(said("+chown::-mknod").contains("entry 2 ()"));
         assert!(said("-chwon").contains("entry 1 (-chwon) names no capability"));
         assert!(said("+").contains("entry 1 (+) names no capability"));
-        assert!(said("-dac_read_search").contains("--inode-file-handles never"));
     }
 }

@@ -103,7 +103,8 @@ impl Arena {
 impl Arena {
     /// Bytes that have memory.
     pub fn resident_len(&self) -> io::Result<u64> {
-        Ok(rustix::fs::fstat(&self._memfd)?.st_blocks as u64 * 512)
+        let memfd = self._memfd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(rustix::fs::fstat(memfd)?.st_blocks as u64 * 512)
     }
 }
 

@@ -10,8 +10,25 @@ use crate::types::NodeId;
 
 /// Inodes that a guest may hold at a time. A slot costs memory only once it was used: 8 GiB for all.
 pub const INODES_MAX: u32 = 1 << 26;
-/// Bytes of the table in the arena.
-pub const TABLE_LEN: usize = INODES_MAX as usize * size_of::<InodeRecord>();
+/// As many as that need no more than this share of a limited address space (RLIMIT_AS): the rest is for what
+/// serving takes.
+const SPACE_SHARE: u64 = 4;
+/// And no fewer than this: 128 MiB.
+const INODES_MIN: u32 = 1 << 20;
+
+/// Inodes that a guest may hold where the process may use `space` bytes of addresses; `None` is no limit.
+pub fn inodes_max(space: Option<u64>) -> u32 {
+    let mut max = INODES_MAX;
+    while max > INODES_MIN && space.is_some_and(|space| table_len(max) as u64 > space / SPACE_SHARE) {
+        max /= 2;
+    }
+    max
+}
+
+/// Bytes of a table for `inodes_max` in the arena.
+pub fn table_len(inodes_max: u32) -> usize {
+    inodes_max as usize * size_of::<InodeRecord>()
+}
 
 const LIVE: u64 = 1;
 
@@ -76,10 +93,10 @@ fn live_state_of(node: NodeId) -> u64 {
 }
 
 impl InodeRecords {
-    /// The table in `arena`, `offset` bytes behind its header. Slot 0 is no inode's, for node id 0 means "none":
+    /// The table for `inodes_max` in `arena`, `offset` bytes behind its header. Slot 0 is no inode's, for node id 0 means "none":
     /// its state holds the generation that slots without memory begin with.
-    pub fn new(arena: &Arc<Arena>, offset: usize) -> InodeRecords {
-        InodeRecords { records: arena.table(offset, INODES_MAX as usize), slots: Slots::new(INODES_MAX) }
+    pub fn new(arena: &Arc<Arena>, offset: usize, inodes_max: u32) -> InodeRecords {
+        InodeRecords { records: arena.table(offset, inodes_max as usize), slots: Slots::new(inodes_max) }
     }
 
     fn live(&self, node: NodeId) -> Option<&InodeRecord> {
@@ -203,7 +220,7 @@ mod tests {
 
     #[test]
     fn an_id_finds_its_record_until_it_is_freed_and_never_the_next_one() {
-        let records = InodeRecords::new(&Arena::new(TABLE_LEN).unwrap(), 0);
+        let records = InodeRecords::new(&Arena::new(table_len(INODES_MAX)).unwrap(), 0, INODES_MAX);
         let root = records.create(&identity(2)).unwrap();
         assert_eq!(root, NodeId::ROOT);
         let node = records.create(&identity(7)).unwrap();
@@ -225,8 +242,8 @@ mod tests {
 
     #[test]
     fn memory_of_forgotten_records_goes_back_and_their_ids_do_not_come_again() {
-        let arena = Arena::new(TABLE_LEN).unwrap();
-        let records = InodeRecords::new(&arena, 0);
+        let arena = Arena::new(table_len(INODES_MAX)).unwrap();
+        let records = InodeRecords::new(&arena, 0, INODES_MAX);
         let root = records.create(&identity(1)).unwrap();
         let mut seen = std::collections::HashSet::from([root]);
         for round in 0..4u64 {
@@ -244,9 +261,17 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_addresses_leaves_fewer_inodes_and_never_too_few() {
+        assert_eq!(inodes_max(None), INODES_MAX);
+        assert_eq!(inodes_max(Some(1 << 40)), INODES_MAX);
+        assert_eq!(inodes_max(Some(4 << 30)), 1 << 23, "a gibibyte of four");
+        assert_eq!(inodes_max(Some(0)), INODES_MIN);
+    }
+
+    #[test]
     fn ids_that_a_guest_makes_up_take_no_memory() {
-        let arena = Arena::new(TABLE_LEN).unwrap();
-        let records = InodeRecords::new(&arena, 0);
+        let arena = Arena::new(table_len(INODES_MAX)).unwrap();
+        let records = InodeRecords::new(&arena, 0, INODES_MAX);
         records.create(&identity(1)).unwrap();
         let before = arena.resident_len().unwrap();
         for slot in (0..u64::from(INODES_MAX)).step_by(1 << 14) {

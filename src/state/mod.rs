@@ -8,5 +8,5 @@ mod slots;
 
 pub use arena::{Arena, ArenaError};
 pub use handles::{HandleTable, OpenFile, TABLE_LEN as HANDLES_LEN};
-pub use inodes::{InodeIdentity, InodeRecords, TABLE_LEN as INODES_LEN};
+pub use inodes::{InodeIdentity, InodeRecords, inodes_max, table_len as inodes_len};
 pub use slots::TableFull;

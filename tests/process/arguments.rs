@@ -56,7 +56,7 @@ fn wishes_that_contradict_each_other_are_refused_with_what_to_write() {
         (&["--socket-path", "/tmp/gfs-none"], &[], "--shared-dir"),
         (&whole, &["--fd", "5"], "one of them"),
         (&["--shared-dir", "/tmp", "--fd", "5"], &["--socket-group", "0"], "--socket-path"),
-        (&["--shared-dir", "/tmp"], &["--fd", "2"], "3 or higher"),
+        (&["--shared-dir", "/tmp"], &["--fd", "2"], "3 and higher"),
         (&whole, &["--num-request-queues", "0"], "1 to 64"),
         (&whole, &["--num-request-queues", "65"], "1 to 64"),
         (&whole, &["--tag", &long_tag], "36"),

@@ -176,9 +176,10 @@ fn modcaps_and_inode_file_handles_decide_which_capabilities_are_kept() {
     const HANDLES: u64 = 1 << 2;
     const CHOWN: u64 = 1;
     const SYS_PTRACE: u64 = 1 << 19;
-    let cases: [(&[&str], u64); 3] = [
+    let cases: [(&[&str], u64); 4] = [
         (&["--inode-file-handles", "never"], KEPT & !HANDLES),
         (&["--modcaps", "-chown:+SYS_PTRACE"], KEPT & !CHOWN | SYS_PTRACE),
+        (&["--modcaps=-dac_read_search"], KEPT & !HANDLES),
         (&["--modcaps=-chown:-dac_read_search", "--inode-file-handles", "never"], KEPT & !CHOWN & !HANDLES),
     ];
     for (options, kept) in cases {

@@ -228,6 +228,21 @@ fn a_write_above_the_file_size_limit_is_efbig_and_no_signal_ends_the_daemon() {
 }
 
 #[test]
+fn under_a_limit_of_addresses_the_daemon_serves_fewer_inodes() {
+    const LIMIT: u64 = 4 << 30;
+    let scratch = Scratch::new();
+    let mut command = command(&scratch, &[]);
+    let limit = || Ok(setrlimit(Resource::As, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) })?);
+    // SAFETY: setrlimit(2) is one system call and may be made between fork and exec.
+    unsafe { command.pre_exec(limit) };
+    let mut process = Process::spawn(&mut command);
+    let (guest, mut client) = mount(&scratch.join("s"));
+    assert_serves(&mut client, "dir");
+    drop((guest, client));
+    assert!(process.wait().success(), "{}", process.log());
+}
+
+#[test]
 fn a_log_that_nobody_reads_any_more_does_not_end_the_daemon() {
     let scratch = Scratch::new();
     let mut command = command(&scratch, &["--log-level", "trace"]);

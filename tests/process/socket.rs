@@ -134,6 +134,21 @@ fn an_inherited_socket_is_served_and_left_to_its_maker() {
     assert_eq!(listener.accept().err().map(|e| e.kind()), Some(io::ErrorKind::WouldBlock), "it still listens");
 }
 
+/// As a unit with `StandardInput=socket` starts it.
+#[test]
+fn standard_input_may_be_the_socket() {
+    let scratch = Scratch::new();
+    let listener = UnixListener::bind(scratch.join("s")).expect("a socket");
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(scratch.path()).args(["--fd", "0", "--sandbox", "none"]);
+    inherit(&mut command, listener.as_fd(), 0);
+    let mut process = Process::spawn(&mut command);
+    let (guest, mut client) = mount(&scratch.join("s"));
+    assert_serves(&mut client, "dir");
+    drop((guest, client));
+    assert!(process.wait().success(), "{}", process.log());
+}
+
 #[test]
 fn an_idle_daemon_on_an_inherited_socket_ends_and_leaves_it_listening() {
     let scratch = Scratch::new();
