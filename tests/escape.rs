@@ -284,7 +284,7 @@ struct Surroundings {
 
 impl Surroundings {
     fn new(users: &[u32]) -> Surroundings {
-        let scratch = Scratch::new();
+        let scratch = Scratch::with_file_handles();
         fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o777)).unwrap();
         fs::create_dir(scratch.join("share")).unwrap();
         fs::write(scratch.join("beside"), "not shared").unwrap();

@@ -9,6 +9,9 @@
 //! ```
 #![allow(dead_code)]
 
+#[path = "../places/mod.rs"]
+pub mod places;
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -158,6 +161,20 @@ impl Share {
         Share::start(Setup { options, directory: Directory::on_disk(), ..Setup::default() })
     }
 
+    /// A share in memory and one on disk; the latter is left out, with the reason printed, where files have no handles.
+    pub fn with_file_handles() -> Vec<Share> {
+        let mut shares = vec![Share::new(), Share::on_disk(&[])];
+        shares.retain(|share| {
+            let has = share.is_served_by_handles();
+            if !has {
+                eprintln!("skipped: no file handles in {}", share.root().display());
+            }
+            has
+        });
+        assert!(!shares.is_empty(), "a tmpfs has file handles");
+        shares
+    }
+
     /// Starts the daemon, connects the guest and sends INIT.
     pub fn start(setup: Setup<'_>) -> Share {
         let mut share = Share::start_unmounted(setup);
@@ -219,6 +236,11 @@ impl Share {
     /// The shared directory on the host.
     pub fn root(&self) -> &Path {
         self.shared.path()
+    }
+
+    /// Whether the daemon finds files by handles, and keeps no descriptor for each node.
+    pub fn is_served_by_handles(&self) -> bool {
+        places::is_served_by_handles(self.root())
     }
 
     /// A name in the shared directory.
