@@ -13,7 +13,7 @@
 pub mod places;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -241,6 +241,13 @@ impl Share {
     /// Whether the daemon finds files by handles, and keeps no descriptor for each node.
     pub fn is_served_by_handles(&self) -> bool {
         places::is_served_by_handles(self.root())
+    }
+
+    /// The inode number that the guest is to be told for a file of the host's: that file's own, and with an index in the
+    /// upper 16 bits where it is on another device than the share. Most files of an overlay are, all on one.
+    pub fn number(&self, device: u64, ino: u64) -> u64 {
+        let root = std::fs::metadata(self.root()).expect("the shared directory");
+        if device == root.dev() { ino } else { 1 << 48 | ino }
     }
 
     /// A name in the shared directory.
