@@ -45,6 +45,15 @@ impl Directory {
         Directory::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
     }
 
+    /// On disk where that `offers` what the test needs, or in memory. `None`, with `need` printed, where neither does.
+    pub fn with(need: &str, offers: fn(&Path) -> bool) -> Option<Directory> {
+        let found = [Directory::on_disk, Directory::in_memory].iter().map(|make| make()).find(|d| offers(d.path()));
+        if found.is_none() {
+            eprintln!("skipped: no {need} in the build's directory or in /dev/shm");
+        }
+        found
+    }
+
     fn below(parent: &Path) -> Directory {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
