@@ -10,7 +10,7 @@ mod daemon;
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -284,7 +284,7 @@ struct Surroundings {
 
 impl Surroundings {
     fn new(users: &[u32]) -> Surroundings {
-        let scratch = Scratch::new();
+        let scratch = Scratch::with_file_handles();
         fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o777)).unwrap();
         fs::create_dir(scratch.join("share")).unwrap();
         fs::write(scratch.join("beside"), "not shared").unwrap();
@@ -360,9 +360,15 @@ fn judge(case: Case, attempt: &Attempt, output: &Output, has_landlock: bool) -> 
     (fine, said)
 }
 
-/// Whether the kernel's log tells of a system call of process `pid`; `None` where it cannot be read.
-fn is_logged(pid: u32) -> Option<bool> {
+/// The kernel's log from now on: what it told of before may be of an older process with the number of a new one.
+/// `None` where it cannot be read.
+fn kernel_log() -> Option<fs::File> {
     let mut log = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
+    log.seek(SeekFrom::End(0)).ok().map(|_| log)
+}
+
+/// Whether `log` tells of a system call of process `pid`.
+fn is_logged(log: &mut fs::File, pid: u32) -> bool {
     let mut record = [0; 8192];
     // One record a read; EPIPE for one that was overwritten meanwhile.
     loop {
@@ -370,11 +376,11 @@ fn is_logged(pid: u32) -> Option<bool> {
             Ok(n) => {
                 let line = String::from_utf8_lossy(&record[..n]);
                 if line.contains("type=1326") && line.contains(&format!(" pid={pid} ")) {
-                    return Some(true);
+                    return true;
                 }
             }
             Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
-            Err(_) => return Some(false),
+            Err(_) => return false,
         }
     }
 }
@@ -388,8 +394,9 @@ fn log_mode_is_logged(surroundings: &Surroundings) -> bool {
     // The kernel writes ten such lines in five seconds.
     for _ in 0..20 {
         for (seccomp, seen) in [("log", &mut log), ("kill", &mut kill)] {
+            let kernel_log = kernel_log();
             let (pid, _) = surroundings.attempt(Case { sandbox: "none", seccomp, user }, attempt);
-            *seen |= is_logged(pid) == Some(true);
+            *seen |= kernel_log.is_some_and(|mut since| is_logged(&mut since, pid));
         }
         if log {
             break;

@@ -26,11 +26,12 @@ fn getattr_tells_by_node_and_by_handle_what_the_host_has_now() {
         std::fs::set_permissions(share.path("file"), std::fs::Permissions::from_mode(0o4711)).unwrap();
         std::fs::hard_link(share.path("file"), share.path("link")).unwrap();
         let on_host = std::fs::metadata(share.path("file")).unwrap();
+        let number = share.number(on_host.dev(), on_host.ino());
 
         for fh in [None, Some(file.fh)] {
             let attr = share.client().getattr(file.node, fh).unwrap().attr;
 
-            assert_eq!((attr.size, attr.mode, attr.nlink, attr.ino), (19, libc::S_IFREG | 0o4711, 2, on_host.ino()));
+            assert_eq!((attr.size, attr.mode, attr.nlink, attr.ino), (19, libc::S_IFREG | 0o4711, 2, number));
             assert_eq!((attr.uid, attr.gid, attr.blocks), (on_host.uid(), on_host.gid(), on_host.blocks()));
             assert_eq!((attr.mtime, attr.mtimensec), (on_host.mtime() as u64, on_host.mtime_nsec() as u32));
             assert_eq!((attr.ctime, attr.ctimensec), (on_host.ctime() as u64, on_host.ctime_nsec() as u32));
@@ -169,6 +170,8 @@ fn statx_tells_the_birth_time() {
         let dir = std::fs::File::open(share.root()).unwrap();
         let wanted = rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME;
         let on_host = rustix::fs::statx(dir, "file", rustix::fs::AtFlags::empty(), wanted).unwrap();
+        let device = rustix::fs::makedev(on_host.stx_dev_major, on_host.stx_dev_minor);
+        let number = share.number(device, on_host.stx_ino);
 
         for fh in [None, Some(file.fh)] {
             let st = share.client().statx(file.node, fh, wanted.bits()).unwrap().stat;
@@ -176,7 +179,7 @@ fn statx_tells_the_birth_time() {
             assert_eq!(st.mask & libc::STATX_BTIME, on_host.stx_mask & libc::STATX_BTIME);
             assert_eq!((st.btime.tv_sec, st.btime.tv_nsec), (on_host.stx_btime.tv_sec, on_host.stx_btime.tv_nsec));
             assert_eq!((st.mtime.tv_sec, st.mtime.tv_nsec), (on_host.stx_mtime.tv_sec, on_host.stx_mtime.tv_nsec));
-            assert_eq!((st.size, st.ino, u32::from(st.mode), st.nlink), (5, on_host.stx_ino, libc::S_IFREG | 0o644, 1));
+            assert_eq!((st.size, st.ino, u32::from(st.mode), st.nlink), (5, number, libc::S_IFREG | 0o644, 1));
             assert_eq!((st.dev_major, st.dev_minor), (on_host.stx_dev_major, on_host.stx_dev_minor));
         }
         assert_eq!(errno(share.client().statx(99, None, u32::MAX)), libc::ESTALE);

@@ -15,7 +15,7 @@ fn a_forgotten_node_is_found_again_by_its_id() {
     if !share::is_root() {
         return;
     }
-    for mut share in [Share::new(), Share::on_disk(&[])] {
+    for mut share in Share::with_file_handles() {
         share.put("file", b"contents");
         let c = share.client();
         let file = c.lookup(ROOT, "file").unwrap();
@@ -44,7 +44,7 @@ fn a_forgotten_node_whose_file_is_deleted_is_stale_and_never_another_file() {
     if !share::is_root() {
         return;
     }
-    for mut share in [Share::new(), Share::on_disk(&[])] {
+    for mut share in Share::with_file_handles() {
         let mut reused = 0;
         for round in 0..50 {
             let name = format!("file{round}");

@@ -4,6 +4,9 @@
 //! [`Daemon::socket`] to one. Every wait has a bound and ends in a panic that shows the daemon's log.
 #![allow(dead_code)]
 
+#[path = "../places/mod.rs"]
+pub mod places;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -37,6 +40,12 @@ impl Scratch {
     /// As `new`, on tmpfs.
     pub fn on_tmpfs() -> Self {
         Self::under(Path::new("/dev/shm"))
+    }
+
+    /// As `new`, on tmpfs where there are no file handles.
+    pub fn with_file_handles() -> Self {
+        let scratch = Self::new();
+        if places::has_file_handles(scratch.path()) { scratch } else { Self::on_tmpfs() }
     }
 
     fn under(parent: &Path) -> Self {

@@ -82,7 +82,7 @@ fn a_mount_below_the_share_is_served_in_every_sandbox() {
         return;
     }
     for sandbox in ["none", "chroot", "namespace"] {
-        let scratch = Scratch::new();
+        let scratch = Scratch::with_file_handles();
         let mounted = Mount::new("tmpfs", &scratch.join("share/below"));
         fs::write(scratch.join("share/below/file"), b"inside").expect("a file");
         let daemon = Daemon::start_in(scratch, &["--sandbox", sandbox]);

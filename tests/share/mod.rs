@@ -9,8 +9,11 @@
 //! ```
 #![allow(dead_code)]
 
+#[path = "../places/mod.rs"]
+pub mod places;
+
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,6 +43,15 @@ impl Directory {
     /// On disk, below the build's own directory.
     pub fn on_disk() -> Directory {
         Directory::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// On disk where that `offers` what the test needs, or in memory. `None`, with `need` printed, where neither does.
+    pub fn with(need: &str, offers: fn(&Path) -> bool) -> Option<Directory> {
+        let found = [Directory::on_disk, Directory::in_memory].iter().map(|make| make()).find(|d| offers(d.path()));
+        if found.is_none() {
+            eprintln!("skipped: no {need} in the build's directory or in /dev/shm");
+        }
+        found
     }
 
     fn below(parent: &Path) -> Directory {
@@ -158,6 +170,20 @@ impl Share {
         Share::start(Setup { options, directory: Directory::on_disk(), ..Setup::default() })
     }
 
+    /// A share in memory and one on disk; the latter is left out, with the reason printed, where files have no handles.
+    pub fn with_file_handles() -> Vec<Share> {
+        let mut shares = vec![Share::new(), Share::on_disk(&[])];
+        shares.retain(|share| {
+            let has = share.is_served_by_handles();
+            if !has {
+                eprintln!("skipped: no file handles in {}", share.root().display());
+            }
+            has
+        });
+        assert!(!shares.is_empty(), "a tmpfs has file handles");
+        shares
+    }
+
     /// Starts the daemon, connects the guest and sends INIT.
     pub fn start(setup: Setup<'_>) -> Share {
         let mut share = Share::start_unmounted(setup);
@@ -219,6 +245,18 @@ impl Share {
     /// The shared directory on the host.
     pub fn root(&self) -> &Path {
         self.shared.path()
+    }
+
+    /// Whether the daemon finds files by handles, and keeps no descriptor for each node.
+    pub fn is_served_by_handles(&self) -> bool {
+        places::is_served_by_handles(self.root())
+    }
+
+    /// The inode number that the guest is to be told for a file of the host's: that file's own, and with an index in the
+    /// upper 16 bits where it is on another device than the share. Most files of an overlay are, all on one.
+    pub fn number(&self, device: u64, ino: u64) -> u64 {
+        let root = std::fs::metadata(self.root()).expect("the shared directory");
+        if device == root.dev() { ino } else { 1 << 48 | ino }
     }
 
     /// A name in the shared directory.
