@@ -41,7 +41,9 @@ fn number(c: &mut Client, parent: u64, name: &str) -> u64 {
     }
     let fh = c.opendir(parent).unwrap().fh;
     let listed = c.readdirplus(parent, fh, 0, 32_768).unwrap();
-    let listed = listed.iter().find(|e| e.name == name.as_bytes()).unwrap().entry.unwrap();
+    let found = listed.iter().find(|e| e.name == name.as_bytes()).unwrap();
+    assert_eq!(found.ino, ino, "{name}: as it is listed");
+    let listed = found.entry.unwrap();
     assert_eq!((listed.nodeid, listed.attr.ino, listed.attr.flags), (node, ino, entry.attr.flags), "{name}: READDIRPLUS");
     c.releasedir(parent, fh).unwrap();
     ino
@@ -179,6 +181,15 @@ fn a_guest_that_takes_no_announcements_sees_no_number_twice() {
         }
         if unique {
             assert_eq!(twice, 0);
+            // READDIR tells no attributes, so the number is all there is.
+            let c = share.client();
+            let one = c.lookup(ROOT, "one").unwrap().nodeid;
+            let fh = c.opendir(one).unwrap().fh;
+            for entry in c.readdir(one, fh, 0, 32_768).unwrap().iter().filter(|e| e.name.starts_with(b"file")) {
+                let name = String::from_utf8_lossy(&entry.name).into_owned();
+                assert_eq!(seen.get(&entry.ino), Some(&("one", name)), "READDIR");
+            }
+            c.releasedir(one, fh).unwrap();
         } else {
             assert!(twice > 0, "on devices of their own they need not differ, or this test shows nothing");
         }

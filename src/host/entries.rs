@@ -235,7 +235,12 @@ impl Share {
 
     /// The inode number by which the guest knows the file.
     pub(super) fn inode_number(&self, st: &Statx) -> u64 {
-        self.numbers.number(&key_of(st), &FileKey::of(&self.root), self.announces_submounts())
+        self.number_of(&key_of(st))
+    }
+
+    /// As [`Share::inode_number`], of the file with `key`.
+    pub(super) fn number_of(&self, key: &FileKey) -> u64 {
+        self.numbers.number(key, &FileKey::of(&self.root), self.announces_submounts())
     }
 
     /// The reply of GETATTR and SETATTR of `node`.

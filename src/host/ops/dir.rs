@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::fuse::abi::{EntryOut, OpenOut};
+use crate::fuse::abi::{ATTR_SUBMOUNT, EntryOut, OpenOut};
 use crate::fuse::dirent::{self, Entry};
 use crate::host::Share;
 use crate::host::directory::Directory;
+use crate::host::inodes::FileKey;
 use crate::sys::dirent::HostEntry;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -44,9 +45,10 @@ impl Share {
     /// READDIR: entries from `offset` on, in at most `size` bytes, appended to `reply`.
     pub fn readdir(&self, node: NodeId, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let mut too_small = false;
+        let within = FileKey::of(&self.inodes.identity(node).unwrap_or(self.root));
         self.with_directory(node, handle, |file, directory| {
             directory.each(file, offset, size, |e| {
-                let fits = dirent::push_dirent(reply, size, &wire_entry(e));
+                let fits = dirent::push_dirent(reply, size, &self.wire_entry(within, e));
                 too_small = !fits && reply.is_empty();
                 fits
             })
@@ -59,6 +61,7 @@ impl Share {
     /// that cannot be looked up is listed without attributes.
     pub fn readdirplus(&self, node: NodeId, handle: FileHandle, offset: u64, size: usize, reply: &mut Vec<u8>) -> Result<(), Errno> {
         let mut too_small = false;
+        let within = FileKey::of(&self.inodes.identity(node).unwrap_or(self.root));
         self.with_directory(node, handle, |file, directory| {
             directory.each(file, offset, size / PLUS_ENTRY_LEN * HOST_ENTRY_LEN, |e| {
                 if reply.len() + dirent::direntplus_len(e.name.count_bytes()) > size {
@@ -73,13 +76,20 @@ impl Share {
                         Err(_) => EntryOut::default(),
                     },
                 };
-                dirent::push_direntplus(reply, size, &wire_entry(e), &looked_up)
+                let mut listed = self.wire_entry(within, e);
+                // The number of a mount's root is that of another device in the guest.
+                if looked_up.nodeid != 0 && looked_up.attr.flags & ATTR_SUBMOUNT == 0 {
+                    listed.ino = looked_up.attr.ino;
+                }
+                dirent::push_direntplus(reply, size, &listed, &looked_up)
             })
         })?;
         if too_small { Err(Errno::EINVAL) } else { Ok(()) }
     }
-}
 
-fn wire_entry<'a>(e: &'a HostEntry<'_>) -> Entry<'a> {
-    Entry { ino: e.ino, next_offset: e.next_offset, kind: u32::from(e.kind), name: e.name.to_bytes() }
+    /// An entry of the directory `within`, taken to be on that one's device: the host tells no more of it.
+    fn wire_entry<'a>(&self, within: FileKey, e: &'a HostEntry<'_>) -> Entry<'a> {
+        let ino = self.number_of(&FileKey { ino: e.ino, ..within });
+        Entry { ino, next_offset: e.next_offset, kind: u32::from(e.kind), name: e.name.to_bytes() }
+    }
 }
