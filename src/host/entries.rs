@@ -35,7 +35,8 @@ impl Share {
             return Ok(self.entry(within, node, &st));
         }
         let handle = if self.by_handle { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
-        self.insert(within, &st, handle, || self.reopen(fd, libc::O_PATH))
+        let found = Found { st: &st, handle, type_seen: true };
+        self.insert(within, &found, || self.reopen(fd, libc::O_PATH))
     }
 
     fn look_up_new(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
@@ -44,15 +45,17 @@ impl Share {
             && mount_id == st.stx_mnt_id
             && self.is_same_file(&handle, parent, name, st)?
         {
-            return self.insert(within, st, Some(handle), || open_path(parent, name));
+            // Two looks at one name: the type is not known of the object behind the handle (`open_node` looks at it).
+            let found = Found { st, handle: Some(handle), type_seen: false };
+            return self.insert(within, &found, || open_path(parent, name));
         }
-        // Without a handle the descriptor is what the node holds on to, so it is the one to look at.
         let fd = open_path(parent, name)?;
         let st = stat::of(fd.as_fd())?;
-        self.insert(within, &st, None, || Ok(fd))
+        self.insert(within, &Found { st: &st, handle: None, type_seen: true }, || Ok(fd))
     }
 
-    /// Whether `handle` is of the file that `st` describes: the name may have changed hands in between.
+    /// Whether `handle` seems to be of the file that `st` describes: the name may have changed hands in between. This keeps
+    /// most mistaken pairs out of the table; a number that was freed and used again in between passes.
     fn is_same_file(&self, handle: &Handle, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<bool, Errno> {
         if let Some(ino) = ino_in_handle(handle) {
             return Ok(ino == st.stx_ino);
@@ -62,45 +65,54 @@ impl Share {
     }
 
     /// Makes a node. `open` gives an O_PATH descriptor, for a node that cannot be opened by handle.
-    fn insert(
-        &self,
-        within: NodeId,
-        st: &Statx,
-        handle: Option<Handle>,
-        open: impl FnOnce() -> Result<OwnedFd, Errno>,
-    ) -> Result<EntryOut, Errno> {
-        let mut identity = identity_of(st, handle);
+    fn insert(&self, within: NodeId, found: &Found<'_>, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<EntryOut, Errno> {
+        let identity = InodeIdentity { type_seen: found.type_seen, ..identity_of(found.st, found.handle) };
         if let Some(node) = self.look_up_reborn(&identity) {
-            return Ok(self.entry(within, node, st));
+            return Ok(self.entry(within, node, found.st));
         }
-        let mut pinned = None;
-        if identity.handle.is_some() && !self.mounts.add_inode(st.stx_mnt_id, None) {
+        if identity.handle.is_none() {
+            return self.insert_pinned(within, found.st, open()?);
+        }
+        if !self.mounts.add_inode(identity.mount_id, None) {
             // The first file of another mount: its handle opens with a descriptor on that mount.
             let fd = open()?;
-            let kind = attributes::kind(st);
-            let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-            let openable = kind == libc::S_IFDIR || kind == libc::S_IFREG;
-            match if openable { self.reopen(fd.as_fd(), flags).ok() } else { None } {
-                Some(mount) => _ = self.mounts.add_inode(st.stx_mnt_id, Some(mount)),
-                None => (identity.handle, pinned) = (None, Some(fd)),
+            match self.open_on_mount(fd.as_fd(), identity.mount_id)? {
+                Some(mount) => _ = self.mounts.add_inode(identity.mount_id, Some(mount)),
+                None => {
+                    let st = stat::of(fd.as_fd())?;
+                    return self.insert_pinned(within, &st, fd);
+                }
             }
-        } else if identity.handle.is_none() {
-            if self.options.file_handles == FileHandles::Mandatory {
-                return Err(Errno::EOPNOTSUPP);
-            }
-            pinned = Some(open()?);
         }
-        let pinned = pinned.map(|fd| self.path_fds.pinnable(fd)).transpose()?;
-        let inserted = self.inodes.insert(&identity, |node| {
-            if let Some(pinned) = pinned {
-                self.path_fds.pin(node, pinned);
-            }
-        });
-        if !matches!(inserted, Ok(Inserted::New(_))) && identity.handle.is_some() {
+        let inserted = self.inodes.insert(&identity, |_| ());
+        if !matches!(inserted, Ok(Inserted::New(_))) {
             self.mounts.remove_inode(identity.mount_id);
         }
         let (Inserted::New(node) | Inserted::Known(node)) = inserted?;
+        Ok(self.entry(within, node, found.st))
+    }
+
+    /// Makes a node that keeps the O_PATH descriptor `fd`, of which `st` was taken.
+    fn insert_pinned(&self, within: NodeId, st: &Statx, fd: OwnedFd) -> Result<EntryOut, Errno> {
+        if self.options.file_handles == FileHandles::Mandatory {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let pinned = self.path_fds.pinnable(fd)?;
+        let inserted = self.inodes.insert(&identity_of(st, None), |node| self.path_fds.pin(node, pinned))?;
+        let (Inserted::New(node) | Inserted::Known(node)) = inserted;
         Ok(self.entry(within, node, st))
+    }
+
+    /// The file behind the O_PATH descriptor `fd`, open for reading, as open_by_handle_at(2) wants one of its mount.
+    /// `None` where it cannot be opened, or is on another mount than `mount_id`.
+    fn open_on_mount(&self, fd: BorrowedFd<'_>, mount_id: u64) -> Result<Option<OwnedFd>, Errno> {
+        // The name may lead elsewhere by now: what counts is the object that is opened.
+        let st = stat::of(fd)?;
+        let openable = [libc::S_IFDIR, libc::S_IFREG].contains(&attributes::kind(&st));
+        if !openable || st.stx_mnt_id != mount_id {
+            return Ok(None);
+        }
+        Ok(self.reopen(fd, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY).ok())
     }
 
     /// The node of a file whose birth time changed, counted once more: overlayfs tells that of the copy once it has copied a file
@@ -251,6 +263,14 @@ impl Share {
     }
 }
 
+/// What was found behind a name or a descriptor.
+struct Found<'f> {
+    st: &'f Statx,
+    handle: Option<Handle>,
+    /// `st` and `handle` are of one object for certain: both were taken through one descriptor.
+    type_seen: bool,
+}
+
 fn key_of(st: &Statx) -> FileKey {
     FileKey { device: u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor), ino: st.stx_ino, mount_id: st.stx_mnt_id }
 }
@@ -261,10 +281,11 @@ fn birth_ns(st: &Statx) -> u64 {
     t.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.tv_nsec))
 }
 
+/// The identity of a file of which `st` and `handle` were taken through one descriptor.
 pub(super) fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
     let key = key_of(st);
     let kind = attributes::kind(st);
-    InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, handle }
+    InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, type_seen: true, handle }
 }
 
 /// An O_PATH descriptor of the directory above `directory`.

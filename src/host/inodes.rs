@@ -109,6 +109,12 @@ fn is_settled(birth_ns: u64) -> bool {
     birth_ns != 0 && birth_ns.saturating_add(BIRTH_TICK_NS) < now_ns
 }
 
+/// Whether two identities with one key are of one file. A type that was taken by name may be another file's than the
+/// handle: such a node is no other's.
+fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
+    known.handle == identity.handle && known.kind == identity.kind
+}
+
 impl InodeTable {
     /// A table over `records`, which are empty.
     pub fn new(records: InodeRecords) -> InodeTable {
@@ -128,11 +134,11 @@ impl InodeTable {
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
-    /// The node that has the key of `identity` and its handle, or none as it has none, and another birth time.
+    /// The node that has the key of `identity`, its type and its handle, or none as it has none, and another birth time.
     pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
         let key = FileKey::of(identity);
         let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
-        self.records.identity(node).filter(|known| known.handle == identity.handle).map(|_| node)
+        self.records.identity(node).filter(|known| is_same(known, identity)).map(|_| node)
     }
 
     /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
@@ -151,7 +157,7 @@ impl InodeTable {
         // A node without a handle keeps its file open, so that its number cannot be reused.
         let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
         if let Some(found) = shard.get_mut(&key).filter(|i| i.birth_ns == identity.birth_ns)
-            && self.records.identity(found.node).is_some_and(|known| known.handle == identity.handle)
+            && self.records.identity(found.node).is_some_and(|known| is_same(&known, identity))
             && self.records.add_lookup(found.node)
         {
             found.settled |= settled;
@@ -223,6 +229,11 @@ impl InodeTable {
         self.records.identity(node).ok_or(Errno::ESTALE)
     }
 
+    /// The type of `node` was seen on the object that its handle leads to. ESTALE where there is no such node.
+    pub fn mark_type_seen(&self, node: NodeId) -> Result<(), Errno> {
+        if self.records.mark_type_seen(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
     /// S_IFMT bits of `node`, or ESTALE.
     pub fn kind(&self, node: NodeId) -> Result<u32, Errno> {
         self.records.kind(node).ok_or(Errno::ESTALE)
@@ -247,7 +258,7 @@ mod tests {
     }
 
     fn file(ino: u64, birth_ns: u64) -> InodeIdentity {
-        InodeIdentity { device: 1, ino, mount_id: 1, birth_ns, kind: libc::S_IFREG, handle: None }
+        InodeIdentity { device: 1, ino, mount_id: 1, birth_ns, kind: libc::S_IFREG, type_seen: true, handle: None }
     }
 
     #[test]

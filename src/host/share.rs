@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit};
 
+use super::attributes;
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
 use super::directory::Directory;
@@ -335,14 +336,45 @@ impl Share {
         if let Some(fd) = self.path_fds.get(node) {
             return Ok(fd);
         }
-        let fd = Arc::new(self.open_node(node, libc::O_PATH | libc::O_NOFOLLOW)?);
+        let identity = self.inodes.identity(node)?;
+        let fd = Arc::new(self.open_identity(node, &identity, libc::O_PATH | libc::O_NOFOLLOW)?);
         self.path_fds.insert(node, Arc::clone(&fd));
         Ok(fd)
     }
 
-    /// Opens `node` anew. The caller has made sure that its type may be opened with `flags`.
+    /// Opens `node`, a regular file or a directory, for reading or writing. EBADF for every other type, which the daemon
+    /// never opens; ESTALE where the node is not the file that the guest was told of.
+    ///
+    /// The first time it looks at the object behind an O_PATH descriptor: a record may have the type of one file and the
+    /// handle of another that took its name.
     pub(super) fn open_node(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
         let identity = self.inodes.identity(node)?;
+        if ![libc::S_IFREG, libc::S_IFDIR].contains(&identity.kind) {
+            return Err(Errno::EBADF);
+        }
+        // With O_DIRECTORY the kernel itself opens nothing else (man open(2)).
+        if identity.type_seen || (identity.kind == libc::S_IFDIR && flags & libc::O_DIRECTORY != 0) {
+            return self.open_identity(node, &identity, flags);
+        }
+        let path_fd = self.path_fd(node)?;
+        self.see_type(node, path_fd.as_fd())?;
+        self.reopen(path_fd.as_fd(), flags)
+    }
+
+    /// Makes sure that the object behind `path_fd`, which [`Share::path_fd`] gave for `node`, has the node's type: S_IFMT
+    /// bits. ESTALE where it has another.
+    pub(super) fn see_type(&self, node: NodeId, path_fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+        let identity = self.inodes.identity(node)?;
+        if !identity.type_seen {
+            if attributes::kind(&stat::of(path_fd)?) != identity.kind {
+                return Err(Errno::ESTALE);
+            }
+            self.inodes.mark_type_seen(node)?;
+        }
+        Ok(identity.kind)
+    }
+
+    fn open_identity(&self, node: NodeId, identity: &InodeIdentity, flags: i32) -> Result<OwnedFd, Errno> {
         if let (Some(handle), Some(mount)) = (identity.handle, self.mounts.get(identity.mount_id)) {
             match file_handle::open(mount.as_fd(), &handle, flags) {
                 // Some file systems do not find a deleted file that is still open; an open handle does.

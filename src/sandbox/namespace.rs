@@ -24,10 +24,21 @@ pub fn enter_share(share: &Path) -> Result<(), JailError> {
     own_mounts()?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let new_root = open_tree(CWD, share, flags).step("open the share")?;
+    refuse_devices(new_root.as_fd())?;
     // By descriptor: where the share is the host's root, its path leads to what lies below the mount.
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
     move_mount(&new_root, "", CWD, share, flags).step("mount the share in the sandbox")?;
     pivot(new_root.as_fd())
+}
+
+/// No device file of the share can be opened in the sandbox, whatever else goes wrong: its mounts are nodev. Such files can
+/// still be made, looked up and removed (man mount(8)). A mount that the host adds later brings its own flags.
+fn refuse_devices(share: BorrowedFd<'_>) -> Result<(), JailError> {
+    match crate::sys::mount::set_attributes_recursively(share, libc::MOUNT_ATTR_NODEV) {
+        // Linux before 5.12. The daemon opens no device by itself.
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        set => set.step("make the share's mounts nodev"),
+    }
 }
 
 /// Makes an empty directory the root of this mount namespace and unmounts everything else: for a share that

@@ -30,14 +30,18 @@ pub fn table_len(inodes_max: u32) -> usize {
     inodes_max as usize * size_of::<InodeRecord>()
 }
 
+/// A node has the record.
 const LIVE: u64 = 1;
+/// `kind` was seen on the very object that the handle or the descriptor leads to. In the same word as the generation, so
+/// that the mark can never be set on the slot's next node.
+const TYPE_SEEN: u64 = 2;
 
 /// One inode. Fields other than `state` and `lookups` are written before `state` says LIVE and not
 /// changed until it no longer does.
 #[repr(C)]
 #[derive(Debug)]
 pub struct InodeRecord {
-    /// Generation in the upper half, LIVE in bit 0.
+    /// Generation in the upper half, LIVE and TYPE_SEEN in the lower.
     state: AtomicU64,
     /// How often the guest looked the node up, less what it forgot.
     lookups: AtomicU64,
@@ -73,6 +77,8 @@ pub struct InodeIdentity {
     pub birth_ns: u64,
     /// S_IFMT bits of its mode: a file never changes its type.
     pub kind: u32,
+    /// `kind` was seen on the object that `handle` or the node's descriptor leads to, not only by a name.
+    pub type_seen: bool,
     /// Its file handle, where the file system has them and they may be opened.
     pub handle: Option<Handle>,
 }
@@ -102,7 +108,7 @@ impl InodeRecords {
     fn live(&self, node: NodeId) -> Option<&InodeRecord> {
         let slot = slot_of(node);
         let record = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?;
-        (record.state.load(Ordering::Acquire) == live_state_of(node)).then_some(record)
+        (record.state.load(Ordering::Acquire) & !TYPE_SEEN == live_state_of(node)).then_some(record)
     }
 
     /// Makes a record that was looked up once. The first one ever made is [`NodeId::ROOT`].
@@ -125,7 +131,7 @@ impl InodeRecords {
             }
         }
         let state = self.records.generation(slot, |record| &record.state) | LIVE;
-        record.state.store(state, Ordering::Release);
+        record.state.store(if identity.type_seen { state | TYPE_SEEN } else { state }, Ordering::Release);
         Ok(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
 
@@ -147,11 +153,24 @@ impl InodeRecords {
             mount_id: get(&record.mount_id),
             birth_ns: get(&record.birth_ns),
             kind: record.kind.load(Ordering::Relaxed),
+            type_seen: false,
             handle,
         };
         // The record may have been freed and reused while it was read.
         fence(Ordering::Acquire);
-        (record.state.load(Ordering::Relaxed) == live_state_of(node)).then_some(identity)
+        let state = record.state.load(Ordering::Relaxed);
+        (state & !TYPE_SEEN == live_state_of(node)).then_some(InodeIdentity { type_seen: state & TYPE_SEEN != 0, ..identity })
+    }
+
+    /// The type of `node` was seen on the object that its handle leads to. False where there is no such node any more.
+    pub fn mark_type_seen(&self, node: NodeId) -> bool {
+        let Some(record) = self.live(node) else { return false };
+        let live = live_state_of(node);
+        // Fails where the mark is there already, or where the slot has another node since.
+        match record.state.compare_exchange(live, live | TYPE_SEEN, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => true,
+            Err(state) => state == live | TYPE_SEEN,
+        }
     }
 
     /// S_IFMT bits of `node`.
@@ -215,7 +234,7 @@ mod tests {
         let mut bytes = [0; HANDLE_LEN_MAX];
         bytes[..8].copy_from_slice(&ino.to_ne_bytes());
         let handle = Some(Handle { kind: 1, len: 8, bytes });
-        InodeIdentity { device: 1, ino, mount_id: 3, birth_ns: 4, kind: libc::S_IFREG, handle }
+        InodeIdentity { device: 1, ino, mount_id: 3, birth_ns: 4, kind: libc::S_IFREG, type_seen: false, handle }
     }
 
     #[test]
@@ -238,6 +257,23 @@ mod tests {
         for bad in [0, 99, u64::MAX, 1 << 32 | 1] {
             assert_eq!(records.identity(NodeId(bad)), None);
         }
+    }
+
+    #[test]
+    fn a_type_that_was_seen_is_that_of_one_node_and_not_of_the_next_one_in_its_slot() {
+        let records = InodeRecords::new(&Arena::new(table_len(INODES_MAX)).unwrap(), 0, INODES_MAX);
+        records.create(&identity(2)).unwrap();
+        let node = records.create(&identity(7)).unwrap();
+        assert!(!records.identity(node).unwrap().type_seen);
+        assert!(records.mark_type_seen(node) && records.mark_type_seen(node), "marked, and marked again");
+        assert_eq!(records.identity(node), Some(InodeIdentity { type_seen: true, ..identity(7) }));
+        assert!(records.add_lookup(node) && records.kind(node).is_some(), "the mark is no part of the id");
+        records.free(node);
+        let next = records.create(&identity(8)).unwrap();
+        assert_eq!(slot_of(next), slot_of(node), "the slot is used again");
+        assert!(!records.mark_type_seen(node), "the old node is gone");
+        assert!(!records.identity(next).unwrap().type_seen);
+        assert_eq!(records.nodes().count(), 2);
     }
 
     #[test]

@@ -48,6 +48,35 @@ impl Mount {
         }
     }
 
+    /// A fresh file system of type `kind` in an image file beside the directory `at`, mounted there. `None`, with the reason
+    /// printed, where it cannot be made or mounted.
+    pub fn image(kind: &str, at: &Path) -> Option<Mount> {
+        std::fs::create_dir_all(at).expect("a mount point");
+        let image = at.with_extension("image");
+        // XFS wants 300 MB; the file is sparse.
+        std::fs::File::create(&image).and_then(|f| f.set_len(320 << 20)).expect("an image file");
+        let [image, at] = [&image, at].map(|path| path.to_str().expect("text"));
+        let commands: [(&str, &[&str]); 2] = [(&format!("mkfs.{kind}"), &["-q", image]), ("mount", &["-o", "loop", image, at])];
+        for (program, arguments) in commands {
+            match std::process::Command::new(program).args(arguments).output() {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => {
+                    eprintln!("skipped: {program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+                    let _ = std::fs::remove_file(image);
+                    return None;
+                }
+                Err(e) => {
+                    eprintln!("skipped: {program} cannot be run: {e}");
+                    let _ = std::fs::remove_file(image);
+                    return None;
+                }
+            }
+        }
+        // The loop device keeps the image until the mount is gone.
+        std::fs::remove_file(image).expect("the image file");
+        Some(Mount(PathBuf::from(at)))
+    }
+
     /// The file or directory `what` on the file or directory `at`.
     pub fn bind(what: &Path, at: &Path) -> Mount {
         mount_bind(what, at).expect("a bind mount");

@@ -115,6 +115,32 @@ fn the_namespace_sandbox_has_mounts_network_and_process_ids_of_its_own() {
 }
 
 #[test]
+fn no_device_of_the_share_can_be_opened_in_the_namespace_sandbox() {
+    if !is_root("a sandbox") || !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let below = Mount::new("tmpfs", &scratch.join("share/below"));
+    let daemon = Daemon::start_in(scratch, &["--sandbox", "namespace"]);
+    let (_guest, mut client) = mount(daemon.socket());
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", inner(&daemon))).expect("its mounts");
+    let options: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(5)).collect();
+    assert!(options.len() == 2 && options.iter().all(|o| o.split(',').any(|o| o == "nodev")), "{mounts}");
+
+    let mount_node = client.lookup(ROOT, "below").unwrap().nodeid;
+    for (parent, path) in [(ROOT, "device"), (mount_node, "below/device")] {
+        // Character device 1, 5 is /dev/zero.
+        let made = client.mknod(parent, "device", libc::S_IFCHR | 0o666, 0x105).expect("a device can be made");
+        assert_eq!(made.attr.rdev, 0x105);
+        assert!(fs::File::open(daemon.share().join(path)).is_ok(), "the host itself can open it");
+        let opened = fs::File::open(format!("/proc/{}/root/{path}", inner(&daemon)));
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EACCES), "{path}");
+        client.unlink(parent, "device").expect("and removed");
+    }
+    drop(below);
+}
+
+#[test]
 fn the_chroot_sandbox_stays_in_the_namespaces_of_the_host() {
     if !is_root("a sandbox") {
         return;

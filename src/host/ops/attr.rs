@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
 use crate::fuse::abi::{AttrOut, StatxOut};
 use crate::fuse::{HandleOrNode, SetTime, Setattr};
@@ -65,7 +65,7 @@ impl Share {
             self.drop_hidden_capability(node, fd)?;
         }
         if let Some(size) = set.size {
-            let truncate = || self.truncate(node, set.target, &name, size);
+            let truncate = || self.truncate(node, set.target, fd, size);
             if self.kills_suidgid(set.kill_suidgid) { without_fsetid(truncate) } else { truncate() }?;
             self.drop_hidden_capability(node, fd)?;
         }
@@ -79,7 +79,7 @@ impl Share {
         stat::of(fd).map(|st| self.attr_out(node, &st))
     }
 
-    fn truncate(&self, node: NodeId, target: HandleOrNode, name: &DescriptorName, size: u64) -> Result<(), Errno> {
+    fn truncate(&self, node: NodeId, target: HandleOrNode, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
         let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
         if let HandleOrNode::Handle(handle) = target {
             let file = self.open_file(handle)?;
@@ -88,14 +88,12 @@ impl Share {
             }
         }
         // Only regular files have a length, and nothing else may be opened.
-        match self.kind(node)? {
+        match self.see_type(node, path_fd)? {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
             _ => return Err(Errno::EINVAL),
         }
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(CWD, name.as_c_str(), flags, Mode::empty())?;
-        Ok(rustix::fs::ftruncate(file, size)?)
+        Ok(rustix::fs::ftruncate(self.reopen(path_fd, libc::O_WRONLY)?, size)?)
     }
 
     /// ACCESS: whether the caller may do what `mask` (R_OK, W_OK, X_OK) says, by owner, group and others.
