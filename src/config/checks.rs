@@ -178,6 +178,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
             xattr: a.xattr || needs_xattr,
+            allow_project_ids: a.allow_project_ids,
             translation,
             rights,
             host_locks: a.locks == Locks::Host,
@@ -430,6 +431,8 @@ mod tests {
         assert_eq!(t.timeouts, Timeouts { entry: ms(250), attr: ms(3000), negative: ms(10_000) });
         assert!(t.allow_mmap);
         assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
+        let project_ids = |more| parsed(&format!("--shared-dir /d --fd 5 {more}")).unwrap().share.allow_project_ids;
+        assert!(project_ids("--allow-project-ids") && !project_ids("") && !project_ids("--allow-project-ids=false"));
         let kinds = [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)];
         for (word, how) in kinds.into_iter().chain([("fallback", FileHandles::Prefer)]) {
             let line = format!("--shared-dir /d --fd 5 --inode-file-handles {word}");

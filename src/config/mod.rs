@@ -285,6 +285,11 @@ pub struct Arguments {
     #[arg(long)]
     pub xattr: bool,
 
+    /// Let the guest change project ids and the flag that hands them on (chattr -p, +P), and so leave the project quota
+    /// that the host set for the share [default: refused with EPERM]
+    #[arg(long)]
+    pub allow_project_ids: bool,
+
     /// Rename, hide or refuse extended attributes: rules such as :map::user.virtiofs.: or
     /// :prefix:all:trusted.:user.virtiofs.: (implies --xattr)
     #[arg(long, value_name = "RULES")]

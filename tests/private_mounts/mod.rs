@@ -48,6 +48,29 @@ impl Mount {
         }
     }
 
+    /// A file system that `mkfs`, a program with its options, makes in a sparse file of `len` bytes beside the directory `at`,
+    /// mounted there through a loop device. `None`, with the reason printed, where there is no such program or the kernel has
+    /// no such file system.
+    pub fn image(mkfs: &[&str], len: u64, at: &Path) -> Option<Mount> {
+        let image = at.with_extension("image");
+        std::fs::create_dir_all(at).expect("a mount point");
+        std::fs::File::create(&image).and_then(|file| file.set_len(len)).expect("a sparse file");
+        let run = |words: &[&str], more: &[&Path]| {
+            let output = std::process::Command::new(words[0]).args(&words[1..]).args(more).output();
+            let failed = match output {
+                Ok(output) if output.status.success() => return true,
+                Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+                Err(e) => e.to_string(),
+            };
+            eprintln!("skipped: {}: {}", words.join(" "), failed.trim());
+            false
+        };
+        let mounted = run(mkfs, &[&image]) && run(&["mount", "-o", "loop"], &[&image, at]);
+        // The loop device keeps it open.
+        std::fs::remove_file(&image).expect("the image can be removed");
+        mounted.then(|| Mount(at.to_owned()))
+    }
+
     /// The file or directory `what` on the file or directory `at`.
     pub fn bind(what: &Path, at: &Path) -> Mount {
         mount_bind(what, at).expect("a bind mount");
