@@ -116,6 +116,7 @@ impl Device {
             allow_direct_io: false,
             writeback: false,
             xattr: false,
+            allow_project_ids: false,
             translation: Default::default(),
             rights: Default::default(),
             file_handles,

@@ -34,7 +34,11 @@ const SPECIAL: [u32; 4] = [libc::S_IFCHR, libc::S_IFIFO, libc::S_IFSOCK, libc::S
 /// A share whose root is a file system of type `kind`. `None`, with the reason printed, where it cannot be mounted.
 fn fresh(kind: &str, guest: GuestOptions, before: Vec<String>) -> Option<(Share, Mount)> {
     let directory = Directory::on_disk();
-    let mount = if kind == "tmpfs" { Some(Mount::new(kind, directory.path())) } else { Mount::image(kind, directory.path()) }?;
+    let mount = match kind {
+        "tmpfs" => Mount::new(kind, directory.path()),
+        // XFS wants 300 MB; the image is sparse.
+        _ => Mount::image(&[&format!("mkfs.{kind}"), "-q"], 320 << 20, directory.path())?,
+    };
     let mut share = Share::start_unmounted(Setup { directory, guest, before, ..Setup::default() });
     // A node goes with its last lookup, so that numbers come again soon.
     share.client().init_with(init::LINUX & !init::EXPORT_SUPPORT).expect("INIT succeeds");

@@ -2,6 +2,7 @@
 
 #[path = "../examples/guest/mod.rs"]
 mod guest;
+mod private_mounts;
 mod share;
 
 use std::fs::File;
@@ -10,7 +11,8 @@ use std::path::Path;
 
 use guest::client::CallError;
 use guest::fuse::{IoctlIn, ROOT, flag, init};
-use share::{Share, errno};
+use private_mounts::Mount;
+use share::{Directory, Setup, Share, errno};
 
 /// linux/fs.h and linux/fsverity.h.
 const GETFLAGS: u32 = 0x8008_6601;
@@ -24,6 +26,10 @@ const MEASURE_VERITY: u32 = 0xc004_6686;
 const NODUMP: u32 = 0x40;
 const NOATIME: u32 = 0x80;
 const IMMUTABLE: u32 = 0x10;
+const PROJINHERIT: u32 = 0x2000_0000;
+/// FS_XFLAG_ of `struct fsxattr`.
+const XFLAG_NODUMP: u32 = 0x80;
+const XFLAG_PROJINHERIT: u32 = 0x200;
 const DIRECTORY: u32 = 1 << 4;
 const UNRESTRICTED: u32 = 1 << 1;
 
@@ -56,15 +62,44 @@ fn set_host_flags(path: &Path, flags: u32) {
 /// Name, node and handle.
 type Opened = (&'static str, u64, u64);
 
+/// An open file and an open directory on `share`.
+fn opened(mut share: Share) -> (Share, [Opened; 2]) {
+    let file = share.make("file");
+    let dir = share.client().mkdir(ROOT, "dir", 0o755).unwrap().nodeid;
+    let dir_fh = share.client().opendir(dir).unwrap().fh;
+    (share, [("file", file.node, file.fh), ("dir", dir, dir_fh)])
+}
+
 /// A share on disk and one in memory, each with an open file and an open directory.
 fn shares() -> Vec<(Share, [Opened; 2])> {
-    let open = |mut share: Share| {
-        let file = share.make("file");
-        let dir = share.client().mkdir(ROOT, "dir", 0o755).unwrap().nodeid;
-        let dir_fh = share.client().opendir(dir).unwrap().fh;
-        (share, [("file", file.node, file.fh), ("dir", dir, dir_fh)])
-    };
-    vec![open(Share::on_disk(&[])), open(Share::new())]
+    vec![opened(Share::on_disk(&[])), opened(Share::new())]
+}
+
+/// A directory on a file system that has project ids, with its mount. `None`, with the reason printed, where none can be mounted.
+fn projects() -> Option<(Mount, Directory)> {
+    if !private_mounts::enter() {
+        return None;
+    }
+    let directory = Directory::on_disk();
+    let makers: [&[&str]; 2] = [&["mkfs.xfs", "-q", "-f"], &["mkfs.ext4", "-q", "-O", "project,quota"]];
+    let mount = makers.iter().find_map(|mkfs| Mount::image(mkfs, 320 << 20, directory.path()))?;
+    Some((mount, directory))
+}
+
+/// Project id and extended flags as the host tells them.
+fn project(path: &Path) -> (u32, u32) {
+    let mut attributes = [0; 28];
+    assert_eq!(on_host(path, FSGETXATTR, &mut attributes), 0);
+    let word = |at: usize| u32::from_ne_bytes(attributes[at..at + 4].try_into().unwrap());
+    (word(12), word(0) & (XFLAG_NODUMP | XFLAG_PROJINHERIT))
+}
+
+/// `struct fsxattr` with a project id and extended flags.
+fn attributes_of(project: u32, xflags: u32) -> [u8; 28] {
+    let mut attributes = [0; 28];
+    attributes[..4].copy_from_slice(&xflags.to_ne_bytes());
+    attributes[12..16].copy_from_slice(&project.to_ne_bytes());
+    attributes
 }
 
 #[test]
@@ -94,7 +129,8 @@ fn flags_are_those_of_the_host_file() {
 
 #[test]
 fn extended_flags_and_project_ids_come_out_as_on_the_host() {
-    for (mut share, opened) in shares() {
+    let options = &["--allow-project-ids"];
+    for (mut share, opened) in [opened(Share::on_disk(options)), opened(Share::with(options))] {
         for (name, node, fh) in opened {
             let path = share.path(name);
             let twin = share.path("twin");
@@ -119,6 +155,58 @@ fn extended_flags_and_project_ids_come_out_as_on_the_host() {
             if name == "dir" { std::fs::remove_dir(&twin) } else { std::fs::remove_file(&twin) }.unwrap();
         }
     }
+}
+
+#[test]
+fn a_guest_stays_in_the_project_that_the_host_gave_the_share() {
+    let Some((_mount, directory)) = projects() else { return };
+    let (mut share, opened) = opened(Share::start(Setup { directory, ..Setup::default() }));
+    for (name, node, fh) in opened {
+        let path = share.path(name);
+        let given = if name == "dir" { (42, XFLAG_PROJINHERIT) } else { (42, 0) };
+        assert_eq!(on_host(&path, FSSETXATTR, &mut attributes_of(given.0, given.1)), 0);
+        let inherits = given.1 != 0;
+        let mut set = |project, xflags| share.client().ioctl(node, fh, FSSETXATTR, &attributes_of(project, xflags), 0);
+        for project in [0, 43, u32::MAX] {
+            assert_eq!(errno(set(project, given.1)), libc::EPERM, "{name} {project}");
+        }
+        assert_eq!(errno(set(42, given.1 ^ XFLAG_PROJINHERIT)), libc::EPERM, "{name}");
+        assert_eq!(project(&path), given, "{name}");
+        // What leaves the project as it is goes through.
+        assert_eq!(set(42, given.1 | XFLAG_NODUMP).unwrap(), b"");
+        assert_eq!(project(&path), (42, given.1 | XFLAG_NODUMP), "{name}");
+        assert_eq!(set(42, given.1).unwrap(), b"");
+
+        let plain = host_flags(&path);
+        assert_eq!(plain & PROJINHERIT != 0, inherits, "{name}");
+        for (command, flags) in [(SETFLAGS, plain ^ PROJINHERIT), (SETFLAGS_32, plain ^ PROJINHERIT | NODUMP)] {
+            assert_eq!(errno(share.client().ioctl(node, fh, command, &flags.to_ne_bytes(), 0)), libc::EPERM, "{name} {flags:#x}");
+        }
+        assert_eq!(host_flags(&path), plain, "{name}");
+        assert_eq!(share.client().ioctl(node, fh, SETFLAGS, &(plain | NODUMP).to_ne_bytes(), 0).unwrap(), b"");
+        assert_eq!((project(&path), host_flags(&path)), ((42, given.1 | XFLAG_NODUMP), plain | NODUMP), "{name}");
+    }
+    // What is made below a directory with the flag counts towards its project, and stays there.
+    let dir = opened[1].1;
+    let made = share.client().create(dir, "made", 0o644, libc::O_RDWR).unwrap();
+    assert_eq!(project(&share.path("dir/made")).0, 42);
+    let change = share.client().ioctl(made.entry.nodeid, made.open.fh, FSSETXATTR, &attributes_of(0, 0), 0);
+    assert_eq!(errno(change), libc::EPERM);
+    assert_eq!(project(&share.path("dir/made")).0, 42);
+}
+
+#[test]
+fn project_ids_are_the_guests_where_the_option_allows_it() {
+    let Some((_mount, directory)) = projects() else { return };
+    let (mut share, opened) = opened(Share::start(Setup { directory, options: &["--allow-project-ids"], ..Setup::default() }));
+    for (name, node, fh) in opened {
+        assert_eq!(share.client().ioctl(node, fh, FSSETXATTR, &attributes_of(43, 0), 0).unwrap(), b"");
+        assert_eq!(project(&share.path(name)), (43, 0), "{name}");
+    }
+    let (name, node, fh) = opened[1];
+    let flags = host_flags(&share.path(name)) | PROJINHERIT;
+    assert_eq!(share.client().ioctl(node, fh, SETFLAGS, &flags.to_ne_bytes(), 0).unwrap(), b"");
+    assert_eq!(project(&share.path(name)), (43, XFLAG_PROJINHERIT));
 }
 
 #[test]
@@ -197,7 +285,7 @@ fn changes_are_for_the_owner_and_not_for_a_readonly_share() {
         assert_eq!(errno(share.client().ioctl(node, fh, SETFLAGS, &fixed, 0)), libc::EPERM, "the daemon has no CAP_LINUX_IMMUTABLE");
     }
 
-    let mut share = Share::on_disk(&["--readonly", "--cache", "always", "--locks", "guest"]);
+    let mut share = Share::on_disk(&["--readonly", "--cache", "always"]);
     share.put("file", b"");
     let c = share.client();
     let node = c.lookup(ROOT, "file").unwrap().nodeid;

@@ -85,6 +85,8 @@ pub struct Options {
     pub writeback: bool,
     /// Serve extended attributes.
     pub xattr: bool,
+    /// Let the guest change project ids and PROJINHERIT.
+    pub allow_project_ids: bool,
     /// Ids between guest and host.
     pub translation: Translation,
     /// ACLs, labels, setuid bits and names of attributes.

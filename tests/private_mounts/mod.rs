@@ -48,33 +48,27 @@ impl Mount {
         }
     }
 
-    /// A fresh file system of type `kind` in an image file beside the directory `at`, mounted there. `None`, with the reason
-    /// printed, where it cannot be made or mounted.
-    pub fn image(kind: &str, at: &Path) -> Option<Mount> {
-        std::fs::create_dir_all(at).expect("a mount point");
+    /// A file system that `mkfs`, a program with its options, makes in a sparse file of `len` bytes beside the directory `at`,
+    /// mounted there through a loop device. `None`, with the reason printed, where there is no such program or the kernel has
+    /// no such file system.
+    pub fn image(mkfs: &[&str], len: u64, at: &Path) -> Option<Mount> {
         let image = at.with_extension("image");
-        // XFS wants 300 MB; the file is sparse.
-        std::fs::File::create(&image).and_then(|f| f.set_len(320 << 20)).expect("an image file");
-        let [image, at] = [&image, at].map(|path| path.to_str().expect("text"));
-        let commands: [(&str, &[&str]); 2] = [(&format!("mkfs.{kind}"), &["-q", image]), ("mount", &["-o", "loop", image, at])];
-        for (program, arguments) in commands {
-            match std::process::Command::new(program).args(arguments).output() {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => {
-                    eprintln!("skipped: {program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-                    let _ = std::fs::remove_file(image);
-                    return None;
-                }
-                Err(e) => {
-                    eprintln!("skipped: {program} cannot be run: {e}");
-                    let _ = std::fs::remove_file(image);
-                    return None;
-                }
-            }
-        }
-        // The loop device keeps the image until the mount is gone.
-        std::fs::remove_file(image).expect("the image file");
-        Some(Mount(PathBuf::from(at)))
+        std::fs::create_dir_all(at).expect("a mount point");
+        std::fs::File::create(&image).and_then(|file| file.set_len(len)).expect("a sparse file");
+        let run = |words: &[&str], more: &[&Path]| {
+            let output = std::process::Command::new(words[0]).args(&words[1..]).args(more).output();
+            let failed = match output {
+                Ok(output) if output.status.success() => return true,
+                Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+                Err(e) => e.to_string(),
+            };
+            eprintln!("skipped: {}: {}", words.join(" "), failed.trim());
+            false
+        };
+        let mounted = run(mkfs, &[&image]) && run(&["mount", "-o", "loop"], &[&image, at]);
+        // The loop device keeps it open.
+        std::fs::remove_file(&image).expect("the image can be removed");
+        mounted.then(|| Mount(at.to_owned()))
     }
 
     /// The file or directory `what` on the file or directory `at`.

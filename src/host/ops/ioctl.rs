@@ -9,6 +9,14 @@ use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_L
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
+/// FS_PROJINHERIT_FL (linux/fs.h): new entries of a directory get its project id.
+const PROJINHERIT_FLAG: u32 = 0x2000_0000;
+/// FS_XFLAG_PROJINHERIT: the same bit in `struct fsxattr`.
+const PROJINHERIT_XFLAG: u32 = 0x200;
+/// Where `fsx_xflags` and `fsx_projid` lie in `struct fsxattr`.
+const XFLAGS_AT: usize = 0;
+const PROJECT_ID_AT: usize = 12;
+
 /// Bytes of `struct fsverity_enable_arg`; salt and signature follow it in the request.
 const ENABLE_LEN: usize = 128;
 
@@ -69,6 +77,11 @@ fn u32_at(data: &[u8], at: usize) -> Result<u32, Errno> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
+/// Project id and PROJINHERIT of `struct fsxattr`: what decides which project quota a file counts towards.
+fn project_of(attributes: &[u8; ATTRIBUTES_LEN]) -> Result<(u32, bool), Errno> {
+    Ok((u32_at(attributes, PROJECT_ID_AT)?, u32_at(attributes, XFLAGS_AT)? & PROJINHERIT_XFLAG != 0))
+}
+
 /// The pointers in the guest's structure mean nothing here: salt and signature are what follows it.
 fn verity(data: &[u8]) -> Result<Verity<'_>, Errno> {
     let (salt_len, signature_len) = (u32_at(data, 12)? as usize, u32_at(data, 24)? as usize);
@@ -101,10 +114,13 @@ impl Share {
             Command::MeasureVerity { len_max } => reply.extend_from_slice(&sys::measure_verity(file, len_max)?),
             Command::SetFlags(flags) => {
                 self.check_owner(file, caller)?;
+                let inherits = |flags: u32| flags & PROJINHERIT_FLAG != 0;
+                self.check_project(|| Ok(inherits(sys::flags(file)?) == inherits(flags)))?;
                 sys::set_flags(file, flags)?;
             }
             Command::SetAttributes(attributes) => {
                 self.check_owner(file, caller)?;
+                self.check_project(|| Ok(project_of(&sys::attributes(file)?)? == project_of(attributes)?))?;
                 sys::set_attributes(file, attributes)?;
             }
             Command::EnableVerity(verity) => {
@@ -117,6 +133,13 @@ impl Share {
             }
         }
         Ok(())
+    }
+
+    /// EPERM for a request that would change a file's project, unless `--allow-project-ids` permits it. `is_kept` tells
+    /// whether the request leaves project id and PROJINHERIT as they are. The kernel refuses the same change with EINVAL in
+    /// a user namespace; chattr(1) and xfs_io(8) print the errno only, and EPERM tells a user what is wrong.
+    fn check_project(&self, is_kept: impl FnOnce() -> Result<bool, Errno>) -> Result<(), Errno> {
+        if self.options.allow_project_ids || is_kept()? { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// Whether `caller` may change what only a file's owner may: EPERM where not, EROFS on a read-only share. A guest
@@ -159,6 +182,18 @@ mod tests {
         let mut reserved = enable(0, 0);
         reserved[127] = 1;
         assert_eq!(command(sys::ENABLE_VERITY, &reserved, 0), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_project_is_the_id_and_the_flag_that_hands_it_on() {
+        let mut attributes = [0; ATTRIBUTES_LEN];
+        assert_eq!(project_of(&attributes), Ok((0, false)));
+        // FS_XFLAG_NODUMP, extent size and the number of extents are no part of it.
+        attributes[..12].copy_from_slice(&[0x80, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(project_of(&attributes), Ok((0, false)));
+        attributes[1] = 2;
+        attributes[12..16].copy_from_slice(&4711u32.to_ne_bytes());
+        assert_eq!(project_of(&attributes), Ok((4711, true)));
     }
 
     #[test]
