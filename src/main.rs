@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile};
+use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile, Summary};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
 use gatherfs::host::{Descriptors, Share};
@@ -114,20 +114,21 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     let stop = Arc::new(Stop::new()?);
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     let reach = Reach { share: root.as_fd(), by_handle: share.is_by_handle(), removable: socket.directory() };
-    sandbox::seal(checked.sandbox.seccomp, &reach)?;
+    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach)?;
     drop(root);
     if checked.watch
         && let Err(e) = share.start_watch()
     {
         return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
     }
-    watch_signals(signals, Arc::clone(&stop), Arc::clone(&metrics))?;
+    watch_signals(signals, Arc::clone(&stop), Arc::clone(&share), Arc::clone(&metrics))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
+    say_policies(checked.summary, &share, has_landlock);
     if !share.lacks().is_empty() {
         let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
         tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
@@ -157,8 +158,21 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
             break;
         }
     }
-    tracing::debug!("metrics {}", metrics_line(&metrics));
+    tracing::debug!("metrics {}", metrics_line(&share, &metrics));
     Ok(())
+}
+
+/// Says what the command line came to here, and what is off: by an option, or as the host does not let it be on.
+fn say_policies(summary: Summary, share: &Share, has_landlock: bool) {
+    let mut off = summary.turned_off;
+    if share.refuses_handles() {
+        off.push("file handles (the host refuses open_by_handle_at; each inode that the guest knows keeps a descriptor open)".to_owned());
+    }
+    if !has_landlock {
+        off.push("Landlock (the kernel has none)".to_owned());
+    }
+    let off = if off.is_empty() { "nothing".to_owned() } else { off.join(", ") };
+    tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
 /// What a signal ends: the wait for a monitor, or the session with one.
@@ -210,19 +224,25 @@ impl Stop {
     }
 }
 
-fn metrics_line(metrics: &Metrics) -> String {
-    metrics.to_json(|number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
+fn metrics_line(share: &Share, metrics: &Metrics) -> String {
+    metrics.to_json(&share.path().to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
 }
 
-fn watch_signals(mut signals: signal_hook::iterator::Signals, stop: Arc<Stop>, metrics: Arc<Metrics>) -> std::io::Result<()> {
+fn watch_signals(
+    mut signals: signal_hook::iterator::Signals,
+    stop: Arc<Stop>,
+    share: Arc<Share>,
+    metrics: Arc<Metrics>,
+) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Err(e) = signal::release() {
             tracing::error!("signals do not come through: {e}");
         }
         for signal in signals.forever() {
             if signal == signal_hook::consts::SIGUSR1 {
-                // Whoever read standard error may have gone.
-                let _ = writeln!(std::io::stderr(), "gatherfsd: metrics {}", metrics_line(&metrics));
+                // In one write, so that no other line comes in between. Whoever read standard error may have gone.
+                let line = metrics_line(&share, &metrics) + "\n";
+                let _ = std::io::stderr().write_all(line.as_bytes());
             } else {
                 tracing::info!("ending: what is in flight is finished first");
                 stop.stop();

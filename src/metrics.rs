@@ -45,9 +45,10 @@ macro_rules! counters {
                 Metrics { requests: std::array::from_fn(|_| Counter::default()), $($name: Counter::default()),* }
             }
 
-            /// One line of JSON. `opcode_name` spells the opcode of a number; opcodes not seen are left out.
-            pub fn to_json(&self, opcode_name: impl Fn(usize) -> &'static str) -> String {
-                let mut line = String::from("{\"requests\":{");
+            /// One line of JSON, without a line feed. `share` names what the counters are of; `opcode_name` spells the opcode of
+            /// a number; opcodes not seen are left out.
+            pub fn to_json(&self, share: &str, opcode_name: impl Fn(usize) -> &'static str) -> String {
+                let mut line = format!("{{\"share\":{},\"requests\":{{", json_string(share));
                 let mut comma = "";
                 for (number, count) in self.requests.iter().enumerate().filter(|(_, c)| c.get() > 0) {
                     let _ = write!(line, "{comma}\"{}\":{}", opcode_name(number), count.get());
@@ -97,6 +98,23 @@ impl Default for Metrics {
     }
 }
 
+/// `text` as a JSON string (RFC 8259 section 7).
+fn json_string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                quoted.push('\\');
+                quoted.push(c);
+            }
+            c if c.is_control() => _ = write!(quoted, "\\u{:04x}", u32::from(c)),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,8 +124,15 @@ mod tests {
         let metrics = Metrics::new();
         metrics.requests[15].add(3);
         metrics.host_reads.add(2);
-        let line = metrics.to_json(|n| if n == 15 { "READ" } else { "OTHER" });
-        assert!(line.starts_with("{\"requests\":{\"READ\":3},\"host_reads\":2,\"host_writes\":0"), "{line}");
+        let line = metrics.to_json("/srv/share", |n| if n == 15 { "READ" } else { "OTHER" });
+        assert!(line.starts_with("{\"share\":\"/srv/share\",\"requests\":{\"READ\":3},\"host_reads\":2,\"host_writes\":0"), "{line}");
         assert!(line.ends_with('}'));
+    }
+
+    #[test]
+    fn a_share_of_any_name_is_a_json_string_in_one_line() {
+        let line = Metrics::new().to_json("/srv/\"a\\b\"\n\u{7f}\u{85}ä", |_| "OTHER");
+        assert!(line.starts_with("{\"share\":\"/srv/\\\"a\\\\b\\\"\\u000a\\u007f\\u0085ä\",\"requests\":{},"), "{line}");
+        assert_eq!(line.lines().count(), 1);
     }
 }

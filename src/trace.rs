@@ -110,6 +110,17 @@ macro_rules! warn_limited {
     }};
 }
 
+/// Says what the daemon does, at most a few times a second from this place in the source.
+#[macro_export]
+macro_rules! info_limited {
+    ($($arg:tt)*) => {{
+        static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
+        if LIMIT.allows() {
+            tracing::info!($($arg)*);
+        }
+    }};
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

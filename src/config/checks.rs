@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::listen::Listening;
+use super::summary::{Summary, summary};
 use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Tmpfile, Translation, Wanted};
@@ -98,6 +99,8 @@ pub struct Checked {
     pub watch: bool,
     /// Whether to wait for the next monitor.
     pub keep_listening: bool,
+    /// What to say at the start.
+    pub summary: Summary,
 }
 
 /// Checks `arguments`; `is_root` decides which sandboxes there are, `cpus` the default number of queues.
@@ -121,7 +124,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     for (is_set, option) in
         [(a.migration_verify_handles, "--migration-verify-handles"), (a.migration_confirm_paths, "--migration-confirm-paths")]
     {
-        if is_set && a.migration_mode == MigrationMode::FileHandles {
+        if is_set && a.migration_mode == Some(MigrationMode::FileHandles) {
             return Err(ConfigError::MigrationCheck(option));
         }
     }
@@ -197,6 +200,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
+        summary: summary(a),
     })
 }
 

@@ -40,6 +40,18 @@ pub enum FileError {
         /// What the parser found.
         what: String,
     },
+    /// An option whose value is a bare word.
+    #[error("{path}:{line}: the value of {key} is no TOML; write {wanted}")]
+    Unquoted {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// What to write.
+        wanted: String,
+    },
     /// A key that is no option.
     #[error("{path}:{line}: there is no option {key}{}", .nearest.as_ref().map_or_else(
         || "; gatherfsd --help lists the options, written here without dashes in front".to_owned(),
@@ -100,8 +112,12 @@ pub fn words(path: &Path) -> Result<Vec<OsString>, FileError> {
 fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>, FileError> {
     let file = File { path, text };
     let table = DeTable::parse(text).map_err(|e| {
+        let line = file.line(e.span());
+        if let Some((key, wanted)) = file.unquoted(line, command) {
+            return FileError::Unquoted { path: path.to_owned(), line, key, wanted };
+        }
         let what = e.message().lines().collect::<Vec<_>>().join(", ");
-        FileError::NoToml { path: path.to_owned(), line: file.line(e.span()), what }
+        FileError::NoToml { path: path.to_owned(), line, what }
     })?;
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
@@ -140,6 +156,23 @@ impl File<'_> {
         1 + self.text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count()
     }
 
+    /// For a line `KEY = WORD` whose key is an option and whose word is none of TOML's values: the key, and the line as the
+    /// option wants it.
+    fn unquoted(&self, line: usize, command: &Command) -> Option<(String, String)> {
+        let (key, value) = self.text.lines().nth(line - 1)?.split_once('=')?;
+        let key = key.trim().trim_matches(['"', '\'']);
+        let value = value.split('#').next().unwrap_or_default().trim();
+        let option = command.get_arguments().find(|arg| arg.get_long() == Some(key))?;
+        if value.is_empty() || value.contains(['"', '\'', '\\', '[', '{']) || value.chars().any(char::is_control) {
+            return None;
+        }
+        let wanted = match Kind::of(option) {
+            Kind::Text => format!("{key} = \"{value}\""),
+            kind => kind.form(option, key),
+        };
+        Some((key.to_owned(), wanted))
+    }
+
     fn words_of_entry(&self, option: &Arg, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<OsString>, FileError> {
         let is_list = matches!(option.get_action(), ArgAction::Append);
         match value.get_ref() {
@@ -156,12 +189,7 @@ impl File<'_> {
             (Kind::Number, DeValue::Float(number)) => number.as_str().to_owned(),
             (Kind::Text, DeValue::String(text)) => text.clone().into_owned(),
             (_, other) => {
-                let wanted = match kind {
-                    Kind::Flag => format!("{name} = true or {name} = false"),
-                    Kind::Number => format!("{name} = N with a number in place of N, without quotes"),
-                    Kind::Text if matches!(option.get_action(), ArgAction::Append) => format!("{name} = [\"VALUE\", ...]"),
-                    Kind::Text => format!("{name} = \"VALUE\", in quotes"),
-                };
+                let wanted = kind.form(option, name);
                 let found = described(other);
                 let line = self.line(Some(value.span()));
                 return Err(FileError::Type { path: self.path.to_owned(), line, key: name.to_owned(), found, wanted });
@@ -195,6 +223,18 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// How an option of this kind is written in a file.
+    fn form(self, option: &Arg, name: &str) -> String {
+        match self {
+            Kind::Flag => format!("{name} = true or {name} = false"),
+            Kind::Number => format!("{name} = N with a number in place of N, without quotes"),
+            Kind::Text if matches!(option.get_action(), ArgAction::Append) => format!("{name} = [\"VALUE\", ...]"),
+            Kind::Text => format!("{name} = \"VALUE\", in quotes"),
+        }
+    }
+}
+
 fn described(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -207,7 +247,7 @@ fn described(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The name with the fewest changes from `name`, if they are few.
-fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
+pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
     let name = name.trim_start_matches('-').replace('_', "-");
     let best = names.map(|known| (changes(&name, known), known)).min()?;
     (best.0 <= 2).then(|| best.1.to_owned())
@@ -308,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_with_file_line_key_and_fix() {
-        let cases: [(&str, &[&str]); 14] = [
+        let cases: [(&str, &[&str]); 20] = [
             ("\nxatr = true", &["f.toml:2:", "no option xatr", "did you mean xattr?"]),
             ("shared_dir = '/x'", &["f.toml:1:", "did you mean shared-dir?"]),
             ("quux = 1", &["no option quux", "--help"]),
@@ -322,7 +362,13 @@ mod tests {
             ("cache = 'sometimes'", &["f.toml:1:", "--cache sometimes", "metadata"]),
             ("config = 'other.toml'", &["f.toml:1: config belongs on the command line"]),
             ("xattr = true\nxattr = false", &["f.toml:2:", "duplicate key"]),
-            ("cache = never", &["f.toml:1:", "as in TOML"]),
+            ("cache = always", &["f.toml:1: the value of cache is no TOML; write cache = \"always\""]),
+            ("\nshared-dir = /srv/share # the share", &["f.toml:2:", "write shared-dir = \"/srv/share\""]),
+            ("xattr = yes", &["f.toml:1: the value of xattr is no TOML; write xattr = true or xattr = false"]),
+            ("rlimit-nofile = many", &["f.toml:1:", "write rlimit-nofile = N with a number"]),
+            ("cache = \"always", &["f.toml:1:", "as in TOML"]),
+            ("cash = always", &["f.toml:1:", "as in TOML"]),
+            ("cache =", &["f.toml:1:", "as in TOML"]),
         ];
         for (text, parts) in cases {
             let said = read(text).unwrap_err();

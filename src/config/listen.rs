@@ -47,6 +47,23 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The path is longer than a socket's address.
+    #[error(
+        "cannot listen on {path}: the path is {} bytes long and the limit is {SOCKET_PATH_MAX}; choose a shorter --socket-path",
+        .path.as_os_str().len()
+    )]
+    TooLong {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The directory of the socket is missing.
+    #[error("cannot listen on {path}: {what}; create the directory or choose another --socket-path")]
+    NoDirectory {
+        /// The socket's path.
+        path: PathBuf,
+        /// Which directory, and what is there instead.
+        what: String,
+    },
     /// The process id could not be written.
     #[error("cannot write the process id to {path}, which another daemon may hold: {source}; remove it or choose another --socket-path")]
     PidFile {
@@ -124,6 +141,11 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
         Listening::Path { path, group } => {
             let typed = path;
             let path = std::path::absolute(typed).map_err(|source| ListenError::Bind { path: typed.clone(), source })?;
+            look_for_directory(&path)?;
+            let bindable = if path.as_os_str().len() <= SOCKET_PATH_MAX { &path } else { typed };
+            if bindable.as_os_str().len() > SOCKET_PATH_MAX {
+                return Err(ListenError::TooLong { path: typed.clone() });
+            }
             let pid_path = pid_file::path_of(&path);
             let claimed = pid_file::claim(&pid_path).map_err(|source| match source.kind() {
                 io::ErrorKind::WouldBlock if fs::symlink_metadata(&path).is_ok() => ListenError::Taken(path.clone()),
@@ -131,7 +153,7 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
             })?;
             // Whoever connects has the share: nobody but us, unless a group is named.
             let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-            let bound = bind(if path.as_os_str().len() <= SOCKET_PATH_MAX { &path } else { typed });
+            let bound = bind(bindable);
             rustix::process::umask(umask);
             let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
@@ -140,6 +162,23 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
             Ok((listener, file.inspect_err(|_| _ = fs::remove_file(&path))?))
         }
     }
+}
+
+/// Fails where the directory of the socket at `path` is not there, and names the first one that is missing. What else may be
+/// wrong with it is the kernel's to say.
+fn look_for_directory(path: &Path) -> Result<(), ListenError> {
+    let failed = |what| ListenError::NoDirectory { path: path.to_owned(), what };
+    let above: Vec<&Path> = path.ancestors().skip(1).collect();
+    for directory in above.into_iter().rev() {
+        match fs::metadata(directory) {
+            Ok(found) if !found.is_dir() => return Err(failed(format!("{} is not a directory", directory.display()))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(failed(format!("the directory {} does not exist", directory.display())));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn bind(path: &Path) -> Result<UnixListener, ListenError> {

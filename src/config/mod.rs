@@ -3,7 +3,7 @@
 //!
 //! `words.rs` joins the words of a `--config` file (`file.rs`), of the command line and of its `-o` lists
 //! (`compat.rs`) into one command line; `sentence.rs` says what is wrong with one; `checks.rs` decides
-//! whether the wishes fit together, `remarks.rs` what is worth a word in the log.
+//! whether the wishes fit together, `remarks.rs` and `summary.rs` what the log says of them at the start.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -15,6 +15,7 @@ mod passed;
 mod pid_file;
 mod remarks;
 mod sentence;
+mod summary;
 mod words;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub use listen::{ListenError, Listening, SocketFile, listen};
 pub use passed::with_passed_socket;
 pub use remarks::{Remark, remarks};
 pub use sentence::sentence;
+pub use summary::Summary;
 pub use words::{ParseError, command, parse};
 
 /// `--cache`.
@@ -372,14 +374,14 @@ pub struct Arguments {
     #[arg(long)]
     pub syslog: bool,
 
-    /// How a migration finds inodes again; without effect, as a machine with this share cannot migrate
-    #[arg(long, value_enum, value_name = "MODE", default_value = "find-paths")]
-    pub migration_mode: MigrationMode,
+    /// How a migration finds inodes again; without effect, as a machine with this share cannot migrate [default: find-paths]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub migration_mode: Option<MigrationMode>,
 
     /// What a migration does about inodes that are lost; without effect, as a machine with this share cannot
-    /// migrate
-    #[arg(long, value_enum, value_name = "ACTION", default_value = "abort")]
-    pub migration_on_error: MigrationOnError,
+    /// migrate [default: abort]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub migration_on_error: Option<MigrationOnError>,
 
     /// Compare file handles after a migration; without effect, as a machine with this share cannot migrate
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! What is worth a word in the log although it is granted: older spellings, and options that do less than
 //! their name says.
 
-use super::{Arguments, InodeFileHandles, MigrationMode, MigrationOnError};
+use super::{Arguments, InodeFileHandles};
 
 /// A line for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,11 +26,10 @@ pub fn remarks(arguments: &Arguments) -> Vec<Remark> {
     warn(a.compat_debug, "-d is an older spelling; write --log-level debug");
     warn(!a.compat_options.is_empty(), "-o is an older spelling; write each option of its own, as --cache auto for -o cache=auto");
     warn(a.inode_file_handles == InodeFileHandles::Fallback, "--inode-file-handles fallback is an older name; write prefer");
-    let migrates = a.migration_mode != MigrationMode::FindPaths
-        || a.migration_on_error != MigrationOnError::Abort
-        || a.migration_verify_handles
-        || a.migration_confirm_paths;
-    warn(migrates, "the --migration options have no effect: a machine with this share cannot migrate");
+    // Also where the default is named.
+    let names_migration =
+        a.migration_mode.is_some() || a.migration_on_error.is_some() || a.migration_verify_handles || a.migration_confirm_paths;
+    warn(names_migration, "the --migration options have no effect: a machine with this share cannot migrate");
     if a.thread_pool_size > 1 {
         let n = a.thread_pool_size;
         said.push(Remark::Info(format!(
@@ -58,6 +57,8 @@ mod tests {
             ("-o cache=auto,xattr -o writeback", "--cache auto"),
             ("--inode-file-handles=fallback", "prefer"),
             ("--migration-mode=file-handles --migration-on-error guest-error", "cannot migrate"),
+            ("--migration-mode find-paths", "cannot migrate"),
+            ("--migration-on-error=abort", "cannot migrate"),
             ("--migration-verify-handles", "cannot migrate"),
             ("--migration-confirm-paths", "cannot migrate"),
         ];
@@ -69,7 +70,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_of_a_plain_command_line() {
-        assert_eq!(said("--shared-dir /d --socket-path /s --cache never --thread-pool-size=0 --migration-mode find-paths"), []);
+        assert_eq!(said("--shared-dir /d --socket-path /s --cache never --thread-pool-size=0"), []);
         assert!(matches!(&said("--thread-pool-size 2")[..], [Remark::Info(text)] if text.contains("at most 2 thread")));
     }
 }

@@ -4,6 +4,9 @@ use std::num::{IntErrorKind, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::file::nearest;
+use super::words::command;
+
 /// One sentence for `e`.
 pub fn sentence(e: &clap::Error) -> String {
     let texts = |kind| match e.get(kind) {
@@ -21,7 +24,7 @@ pub fn sentence(e: &clap::Error) -> String {
     let known = text(ContextKind::SuggestedArg);
     match e.kind() {
         ErrorKind::UnknownArgument if !option.starts_with('-') => {
-            format!("there is nothing to do with the word {whole}; each option begins with --, its value follows or stands behind =")
+            format!("unexpected argument {whole}; {}", advice_for(&whole))
         }
         ErrorKind::UnknownArgument if known.is_empty() => format!("there is no option {option}; gatherfsd --help lists the options"),
         ErrorKind::UnknownArgument => format!("there is no option {option}; did you mean {known}?"),
@@ -48,6 +51,16 @@ pub fn sentence(e: &clap::Error) -> String {
     }
 }
 
+/// What an argument that is neither an option nor the value of one may have been meant for.
+fn advice_for(word: &str) -> String {
+    if ["true", "false"].contains(&word) {
+        return format!("the value of a flag follows =: write --OPTION={word}");
+    }
+    let command = command();
+    let known = nearest(word, command.get_arguments().filter_map(clap::Arg::get_long));
+    format!("did you mean --{}?", known.as_deref().unwrap_or("shared-dir"))
+}
+
 /// "a, b or c".
 fn alternatives(values: &[String]) -> String {
     match values {
@@ -63,11 +76,14 @@ mod tests {
 
     #[test]
     fn each_mistake_is_one_sentence_with_option_and_fix() {
-        let cases: [(&[&str], &str); 15] = [
+        let cases: [(&[&str], &str); 18] = [
             (&["--shared-dri", "/srv"], "there is no option --shared-dri; did you mean --shared-dir?"),
             (&["--quux"], "there is no option --quux; gatherfsd --help lists the options"),
             (&["-x"], "there is no option -x; gatherfsd --help lists the options"),
-            (&["/srv"], "there is nothing to do with the word /srv; each option begins with --, its value follows or stands behind ="),
+            (&["/srv"], "unexpected argument /srv; did you mean --shared-dir?"),
+            (&["share"], "unexpected argument share; did you mean --shared-dir?"),
+            (&["socket_path", "/s"], "unexpected argument socket_path; did you mean --socket-path?"),
+            (&["--xattr", "false"], "unexpected argument false; the value of a flag follows =: write --OPTION=false"),
             (&["--cache", "sometimes"], "--cache sometimes is not possible; give auto, always, never or metadata"),
             (&["--cache"], "--cache needs a value; give auto, always, never or metadata"),
             (&["--tag"], "--tag needs a value; write --tag <TAG>"),

@@ -14,6 +14,9 @@ use super::{Arguments, sentence};
 /// Why words are no command line. Each is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
+    /// No argument at all.
+    #[error("usage: gatherfsd --shared-dir DIR --socket-path PATH [OPTION]...; gatherfsd --help lists the options")]
+    NoArguments,
     /// Help or version were asked for, or a word makes no sense.
     #[error("{}", sentence(.0))]
     Words(#[from] clap::Error),
@@ -47,6 +50,9 @@ pub fn command() -> clap::Command {
 /// Parses a command line; the first word is the program's name.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ParseError> {
     let typed: Vec<OsString> = words.into_iter().collect();
+    if typed.len() <= 1 {
+        return Err(ParseError::NoArguments);
+    }
     let read = |words: &[OsString]| Arguments::from_arg_matches(&command().try_get_matches_from(words)?);
     let first = read(&typed)?;
     if first.config.is_none() && first.compat_options.is_empty() {
@@ -85,8 +91,14 @@ mod tests {
     }
 
     #[test]
+    fn no_arguments_at_all_are_answered_with_the_usage_in_one_line() {
+        let said = parsed("").unwrap_err().to_string();
+        assert!(said.starts_with("usage: gatherfsd --shared-dir DIR") && said.contains("--help") && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
     fn a_flag_takes_no_value_but_true_and_false_and_none_from_the_next_word() {
         assert!(parsed("--xattr=maybe").unwrap_err().to_string().contains("--xattr"));
-        assert!(parsed("--xattr false").unwrap_err().to_string().contains("false"));
+        assert!(parsed("--xattr false").unwrap_err().to_string().contains("write --OPTION=false"));
     }
 }

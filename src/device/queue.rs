@@ -316,6 +316,11 @@ impl Queue {
         self.state.lock().ring.is_some()
     }
 
+    /// Whether the frontend has set the queue up and started it.
+    pub fn is_started(&self) -> bool {
+        self.state.lock().is_runnable()
+    }
+
     /// The next chain's index: what GET_VRING_BASE returns.
     pub fn next_avail(&self) -> u16 {
         let state = self.state.lock();

@@ -11,7 +11,7 @@ use crate::guest::ReadableBuffers;
 use crate::host::{IoctlRequest, LockAnswer, Locked, Maker, Share, WriteRequest};
 use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
 use crate::virtqueue::{ChainFault, Request, Responder};
-use crate::warn_limited;
+use crate::{info_limited, warn_limited};
 
 /// Bytes before a WRITE's payload.
 const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
@@ -148,6 +148,8 @@ fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Resp
     match negotiate(init, &limits) {
         Ok((out, agreed)) => {
             service.begin_fuse(&agreed);
+            let queues = service.running_request_queues();
+            info_limited!("the guest mounted the share: FUSE {}.{} in its kernel, {queues} request queue(s)", init.major, init.minor);
             tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
             responder.reply(out.as_bytes());
         }

@@ -1,11 +1,12 @@
 //! What all queues of a session share: the exported directory, the generation of guest memory, and the
 //! FUSE session.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::queue::Queue;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
 use crate::host::Share;
@@ -41,6 +42,8 @@ pub struct Service {
     memory: RwLock<Arc<GuestMap>>,
     memory_generation: AtomicU64,
     fuse: RwLock<Option<Negotiated>>,
+    /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
+    queues: OnceLock<Vec<Weak<Queue>>>,
     /// Keeps the beginnings and ends of FUSE sessions apart.
     turn: Mutex<()>,
 }
@@ -56,8 +59,20 @@ impl Service {
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
             fuse: RwLock::new(None),
+            queues: OnceLock::new(),
             turn: Mutex::new(()),
         }
+    }
+
+    /// Takes note of the session's queues, once.
+    pub(super) fn set_queues(&self, queues: &[Arc<Queue>]) {
+        let _ = self.queues.set(queues.iter().map(Arc::downgrade).collect());
+    }
+
+    /// How many request queues the frontend has started.
+    pub(super) fn running_request_queues(&self) -> usize {
+        let request_queues = self.queues.get().into_iter().flatten().skip(1);
+        request_queues.filter_map(Weak::upgrade).filter(|queue| queue.is_started()).count()
     }
 
     /// The same with other bounds.

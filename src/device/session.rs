@@ -194,6 +194,7 @@ impl Session {
             let _ = queue.relief.set(Arc::clone(&relief));
         }
         let _ = device.queues.set(queues.clone());
+        service.set_queues(&queues);
         daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
         service.metrics.connections.increment();
         let relief_thread = {

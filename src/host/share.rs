@@ -224,6 +224,11 @@ impl Share {
         self.by_handle
     }
 
+    /// Whether file handles were wanted, are there and may not be opened by this process.
+    pub fn refuses_handles(&self) -> bool {
+        self.options.file_handles != FileHandles::Never && !self.by_handle && !self.lacks.contains(&Lack::FileHandles)
+    }
+
     /// What the share's file system does not have.
     pub fn lacks(&self) -> &[Lack] {
         &self.lacks

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, RestrictionStatus, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, Scope,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// The newest rights that this code was tried with; the kernel may know fewer.
@@ -26,16 +26,22 @@ pub struct Files<'f> {
 }
 
 /// Restricts this thread and those that it starts, for good. A kernel without Landlock restricts nothing,
-/// which is only said in the log.
-pub fn restrict(files: Option<&Files<'_>>) {
+/// which is false.
+pub fn restrict(files: Option<&Files<'_>>) -> bool {
     // The one right without which a rename to another directory would fail (Linux 5.19).
     let by_path = files.filter(|_| {
         let refer = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
         refer.and_then(Ruleset::create).is_ok()
     });
     match apply(by_path) {
-        Ok(status) => tracing::debug!("Landlock: {:?}, files by path: {}", status.ruleset, by_path.is_some()),
-        Err(e) => tracing::debug!("Landlock restricts nothing: {e}"),
+        Ok(status) => {
+            tracing::debug!("Landlock: {:?}, files by path: {}", status.ruleset, by_path.is_some());
+            status.ruleset != RulesetStatus::NotEnforced
+        }
+        Err(e) => {
+            tracing::debug!("Landlock restricts nothing: {e}");
+            false
+        }
     }
 }
 

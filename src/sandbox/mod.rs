@@ -74,6 +74,19 @@ pub enum JailError {
     /// The share is a fifo, a socket or a device.
     #[error("cannot share {0}: it is neither a directory nor a regular file; give one of these with --shared-dir")]
     Special(PathBuf),
+    /// The process runs in a plain chroot, where nothing can be mounted on its root.
+    #[error(
+        "cannot make the sandbox's mounts: / is not a mount point, as in a plain chroot; {}",
+        if *.is_root {
+            "say --sandbox chroot, or bind the directory to itself (mount --bind DIR DIR) before chroot(1)"
+        } else {
+            "run gatherfsd outside of the chroot, or say --sandbox none and confine it otherwise"
+        }
+    )]
+    NoMountPoint {
+        /// Whether root runs it.
+        is_root: bool,
+    },
     /// No user namespace.
     #[error(
         "cannot make a user namespace for the sandbox: {0}; allow them to users (sysctl user.max_user_namespaces, \
@@ -145,6 +158,9 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
         options.capabilities.confine()?;
         return Ok(Entered::Inside(Jail { share, descriptor_dir }));
     }
+    if options.mode == Mode::Namespace && !namespace::root_is_mount_point() {
+        return Err(JailError::NoMountPoint { is_root: rustix::process::geteuid().is_root() });
+    }
     let in_user_namespace = options.mode == Mode::Namespace && !rustix::process::geteuid().is_root();
     match options.mode {
         Mode::Namespace if in_user_namespace => user_namespace::leave_host(&options.id_maps)?,
@@ -185,6 +201,10 @@ fn change_root(options: &Options, shared: &Path, is_dir: bool) -> Result<Jail, J
     };
     let descriptor_dir = descriptor_dir.step("open /proc/self/fd (is /proc mounted?)")?;
     capabilities::leave_groups()?;
+    if is_dir {
+        // Whoever may not search it cannot make it the root either: said here, where its name is known.
+        open_to_search(shared).map_err(|e| JailError::Share { path: shared.to_owned(), source: e.into() })?;
+    }
     let file = if is_dir { None } else { Some(open_share(shared, shared)?) };
     match (options.mode, is_dir) {
         (Mode::Namespace, true) => namespace::enter_share(shared)?,
@@ -232,13 +252,14 @@ pub struct Reach<'f> {
 }
 
 /// Gives up for good what serving does not need: other files, other system calls. To be called after `enter`,
-/// when everything is open, and before the first thread is started.
-pub fn seal(seccomp: Seccomp, reach: &Reach<'_>) -> Result<(), JailError> {
+/// when everything is open, and before the first thread is started. False where the kernel has no Landlock.
+pub fn seal(seccomp: Seccomp, reach: &Reach<'_>) -> Result<bool, JailError> {
     let kind = rustix::fs::fstat(reach.share).step("look at the share")?.st_mode;
     let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
     let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };
-    landlock::restrict((!reach.by_handle).then_some(&files));
-    seccomp::install(seccomp).map_err(JailError::Seccomp)
+    let has_landlock = landlock::restrict((!reach.by_handle).then_some(&files));
+    seccomp::install(seccomp).map_err(JailError::Seccomp)?;
+    Ok(has_landlock)
 }
 
 /// Whether the process that holds the other end of `outer` has ended.

@@ -51,6 +51,14 @@ pub fn enter_empty() -> Result<(), JailError> {
     pivot(new_root.as_fd())
 }
 
+/// Whether something is mounted on this process's root directory, which mounts need that are to be private. Linux tells it
+/// since 5.8; before, it is taken for true.
+pub fn root_is_mount_point() -> bool {
+    let told = rustix::fs::statx(CWD, "/", rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::empty());
+    let is_root = rustix::fs::StatxAttributes::MOUNT_ROOT;
+    told.map_or(true, |st| !st.stx_attributes_mask.contains(is_root) || st.stx_attributes.contains(is_root))
+}
+
 /// From here on, nothing that is mounted here shows on the host; mounts that the host adds below the share
 /// still come.
 fn own_mounts() -> Result<(), JailError> {

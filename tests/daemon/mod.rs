@@ -23,7 +23,8 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The line that says that the daemon listens and its signals are watched.
 const START_LINE: &str = "sharing ";
-const METRICS: &str = "gatherfsd: metrics ";
+/// How the line with the counters begins.
+const METRICS: &str = "{\"share\":";
 
 /// A directory of a test's own, removed with all that is in it when dropped.
 #[derive(Debug)]
@@ -218,8 +219,8 @@ impl Process {
         self.signal(Signal::USR1);
         let line = self.log.wait_for(from, METRICS);
         let line = line.unwrap_or_else(|| panic!("no metrics came\n{}", self.log()));
-        let at = line.find(METRICS).expect("found above") + METRICS.len();
-        Metrics { json: line[at..].to_owned() }
+        assert!(line.starts_with(METRICS), "the line is JSON by itself: {line}");
+        Metrics { json: line }
     }
 }
 
@@ -249,6 +250,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// The whole line.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
     /// The counter `name`; panics where there is none.
     pub fn get(&self, name: &str) -> u64 {
         self.find(name).unwrap_or_else(|| panic!("no counter {name} in {}", self.json))

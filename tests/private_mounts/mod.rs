@@ -4,7 +4,9 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount, unmount,
+};
 use rustix::thread::UnshareFlags;
 
 /// Gives the calling thread mounts of its own. False, with the reason printed, where that is not permitted.
@@ -74,6 +76,18 @@ impl Mount {
     /// The file or directory `what` on the file or directory `at`.
     pub fn bind(what: &Path, at: &Path) -> Mount {
         mount_bind(what, at).expect("a bind mount");
+        Mount(at.to_owned())
+    }
+
+    /// The mount, through which nothing can be changed from now on.
+    pub fn read_only(self) -> Mount {
+        mount_remount(&self.0, MountFlags::BIND | MountFlags::RDONLY, "").expect("a mount can be made read-only");
+        self
+    }
+
+    /// As `bind`, with all that is mounted below `what`.
+    pub fn bind_all(what: &Path, at: &Path) -> Mount {
+        mount_bind_recursive(what, at).expect("a bind mount");
         Mount(at.to_owned())
     }
 }

@@ -5,8 +5,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
-use super::guest::client::Caller;
+use super::guest::client::{Caller, Client};
+use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use super::{assert_serves, command, mount, refused};
 
 /// A user without any rights.
@@ -44,6 +47,15 @@ fn a_misspelt_option_is_refused_with_the_right_one() {
     let (status, said) = refused(gatherfsd().arg("--quux"));
     assert_eq!(status.code(), USAGE);
     assert!(said.contains("no option --quux") && said.contains("--help"), "{said}");
+    let (status, said) = refused(gatherfsd().arg("/srv"));
+    assert_eq!((status.code(), &said[..]), (USAGE, "gatherfsd: unexpected argument /srv; did you mean --shared-dir?"));
+}
+
+#[test]
+fn no_arguments_at_all_are_answered_with_one_line_of_usage() {
+    let (status, said) = refused(&mut gatherfsd());
+    assert_eq!(status.code(), USAGE);
+    assert_eq!(said, "gatherfsd: usage: gatherfsd --shared-dir DIR --socket-path PATH [OPTION]...; gatherfsd --help lists the options");
 }
 
 #[test]
@@ -115,6 +127,20 @@ fn what_a_user_may_not_do_is_refused_in_a_sentence() {
     let (_, said) = refused(as_nobody(&mut command(&scratch, &[])));
     assert!(said.contains("cannot share") && said.contains(scratch.join("share").to_str().expect("text")), "{said}");
     assert!(!socket.exists());
+    // In no sandbox is it advised what cannot help: the share stays root's alone.
+    for sandbox in ["none", "namespace"] {
+        for share in [scratch.join("share"), scratch.join("share").join("below")] {
+            let mut command = gatherfsd();
+            command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(&socket).args(["--sandbox", sandbox]);
+            let (_, said) = refused(as_nobody(&mut command));
+            assert_eq!(
+                said,
+                format!("gatherfsd: cannot share {}: Permission denied (os error 13)", share.display()),
+                "--sandbox {sandbox}"
+            );
+        }
+    }
+    assert!(!socket.exists());
     // chroot(2) is root's.
     fs::set_permissions(scratch.join("share"), PermissionsExt::from_mode(0o755)).expect("a mode");
     let mut command = gatherfsd();
@@ -169,8 +195,59 @@ fn the_log_level_decides_what_is_said() {
     }
     assert_eq!(said[0], "");
     assert!(!said[1].contains("sharing "), "{}", said[1]);
-    assert!(said[2].contains("sharing ") && !said[2].contains("FUSE 7."), "{}", said[2]);
-    assert!(said[3].contains("sharing ") && said[3].contains("FUSE 7."), "{}", said[3]);
+    assert!(said[2].contains("sharing ") && said[2].contains("the guest mounted") && !said[2].contains("flags 0x"), "{}", said[2]);
+    assert!(said[3].contains("sharing ") && said[3].contains("flags 0x"), "{}", said[3]);
+}
+
+#[test]
+fn the_start_says_the_policies_and_what_is_off_and_a_mount_says_the_guests_version_and_queues() {
+    let mut daemon = Daemon::start(&["--cache", "never", "--locks", "guest", "--inode-file-handles", "never"]);
+    let said = daemon.wait_for_line("turned off: ");
+    assert!(said.contains("cache never, sandbox none, seccomp kill, locks guest; turned off: READDIRPLUS (--cache never)"), "{said}");
+    assert!(said.contains("file handles (--inode-file-handles never)"), "{said}");
+    for (request_queues, mounts) in [(1, 1), (3, 2)] {
+        daemon = if mounts == 1 { daemon } else { Daemon::start(&[]) };
+        let options = GuestOptions { request_queues, ..GuestOptions::default() };
+        let guest = Guest::connect(daemon.socket(), &options).expect("a connection");
+        let mut client = Client::new(&guest, FIRST_REQUEST);
+        assert!(!daemon.log().contains("the guest mounted"), "before INIT");
+        client.init().expect("INIT");
+        let said = daemon.wait_for_line("the guest mounted the share: FUSE 7.");
+        assert!(said.contains(" INFO ") && said.ends_with(&format!("in its kernel, {request_queues} request queue(s)")), "{said}");
+    }
+}
+
+/// The file that README.md shows, with a share and a socket of the test's.
+fn sample_file(scratch: &Scratch) -> String {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let from = readme.find("    shared-dir = ").expect("the sample");
+    let sample: Vec<&str> = readme[from..].lines().map_while(|line| line.strip_prefix("    ")).collect();
+    assert!(sample.len() >= 4, "{sample:?}");
+    let of_test = |name| scratch.join(name).display().to_string();
+    sample.join("\n").replace("/srv/share", &of_test("share")).replace("/run/share.sock", &of_test("s"))
+}
+
+#[test]
+fn the_file_in_the_readme_serves_where_20_000_descriptors_are_the_hard_limit() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("share")).expect("the shared directory");
+    fs::write(scratch.join("sample.toml"), sample_file(&scratch)).expect("a file");
+    let mut command = gatherfsd();
+    command.arg("--config").arg(scratch.join("sample.toml")).args(["--sandbox", "none"]);
+    let limit = || {
+        // Root could raise the limit again.
+        let _ = caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
+        let _ = caps::drop(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_RESOURCE);
+        let _ = caps::drop(None, caps::CapSet::Bounding, caps::Capability::CAP_SYS_RESOURCE);
+        Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(20_000) })?)
+    };
+    // SAFETY: prctl(2), capset(2) and setrlimit(2) may be made between fork and exec.
+    unsafe { command.pre_exec(limit) };
+    let process = Process::spawn(&mut command);
+    process.wait_for_line("sharing ");
+    assert_eq!(open_files(process.pid()), 20_000);
+    let (_guest, mut client) = mount(&scratch.join("s"));
+    assert_serves(&mut client, "dir");
 }
 
 /// The soft limit of open files of a process.

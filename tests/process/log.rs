@@ -39,7 +39,7 @@ fn a_level_may_be_written_in_any_case_and_rust_log_decides_where_it_is_set() {
             None => command.env_remove("RUST_LOG"),
         };
         let said = said(&mut command, &scratch);
-        assert_eq!((said.contains("sharing "), said.contains("FUSE 7.")), (info, debug), "{words:?} {variable:?}\n{said}");
+        assert_eq!((said.contains("sharing "), said.contains("flags 0x")), (info, debug), "{words:?} {variable:?}\n{said}");
     }
 }
 
@@ -58,6 +58,17 @@ fn older_spellings_work_and_are_warned_of_once() {
         assert_eq!(said.matches(advice).count(), 1, "{advice}\n{said}");
     }
     assert!(said.contains("sharing "), "{said}");
+}
+
+#[test]
+fn a_migration_option_is_warned_of_also_where_it_names_the_default() {
+    let options =
+        ["--migration-mode=find-paths", "--migration-on-error=abort", "--migration-mode=file-handles", "--migration-confirm-paths"];
+    for option in options {
+        let scratch = Scratch::new();
+        let said = said(&mut command(&scratch, &[option]), &scratch);
+        assert_eq!(said.matches("the --migration options have no effect").count(), 1, "{option}\n{said}");
+    }
 }
 
 #[test]
@@ -106,7 +117,7 @@ fn with_the_option_the_log_goes_to_syslog_from_every_sandbox() {
         let sharing = started.iter().find(|message| message.contains("sharing ")).expect("the start line");
         assert!(sharing.starts_with("<14>") && !sharing.contains('\n') && !sharing.contains("INFO"), "{sharing}");
         let (guest, client) = mount(&scratch.join("s"));
-        let session = received(&syslog, "FUSE 7.");
+        let session = received(&syslog, "flags 0x");
         assert!(session.last().is_some_and(|message| message.starts_with("<15>")), "{session:?}");
         drop((guest, client));
         assert!(process.wait().success());

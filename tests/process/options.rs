@@ -84,6 +84,7 @@ fn a_file_with_a_mistake_is_refused_with_file_line_and_fix() {
     let cases = [
         ("xattr = true\nsharde-dir = '/srv'\n", format!("gatherfsd: {name}:2: there is no option sharde-dir; did you mean shared-dir?")),
         ("xattr = 'yes'\n", format!("gatherfsd: {name}:1: xattr is a string; write xattr = true or xattr = false")),
+        ("\ncache = always\n", format!("gatherfsd: {name}:2: the value of cache is no TOML; write cache = \"always\"")),
         ("\ncache = 'often'\n", format!("gatherfsd: {name}:2: --cache often is not possible; give auto, always, never or metadata")),
     ];
     for (text, expected) in cases {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use caps::{CapSet, Capability};
-use rustix::fs::Gid;
+use rustix::fs::{Gid, Uid};
 use rustix::pipe::pipe;
 use rustix::thread::UnshareFlags;
 
@@ -15,6 +15,7 @@ use super::daemon::places::is_served_by_handles;
 use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
 use super::guest::client::Client;
 use super::guest::fuse::ROOT;
+use super::private_mounts::{self, Mount};
 use super::{assert_serves, mount, refused};
 
 /// A user without any rights.
@@ -104,6 +105,75 @@ fn root_without_the_rights_for_a_sandbox_is_told_which() {
         assert!(said.contains(&capability.to_string()) && said.contains("--sandbox none"), "{said}");
         assert!(!said.contains("as root") && said.lines().count() == 1, "{said}");
     }
+}
+
+/// A directory in which the daemon can run as its root: the host's programs and libraries, /proc, and what is in `scratch`.
+fn chroot_tree(scratch: &Scratch) -> (std::path::PathBuf, Vec<Mount>) {
+    let root = scratch.join("root");
+    let mut mounts = Vec::new();
+    for name in ["usr", "lib", "lib64", "proc"] {
+        let (on_host, in_root) = (Path::new("/").join(name), root.join(name));
+        match fs::read_link(&on_host) {
+            Ok(target) => std::os::unix::fs::symlink(target, in_root).expect("a link"),
+            Err(_) if !on_host.exists() => {}
+            Err(_) => {
+                fs::create_dir_all(&in_root).expect("a mount point");
+                mounts.push(Mount::bind_all(&on_host, &in_root).read_only());
+            }
+        }
+    }
+    for name in ["share", "run"] {
+        fs::create_dir(root.join(name)).expect("a directory");
+        std::os::unix::fs::chown(root.join(name), Some(USER), Some(USER)).expect("root may");
+    }
+    fs::copy(env!("CARGO_BIN_EXE_gatherfsd"), root.join("gatherfsd")).expect("the program");
+    (root, mounts)
+}
+
+/// The daemon as `user`, in a process whose root directory is `root`.
+fn in_chroot(root: &Path, user: u32, sandbox: &str) -> Command {
+    let mut command = Command::new("/gatherfsd");
+    command.args(["--shared-dir", "/share", "--socket-path", "/run/s", "--sandbox", sandbox]);
+    let root = root.to_owned();
+    let enter = move || {
+        rustix::process::chroot(&root)?;
+        rustix::process::chdir("/")?;
+        rustix::thread::set_thread_res_gid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
+        rustix::thread::set_thread_res_uid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
+        Ok(())
+    };
+    // SAFETY: four system calls, which may be made between fork and exec.
+    unsafe { command.pre_exec(enter) };
+    command
+}
+
+#[test]
+fn in_a_plain_chroot_it_is_said_that_the_root_is_no_mount_point_and_what_helps_does() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let (root, mut mounts) = chroot_tree(&scratch);
+    for (user, advice) in [(0, "say --sandbox chroot, or bind the directory to itself"), (USER, "say --sandbox none")] {
+        let (_, said) = refused(&mut in_chroot(&root, user, "namespace"));
+        assert!(said.contains("/ is not a mount point") && said.contains(advice), "{said}");
+        assert!(said.lines().count() == 1 && !root.join("run/s").exists(), "{said}");
+    }
+    let assert_works = |user, sandbox| {
+        let mut process = start(&mut in_chroot(&root, user, sandbox));
+        let (guest, mut client) = mount(&root.join("run/s"));
+        client.caller.uid = user;
+        client.caller.gid = user;
+        assert_serves(&mut client, "dir");
+        drop((guest, client));
+        assert_eq!(process.wait().code(), Some(0), "--sandbox {sandbox} of user {user}: {}", process.log());
+    };
+    assert_works(0, "chroot");
+    assert_works(USER, "none");
+    mounts.push(Mount::bind_all(&root, &root));
+    assert_works(0, "namespace");
+    mounts.into_iter().rev().for_each(drop);
 }
 
 /// Ids of the namespace that `start_without_groups` makes.

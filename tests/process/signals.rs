@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use zerocopy::IntoBytes;
 
-use super::daemon::{Daemon, Process, Scratch, eventually, is_root};
+use super::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root};
 use super::guest::client::{Call, CallError, Client, Pending};
 use super::guest::fuse::{ROOT, ReadIn, opcode};
 use super::slow_file::{SlowFile, WaitingRead};
@@ -183,6 +183,27 @@ fn usr1_prints_the_counters_and_serving_goes_on() {
         metrics.get("kicks") > 0 && metrics.get("calls") > 0
     });
     assert!(notified, "{metrics:?}");
+}
+
+/// As `kill -USR1 $(cat PATH.pid)` asks for it.
+#[test]
+fn the_line_of_counters_is_json_by_itself_and_names_the_share() {
+    let sandboxes: &[&str] = if is_root("a sandbox") { &["none", "chroot", "namespace"] } else { &["none"] };
+    for sandbox in sandboxes {
+        let scratch = Scratch::new();
+        let share = scratch.join("a \"share\"\\\n");
+        fs::create_dir(&share).expect("the shared directory");
+        let mut command = gatherfsd();
+        command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(scratch.join("s")).args(["--sandbox", sandbox]);
+        let process = Process::spawn(&mut command);
+        process.wait_for_line("Waiting for ");
+        let pid = fs::read_to_string(scratch.join("s.pid")).expect("the pid file").trim().parse().expect("a process id");
+        kill_process(Pid::from_raw(pid).expect("a process id"), Signal::USR1).expect("the process is there");
+        let line = process.wait_for_line("\"requests\":");
+        let name = format!("{}/a \\\"share\\\"\\\\\\u000a", scratch.path().display());
+        assert!(line.starts_with(&format!("{{\"share\":\"{name}\",\"requests\":{{}},\"host_reads\":0,")), "{line}");
+        assert!(line.ends_with('}'), "{line}");
+    }
 }
 
 /// How often the threads of a process have gone to sleep.

@@ -83,11 +83,20 @@ fn a_path_that_is_no_socket_is_refused_and_left_alone() {
 #[test]
 fn a_path_that_cannot_be_a_socket_is_refused() {
     let scratch = Scratch::new();
-    for path in [scratch.join("missing").join("s"), scratch.join(&"s".repeat(120))] {
+    fs::write(scratch.join("file"), "").expect("a file");
+    let shown = |name: &str| scratch.join(name).display().to_string();
+    let long = "s".repeat(120);
+    let cases = [
+        ("missing/s", format!("the directory {} does not exist; create the directory or choose another --socket-path", shown("missing"))),
+        ("missing/below/s", format!("the directory {} does not exist", shown("missing"))),
+        ("file/s", format!("{} is not a directory", shown("file"))),
+        (&long, format!("the path is {} bytes long and the limit is 107; choose a shorter --socket-path", shown(&long).len())),
+    ];
+    for (name, expected) in cases {
         let mut command = gatherfsd();
-        command.arg("--shared-dir").arg(scratch.path()).arg("--socket-path").arg(&path).args(["--sandbox", "none"]);
+        command.arg("--shared-dir").arg(scratch.path()).arg("--socket-path").arg(scratch.join(name)).args(["--sandbox", "none"]);
         let (_, said) = refused(&mut command);
-        assert!(said.contains("cannot listen on"), "{said}");
+        assert!(said.contains(&format!("cannot listen on {}: {expected}", shown(name))), "{said}");
     }
 }
 

@@ -28,7 +28,7 @@ use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
 /// How long the daemon may take to answer a signal or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How the line with the counters begins.
-const METRICS: &str = "gatherfsd: metrics {";
+const METRICS: &str = "{\"share\":";
 
 /// A directory with a name of its own, removed on Drop.
 #[derive(Debug)]
