@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use gatherfs::guest::{GuestMap, MappedMemory};
-use gatherfs::virtqueue::{DescriptorTable, Request};
+use gatherfs::guest::{GuestMap, MappedMemory, RingMemory};
+use gatherfs::virtqueue::Request;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -39,13 +39,16 @@ fn walk(c: &mut Criterion) {
         let mock = MockSplitQueue::new(&memory, QUEUE_SIZE);
         mock.build_desc_chain(&chain(descriptors - 1)).unwrap();
         let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
-        let address = map.whole(mock.desc_table_addr().0, 16 * u64::from(QUEUE_SIZE)).unwrap();
-        let table = DescriptorTable { address, size: QUEUE_SIZE };
+        let (table, avail, used) = (mock.desc_table_addr().0, mock.avail_addr().0, mock.used_addr().0);
+        let mut ring = Some(Arc::new(RingMemory::new(map, QUEUE_SIZE, table, avail, used).unwrap()));
         let mut request = Request::new();
         c.bench_function(&format!("gatherfs, {descriptors} descriptors"), |b| {
             b.iter(|| {
-                request.walk(0, table, &map);
-                black_box(request.writable_bytes())
+                // As a worker does: the memory comes with the chain and goes when it is answered.
+                request.walk(0, ring.take().unwrap());
+                let bytes = black_box(request.writable_bytes());
+                ring = request.release();
+                bytes
             });
         });
         let mut queue: Queue = mock.create_queue().unwrap();

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use gatherfs::guest::{GuestMap, MappedMemory};
-use gatherfs::virtqueue::{DescriptorTable, Request};
+use gatherfs::guest::{GuestMap, MappedMemory, RingMemory};
+use gatherfs::virtqueue::Request;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -16,12 +16,11 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(memory) = MappedMemory::from_ranges(&[(GuestAddress(0), LEN)]) else { return };
     let _ = memory.write_slice(&bytes[..bytes.len().min(LEN)], GuestAddress(0));
     let map = Arc::new(GuestMap::new(memory, Arc::default()));
-    let (Some(address), Some(base)) = (map.whole(0, 16 * u64::from(QUEUE_SIZE)), map.whole(0, 1)) else { return };
-    let base = base.as_ptr() as usize;
+    let Some(base) = map.piece(0, 1).map(|piece| piece.address()) else { return };
+    let Some(ring) = RingMemory::new(map, QUEUE_SIZE, 0, 0x400, 0x500) else { return };
     let mut request = Request::new();
-    request.walk(u16::from(bytes.first().copied().unwrap_or(0)), DescriptorTable { address, size: QUEUE_SIZE }, &map);
-    for page in request.readable().pages().iter().chain(request.writable().pages()) {
-        let at = page.address.as_ptr() as usize;
-        assert!(at >= base && at + page.len <= base + LEN);
+    request.walk(u16::from(bytes.first().copied().unwrap_or(0)), Arc::new(ring));
+    for page in request.readable_pages().iter().chain(request.writable_pages()) {
+        assert!(page.address() >= base && page.address() + page.len() <= base + LEN);
     }
 });

@@ -69,7 +69,7 @@ pub(super) fn answer_late(queue: &Queue, state: &mut MutexGuard<'_, State>, serv
     while let Some((late, popped)) = state.next_late(service) {
         let used_len = MutexGuard::unlocked(state, || {
             let mut request = Request::new();
-            request.walk(popped.head, popped.table, &popped.map);
+            request.walk(popped.head, popped.memory);
             let (_, _, responder) = request.parts(late.unique.0);
             match late.result {
                 Ok(()) => responder.reply(&[]),

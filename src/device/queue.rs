@@ -15,10 +15,10 @@ use super::parked::Late;
 use super::relief::Relief;
 use super::service::Service;
 use super::worker;
-use crate::guest::{GuestMap, RingView};
+use crate::guest::RingMemory;
 use crate::sys::event::{self, KickWatch};
 use crate::types::QueueIndex;
-use crate::virtqueue::{DescriptorTable, Ring};
+use crate::virtqueue::Ring;
 use crate::warn_limited;
 
 /// What the frontend said of the queue.
@@ -41,8 +41,7 @@ pub(super) struct Setup {
 #[derive(Debug)]
 pub(super) struct Popped {
     pub head: u16,
-    pub table: DescriptorTable,
-    pub map: Arc<GuestMap>,
+    pub memory: Arc<RingMemory>,
     /// Chains that wait behind it.
     pub waiting: u16,
 }
@@ -121,21 +120,20 @@ impl State {
         if self.ring.is_some() && !self.stale && self.memory_generation == generation {
             return true;
         }
-        let map = service.memory();
         let s = &self.setup;
-        let Some(view) = RingView::new(&map, s.size, s.descriptors, s.avail, s.used) else {
+        let Some(memory) = RingMemory::new(service.memory(), s.size, s.descriptors, s.avail, s.used).map(Arc::new) else {
             warn_limited!("a queue of {} entries lies outside guest memory or is misaligned; it is not served", s.size);
             return false;
         };
         match &mut self.ring {
-            Some(ring) => ring.remap(view, map),
+            Some(ring) => ring.remap(memory),
             None => {
                 if s.next_avail == 0 && s.next_used == 0 {
                     self.life = self.life.wrapping_add(1);
                     self.parked_descriptors = 0;
                     self.late.clear();
                 }
-                self.ring = Some(Ring::new(view, map, s.event_idx, s.next_avail, s.next_used));
+                self.ring = Some(Ring::new(memory, s.event_idx, s.next_avail, s.next_used));
             }
         }
         self.memory_generation = generation;
@@ -159,7 +157,7 @@ impl State {
                 return Next::Empty;
             }
         };
-        let popped = Popped { head: ring.pop(), table: ring.table(), map: Arc::clone(ring.map()), waiting: waiting - 1 };
+        let popped = Popped { head: ring.pop(), memory: Arc::clone(ring.memory()), waiting: waiting - 1 };
         self.serving += 1;
         self.turns = self.turns.wrapping_add(1);
         Next::Chain(popped)
@@ -168,7 +166,7 @@ impl State {
     /// Takes a popped chain out of service until its answer comes. False where parked ones would fill half the
     /// ring.
     pub fn park(&mut self, ring_descriptors: u16) -> bool {
-        let size = self.ring.as_ref().map_or(0, |ring| ring.table().size);
+        let size = self.ring.as_ref().map_or(0, |ring| ring.memory().size());
         let sum = self.parked_descriptors.saturating_add(ring_descriptors);
         let fits = sum <= size / 2;
         if fits {
@@ -185,7 +183,7 @@ impl State {
         let (late, ring) = (self.late.pop_front()?, self.ring.as_ref()?);
         self.parked_descriptors = self.parked_descriptors.saturating_sub(late.ring_descriptors);
         self.serving += 1;
-        Some((late, Popped { head: late.head, table: ring.table(), map: Arc::clone(ring.map()), waiting: 0 }))
+        Some((late, Popped { head: late.head, memory: Arc::clone(ring.memory()), waiting: 0 }))
     }
 
     /// A popped chain is parked: it is no longer being served.
@@ -198,7 +196,7 @@ impl State {
     pub fn answer(&mut self, head: u16, used_len: u32) {
         self.serving -= 1;
         let Some(ring) = &mut self.ring else { return };
-        if head < ring.table().size {
+        if head < ring.memory().size() {
             ring.stage(head, used_len);
             ring.show();
         }

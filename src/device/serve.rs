@@ -208,7 +208,7 @@ impl Call<'_> {
     }
 
     /// The operations on contents and open files; those on names and attributes follow in `carry_out_named`.
-    fn carry_out(self, operation: Operation<'_>, payload: &mut ReadableBuffers, responder: Responder<'_>) {
+    fn carry_out(self, operation: Operation<'_>, mut payload: ReadableBuffers<'_>, responder: Responder<'_>) {
         let (share, node) = (self.share, self.header.node);
         match operation {
             Operation::Read { handle, offset, size } => {

@@ -134,7 +134,7 @@ impl<'q> Worker<'q> {
                 }
             }
             match state.next(self.service) {
-                Next::Chain(popped) => self.turn(state, &popped),
+                Next::Chain(popped) => self.turn(state, popped),
                 Next::Empty => self.sleep(state, true),
                 Next::Stopped => self.sleep(state, false),
             }
@@ -142,7 +142,7 @@ impl<'q> Worker<'q> {
     }
 
     /// Serves one chain.
-    fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: &Popped) {
+    fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: Popped) {
         let mine = state.leadership;
         if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
             self.service.metrics.followers_woken.increment();
@@ -151,8 +151,12 @@ impl<'q> Worker<'q> {
         }
         let place = Place { queue: self.queue, head: popped.head };
         let served = MutexGuard::unlocked(state, || {
-            self.request.walk(popped.head, popped.table, &popped.map);
-            serve(self.service, popped.table.size, &mut self.request, &mut self.reply, place)
+            let queue_size = popped.memory.size();
+            self.request.walk(popped.head, popped.memory);
+            let served = serve(self.service, queue_size, &mut self.request, &mut self.reply, place);
+            // Idle threads keep no guest memory mapped.
+            self.request.release();
+            served
         });
         let done = Instant::now();
         self.last_took = done - self.now;

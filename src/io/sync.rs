@@ -2,6 +2,7 @@
 //! has more pages than a call takes.
 
 use super::transfer::{Direction, Transfer};
+use crate::guest::PageDescriptor;
 use crate::metrics::Counter;
 use crate::sys::vectored::{self, SEGMENTS_MAX};
 use crate::types::Errno;
@@ -14,7 +15,7 @@ pub fn run(transfer: &Transfer<'_>, calls: &Counter) -> Result<usize, Errno> {
     let mut done = 0;
     for pages in transfer.pages.chunks(SEGMENTS_MAX) {
         calls.increment();
-        let wanted: usize = pages.iter().map(|p| p.len).sum();
+        let wanted: usize = pages.iter().map(PageDescriptor::len).sum();
         let offset = transfer.offset + done as u64;
         let moved = match transfer.direction {
             Direction::Read => vectored::read(transfer.file, pages, offset),

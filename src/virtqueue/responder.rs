@@ -12,13 +12,13 @@ use crate::types::Errno;
 #[derive(Debug)]
 pub struct Responder<'a> {
     unique: u64,
-    buffers: &'a mut WritableBuffers,
+    buffers: WritableBuffers<'a>,
     used_len: &'a mut u32,
     answered: bool,
 }
 
 impl<'a> Responder<'a> {
-    pub(super) fn new(unique: u64, buffers: &'a mut WritableBuffers, used_len: &'a mut u32) -> Responder<'a> {
+    pub(super) fn new(unique: u64, buffers: WritableBuffers<'a>, used_len: &'a mut u32) -> Responder<'a> {
         *used_len = 0;
         Responder { unique, buffers, used_len, answered: false }
     }

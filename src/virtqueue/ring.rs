@@ -1,12 +1,10 @@
 //! The avail and used rings: pop heads, stage answers, publish them with one index store, and the rules
-//! of notification (virtio 1.3 sections 2.7.6 to 2.7.10). All accesses to guest memory are volatile or
-//! atomic: the guest may change it at any moment.
+//! of notification (virtio 1.3 sections 2.7.6 to 2.7.10).
 
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
-use crate::guest::{GuestMap, RingView};
+use crate::guest::RingMemory;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver does not want a call.
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -22,21 +20,11 @@ pub struct AvailJump {
     pub next: u16,
 }
 
-/// The descriptor table of a running ring; valid while the map it came with is held.
-#[derive(Debug, Clone, Copy)]
-pub struct DescriptorTable {
-    /// Host address, 16-byte aligned.
-    pub address: NonNull<u8>,
-    /// Entries.
-    pub size: u16,
-}
-
 /// A running ring: its memory and the device's place in it. Made when the frontend starts the queue,
 /// dropped when it stops it; the caller keeps `next_avail` in between.
 #[derive(Debug)]
 pub struct Ring {
-    view: RingView,
-    map: Arc<GuestMap>,
+    memory: Arc<RingMemory>,
     event_idx: bool,
     next_avail: u16,
     /// Where the next used element goes.
@@ -48,20 +36,19 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring at `view` in `map`, with the indexes that the frontend handed over.
-    pub fn new(view: RingView, map: Arc<GuestMap>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
-        Ring { view, map, event_idx, next_avail, next_used, published: next_used, signalled: next_used }
+    /// A ring at `memory`, with the indexes that the frontend handed over.
+    pub fn new(memory: Arc<RingMemory>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
+        Ring { memory, event_idx, next_avail, next_used, published: next_used, signalled: next_used }
     }
 
     /// Moves the ring to another generation of guest memory.
-    pub fn remap(&mut self, view: RingView, map: Arc<GuestMap>) {
-        self.view = view;
-        self.map = map;
+    pub fn remap(&mut self, memory: Arc<RingMemory>) {
+        self.memory = memory;
     }
 
-    /// The map in which the ring lies.
-    pub fn map(&self) -> &Arc<GuestMap> {
-        &self.map
+    /// The memory in which the ring lies.
+    pub fn memory(&self) -> &Arc<RingMemory> {
+        &self.memory
     }
 
     /// The index of the next chain to pop.
@@ -74,67 +61,23 @@ impl Ring {
         self.next_used
     }
 
-    /// The descriptor table.
-    pub fn table(&self) -> DescriptorTable {
-        DescriptorTable { address: self.view.descriptors, size: self.view.size }
-    }
-
-    fn avail_u16(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset < 6 + 2 * usize::from(self.view.size));
-        // SAFETY: `RingView::new` checked that the whole avail ring lies in mapped memory, 2-byte aligned;
-        // `map` keeps it mapped. Every offset used here is even and inside the ring.
-        let address = unsafe { self.view.avail.add(offset) };
-        // SAFETY: as above; the guest shares the memory, so only atomics touch it.
-        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
-    }
-
-    fn used_u16(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset < 6 + 8 * usize::from(self.view.size));
-        // SAFETY: as in `avail_u16`, for the used ring, which is 4-byte aligned.
-        let address = unsafe { self.view.used.add(offset) };
-        // SAFETY: as above.
-        unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
-    }
-
-    /// Writes a word of the used ring that is neither an element nor the index.
-    fn store_used(&self, offset: usize, value: u16) {
-        let word = self.used_u16(offset);
-        // What is there already dirties no page.
-        if word.load(Ordering::Relaxed) != value.to_le() {
-            word.store(value.to_le(), Ordering::Relaxed);
-            self.map.mark_dirty(NonNull::from(word).cast(), 2);
-        }
-    }
-
-    fn avail_index(&self) -> u16 {
-        u16::from_le(self.avail_u16(2).load(Ordering::Acquire))
-    }
-
     /// Chains that wait. An error where the driver's index is impossible; nothing is popped then.
     pub fn waiting(&self) -> Result<u16, AvailJump> {
-        let index = self.avail_index();
+        let index = self.memory.avail_index();
         let waiting = index.wrapping_sub(self.next_avail);
-        if waiting > self.view.size { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
+        if waiting > self.memory.size() { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
     }
 
     /// The head of the next chain; the caller saw that one waits. The head may be out of range.
     pub fn pop(&mut self) -> u16 {
-        let slot = usize::from(self.next_avail % self.view.size);
-        let head = u16::from_le(self.avail_u16(4 + 2 * slot).load(Ordering::Relaxed));
+        let head = self.memory.avail_head(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);
         head
     }
 
     /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `show`.
     pub fn stage(&mut self, head: u16, len: u32) {
-        let slot = usize::from(self.next_used % self.view.size);
-        let element = [u32::from(head).to_le(), len.to_le()];
-        // SAFETY: the slot lies inside the used ring, which `RingView::new` checked and `map` keeps mapped.
-        let address = unsafe { self.view.used.add(4 + 8 * slot) };
-        // SAFETY: eight bytes of the ring at a 4-byte aligned address; only the driver reads them, after
-        // the index store of `publish`.
-        unsafe { address.as_ptr().cast::<[u32; 2]>().write_volatile(element) };
-        self.map.mark_dirty(address, 8);
+        self.memory.set_used_element(self.next_used, head, len);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -146,8 +89,7 @@ impl Ring {
     /// Shows all staged answers to the driver with one index store: a driver that is awake sees them now.
     pub fn show(&mut self) {
         if self.published != self.next_used {
-            self.used_u16(2).store(self.next_used.to_le(), Ordering::Release);
-            self.map.mark_dirty(self.view.used, 4);
+            self.memory.set_used_index(self.next_used);
             self.published = self.next_used;
         }
     }
@@ -164,10 +106,9 @@ impl Ring {
         // The index store must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
         if self.event_idx {
-            let used_event = u16::from_le(self.avail_u16(4 + 2 * usize::from(self.view.size)).load(Ordering::Relaxed));
-            need_event(used_event, self.published, old)
+            need_event(self.memory.used_event(), self.published, old)
         } else {
-            u16::from_le(self.avail_u16(0).load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT == 0
+            self.memory.avail_flags() & AVAIL_NO_INTERRUPT == 0
         }
     }
 
@@ -175,18 +116,18 @@ impl Ring {
     /// needs to wait.
     pub fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
-            self.store_used(4 + 8 * usize::from(self.view.size), self.next_avail);
+            self.memory.set_avail_event(self.next_avail);
         } else {
-            self.store_used(0, 0);
+            self.memory.set_used_flags(0);
         }
         fence(Ordering::SeqCst);
-        self.avail_index() != self.next_avail
+        self.memory.avail_index() != self.next_avail
     }
 
     /// Tells the driver that kicks are not needed. With EVENT_IDX the index left behind says so already.
     pub fn disable_kicks(&mut self) {
         if !self.event_idx {
-            self.store_used(0, USED_NO_NOTIFY);
+            self.memory.set_used_flags(USED_NO_NOTIFY);
         }
     }
 }
@@ -199,7 +140,7 @@ fn need_event(event: u16, new: u16, old: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::MappedMemory;
+    use crate::guest::{GuestMap, MappedMemory};
     use vm_memory::{Bytes, GuestAddress};
 
     const AVAIL: u64 = 0x1000;
@@ -208,8 +149,8 @@ mod tests {
     fn ring(event_idx: bool) -> (Ring, MappedMemory) {
         let memory = MappedMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
         let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
-        let view = RingView::new(&map, 4, 0, AVAIL, USED).unwrap();
-        (Ring::new(view, map, event_idx, 0, 0), memory)
+        let ring = Arc::new(RingMemory::new(map, 4, 0, AVAIL, USED).unwrap());
+        (Ring::new(ring, event_idx, 0, 0), memory)
     }
 
     fn put(memory: &MappedMemory, at: u64, value: u16) {

@@ -8,7 +8,7 @@ use super::guest::client::Client;
 use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
 use super::guest::memory::PAGE_SIZE;
 use super::guest::ring::Segment;
-use super::{FILE, mounted, open};
+use super::{FILE, mapping_of, mounted, open};
 
 const MIB: u64 = 1 << 20;
 
@@ -161,4 +161,28 @@ fn the_event_index_of_the_used_ring_is_logged_with_it() {
         pages.contains(&event_page)
     });
     assert!(logged, "{pages:x?} lack {event_page:x}");
+}
+
+#[test]
+fn pages_of_two_regions_whose_mappings_touch_are_both_logged() {
+    // The host puts most of these next to each other, in the order of its choice.
+    let regions = (0..8).map(|i| ((256 + 16 * i) * MIB, MIB));
+    let options = GuestOptions { layout: [(0, 16 * MIB)].into_iter().chain(regions).collect(), ..GuestOptions::default() };
+    let (daemon, guest, mut client) = mounted(&[], &options);
+    let (node, fh) = open(&mut client, FILE, libc::O_RDONLY);
+    let regions = guest.memory().regions();
+    let mappings: Vec<_> = regions[1..].iter().map(|region| (mapping_of(&daemon, region).expect("it is mapped"), region)).collect();
+    let pairs = mappings.iter().flat_map(|first| mappings.iter().map(move |second| (first, second)));
+    let touching = pairs.filter(|((first, _), (second, _))| first.end == second.start);
+    let borders: Vec<_> = touching.map(|((_, first), (_, second))| (first.end() - PAGE_SIZE, second.gpa())).collect();
+    assert!(!borders.is_empty(), "no two mappings touch: {mappings:x?}");
+    guest.set_log(true).expect("SET_LOG_BASE and LOG_ALL");
+    for (last_page, first_page) in borders {
+        guest.take_dirty_pages();
+        let into = [Segment::writable(last_page, PAGE_SIZE as u32), Segment::writable(first_page, PAGE_SIZE as u32)];
+        assert_eq!(client.read_segments(node, fh, 0, &into), Ok(2 * PAGE_SIZE as u32));
+        let logged: Vec<u64> = guest.take_dirty_pages().into_iter().filter(|page| *page >= 256 * MIB).collect();
+        let wanted = BTreeSet::from([last_page, first_page]);
+        assert_eq!(BTreeSet::from_iter(logged), wanted, "pages {wanted:x?} were written");
+    }
 }

@@ -15,12 +15,15 @@ mod order;
 mod queues;
 mod restart;
 
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use daemon::Daemon;
 use guest::client::Client;
 use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use guest::fuse::ROOT;
+use guest::memory::Region;
 
 /// A file in the share, and what it holds.
 const FILE: &str = "witness";
@@ -51,4 +54,14 @@ fn assert_serves(client: &mut Client) {
     let (node, fh) = open(client, FILE, libc::O_RDONLY);
     assert_eq!(client.read(node, fh, 0, 16_384), Ok(content()), "READ on queue {}", client.queue());
     assert_eq!(client.release(node, fh), Ok(()));
+}
+
+/// The addresses at which the daemon has mapped `region`; `None` where it has not.
+fn mapping_of(daemon: &Daemon, region: &Region) -> Option<Range<u64>> {
+    let inode = std::fs::metadata(format!("/proc/self/fd/{}", region.fd())).expect("the region's memfd").ino().to_string();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).expect("the daemon is there");
+    // Columns: addresses, rights, offset, device, inode, path (man proc_pid_maps(5)).
+    let line = maps.lines().find(|line| line.contains("guest-memory") && line.split_whitespace().nth(4) == Some(&inode))?;
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }

@@ -129,6 +129,6 @@ impl Share {
 /// O_DIRECT complained of.
 fn is_aligned(transfer: &Transfer<'_>) -> bool {
     const BLOCK: u64 = 4096;
-    let page_aligned = |p: &PageDescriptor| (p.address.as_ptr() as u64).is_multiple_of(BLOCK) && (p.len as u64).is_multiple_of(BLOCK);
+    let page_aligned = |p: &PageDescriptor| (p.address() as u64).is_multiple_of(BLOCK) && (p.len() as u64).is_multiple_of(BLOCK);
     transfer.offset.is_multiple_of(BLOCK) && transfer.pages.iter().all(page_aligned)
 }

@@ -1,0 +1,358 @@
+//! Page descriptors `<address, length>`: a descriptor chain's memory as a flat list that the kernel
+//! takes as it is (`struct iovec`).
+//!
+//! Neighbours in one region merge; a page descriptor never crosses two regions, also where their host mappings
+//! touch, so that each has one place in the dirty log. The list's storage grows with the largest request and is
+//! used again: 16 bytes a page descriptor.
+
+use std::ptr::NonNull;
+
+use super::memory::{Bounds, GuestMap, RegionIndex};
+use crate::sys::vectored::Segments;
+
+/// One contiguous range of guest memory, laid out as `struct iovec` (man readv(2)). Made by the walk of a chain only, and
+/// lent by the buffers that keep the memory mapped: it can be neither made nor copied elsewhere.
+#[repr(C)]
+#[derive(Debug, PartialEq, Eq)]
+pub struct PageDescriptor {
+    address: NonNull<u8>,
+    len: usize,
+}
+
+const _: () = assert!(size_of::<PageDescriptor>() == size_of::<libc::iovec>());
+
+// SAFETY: an address of guest memory, which is touched by volatile copies and the kernel only.
+unsafe impl Send for PageDescriptor {}
+// SAFETY: as above.
+unsafe impl Sync for PageDescriptor {}
+
+impl PageDescriptor {
+    /// What an unused slot holds.
+    const UNUSED: PageDescriptor = PageDescriptor { address: NonNull::dangling(), len: 0 };
+
+    /// Host address, for checks of its alignment.
+    pub fn address(&self) -> usize {
+        self.address.addr().get()
+    }
+
+    /// Bytes, at least one.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: page descriptors are iovecs (asserted above) of guest memory; they are only lent, by buffers that
+// keep the map, and with it the mapping, alive. Guest memory is never behind a Rust reference.
+unsafe impl Segments for [PageDescriptor] {
+    fn raw(&self) -> (*const libc::iovec, usize) {
+        (self.as_ptr().cast(), self.len())
+    }
+}
+
+/// What a list holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    count: usize,
+    bytes: u64,
+    /// Host address at which the last descriptor ends; 0 where the next one is in another region.
+    end: usize,
+}
+
+/// Descriptors that follow each other in the list and lie in one region.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    first: usize,
+    region: RegionIndex,
+}
+
+/// Page descriptors in the order of the chain, all of one map.
+#[derive(Debug, Default)]
+pub(super) struct PageList {
+    /// The storage; the first `totals.count` are the list.
+    slots: Vec<PageDescriptor>,
+    totals: Totals,
+    /// By rising `first`; each ends where the next one begins.
+    runs: Vec<Run>,
+}
+
+/// What a list that needs storage begins with.
+const SLOTS_MIN: usize = 4;
+
+/// A list that is being appended to in one region: by value, so that its fields stay in registers from one buffer
+/// to the next.
+#[derive(Debug)]
+pub struct Appender<'l> {
+    slots: &'l mut [PageDescriptor],
+    list: &'l mut Totals,
+    totals: Totals,
+    bounds: Bounds,
+}
+
+impl Appender<'_> {
+    /// Appends the `len` bytes at `guest`; where they begin at the end of the last ones, these become longer. False, and
+    /// nothing appended, where not all of them lie in the region, or the storage is full.
+    #[inline(always)]
+    pub fn push(&mut self, guest: u64, len: u32) -> bool {
+        let Some(address) = self.bounds.host_of(guest, u64::from(len)) else { return false };
+        let (begin, len) = (address.addr().get(), len as usize);
+        if begin == self.totals.end && self.totals.count > 0 {
+            self.slots[self.totals.count - 1].len += len;
+        } else if let Some(slot) = self.slots.get_mut(self.totals.count) {
+            *slot = PageDescriptor { address, len };
+            self.totals.count += 1;
+        } else {
+            return false;
+        }
+        self.totals.bytes += len as u64;
+        self.totals.end = begin + len;
+        true
+    }
+
+    /// Gives the list what was appended.
+    #[inline(always)]
+    pub fn finish(self) {
+        *self.list = self.totals;
+    }
+}
+
+/// A part of a list that is contiguous for the host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub host: NonNull<u8>,
+    pub len: usize,
+    pub region: RegionIndex,
+}
+
+impl PageList {
+    /// Forgets the pages, keeps the storage.
+    pub fn clear(&mut self) {
+        self.totals = Totals::default();
+        self.runs.clear();
+    }
+
+    /// Opens the list for buffers that lie in a region, with room for at least one.
+    #[inline]
+    pub fn open(&mut self, (region, bounds): (RegionIndex, Bounds)) -> Appender<'_> {
+        if self.totals.count == self.slots.len() {
+            self.grow();
+        }
+        if self.runs.last().is_none_or(|run| run.region != region) {
+            self.runs.push(Run { first: self.totals.count, region });
+            self.totals.end = 0;
+        }
+        Appender { totals: self.totals, slots: &mut self.slots, list: &mut self.totals, bounds }
+    }
+
+    /// Appends `len` bytes at `guest` of `map`, which must be that of all others, in as many pieces as they cross regions.
+    /// False where they leave memory; what lies before is appended then.
+    #[cold]
+    pub fn append_across(&mut self, map: &GuestMap, guest: u64, len: u32) -> bool {
+        let (mut at, mut left) = (guest, len);
+        while left > 0 {
+            let Some(piece) = map.piece(at, u64::from(left)) else { return false };
+            // A piece is no longer than `left`.
+            let piece_len = piece.len() as u32;
+            let Some(place) = map.region_of(at, u64::from(piece_len)) else { return false };
+            let mut appender = self.open(place);
+            let is_appended = appender.push(at, piece_len);
+            appender.finish();
+            if !is_appended {
+                return false;
+            }
+            left -= piece_len;
+            at = at.wrapping_add(u64::from(piece_len));
+        }
+        true
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.slots.resize_with((2 * self.slots.len()).max(SLOTS_MIN), || PageDescriptor::UNUSED);
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.totals.bytes
+    }
+
+    /// The descriptors.
+    pub fn pages(&self) -> &[PageDescriptor] {
+        &self.slots[..self.totals.count]
+    }
+
+    /// Bytes of the storage of page descriptors.
+    pub fn storage_bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<PageDescriptor>()
+    }
+
+    /// Runs `work` on the descriptors of `len` bytes from `skip` on. Both ends are shortened in place and
+    /// restored, so that the list is not copied. Fewer bytes than asked where the list ends.
+    pub fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
+        let count = self.totals.count;
+        let mut first = 0;
+        let mut offset = skip;
+        while first < count && offset >= self.slots[first].len as u64 {
+            offset -= self.slots[first].len as u64;
+            first += 1;
+        }
+        if len == 0 || first == count {
+            return work(&[]);
+        }
+        let mut end = first;
+        let mut surplus = 0;
+        let mut wanted = len.saturating_add(offset);
+        while end < count && wanted > 0 {
+            let held = self.slots[end].len as u64;
+            surplus = held.saturating_sub(wanted);
+            wanted = wanted.saturating_sub(held);
+            end += 1;
+        }
+        let saved = |page: &PageDescriptor| PageDescriptor { ..*page };
+        let (head, tail) = (saved(&self.slots[first]), saved(&self.slots[end - 1]));
+        self.slots[end - 1].len -= surplus as usize;
+        // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
+        self.slots[first].address = unsafe { head.address.add(offset as usize) };
+        self.slots[first].len -= offset as usize;
+        let result = work(&self.slots[first..end]);
+        self.slots[end - 1] = tail;
+        self.slots[first] = head;
+        result
+    }
+
+    /// Calls `visit` with each contiguous part of at most `len` bytes from `skip` on.
+    pub fn each(&self, skip: u64, len: usize, mut visit: impl FnMut(Part)) {
+        let mut offset = skip;
+        let mut left = len;
+        let mut runs = self.runs.iter().peekable();
+        let mut region = None;
+        for (number, page) in self.pages().iter().enumerate() {
+            while let Some(run) = runs.next_if(|run| run.first <= number) {
+                region = Some(run.region);
+            }
+            if left == 0 {
+                return;
+            }
+            if offset >= page.len as u64 {
+                offset -= page.len as u64;
+                continue;
+            }
+            let part_len = left.min(page.len - offset as usize);
+            // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
+            let host = unsafe { page.address.add(offset as usize) };
+            // The first descriptor begins the first run.
+            let Some(region) = region else { return };
+            visit(Part { host, len: part_len, region });
+            left -= part_len;
+            offset = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::MappedMemory;
+    use super::*;
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    /// A map of adjoining regions of these lengths, from address 0 on.
+    fn map(lens: &[usize]) -> (MappedMemory, GuestMap) {
+        let starts = lens.iter().scan(0, |at, len| Some(GuestAddress(std::mem::replace(at, *at + *len as u64))));
+        let ranges: Vec<(GuestAddress, usize)> = starts.zip(lens.iter().copied()).collect();
+        let memory = MappedMemory::from_ranges(&ranges).unwrap();
+        (memory.clone(), GuestMap::new(memory, Arc::default()))
+    }
+
+    fn append(list: &mut PageList, map: &GuestMap, guest: u64, len: u32) {
+        assert!(list.append_across(map, guest, len));
+    }
+
+    fn lens(list: &PageList) -> Vec<usize> {
+        list.pages().iter().map(PageDescriptor::len).collect()
+    }
+
+    fn bytes_of(parts: &[Part]) -> Vec<u8> {
+        let read = |part: &Part| {
+            let mut bytes = vec![0; part.len];
+            // SAFETY: the tests' maps outlive their lists.
+            unsafe { super::super::copy::from_guest(part.host, &mut bytes) };
+            bytes
+        };
+        parts.iter().flat_map(read).collect()
+    }
+
+    fn parts(list: &PageList, skip: u64, len: usize) -> Vec<Part> {
+        let mut parts = Vec::new();
+        list.each(skip, len, |part| parts.push(part));
+        parts
+    }
+
+    #[test]
+    fn neighbours_merge_and_others_do_not() {
+        let (_, map) = map(&[0x1000]);
+        let mut list = PageList::default();
+        for guest in [0, 8, 17] {
+            append(&mut list, &map, guest, 8);
+        }
+        assert_eq!((lens(&list), list.bytes()), (vec![16, 8], 24));
+    }
+
+    #[test]
+    fn nothing_merges_across_two_regions_whatever_their_host_addresses() {
+        // One mapping that is two regions for the guest: their host addresses touch.
+        let whole = vm_memory::MmapRegion::<super::super::DirtyLog>::new(0x2000).unwrap();
+        let part = |offset: usize, guest: u64| {
+            // SAFETY: the part lies in the mapping, which outlives the map below.
+            let address = unsafe { whole.as_ptr().add(offset) };
+            // SAFETY: as above.
+            let region = unsafe { vm_memory::MmapRegion::build_raw(address, 0x1000, whole.prot(), whole.flags()) };
+            vm_memory::GuestRegionMmap::new(region.unwrap(), GuestAddress(guest)).unwrap()
+        };
+        let memory = MappedMemory::from_regions(vec![part(0, 0), part(0x1000, 0x1000)]).unwrap();
+        let map = GuestMap::new(memory, Arc::default());
+        let mut list = PageList::default();
+        append(&mut list, &map, 0xf00, 0x100);
+        append(&mut list, &map, 0x1000, 0x100);
+        assert_eq!(list.pages()[0].address() + 0x100, list.pages()[1].address(), "they touch");
+        append(&mut list, &map, 0x1f00, 0x100);
+        append(&mut list, &map, 0xf80, 0x100);
+        assert_eq!(lens(&list), [0x100, 0x100, 0x100, 0x80, 0x80], "a buffer that crosses the border is split");
+        let region_at = |guest| map.region_of(guest, 1).unwrap().0;
+        let (first, second) = (region_at(0), region_at(0x1000));
+        let regions: Vec<RegionIndex> = parts(&list, 0, usize::MAX).iter().map(|part| part.region).collect();
+        assert_eq!(regions, [first, second, second, first, second]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_shows_exactly_its_bytes_and_restores_the_list(
+            lens in proptest::collection::vec(1u32..9, 1..9), skip in 0u64..40, len in 0u64..60,
+        ) {
+            let (memory, map) = map(&[0x40, 0x40]);
+            memory.write_slice(&(0..0x80).collect::<Vec<u8>>(), GuestAddress(0)).unwrap();
+            let mut list = PageList::default();
+            let mut at = 0x20;
+            for len in lens {
+                append(&mut list, &map, at, len);
+                at += u64::from(len) + 1; // a gap, so that neighbours do not merge
+            }
+            let before: Vec<_> = list.pages().iter().map(|p| (p.address(), p.len())).collect();
+            let flat = bytes_of(&parts(&list, 0, usize::MAX));
+            let want: Vec<u8> = flat.iter().copied().skip(skip as usize).take(len as usize).collect();
+            let mut got = Vec::new();
+            list.window(skip, len, |pages| {
+                for page in pages {
+                    assert!(page.len > 0);
+                    got.extend(bytes_of(&[Part { host: page.address, len: page.len, region: map.region_of(0, 1).unwrap().0 }]));
+                }
+            });
+            prop_assert_eq!(&got, &want);
+            let after: Vec<_> = list.pages().iter().map(|p| (p.address(), p.len())).collect();
+            prop_assert_eq!(after, before);
+            prop_assert_eq!(bytes_of(&parts(&list, skip, len as usize)), want);
+        }
+    }
+}
