@@ -9,6 +9,8 @@ mod daemon;
 #[path = "virtual_guest/figures.rs"]
 mod figures;
 mod guest;
+#[path = "virtual_guest/leftovers.rs"]
+mod leftovers;
 #[path = "virtual_guest/load.rs"]
 mod load;
 #[path = "virtual_guest/local.rs"]
@@ -29,12 +31,12 @@ mod target;
 mod verify;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::{fs, io};
 
 use clap::Parser;
 
+use leftovers::Scratch;
 use options::{Cli, Workload};
 use target::Target;
 
@@ -43,7 +45,10 @@ const MIB: u64 = 1 << 20;
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    let result = leftovers::watch().map_err(Failure::from).and_then(|()| run(&cli));
+    leftovers::leave_to_signal();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("virtual_guest: {error}");
@@ -62,33 +67,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         None => Scratch::new(Path::new("/dev/shm"))?,
     };
     run_in(cli, &share.path, &sockets.path)
-}
-
-/// A directory of this run; what `new` has made goes with it.
-struct Scratch {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Scratch {
-    fn new(parent: &Path) -> io::Result<Self> {
-        let path = parent.join(format!("virtual-guest-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self { path, keep: false })
-    }
-
-    fn keep(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
-        Ok(Self { path: path.into(), keep: true })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {

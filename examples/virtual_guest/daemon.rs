@@ -1,7 +1,7 @@
 //! A daemon under load: started, connected to and mounted, loaded through its guest, ended.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,26 +11,46 @@ use crate::guest::client::Client;
 use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use crate::guest::fuse;
 use crate::guest::memory::PAGE_SIZE;
+use crate::leftovers::Started;
 use crate::load::{Io, LOAD_DIR, LOAD_FILE, Meta, READDIR_SIZE};
 use crate::options::Setup;
 use crate::pump::Pump;
 use crate::{Failure, MIB};
 
-/// Starts a daemon from a command line with {sock}, {dir} and {tag}.
-pub fn start(command: &str, socket: &Path, share: &Path) -> Result<Child, Failure> {
+/// How long a daemon may take until its socket is there.
+const START_MAX: Duration = Duration::from_secs(10);
+
+/// Starts a daemon from a command line with {sock} or {socket}, {dir} and {tag}, and waits until its socket is there.
+pub fn start(command: &str, socket: &Path, share: &Path) -> Result<Started, Failure> {
+    if !["{sock}", "{socket}"].iter().any(|place| command.contains(place)) {
+        return Err(format!("the daemon's command has no {{sock}}, the socket to listen on: {command}").into());
+    }
+    let (socket_name, share_name) = (socket.to_string_lossy(), share.to_string_lossy());
     let fill = |word: &str| {
-        word.replace("{sock}", &socket.to_string_lossy()).replace("{dir}", &share.to_string_lossy()).replace("{tag}", "virtual-guest")
+        let word = word.replace("{sock}", &socket_name).replace("{socket}", &socket_name);
+        word.replace("{dir}", &share_name).replace("{tag}", "virtual-guest")
     };
     let mut words = command.split_whitespace().map(fill);
     let program = words.next().ok_or("an empty daemon command")?;
-    Ok(Command::new(&program).args(words).spawn().map_err(|e| format!("{program}: {e}"))?)
+    let started = Started::spawn(Command::new(&program).args(words)).map_err(|e| format!("{program}: {e}"))?;
+    let deadline = Instant::now() + START_MAX;
+    while !socket.exists() {
+        if started.has_ended() {
+            return Err(format!("{program} ended before it listened").into());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{program} does not listen on {socket_name}").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(started)
 }
 
 /// A daemon under load and the guest that loads it.
 pub struct Daemon {
     pub name: String,
     pub pid: u32,
-    child: Option<Child>,
+    child: Option<Started>,
     pub guest: Arc<Guest>,
     pub client: Client,
     pub nodeid: u64,
@@ -41,7 +61,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Connects to `socket`, which `child` or somebody else serves, and mounts.
-    pub fn connect(name: String, socket: &Path, child: Option<Child>, setup: &Setup) -> Result<Self, Failure> {
+    pub fn connect(name: String, socket: &Path, child: Option<Started>, setup: &Setup) -> Result<Self, Failure> {
         let options = GuestOptions {
             // The second and the third region adjoin, for buffers that cross their border.
             layout: vec![(0, 1024 * MIB), (4096 * MIB, 64 * MIB), (4160 * MIB, 64 * MIB)],
@@ -158,23 +178,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let Some(child) = &mut self.child else {
-            return;
-        };
-        if let Ok(Some(status)) = child.try_wait() {
-            eprintln!("virtual_guest: {} has ended by itself: {status}", self.name);
-            return;
+        if self.child.as_ref().is_some_and(Started::has_ended) {
+            eprintln!("virtual_guest: {} has ended by itself", self.name);
         }
-        // SIGTERM by id, and after two seconds SIGKILL.
-        let pid = rustix::process::Pid::from_child(child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        for _ in 0..200 {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }

@@ -23,7 +23,8 @@ pub struct Setup {
     /// Socket of a daemon that runs already
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Command line of a daemon to start, with {sock}, {dir} and {tag}
+    /// Command line of a daemon to start, with {sock} or {socket}, {dir} and {tag} [default, without --socket, --vs and --local:
+    /// the gatherfsd of the same build]
     #[arg(long, global = true, value_name = "CMD")]
     pub daemon: Option<String>,
     /// Another daemon to compare; may be repeated. Ratios are to the first one

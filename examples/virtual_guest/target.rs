@@ -64,7 +64,25 @@ impl Target {
     }
 }
 
-/// Connects to the daemon of `--socket` and starts those of `--daemon` and `--vs`.
+/// How the gatherfsd beside this program is started.
+const BUILT_OPTIONS: &str = "--shared-dir {dir} --socket-path {sock} --sandbox none --log-level warn";
+
+/// The gatherfsd of the same build: target/release/gatherfsd for target/release/examples/virtual_guest.
+fn built_daemon() -> Result<String, Failure> {
+    let path = std::env::current_exe()?.parent().and_then(Path::parent).map(|target| target.join("gatherfsd"));
+    let path = path.ok_or("this program lies in no build directory; give --daemon, --vs, --socket or --local")?;
+    if !path.exists() {
+        return Err(format!("{} is missing; run cargo build --release, or give --daemon, --vs, --socket or --local", path.display()).into());
+    }
+    if path.to_string_lossy().contains(char::is_whitespace) {
+        return Err(format!("{} has a space in its path; give --daemon, --vs, --socket or --local", path.display()).into());
+    }
+    eprintln!("virtual_guest: measuring {}", path.display());
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// Connects to the daemon of `--socket` and starts those of `--daemon` and `--vs`; without any of them, the gatherfsd that was just
+/// built.
 pub fn connect_all(setup: &Setup, share: &Path, sockets: &Path) -> Result<Vec<Target>, Failure> {
     let mut targets = Vec::new();
     let mut add = |daemon| targets.push(Target::Daemon(Box::new(daemon)));
@@ -76,13 +94,15 @@ pub fn connect_all(setup: &Setup, share: &Path, sockets: &Path) -> Result<Vec<Ta
     if let Some(command) = &setup.daemon {
         commands.insert(0, ("daemon", command));
     }
+    let built;
+    if commands.is_empty() && setup.socket.is_none() && !setup.local {
+        built = format!("{} {BUILT_OPTIONS}", built_daemon()?);
+        commands.push(("gatherfsd", &built));
+    }
     for (i, (name, command)) in commands.into_iter().enumerate() {
         let socket = sockets.join(format!("{i}.sock"));
         let child = start(command, &socket, share)?;
         add(Daemon::connect(name.into(), &socket, Some(child), setup)?);
-    }
-    if targets.is_empty() && !setup.local {
-        return Err("give --socket, --daemon, --vs or --local".into());
     }
     if setup.local {
         targets.push(Target::Local(Local::new()?));

@@ -1,0 +1,136 @@
+//! The load generator of `examples/virtual_guest.rs` as a program: no daemon that it started outlives it.
+
+#[path = "daemon/mod.rs"]
+mod daemon;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use daemon::{Scratch, eventually};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// The program, from the same build as the daemon under test.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(build_program)
+}
+
+fn build_program() -> PathBuf {
+    let build = Path::new(env!("CARGO_BIN_EXE_gatherfsd")).parent().expect("the build's directory");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--offline", "--example", "virtual_guest", "--target-dir"]);
+    cargo.arg(build.parent().expect("the target directory")).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if build.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(cargo.status().expect("cargo starts").success());
+    build.join("examples/virtual_guest")
+}
+
+/// A run of the program with its temporary files and share in a directory of the test's.
+struct Run {
+    child: Child,
+    scratch: Scratch,
+}
+
+impl Run {
+    /// Runs it with `arguments`, in which DAEMON is the daemon under test.
+    fn start(arguments: &[&str]) -> Self {
+        let scratch = Scratch::new();
+        let share = scratch.join("share");
+        let mut command = Command::new(program());
+        command.env("TMPDIR", scratch.path()).arg("--dir").arg(&share);
+        command.args(arguments.iter().map(|a| a.replace("DAEMON", env!("CARGO_BIN_EXE_gatherfsd"))));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        Self { child, scratch }
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.scratch.join(&format!("virtual-guest-{}", self.child.id()))
+    }
+
+    /// The process id of the daemon that it started, once that listens.
+    fn daemon(&self) -> Pid {
+        let file = self.directory().join("0.sock.pid");
+        let mut pid = None;
+        let listens = eventually(|| {
+            pid = fs::read_to_string(&file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+            pid.is_some()
+        });
+        assert!(listens, "the daemon does not listen");
+        pid.expect("found above")
+    }
+
+    /// Waits for its end: the status and what it wrote to standard error.
+    fn end(&mut self) -> (ExitStatus, String) {
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().expect("a pipe");
+        std::io::Read::read_to_string(&mut stderr, &mut said).expect("text");
+        (self.child.wait().expect("it can be waited for"), said)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn assert_gone(daemon: Pid, what: &str) {
+    assert!(eventually(|| test_kill_process(daemon).is_err()), "{what}: the daemon was left running");
+}
+
+const SHORT: [&str; 8] = ["--rounds", "1", "--seconds", "0.01", "--file-size", "1", "io", "--depth=1"];
+const LONG: [&str; 8] = ["--rounds", "1", "--seconds", "600", "--file-size", "1", "io", "--depth=1"];
+const SHARE: &str = "--shared-dir {dir} --sandbox none";
+
+#[test]
+fn the_socket_has_two_placeholders_and_without_a_target_the_built_daemon_is_measured() {
+    for place in ["{sock}", "{socket}"] {
+        let daemon = format!("DAEMON {SHARE} --socket-path {place}");
+        let (status, said) = Run::start(&[&["--daemon", &daemon][..], &SHORT].concat()).end();
+        assert!(status.success(), "{place}: {said}");
+    }
+    let mut run = Run::start(&SHORT);
+    let (status, said) = run.end();
+    assert!(status.success() && said.contains(&format!("measuring {}", env!("CARGO_BIN_EXE_gatherfsd"))), "{said}");
+    assert!(!run.directory().exists(), "it left its directory");
+}
+
+#[test]
+fn a_daemon_ends_with_a_run_that_fails() {
+    // It listens somewhere else; it has the wrong options for the measurement; its socket never comes.
+    let elsewhere = Scratch::new();
+    let daemon = format!("DAEMON {SHARE} --socket-path {}", elsewhere.join("s").display());
+    let (status, said) = Run::start(&[&["--daemon", &daemon][..], &SHORT].concat()).end();
+    assert!(!status.success() && said.contains("{sock}"), "{said}");
+    assert!(!elsewhere.join("s").exists(), "a daemon was started whose socket is not known");
+    let mut run = Run::start(&[&["--daemon", &format!("DAEMON {SHARE} --socket-path {{sock}} --readonly")][..], &SHORT].concat());
+    let daemon = run.daemon();
+    assert!(!run.end().0.success(), "a share that cannot be written to");
+    assert_gone(daemon, "a failure");
+    assert!(!run.directory().exists(), "it left its directory");
+    let (status, said) = Run::start(&[&["--daemon", &format!("DAEMON {SHARE} --socket-path {{sock}} --quux")][..], &SHORT].concat()).end();
+    assert!(!status.success() && said.contains("ended before it listened"), "{said}");
+}
+
+#[test]
+fn a_daemon_ends_with_a_run_that_a_signal_ends() {
+    let daemon = format!("DAEMON {SHARE} --socket-path {{socket}}");
+    // SIGABRT is how a panic ends a release build.
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::ABORT, Signal::KILL] {
+        let mut run = Run::start(&[&["--daemon", &daemon][..], &LONG].concat());
+        let daemon = run.daemon();
+        kill_process(Pid::from_child(&run.child), signal).expect("it runs");
+        let (status, said) = run.end();
+        assert_gone(daemon, &format!("{signal:?}"));
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{said}");
+        if [Signal::INT, Signal::TERM, Signal::HUP].contains(&signal) {
+            assert!(!run.directory().exists(), "{signal:?}: it left its directory");
+        }
+    }
+}
