@@ -86,6 +86,8 @@ counters! {
     calls,
     /// Requests whose answer came later: locks that were waited for.
     parked,
+    /// Requests that the host did not finish within --stop-timeout of their queue's stop; answered with EIO.
+    withdrawn,
     /// Times a follower took over because requests waited behind a slow one.
     followers_woken,
     /// Frontend connections served.

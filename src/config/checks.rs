@@ -230,7 +230,11 @@ fn device_options(a: &Arguments) -> DeviceOptions {
         0 | 1 => default.threads_per_queue,
         n => u16::try_from(n).unwrap_or(u16::MAX),
     };
-    DeviceOptions { max_pages: a.max_pages.unwrap_or(default.max_pages), threads_per_queue }
+    DeviceOptions {
+        max_pages: a.max_pages.unwrap_or(default.max_pages),
+        threads_per_queue,
+        stop_timeout: a.stop_timeout.unwrap_or(default.stop_timeout),
+    }
 }
 
 fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigError> {
@@ -430,7 +434,7 @@ mod tests {
             assert_eq!(parsed(&format!("--shared-dir /d --fd 5 {line}")).unwrap().share.announce_submounts, announced, "{line}");
         }
         let c = parsed("--shared-dir /d --fd 5 --thread-pool-size 3 --max-pages 256").unwrap();
-        assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3 });
+        assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3, ..DeviceOptions::default() });
         let t = parsed("--shared-dir /d --fd 5 --entry-timeout 0.25 --attr-timeout 3 --negative-timeout 1e1 --allow-mmap").unwrap().share;
         let ms = Duration::from_millis;
         assert_eq!(t.timeouts, Timeouts { entry: ms(250), attr: ms(3000), negative: ms(10_000) });

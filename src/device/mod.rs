@@ -1,7 +1,7 @@
 //! The conductor: the only floor that joins transport, protocol and files.
 //!
 //! `session.rs` is one frontend's connection; `vring.rs` sees what the frontend says of its queues;
-//! `queue.rs` is a queue's state, `worker.rs` the threads that serve it, `relief.rs` what keeps a slow
+//! `queue.rs` is a queue's state, `stop.rs` how it stops, `worker.rs` the threads that serve it, `relief.rs` what keeps a slow
 //! request from holding up the others; `serve.rs` turns one request into an operation on the share.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ mod relief;
 mod serve;
 mod service;
 mod session;
+mod stop;
 mod vring;
 mod worker;
 

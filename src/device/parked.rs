@@ -10,13 +10,15 @@ use parking_lot::MutexGuard;
 use super::queue::{Queue, State, publish_and_call};
 use super::service::Service;
 use crate::types::{Errno, Unique};
-use crate::virtqueue::Request;
+use crate::virtqueue::{Claim, Request};
 
 /// Where a request that is being served lies.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'q> {
     pub queue: &'q Arc<Queue>,
     pub head: u16,
+    /// The right to answer it.
+    pub claim: &'q Claim,
 }
 
 /// A request that waits for its answer.
@@ -38,9 +40,12 @@ pub(super) struct Late {
 
 impl Place<'_> {
     /// Takes the request out of service. ENOLCK where so many wait that the ring has no room for the requests
-    /// that end their waits.
+    /// that end their waits, EIO where somebody else has answered it.
     pub fn park(&self, unique: Unique, ring_descriptors: u16) -> Result<Parked, Errno> {
         let mut state = self.queue.state.lock();
+        if !self.claim.take() {
+            return Err(Errno::EIO);
+        }
         if !state.park(ring_descriptors) {
             return Err(Errno::ENOLCK);
         }

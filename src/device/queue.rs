@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::parked::Late;
 use super::relief::Relief;
 use super::service::Service;
+use super::stop::Serving;
 use super::worker;
 use crate::guest::RingMemory;
 use crate::sys::event::{self, KickWatch};
@@ -38,7 +39,7 @@ pub(super) struct Setup {
 }
 
 /// A chain taken off the ring, with what is needed to walk it outside the lock.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Popped {
     pub head: u16,
     pub memory: Arc<RingMemory>,
@@ -60,7 +61,7 @@ pub(super) enum Next {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub setup: Setup,
-    ring: Option<Ring>,
+    pub ring: Option<Ring>,
     memory_generation: u64,
     /// The setup changed in a way that the running ring has not seen.
     stale: bool,
@@ -77,6 +78,8 @@ pub(super) struct State {
     pub threads: u16,
     /// Chains popped and not answered yet.
     pub serving: u32,
+    /// Those that threads serve now.
+    pub in_service: Serving,
     /// When the guest was last told of answers, or found to be awake.
     pub told: Option<Instant>,
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
@@ -98,7 +101,7 @@ pub(super) struct Queue {
     /// Followers wait here for the lead.
     pub followers: Condvar,
     /// Whoever stops the queue waits here until nothing is in flight.
-    drained: Condvar,
+    pub drained: Condvar,
     watch: OnceLock<KickWatch>,
     pub bound: OnceLock<(QueueIndex, Arc<Service>)>,
     pub relief: OnceLock<Arc<Relief>>,
@@ -113,9 +116,16 @@ impl State {
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
     fn prepare(&mut self, service: &Service) -> bool {
-        if !self.is_runnable() {
-            return false;
-        }
+        self.is_runnable() && self.fit_ring(service)
+    }
+
+    /// The memory that the ring lies in, where there is one.
+    pub fn ring_memory(&self) -> Option<Arc<RingMemory>> {
+        self.ring.as_ref().map(|ring| Arc::clone(ring.memory()))
+    }
+
+    /// As `prepare`, of a ring that may be about to stop.
+    pub fn fit_ring(&mut self, service: &Service) -> bool {
         let generation = service.memory_generation();
         if self.ring.is_some() && !self.stale && self.memory_generation == generation {
             return true;
@@ -300,6 +310,9 @@ impl Queue {
     /// Starts the queue's first thread once the frontend starts the queue.
     pub fn ensure_served(self: &Arc<Self>) {
         let mut state = self.state.lock();
+        if let Some((_, service)) = self.bound().filter(|_| state.setup.ready) {
+            service.set_gave_up(false);
+        }
         if let Some(relief) = self.relief.get()
             && state.setup.ready
             && state.threads == 0
@@ -325,23 +338,6 @@ impl Queue {
         state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
     }
 
-    /// Stops the queue: waits until everything popped is answered and published. `ready` was cleared by
-    /// the caller, so nothing more is popped.
-    pub fn stop(&self) {
-        let mut state = self.state.lock();
-        state.setup.ready = false;
-        while state.serving > 0 {
-            self.drained.wait(&mut state);
-        }
-        if let Some((_, service)) = self.bound() {
-            publish_and_call(&mut state, service);
-        }
-        if let Some(ring) = state.ring.take() {
-            state.setup.next_avail = ring.next_avail();
-            state.setup.next_used = ring.next_used();
-        }
-    }
-
     /// To be called when a chain was answered: wakes whoever waits for the last one.
     pub fn answered(&self, state: &State) {
         if state.serving == 0 && !state.setup.ready {
@@ -349,7 +345,7 @@ impl Queue {
         }
     }
 
-    /// Ends the queue: drains it and waits for its threads.
+    /// Ends the queue: drains it and waits for its threads, but those that the host does not let go.
     pub fn end(&self) {
         self.stop();
         self.state.lock().ending = true;
@@ -358,7 +354,9 @@ impl Queue {
             watch.wake();
         }
         let handles = std::mem::take(&mut *self.handles.lock());
-        for handle in handles {
+        // A thread that the host does not let go ends by itself when it does, or with the process.
+        let is_stuck = |handle: &JoinHandle<()>| self.state.lock().in_service.is_stuck(handle.thread().id());
+        for handle in handles.into_iter().filter(|handle| !is_stuck(handle)) {
             // A thread that panicked has said so; the others still must be waited for.
             let _ = handle.join();
         }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -19,12 +20,15 @@ pub struct Options {
     pub max_pages: u16,
     /// Threads that serve one queue at most.
     pub threads_per_queue: u16,
+    /// How long a queue that is stopped waits for requests that the host does not finish.
+    pub stop_timeout: Duration,
 }
 
 impl Default for Options {
-    /// What the queue carries; 16 threads. Each may wait for a disk; more than that would only queue there.
+    /// What the queue carries; 16 threads, each of which may wait for a disk: more than that would only queue there. A
+    /// minute before a stop gives up: longer than a disk's own timeout (30 s in Linux's SCSI layer) or a large fsync takes.
     fn default() -> Options {
-        Options { max_pages: u16::MAX, threads_per_queue: 16 }
+        Options { max_pages: u16::MAX, threads_per_queue: 16, stop_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -46,6 +50,8 @@ pub struct Service {
     queues: OnceLock<Vec<Weak<Queue>>>,
     /// Keeps the beginnings and ends of FUSE sessions apart.
     turn: Mutex<()>,
+    /// A queue was stopped without the host having finished its requests, and none was started since.
+    gave_up: AtomicBool,
 }
 
 impl Service {
@@ -61,6 +67,7 @@ impl Service {
             fuse: RwLock::new(None),
             queues: OnceLock::new(),
             turn: Mutex::new(()),
+            gave_up: AtomicBool::new(false),
         }
     }
 
@@ -94,6 +101,16 @@ impl Service {
     /// The present memory.
     pub fn memory(&self) -> Arc<GuestMap> {
         Arc::clone(&self.memory.read())
+    }
+
+    /// A stop gave up on the host, or a queue starts.
+    pub(super) fn set_gave_up(&self, gave_up: bool) {
+        self.gave_up.store(gave_up, Ordering::Relaxed);
+    }
+
+    /// Whether a stop gave up on the host since a queue was started last.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
     }
 
     /// What INIT agreed on, if there is a FUSE session.

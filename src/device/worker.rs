@@ -15,8 +15,9 @@ use super::queue::{Next, Popped, Queue, State, publish_and_call};
 use super::relief::Relief;
 use super::serve::{Served, serve};
 use super::service::Service;
+use super::stop::note_late;
 use crate::types::QueueIndex;
-use crate::virtqueue::Request;
+use crate::virtqueue::{Claim, Request};
 
 /// FORGETs do not wait for anything: one thread serves them and one may relieve it.
 const HIPRIO_THREADS_MAX: u16 = 2;
@@ -69,6 +70,8 @@ struct Worker<'q> {
     service: &'q Arc<Service>,
     relief: &'q Arc<Relief>,
     request: Request,
+    /// The right to answer it.
+    claim: Arc<Claim>,
     /// Room for replies that are made here: directory entries, attribute values.
     reply: Vec<u8>,
     /// How long the last request took.
@@ -79,7 +82,9 @@ struct Worker<'q> {
 
 impl<'q> Worker<'q> {
     fn new(queue: &'q Arc<Queue>, service: &'q Arc<Service>, relief: &'q Arc<Relief>) -> Worker<'q> {
-        Worker { queue, service, relief, request: Request::new(), reply: Vec::new(), last_took: Duration::ZERO, now: Instant::now() }
+        let request = Request::new();
+        let claim = Arc::clone(request.claim());
+        Worker { queue, service, relief, request, claim, reply: Vec::new(), last_took: Duration::ZERO, now: Instant::now() }
     }
 
     fn run(mut self) {
@@ -144,15 +149,17 @@ impl<'q> Worker<'q> {
     /// Serves one chain.
     fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: Popped) {
         let mine = state.leadership;
+        let head = popped.head;
+        state.in_service.begin(&popped, &self.claim);
         if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
             self.service.metrics.followers_woken.increment();
             hand_over(self.queue, state, self.relief);
             publish_and_call(state, self.service);
         }
-        let place = Place { queue: self.queue, head: popped.head };
+        let place = Place { queue: self.queue, head, claim: &self.claim };
         let served = MutexGuard::unlocked(state, || {
             let queue_size = popped.memory.size();
-            self.request.walk(popped.head, popped.memory);
+            self.request.walk(head, popped.memory);
             let served = serve(self.service, queue_size, &mut self.request, &mut self.reply, place);
             // Idle threads keep no guest memory mapped.
             self.request.release();
@@ -161,8 +168,12 @@ impl<'q> Worker<'q> {
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
+        if !state.in_service.end(&self.claim) {
+            state.threads += 1;
+            return note_late(self.queue);
+        }
         match served {
-            Served::Answered => state.answer(popped.head, self.request.used_len()),
+            Served::Answered => state.answer(head, self.request.used_len()),
             Served::Parked => state.leave_parked(),
         }
         let leads = state.led && state.leadership == mine;

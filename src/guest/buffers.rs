@@ -2,6 +2,7 @@
 //! came from. Only the walk of that ring's table fills the lists, so that all of them lie in one map, which stays
 //! as long as they do.
 
+use std::io;
 use std::sync::Arc;
 
 use super::copy;
@@ -40,6 +41,21 @@ impl ChainBuffers {
     pub fn split(&mut self) -> (ReadableBuffers<'_>, WritableBuffers<'_>) {
         let map = self.memory.as_deref().map(RingMemory::map);
         (ReadableBuffers { list: &mut self.readable }, WritableBuffers { list: &mut self.writable, map })
+    }
+
+    /// Takes the whole pages of the buffers out of their map ([`GuestMap::renewed`] has them still): a host call that goes on
+    /// with them reaches copies. An error where that cannot be done for all of them.
+    pub fn withdraw(&self) -> io::Result<()> {
+        let Some(map) = self.memory.as_deref().map(RingMemory::map) else { return Ok(()) };
+        let mut result = Ok(());
+        for list in [&self.readable, &self.writable] {
+            list.each(0, usize::MAX, |part| {
+                if let Err(e) = map.withdraw(part.region, part.host, part.len) {
+                    result = Err(e);
+                }
+            });
+        }
+        result
     }
 
     /// Bytes that the device may read.

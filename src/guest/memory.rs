@@ -3,6 +3,7 @@
 //! A [`GuestMap`] is one generation of the table and keeps its mappings alive: what it translated may be
 //! touched as long as the map is held, also after the frontend replaced the table.
 
+use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::copy;
 use super::dirty::DirtyLog;
+use super::mapping::Mapping;
 
 /// The mappings behind a map, as vhost-user-backend made them.
 pub type MappedMemory = GuestMemoryMmap<DirtyLog>;
@@ -81,6 +83,8 @@ impl Bounds {
 struct Region {
     bounds: Bounds,
     dirty: DirtyLog,
+    /// What `bounds` lead into; `None` for memory without a file, which lies in the crate's mapping.
+    own: Option<Mapping>,
 }
 
 /// A region's place in its map's table.
@@ -92,8 +96,8 @@ pub(super) struct RegionIndex(u32);
 pub struct GuestMap {
     regions: Vec<Region>,
     logging: Arc<AtomicBool>,
-    // Dropped last: the regions above point into these mappings.
-    _mappings: Option<MappedMemory>,
+    // Dropped last: a region without a mapping of its own points into these.
+    mappings: Option<MappedMemory>,
 }
 
 // SAFETY: the pointers lead into mappings that live as long as the map; the memory is shared with the
@@ -108,17 +112,35 @@ impl GuestMap {
         let mut regions: Vec<Region> = mappings
             .iter()
             .filter_map(|region| {
-                let bounds = Bounds { guest: region.start_addr().0, len: region.len(), host: NonNull::new(region.as_ptr())? };
-                Some(Region { bounds, dirty: (**region).bitmap().clone() })
+                let own = region.file_offset().map(|file| Mapping::new(file, region.len() as usize)).transpose();
+                // It can be served all the same.
+                let own = own.inspect_err(|e| tracing::warn!("guest memory cannot be mapped twice: {e}")).unwrap_or_default();
+                let host = own.as_ref().map_or(NonNull::new(region.as_ptr())?, Mapping::host);
+                let bounds = Bounds { guest: region.start_addr().0, len: region.len(), host };
+                Some(Region { bounds, dirty: (**region).bitmap().clone(), own })
             })
             .collect();
         regions.sort_by_key(|r| r.bounds.guest);
-        GuestMap { regions, logging, _mappings: Some(mappings) }
+        GuestMap { regions, logging, mappings: Some(mappings) }
     }
 
     /// A table without memory: every address is outside it.
     pub fn empty() -> GuestMap {
-        GuestMap { regions: Vec::new(), logging: Arc::default(), _mappings: None }
+        GuestMap { regions: Vec::new(), logging: Arc::default(), mappings: None }
+    }
+
+    /// The same table in mappings made anew: what is withdrawn from this one stays in place there.
+    pub fn renewed(&self) -> GuestMap {
+        self.mappings.clone().map_or_else(GuestMap::empty, |mappings| GuestMap::new(mappings, Arc::clone(&self.logging)))
+    }
+
+    /// Takes the whole pages among `len` bytes at `host`, which lie in region `index`, out of this map: whoever still uses
+    /// it goes on with copies of them. The guest's memory is seen in another map only. An error where that cannot be.
+    pub(super) fn withdraw(&self, index: RegionIndex, host: NonNull<u8>, len: usize) -> io::Result<()> {
+        let Some(Region { bounds, own: Some(own), .. }) = self.regions.get(index.0 as usize) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        own.withdraw(host.addr().get().wrapping_sub(bounds.host.addr().get()), len)
     }
 
     /// The region in which `len` bytes at `guest`, at least one, all lie.
@@ -150,7 +172,7 @@ impl GuestMap {
         if !self.is_logging() {
             return;
         }
-        let Some(Region { bounds, dirty }) = self.regions.get(index.0 as usize) else { return };
+        let Some(Region { bounds, dirty, .. }) = self.regions.get(index.0 as usize) else { return };
         let offset = host.addr().get().wrapping_sub(bounds.host.addr().get());
         let left = (bounds.len as usize).saturating_sub(offset);
         if left > 0 {
@@ -167,7 +189,41 @@ impl GuestMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
     use vm_memory::GuestAddress;
+
+    #[test]
+    fn withdrawn_pages_are_copies_in_the_old_map_and_the_guests_own_in_the_new_one() {
+        const PAGE: u64 = 4096;
+        let file = rustix::fs::memfd_create(c"guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8 * PAGE).unwrap();
+        let file = std::fs::File::from(file);
+        let guest = file.try_clone().unwrap();
+        let offset = vm_memory::FileOffset::new(file, 0);
+        let memory = MappedMemory::from_ranges_with_files(&[(GuestAddress(0), 8 * PAGE as usize, Some(offset))]).unwrap();
+        let old = GuestMap::new(memory, Arc::default());
+        let read = |map: &GuestMap, at| {
+            let mut byte = [0];
+            map.piece(at, 1).unwrap().copy_to(&mut byte);
+            byte[0]
+        };
+        guest.write_all_at(&[7; 8 * PAGE as usize], 0).unwrap();
+        let new = old.renewed();
+        let (region, bounds) = old.region_of(0, 1).unwrap();
+        // From the middle of page 1 to the middle of page 4: two whole pages.
+        old.withdraw(region, bounds.host_of(PAGE + PAGE / 2, 1).unwrap(), 3 * PAGE as usize).unwrap();
+        guest.write_all_at(&[9; 8 * PAGE as usize], 0).unwrap();
+        let seen = |map| [1, 2, 3, 4].map(|page| read(map, page * PAGE + PAGE - 1));
+        assert_eq!((seen(&old), seen(&new)), ([9, 7, 7, 9], [9; 4]));
+        // What is written to a withdrawn page reaches nobody.
+        let (region, bounds) = old.region_of(2 * PAGE, 1).unwrap();
+        // SAFETY: one byte at an address that the map has just given.
+        unsafe { copy::to_guest(&[1], bounds.host_of(2 * PAGE, 1).unwrap()) };
+        assert_eq!((read(&old, 2 * PAGE), read(&new, 2 * PAGE)), (1, 9));
+        assert!(old.withdraw(region, bounds.host_of(0, 1).unwrap(), usize::MAX).is_ok(), "no more than there is");
+        drop(old);
+        assert_eq!(read(&new, 2 * PAGE), 9, "the old map has no part of it");
+    }
 
     #[test]
     fn pieces_end_at_their_region_and_outside_there_is_nothing() {

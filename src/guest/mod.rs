@@ -8,6 +8,7 @@
 mod buffers;
 mod copy;
 mod dirty;
+mod mapping;
 mod memory;
 mod pages;
 mod ring_memory;

@@ -1,8 +1,10 @@
 //! One request: the single walk of its descriptor chain into readable and writable page descriptors,
 //! and the private copy of its header and arguments. Storage is reused from request to request.
 
+use std::io;
 use std::sync::Arc;
 
+use super::claim::Claim;
 use super::responder::Responder;
 use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, ReadableBuffers, RingMemory};
 
@@ -72,12 +74,32 @@ pub struct Request {
     fault: Option<ChainFault>,
     used_len: u32,
     ring_descriptors: u16,
+    claim: Arc<Claim>,
 }
 
 impl Request {
     /// An object without a request.
     pub fn new() -> Request {
-        Request { head: 0, buffers: ChainBuffers::default(), arguments: Vec::new(), fault: None, used_len: 0, ring_descriptors: 0 }
+        Request {
+            head: 0,
+            buffers: ChainBuffers::default(),
+            arguments: Vec::new(),
+            fault: None,
+            used_len: 0,
+            ring_descriptors: 0,
+            claim: Arc::default(),
+        }
+    }
+
+    /// The right to answer the request; whoever else may answer it has the other end.
+    pub fn claim(&self) -> &Arc<Claim> {
+        &self.claim
+    }
+
+    /// Takes the whole pages of the request's buffers out of the map that it was walked with: a host call that goes on with
+    /// them reaches neither the guest's memory nor what the guest puts there later. An error where that cannot be done.
+    pub fn withdraw_pages(&self) -> io::Result<()> {
+        self.buffers.withdraw()
     }
 
     /// Walks the chain that begins at `head` in the ring at `memory`, which is held until [`Request::release`] or the next
@@ -175,7 +197,7 @@ impl Request {
     /// responder that must answer it.
     pub fn parts(&mut self, unique: u64) -> (&[u8], ReadableBuffers<'_>, Responder<'_>) {
         let (readable, writable) = self.buffers.split();
-        (&self.arguments, readable, Responder::new(unique, writable, &mut self.used_len))
+        (&self.arguments, readable, Responder::new(unique, writable, &mut self.used_len, &self.claim))
     }
 
     /// Bytes of storage that the page descriptors of the largest request so far took.

@@ -3,6 +3,7 @@
 
 use zerocopy::IntoBytes;
 
+use super::claim::Claim;
 use crate::fuse::abi::{OUT_HEADER_LEN, OutHeader};
 use crate::guest::{PageDescriptor, WritableBuffers};
 use crate::types::Errno;
@@ -14,13 +15,14 @@ pub struct Responder<'a> {
     unique: u64,
     buffers: WritableBuffers<'a>,
     used_len: &'a mut u32,
+    claim: &'a Claim,
     answered: bool,
 }
 
 impl<'a> Responder<'a> {
-    pub(super) fn new(unique: u64, buffers: WritableBuffers<'a>, used_len: &'a mut u32) -> Responder<'a> {
+    pub(super) fn new(unique: u64, buffers: WritableBuffers<'a>, used_len: &'a mut u32, claim: &'a Claim) -> Responder<'a> {
         *used_len = 0;
-        Responder { unique, buffers, used_len, answered: false }
+        Responder { unique, buffers, used_len, claim, answered: false }
     }
 
     /// Bytes that a reply may have behind its header.
@@ -40,6 +42,9 @@ impl<'a> Responder<'a> {
         if len > self.room() {
             return self.error(Errno::EIO);
         }
+        if !self.may_answer() {
+            return;
+        }
         let skip = OUT_HEADER_LEN as u64;
         self.buffers.copy_from(skip, first);
         self.buffers.copy_from(skip + first.len() as u64, second);
@@ -48,7 +53,9 @@ impl<'a> Responder<'a> {
 
     /// Answers with an error.
     pub fn error(mut self, errno: Errno) {
-        self.header(-errno.raw(), 0);
+        if self.may_answer() {
+            self.header(-errno.raw(), 0);
+        }
     }
 
     /// Answers with what `work` brings into at most `len` bytes of the reply's pages: it is given the page
@@ -58,8 +65,10 @@ impl<'a> Responder<'a> {
         let len = len.min(self.room());
         match self.buffers.window(skip, len as u64, work) {
             Ok(done) => {
-                self.buffers.mark_dirty(skip, done);
-                self.header(0, done);
+                if self.may_answer() {
+                    self.buffers.mark_dirty(skip, done);
+                    self.header(0, done);
+                }
             }
             Err(errno) => self.error(errno),
         }
@@ -67,12 +76,17 @@ impl<'a> Responder<'a> {
 
     /// Returns the chain without a reply, as FORGET and INTERRUPT are.
     pub fn none(mut self) {
+        self.may_answer();
+    }
+
+    /// Whether the request was not answered by somebody else meanwhile; from here on it will not be.
+    fn may_answer(&mut self) -> bool {
         self.answered = true;
+        self.claim.take()
     }
 
     /// Writes the header. Where even that has no room the chain goes back with length 0.
     fn header(&mut self, error: i32, payload_len: usize) {
-        self.answered = true;
         if self.buffers.bytes() < OUT_HEADER_LEN as u64 {
             return;
         }
@@ -84,7 +98,7 @@ impl<'a> Responder<'a> {
 
 impl Drop for Responder<'_> {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.answered && self.may_answer() {
             self.header(-Errno::EIO.raw(), 0);
         }
     }

@@ -42,7 +42,7 @@ fn forget_before_init_comes_back_empty() {
 
 #[test]
 fn a_second_init_lets_go_of_what_was_held_and_begins_anew() {
-    let mut mounted = Mounted::new(&[]);
+    let mut mounted = Mounted::new(&["--locks", "host"]);
     for queue in QUEUES {
         let file = mounted.client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
         let open = mounted.client.open(file, libc::O_RDONLY).expect("OPEN").fh;

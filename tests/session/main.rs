@@ -14,6 +14,7 @@ mod offers;
 mod order;
 mod queues;
 mod restart;
+mod stuck;
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;

@@ -1,0 +1,58 @@
+//! Requests that the host does not finish: they keep neither a queue from stopping nor the daemon from ending, and what
+//! the host does with them later reaches nobody. The host is a file whose READs wait until the test lets them go on.
+
+use zerocopy::IntoBytes;
+
+use super::daemon::eventually;
+use super::guest::client::Call;
+use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use super::guest::fuse::{ReadIn, opcode};
+use super::guest::ring::Segment;
+use super::slow_file::SlowFile;
+use super::{assert_serves, mounted, open};
+
+const PAGE: usize = 4096;
+
+#[test]
+fn a_stop_answers_what_the_host_does_not_finish_and_later_data_does_not_reach_the_guest() {
+    // Half a second: the request is held up for as long as the test likes, so the bound is always reached.
+    let (daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions { request_queues: 2, ..GuestOptions::default() });
+    let Some(slow) = SlowFile::new(&daemon.put("slow", vec![b'x'; 3 * PAGE])) else { return };
+    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
+    let memory = guest.memory();
+    let gpa = memory.alloc(3 * PAGE as u64, PAGE as u64);
+    let data_out = [Segment { addr: gpa, len: 3 * PAGE as u32, writable: true }];
+    let read = ReadIn { fh, size: 3 * PAGE as u32, ..ReadIn::default() };
+    let pending = client.begin(&Call { data_out: &data_out, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    let held = slow.wait_for_read();
+
+    let base = guest.stop_queue(FIRST_REQUEST).expect("GET_VRING_BASE is answered");
+    assert_eq!(guest.lock(FIRST_REQUEST).used_idx(), base, "all that was taken is answered");
+    assert_eq!(client.finish(pending).expect("the READ is answered").header.error, -libc::EIO);
+    assert_eq!(daemon.metrics().get("withdrawn"), 1);
+    assert_serves(&mut client.on_queue(FIRST_REQUEST + 1));
+
+    // The guest, or the one that boots after it, uses the pages for something else.
+    memory.fill(gpa, 3 * PAGE, 0x55);
+    slow.let_go(held);
+    daemon.wait_for_line("has finished");
+    assert!(memory.read_vec(gpa, 3 * PAGE) == [0x55; 3 * PAGE], "what the host brought late is nowhere");
+    guest.restart_queue(FIRST_REQUEST, base).expect("the queue starts");
+    assert_serves(&mut client);
+    drop(slow);
+    assert_eq!(client.read(node, fh, 0, 16).map(|data| data.len()), Ok(16), "the guest's memory is in its place again");
+}
+
+#[test]
+fn a_daemon_ends_although_the_host_does_not_finish_a_request() {
+    let (mut daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions::default());
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
+    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
+    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
+    let _never_finished = client.begin(&Call { room: 7, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    let held = slow.wait_for_read();
+    drop((client, guest));
+    assert!(eventually(|| !daemon.is_running()), "the daemon waits for the host\n{}", daemon.log());
+    assert!(daemon.wait().success());
+    slow.let_go(held);
+}
