@@ -38,6 +38,13 @@ pub(super) struct Setup {
     pub call: Option<Arc<OwnedFd>>,
 }
 
+impl Setup {
+    /// The ring's parts in the present memory. `None` where one lies outside or is misaligned.
+    fn map_ring(&self, service: &Service) -> Option<Arc<RingMemory>> {
+        RingMemory::new(service.memory(), self.size, self.descriptors, self.avail, self.used).map(Arc::new)
+    }
+}
+
 /// A chain taken off the ring, with what is needed to walk it outside the lock.
 #[derive(Debug, Clone)]
 pub(super) struct Popped {
@@ -130,11 +137,11 @@ impl State {
         if self.ring.is_some() && !self.stale && self.memory_generation == generation {
             return true;
         }
-        let s = &self.setup;
-        let Some(memory) = RingMemory::new(service.memory(), s.size, s.descriptors, s.avail, s.used).map(Arc::new) else {
-            warn_limited!("a queue of {} entries lies outside guest memory or is misaligned; it is not served", s.size);
+        let Some(memory) = self.setup.map_ring(service) else {
+            warn_limited!("a queue of {} entries lies outside guest memory or is misaligned; it is not served", self.setup.size);
             return false;
         };
+        let s = &self.setup;
         match &mut self.ring {
             Some(ring) => ring.remap(memory),
             None => {
@@ -149,6 +156,25 @@ impl State {
         self.memory_generation = generation;
         self.stale = false;
         true
+    }
+
+    /// Moves the ring, whether it runs or not, to the present memory, so that what was removed is unmapped. A ring that does
+    /// not lie there is detached once nothing of it is in service.
+    pub fn follow_memory(&mut self, service: &Service) {
+        let generation = service.memory_generation();
+        let Some(ring) = self.ring.as_mut().filter(|_| self.memory_generation != generation) else { return };
+        match self.setup.map_ring(service) {
+            Some(memory) => {
+                ring.remap(memory);
+                self.memory_generation = generation;
+                self.stale = false;
+            }
+            None if self.serving == 0 => {
+                ring.detach();
+                self.stale = true;
+            }
+            None => {}
+        }
     }
 
     /// Takes the next chain off the ring.
@@ -167,16 +193,16 @@ impl State {
                 return Next::Empty;
             }
         };
-        let popped = Popped { head: ring.pop(), memory: Arc::clone(ring.memory()), waiting: waiting - 1 };
+        let Some((head, memory)) = ring.pop() else { return Next::Stopped };
         self.serving += 1;
         self.turns = self.turns.wrapping_add(1);
-        Next::Chain(popped)
+        Next::Chain(Popped { head, memory, waiting: waiting - 1 })
     }
 
     /// Takes a popped chain out of service until its answer comes. False where parked ones would fill half the
     /// ring.
     pub fn park(&mut self, ring_descriptors: u16) -> bool {
-        let size = self.ring.as_ref().map_or(0, |ring| ring.memory().size());
+        let size = self.ring.as_ref().map_or(0, Ring::size);
         let sum = self.parked_descriptors.saturating_add(ring_descriptors);
         let fits = sum <= size / 2;
         if fits {
@@ -190,10 +216,11 @@ impl State {
         if self.late.is_empty() || !self.prepare(service) {
             return None;
         }
-        let (late, ring) = (self.late.pop_front()?, self.ring.as_ref()?);
+        let memory = Arc::clone(self.ring.as_ref()?.memory()?);
+        let late = self.late.pop_front()?;
         self.parked_descriptors = self.parked_descriptors.saturating_sub(late.ring_descriptors);
         self.serving += 1;
-        Some((late, Popped { head: late.head, memory: Arc::clone(ring.memory()), waiting: 0 }))
+        Some((late, Popped { head: late.head, memory, waiting: 0 }))
     }
 
     /// A popped chain is parked: it is no longer being served.
@@ -206,7 +233,7 @@ impl State {
     pub fn answer(&mut self, head: u16, used_len: u32) {
         self.serving -= 1;
         let Some(ring) = &mut self.ring else { return };
-        if head < ring.memory().size() {
+        if head < ring.size() {
             ring.stage(head, used_len);
             ring.show();
         }
@@ -292,6 +319,16 @@ impl Queue {
     pub fn configure(&self, change: impl FnOnce(&mut Setup)) {
         let mut state = self.state.lock();
         change(&mut state.setup);
+        if let Some(watch) = self.watch.get() {
+            watch.wake();
+        }
+    }
+
+    /// Guest memory was replaced: the ring follows at once, and the leader looks whether it runs now.
+    pub fn follow_memory(&self) {
+        if let Some((_, service)) = self.bound() {
+            self.state.lock().follow_memory(service);
+        }
         if let Some(watch) = self.watch.get() {
             watch.wake();
         }

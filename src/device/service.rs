@@ -89,8 +89,10 @@ impl Service {
 
     /// Replaces guest memory. Requests in flight keep what they translated.
     pub fn set_memory(&self, map: GuestMap) {
-        *self.memory.write() = Arc::new(map);
+        let old = std::mem::replace(&mut *self.memory.write(), Arc::new(map));
         self.memory_generation.fetch_add(1, Ordering::Release);
+        // Unmapped, where nobody uses it, with the lock open.
+        drop(old);
     }
 
     /// The present generation of guest memory; it changes with each `set_memory`.

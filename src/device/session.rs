@@ -118,9 +118,8 @@ impl VhostUserBackend for Device {
             }
         }
         self.service.set_memory(GuestMap::new(memory, Arc::clone(&self.service.logging)));
-        // A ring that lay outside the memory before may lie in it now.
         for queue in self.queues() {
-            queue.configure(|_| ());
+            queue.follow_memory();
         }
         Ok(())
     }

@@ -176,6 +176,8 @@ impl<'q> Worker<'q> {
             Served::Answered => state.answer(head, self.request.used_len()),
             Served::Parked => state.leave_parked(),
         }
+        // Memory that was replaced meanwhile, and could not be let go for this request.
+        state.follow_memory(self.service);
         let leads = state.led && state.leadership == mine;
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
         let is_due = state.told.is_none_or(|told| done.saturating_duration_since(told) > BATCH_TIME_MAX);

@@ -24,7 +24,8 @@ pub struct AvailJump {
 /// dropped when it stops it; the caller keeps `next_avail` in between.
 #[derive(Debug)]
 pub struct Ring {
-    memory: Arc<RingMemory>,
+    /// `None` while the ring does not lie in guest memory, and nothing of it is in service.
+    memory: Option<Arc<RingMemory>>,
     event_idx: bool,
     next_avail: u16,
     /// Where the next used element goes.
@@ -38,17 +39,27 @@ pub struct Ring {
 impl Ring {
     /// A ring at `memory`, with the indexes that the frontend handed over.
     pub fn new(memory: Arc<RingMemory>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
-        Ring { memory, event_idx, next_avail, next_used, published: next_used, signalled: next_used }
+        Ring { memory: Some(memory), event_idx, next_avail, next_used, published: next_used, signalled: next_used }
     }
 
     /// Moves the ring to another generation of guest memory.
     pub fn remap(&mut self, memory: Arc<RingMemory>) {
-        self.memory = memory;
+        self.memory = Some(memory);
     }
 
-    /// The memory in which the ring lies.
-    pub fn memory(&self) -> &Arc<RingMemory> {
-        &self.memory
+    /// Lets go of the memory; the ring keeps its place and goes on with `remap`.
+    pub fn detach(&mut self) {
+        self.memory = None;
+    }
+
+    /// The memory in which the ring lies, if it lies in any.
+    pub fn memory(&self) -> Option<&Arc<RingMemory>> {
+        self.memory.as_ref()
+    }
+
+    /// Entries of the queue; 0 without memory.
+    pub fn size(&self) -> u16 {
+        self.memory.as_ref().map_or(0, |memory| memory.size())
     }
 
     /// The index of the next chain to pop.
@@ -63,22 +74,27 @@ impl Ring {
 
     /// Chains that wait. An error where the driver's index is impossible; nothing is popped then.
     pub fn waiting(&self) -> Result<u16, AvailJump> {
-        let index = self.memory.avail_index();
+        let Some(memory) = &self.memory else { return Ok(0) };
+        let index = memory.avail_index();
         let waiting = index.wrapping_sub(self.next_avail);
-        if waiting > self.memory.size() { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
+        if waiting > memory.size() { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
     }
 
-    /// The head of the next chain; the caller saw that one waits. The head may be out of range.
-    pub fn pop(&mut self) -> u16 {
-        let head = self.memory.avail_head(self.next_avail);
+    /// The head of the next chain and the memory to walk it in; the caller saw that one waits. The head may be out of
+    /// range. `None` without memory.
+    pub fn pop(&mut self) -> Option<(u16, Arc<RingMemory>)> {
+        let memory = self.memory.as_ref()?;
+        let head = memory.avail_head(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);
-        head
+        Some((head, Arc::clone(memory)))
     }
 
     /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `show`.
     pub fn stage(&mut self, head: u16, len: u32) {
-        self.memory.set_used_element(self.next_used, head, len);
-        self.next_used = self.next_used.wrapping_add(1);
+        if let Some(memory) = &self.memory {
+            memory.set_used_element(self.next_used, head, len);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
     }
 
     /// Answers that the driver was not told of yet, published or not.
@@ -88,14 +104,14 @@ impl Ring {
 
     /// Shows all staged answers to the driver with one index store: a driver that is awake sees them now.
     pub fn show(&mut self) {
-        if self.published != self.next_used {
-            self.memory.set_used_index(self.next_used);
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.published != self.next_used) {
+            memory.set_used_index(self.next_used);
             self.published = self.next_used;
         }
     }
 
     /// Shows all staged answers. True where the driver wants a call for what it has not been told yet
-    /// (section 2.7.7.2).
+    /// (section 2.7.7.2), and without memory, where nothing says whether it does.
     pub fn publish(&mut self) -> bool {
         self.show();
         let old = self.signalled;
@@ -103,31 +119,29 @@ impl Ring {
             return false;
         }
         self.signalled = self.published;
+        let Some(memory) = &self.memory else { return true };
         // The index store must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
-        if self.event_idx {
-            need_event(self.memory.used_event(), self.published, old)
-        } else {
-            self.memory.avail_flags() & AVAIL_NO_INTERRUPT == 0
-        }
+        if self.event_idx { need_event(memory.used_event(), self.published, old) } else { memory.avail_flags() & AVAIL_NO_INTERRUPT == 0 }
     }
 
     /// Asks the driver for a kick at its next chain. True where chains came meanwhile, so that nobody
     /// needs to wait.
     pub fn enable_kicks(&mut self) -> bool {
+        let Some(memory) = &self.memory else { return false };
         if self.event_idx {
-            self.memory.set_avail_event(self.next_avail);
+            memory.set_avail_event(self.next_avail);
         } else {
-            self.memory.set_used_flags(0);
+            memory.set_used_flags(0);
         }
         fence(Ordering::SeqCst);
-        self.memory.avail_index() != self.next_avail
+        memory.avail_index() != self.next_avail
     }
 
     /// Tells the driver that kicks are not needed. With EVENT_IDX the index left behind says so already.
     pub fn disable_kicks(&mut self) {
-        if !self.event_idx {
-            self.memory.set_used_flags(USED_NO_NOTIFY);
+        if let Some(memory) = self.memory.as_ref().filter(|_| !self.event_idx) {
+            memory.set_used_flags(USED_NO_NOTIFY);
         }
     }
 }
@@ -169,7 +183,7 @@ mod tests {
         put(&memory, AVAIL + 6, 1);
         put(&memory, AVAIL + 2, 2);
         assert_eq!(ring.waiting(), Ok(2));
-        assert_eq!((ring.pop(), ring.pop()), (3, 1));
+        assert_eq!([ring.pop(), ring.pop()].map(|popped| popped.unwrap().0), [3, 1]);
         put(&memory, AVAIL + 2, 7);
         assert_eq!(ring.waiting(), Err(AvailJump { index: 7, next: 2 }));
         put(&memory, AVAIL + 2, 3);
@@ -187,6 +201,21 @@ mod tests {
         assert_eq!((get(&memory, USED + 4), get(&memory, USED + 8)), (3, 100));
         assert_eq!((get(&memory, USED + 12), get(&memory, USED + 16)), (1, 16));
         assert!(!ring.publish(), "nothing new");
+    }
+
+    #[test]
+    fn a_ring_without_memory_keeps_its_place() {
+        let (mut ring, memory) = ring(false);
+        put(&memory, AVAIL + 2, 2);
+        let mapped = ring.pop().unwrap().1;
+        ring.stage(3, 100);
+        ring.show();
+        ring.detach();
+        assert_eq!((ring.waiting(), ring.size(), ring.next_avail(), ring.next_used()), (Ok(0), 0, 1, 1));
+        assert!(ring.pop().is_none() && !ring.enable_kicks());
+        assert!(ring.publish(), "whether the driver wants the call is not known");
+        ring.remap(mapped);
+        assert_eq!((ring.waiting(), ring.size(), ring.publish()), (Ok(1), 4, false));
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::guest::client::{Call, Client};
-use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
 use super::guest::fuse::*;
 use super::guest::ring::Segment;
-use super::{FILE, assert_serves, content, mounted, open};
-use crate::daemon::PATIENCE;
+use super::{FILE, assert_serves, content, mapping_of, mounted, open};
+use crate::daemon::{PATIENCE, eventually};
 
 const MIB: u64 = 1 << 20;
 /// A gap of the default layout.
@@ -138,4 +138,61 @@ fn a_reply_header_may_cross_two_adjoining_regions() {
     let mut out = OutHeader::new_zeroed();
     memory.read(reply, out.as_mut_bytes());
     assert_eq!((out.len, out.error, out.unique), (reply_len, 0, 78));
+}
+
+/// Ways in which a queue can be when memory is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Idle,
+    Disabled,
+    Stopped,
+}
+
+#[test]
+fn removed_memory_is_unmapped_although_no_request_follows() {
+    for queue in [Queue::Idle, Queue::Disabled, Queue::Stopped] {
+        for by_table in [false, true] {
+            let (daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+            let file = open(&mut client, FILE, libc::O_RDONLY);
+            guest.add_region(GAP, 16 * MIB).expect("ADD_MEM_REG");
+            for queue in [HIPRIO, FIRST_REQUEST] {
+                assert_eq!(read_into(&mut client.on_queue(queue), file, GAP), Ok(14_336));
+            }
+            let regions = guest.memory().regions();
+            let region = regions.iter().find(|region| region.gpa() == GAP).expect("it was added");
+            assert!(mapping_of(&daemon, region).is_some());
+            let base = match queue {
+                Queue::Idle => 0,
+                Queue::Disabled => guest.enable_queue(FIRST_REQUEST, false).map(|()| 0).expect("SET_VRING_ENABLE"),
+                Queue::Stopped => guest.stop_queue(FIRST_REQUEST).expect("GET_VRING_BASE"),
+            };
+            if by_table {
+                guest.memory().remove(GAP);
+                guest.send_memory().expect("SET_MEM_TABLE");
+            } else {
+                guest.remove_region(GAP).expect("REM_MEM_REG");
+            }
+            let is_gone = eventually(|| mapping_of(&daemon, region).is_none());
+            assert!(is_gone, "still mapped: queue {queue:?}, by a new table: {by_table}");
+            match queue {
+                Queue::Idle => {}
+                Queue::Disabled => guest.enable_queue(FIRST_REQUEST, true).expect("SET_VRING_ENABLE"),
+                Queue::Stopped => guest.restart_queue(FIRST_REQUEST, base).expect("the queue starts"),
+            }
+            assert_serves(&mut client);
+        }
+    }
+}
+
+#[test]
+fn memory_with_the_rings_is_unmapped_too_and_the_rings_go_on_when_it_is_back() {
+    let (daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
+    let regions = guest.memory().regions();
+    for _ in 0..3 {
+        assert_serves(&mut client);
+        guest
+            .without_region(regions[0].gpa(), || assert!(eventually(|| mapping_of(&daemon, &regions[0]).is_none()), "still mapped"))
+            .expect("REM_MEM_REG and ADD_MEM_REG");
+        assert_serves(&mut client);
+    }
 }

@@ -10,7 +10,7 @@ use super::guest::client::{Call, Client, Pending};
 use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
 use super::guest::fuse::{ROOT, ReadIn, opcode};
 use super::slow_file::SlowFile;
-use super::{FILE, assert_serves, mounted, open};
+use super::{FILE, assert_serves, mapping_of, mounted, open};
 
 const SLOW: &str = "slow";
 
@@ -147,6 +147,32 @@ fn memory_may_be_replaced_under_a_slow_request() {
     s.slow.let_go(read);
     s.assert_read(pending);
     assert!(s.daemon.is_running());
+}
+
+#[test]
+fn memory_that_slow_requests_used_is_unmapped_when_they_are_answered() {
+    const ADDED: u64 = 256 << 20;
+    let Some(mut s) = Slow::new(1) else { return };
+    s.guest.add_region(ADDED, 1 << 20).expect("ADD_MEM_REG");
+    let regions = s.guest.memory().regions();
+    let region = regions.iter().find(|region| region.gpa() == ADDED).expect("it was added");
+    // Eight threads of the queue serve, and wait for more work afterwards.
+    let pending: Vec<_> = (0..8).map(|_| s.begin_read()).collect();
+    let mut reads: Vec<_> = (0..8).map(|_| s.slow.wait_for_read()).collect();
+    s.guest.remove_region(ADDED).expect("REM_MEM_REG");
+    let last = reads.pop().expect("eight of them");
+    for read in reads {
+        s.slow.let_go(read);
+    }
+    assert_serves(&mut s.client);
+    assert!(mapping_of(&s.daemon, region).is_some(), "memory of a request in flight was unmapped");
+    s.slow.let_go(last);
+    for pending in pending {
+        s.assert_read(pending);
+    }
+    assert!(eventually(|| mapping_of(&s.daemon, region).is_none()), "still mapped");
+    // It is not the end of the threads that has unmapped it.
+    assert!(threads_of_first_queue(&s.daemon) >= 8);
 }
 
 /// How many threads of the daemon serve request queue 1.
