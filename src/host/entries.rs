@@ -90,7 +90,7 @@ impl Share {
             }
             pinned = Some(open()?);
         }
-        let pinned = pinned.map(|fd| self.path_fds.pinnable(fd)).transpose()?;
+        let pinned = pinned.map(|fd| self.pinnable(fd)).transpose()?;
         let inserted = self.inodes.insert(&identity, |node| {
             if let Some(pinned) = pinned {
                 self.path_fds.pin(node, pinned);

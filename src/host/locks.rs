@@ -8,13 +8,14 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::descriptors::Counted;
 use super::lock_ranges::{Held, LockRanges};
 use super::lock_waits::{Waiter, Waits};
 use crate::sys::lock::{self, LockKind, Span};
@@ -73,12 +74,11 @@ pub enum Locked {
 }
 
 /// All locks of the guest.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Locks {
     nodes: Mutex<FxHashMap<NodeId, Arc<Mutex<NodeLocks>>>>,
     /// Descriptions that are open.
     files: AtomicUsize,
-    files_max: usize,
     /// Ranges that are held, of all owners.
     ranges: Arc<AtomicUsize>,
     pub(super) waits: Waits,
@@ -97,14 +97,14 @@ pub(super) struct NodeLocks {
 
 #[derive(Debug)]
 struct Owner {
-    file: OwnedFd,
+    file: Counted,
     ranges: LockRanges,
     /// The count of all owners' ranges.
     all: Arc<AtomicUsize>,
 }
 
 impl Owner {
-    fn new(file: OwnedFd, all: &Arc<AtomicUsize>) -> Owner {
+    fn new(file: Counted, all: &Arc<AtomicUsize>) -> Owner {
         Owner { file, ranges: LockRanges::default(), all: Arc::clone(all) }
     }
 
@@ -192,11 +192,6 @@ fn host_set(file: BorrowedFd<'_>, family: Family, span: Span, kind: Option<LockK
 }
 
 impl Locks {
-    /// A table that opens at most `files_max` descriptions.
-    pub fn new(files_max: usize) -> Locks {
-        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, ranges: Arc::default(), waits: Waits::default() }
-    }
-
     /// Runs `act` on the locks of `node`, which get an entry if they have none.
     fn on<R>(&self, node: NodeId, act: impl FnOnce(&mut MutexGuard<'_, NodeLocks>) -> R) -> R {
         loop {
@@ -235,7 +230,7 @@ impl Locks {
     pub fn lock(
         self: &Arc<Self>,
         wanted: &Wanted,
-        open: impl Fn() -> Result<OwnedFd, Errno>,
+        open: impl Fn() -> Result<Counted, Errno>,
         wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>,
     ) -> Result<Locked, Errno> {
         let is_open = self.on_existing(wanted.node, |locks| locks.owners.contains_key(&wanted.owner)).unwrap_or(false);
@@ -289,10 +284,9 @@ impl Locks {
         result
     }
 
-    fn counted(&self, open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
-        let room = self.files.fetch_add(1, Ordering::Relaxed) < self.files_max;
-        let opened = if room { open() } else { Err(Errno::ENOLCK) };
-        opened.inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
+    fn counted(&self, open: impl Fn() -> Result<Counted, Errno>) -> Result<Counted, Errno> {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        open().inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
     }
 
     /// Closes the description of an owner that holds nothing and waits for nothing.

@@ -61,7 +61,10 @@ impl Share {
             None => self.locks.unlock(node, owner, span).map(|()| Locked::Done),
             Some(kind) => {
                 let wanted = Wanted { node, handle, owner, span, kind, pid: lk.pid };
-                self.locks.lock(&wanted, || self.open_for_locks(node, owner.family), wait)
+                let open = || self.counted(|| self.open_for_locks(node, owner.family));
+                // There is no errno for a lock that the file table has no room for but this one.
+                let open = || open().map_err(|errno| if errno == Errno::ENFILE { Errno::ENOLCK } else { errno });
+                self.locks.lock(&wanted, open, wait)
             }
         }
     }
