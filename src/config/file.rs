@@ -159,7 +159,11 @@ impl File<'_> {
     /// For a line `KEY = WORD` whose key is an option and whose word is none of TOML's values: the key, and the line as the
     /// option wants it.
     fn unquoted(&self, line: usize, command: &Command) -> Option<(String, String)> {
-        let (key, value) = self.text.lines().nth(line - 1)?.split_once('=')?;
+        let text = self.text.lines().nth(line - 1)?;
+        if DeTable::parse(text).is_ok() {
+            return None;
+        }
+        let (key, value) = text.split_once('=')?;
         let key = key.trim().trim_matches(['"', '\'']);
         let value = value.split('#').next().unwrap_or_default().trim();
         let option = command.get_arguments().find(|arg| arg.get_long() == Some(key))?;

@@ -123,16 +123,9 @@ impl State {
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
     fn prepare(&mut self, service: &Service) -> bool {
-        self.is_runnable() && self.fit_ring(service)
-    }
-
-    /// The memory that the ring lies in, where there is one.
-    pub fn ring_memory(&self) -> Option<Arc<RingMemory>> {
-        self.ring.as_ref().map(|ring| Arc::clone(ring.memory()))
-    }
-
-    /// As `prepare`, of a ring that may be about to stop.
-    pub fn fit_ring(&mut self, service: &Service) -> bool {
+        if !self.is_runnable() {
+            return false;
+        }
         let generation = service.memory_generation();
         if self.ring.is_some() && !self.stale && self.memory_generation == generation {
             return true;

@@ -13,7 +13,7 @@ use super::service::Service;
 use crate::fuse::abi::IN_HEADER_LEN;
 use crate::fuse::{Opcode, decode_header};
 use crate::types::Errno;
-use crate::virtqueue::{Claim, Request};
+use crate::virtqueue::{Claim, Request, Ring};
 
 /// How long a stop waits for answers that are being written, and for more requests once it gave up on some.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -105,7 +105,7 @@ impl Queue {
         self.followers.notify_one();
         // What is withdrawn from the old mappings is in the guest's place in the new ones.
         service.set_memory(service.memory().renewed());
-        state.fit_ring(service);
+        state.follow_memory(service);
         for InService { popped, .. } in withdrawn {
             service.metrics.withdrawn.increment();
             let mut request = Request::new();
@@ -113,7 +113,10 @@ impl Queue {
             if let Err(e) = request.withdraw_pages() {
                 tracing::error!("guest memory cannot be taken back from the host: {e}; what the host still brings may reach the guest");
             }
-            let Some(memory) = state.ring_memory() else { return };
+            let Some(memory) = state.ring.as_ref().and_then(Ring::memory).cloned() else {
+                state.answer(popped.head, 0);
+                continue;
+            };
             request.walk(popped.head, memory);
             let header = decode_header(request.copy_arguments(IN_HEADER_LEN));
             let name = header.as_ref().and_then(|header| Opcode::from_number(header.opcode)).map_or("request", Opcode::name);

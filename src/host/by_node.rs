@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use crate::types::{Errno, NodeId};
+use crate::state::{Budget, Reserved};
+use crate::types::NodeId;
 
 /// Parts of the set with a lock of their own: more than there are threads that meet.
 const SHARDS: usize = 16;
@@ -17,22 +18,23 @@ const SHARDS: usize = 16;
 pub struct ByNode<T> {
     shards: [Mutex<Shard<T>>; SHARDS],
     shard_len_max: usize,
-    pinned: AtomicUsize,
-    pinned_max: usize,
+    /// The part that is looked at first when something must be closed.
+    turn: AtomicUsize,
+    /// Where all that is kept here has its places.
+    budget: Arc<Budget>,
 }
 
-/// A descriptor that has its place among the pinned ones.
+/// A descriptor that has its place in the budget.
 #[derive(Debug)]
 pub struct Pinnable<'p, T> {
-    fd: Option<T>,
-    pinned: &'p AtomicUsize,
+    fd: T,
+    reserved: Reserved<'p>,
 }
 
-impl<T> Drop for Pinnable<'_, T> {
-    fn drop(&mut self) {
-        if self.fd.is_some() {
-            self.pinned.fetch_sub(1, Ordering::Relaxed);
-        }
+impl<T> Pinnable<'_, T> {
+    /// `fd` with its place.
+    pub fn new(fd: T, reserved: Reserved<'_>) -> Pinnable<'_, T> {
+        Pinnable { fd, reserved }
     }
 }
 
@@ -53,11 +55,11 @@ struct Recent<T> {
 }
 
 impl<T> ByNode<T> {
-    /// A set that keeps about `recent_max` descriptors beside at most `pinned_max` pinned ones.
-    pub fn new(recent_max: usize, pinned_max: usize) -> ByNode<T> {
+    /// A set that keeps about `recent_max` descriptors beside pinned ones, as far as `budget` has places.
+    pub fn new(recent_max: usize, budget: Arc<Budget>) -> ByNode<T> {
         let shard_len_max = (recent_max / SHARDS).max(1);
         let shard = |_| Mutex::new(Shard { pinned: FxHashMap::default(), places: FxHashMap::default(), recent: Vec::new(), hand: 0 });
-        ByNode { shards: std::array::from_fn(shard), shard_len_max, pinned: AtomicUsize::new(0), pinned_max }
+        ByNode { shards: std::array::from_fn(shard), shard_len_max, turn: AtomicUsize::new(0), budget }
     }
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard<T>> {
@@ -75,7 +77,8 @@ impl<T> ByNode<T> {
         shard.pinned.get(&node).cloned()
     }
 
-    /// Keeps `fd` until it was not used for a while.
+    /// Keeps `fd` until it was not used for a while, or its place is wanted. Where there is none, another one of this part
+    /// goes for it, or it is not kept.
     pub fn insert(&self, node: NodeId, fd: Arc<T>) {
         let evicted;
         {
@@ -84,11 +87,16 @@ impl<T> ByNode<T> {
             let entry = Recent { node, fd, used: false };
             if let Some(&place) = shard.places.get(&node) {
                 evicted = Some(std::mem::replace(&mut shard.recent[place], entry));
-            } else if shard.recent.len() < self.shard_len_max {
+            } else if shard.recent.len() < self.shard_len_max
+                && let Some(reserved) = self.budget.reserve(1, 0)
+            {
+                reserved.keep();
                 let place = shard.recent.len();
                 shard.places.insert(node, place);
                 shard.recent.push(entry);
                 evicted = None;
+            } else if shard.recent.is_empty() {
+                return;
             } else {
                 let place = shard.place_to_reuse();
                 let old = std::mem::replace(&mut shard.recent[place], entry);
@@ -101,39 +109,56 @@ impl<T> ByNode<T> {
         drop(evicted);
     }
 
-    /// Makes room for one more pinned descriptor. ENFILE where there is none.
-    pub fn pinnable(&self, fd: T) -> Result<Pinnable<'_, T>, Errno> {
-        let pinnable = Pinnable { fd: Some(fd), pinned: &self.pinned };
-        if self.pinned.fetch_add(1, Ordering::Relaxed) < self.pinned_max { Ok(pinnable) } else { Err(Errno::ENFILE) }
+    /// Keeps a descriptor as long as the node lives.
+    pub fn pin(&self, node: NodeId, pinnable: Pinnable<'_, T>) {
+        let Pinnable { fd, reserved } = pinnable;
+        reserved.keep();
+        self.shard(node).lock().pinned.insert(node, Arc::new(fd));
     }
 
-    /// Keeps a descriptor as long as the node lives.
-    pub fn pin(&self, node: NodeId, mut pinnable: Pinnable<'_, T>) {
-        if let Some(fd) = pinnable.fd.take() {
-            self.shard(node).lock().pinned.insert(node, Arc::new(fd));
+    /// Closes one that was not used for a while, whose place is wanted. False where there is none.
+    pub fn close_recent(&self) -> bool {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        let closed = (0..SHARDS).find_map(|i| {
+            let mut shard = self.shards[first.wrapping_add(i) % SHARDS].lock();
+            if shard.recent.is_empty() {
+                return None;
+            }
+            let place = shard.place_to_reuse();
+            Some(shard.take(place))
+        });
+        if closed.is_some() {
+            self.budget.give(1);
         }
+        // Closed outside the lock.
+        closed.is_some()
     }
 
     /// Forgets the descriptors of `node`.
     pub fn remove(&self, node: NodeId) {
         let mut shard = self.shard(node).lock();
         let pinned = shard.pinned.remove(&node);
-        let recent = shard.places.remove(&node).map(|place| {
-            let old = shard.recent.swap_remove(place);
-            if let Some(moved) = shard.recent.get(place).map(|r| r.node) {
-                shard.places.insert(moved, place);
-            }
-            old
-        });
+        let recent = shard.places.get(&node).copied().map(|place| shard.take(place));
         drop(shard);
-        if pinned.is_some() {
-            self.pinned.fetch_sub(1, Ordering::Relaxed);
-        }
+        let count = usize::from(pinned.is_some()) + usize::from(recent.is_some());
         drop((pinned, recent));
+        if count > 0 {
+            self.budget.give(count);
+        }
     }
 }
 
 impl<T> Shard<T> {
+    /// Takes the recent one at `place` out.
+    fn take(&mut self, place: usize) -> Recent<T> {
+        let old = self.recent.swap_remove(place);
+        self.places.remove(&old.node);
+        if let Some(moved) = self.recent.get(place).map(|r| r.node) {
+            self.places.insert(moved, place);
+        }
+        old
+    }
+
     fn place_to_reuse(&mut self) -> usize {
         // Ends within two rounds: the first clears every mark.
         loop {
@@ -155,20 +180,38 @@ mod tests {
 
     #[test]
     fn the_set_is_bounded_keeps_what_is_used_and_never_drops_pinned_ones() {
-        let set = ByNode::new(4 * SHARDS, 1);
+        let budget = Arc::new(Budget::new(5));
+        let set = ByNode::new(4 * SHARDS, Arc::clone(&budget));
         let node = |i: u64| NodeId(i * SHARDS as u64); // all in one shard
-        set.pin(node(100), set.pinnable(fd()).unwrap());
-        assert_eq!(set.pinnable(fd()).unwrap_err(), Errno::ENFILE);
+        set.pin(node(100), Pinnable::new(fd(), budget.reserve(1, 0).unwrap()));
         for i in 0..50 {
             set.insert(node(i), Arc::new(fd()));
             assert!(set.get(node(0)).is_some(), "used every time");
         }
         let kept = (0..50).filter(|&i| set.get(node(i)).is_some()).count();
         assert_eq!(kept, 4);
+        assert!(budget.reserve(1, 0).is_none(), "each has its place");
         assert!(set.get(node(100)).is_some());
         set.remove(node(0));
         set.remove(node(100));
         assert!(set.get(node(0)).is_none() && set.get(node(100)).is_none());
-        assert!(set.pinnable(fd()).is_ok(), "there is room again");
+        assert!(budget.reserve(2, 0).is_some(), "there is room again");
+    }
+
+    #[test]
+    fn what_is_recent_gives_way_and_is_not_kept_where_there_is_no_room() {
+        let budget = Arc::new(Budget::new(3));
+        let set = ByNode::new(4 * SHARDS, Arc::clone(&budget));
+        for i in 0..3 {
+            set.insert(NodeId(i), Arc::new(fd()));
+        }
+        set.insert(NodeId(3), Arc::new(fd()));
+        assert!(set.get(NodeId(3)).is_none(), "no room");
+        set.insert(NodeId(SHARDS as u64), Arc::new(fd()));
+        assert!(set.get(NodeId(SHARDS as u64)).is_some() && set.get(NodeId(0)).is_none(), "in place of one of its part");
+        assert!(set.close_recent() && budget.reserve(1, 0).is_some());
+        assert!(set.close_recent() && set.close_recent());
+        assert!(!set.close_recent() && budget.reserve(3, 0).is_some());
+        assert!([0, 1, 2, 3, SHARDS as u64].iter().all(|&i| set.get(NodeId(i)).is_none()));
     }
 }

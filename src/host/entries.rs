@@ -97,7 +97,7 @@ impl Share {
         if self.options.file_handles == FileHandles::Mandatory {
             return Err(Errno::EOPNOTSUPP);
         }
-        let pinned = self.path_fds.pinnable(fd)?;
+        let pinned = self.pinnable(fd)?;
         let inserted = self.inodes.insert(&identity_of(st, None), |node| self.path_fds.pin(node, pinned))?;
         let (Inserted::New(node) | Inserted::Known(node)) = inserted;
         Ok(self.entry(within, node, st))

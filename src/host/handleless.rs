@@ -12,7 +12,7 @@ use super::cache::CachePolicy;
 use super::directory::Directory;
 use super::share::Share;
 use crate::fuse::abi::init_flags;
-use crate::state::OpenFile;
+use crate::state::{Budget, OpenFile};
 use crate::types::{Errno, FileHandle, NodeId};
 
 /// Directories that are kept open by node: each keeps up to 32 KiB of entries, so these are 8 MiB.
@@ -35,8 +35,14 @@ pub(super) struct OpenDirectory {
 impl Handleless {
     /// Keeps about `recent_max` files open, which take the place of handles, and fewer directories, for beside
     /// those files may have handles.
-    pub fn new(recent_max: usize) -> Handleless {
-        Handleless { files: ByNode::new(recent_max, 0), directories: ByNode::new((recent_max / 4).min(DIRECTORIES_MAX), 0) }
+    pub fn new(recent_max: usize, budget: &Arc<Budget>) -> Handleless {
+        let files = ByNode::new(recent_max, Arc::clone(budget));
+        Handleless { files, directories: ByNode::new((recent_max / 4).min(DIRECTORIES_MAX), Arc::clone(budget)) }
+    }
+
+    /// Closes one that was not used for a while. False where there is none.
+    pub fn close_recent(&self) -> bool {
+        self.files.close_recent() || self.directories.close_recent()
     }
 
     /// Closes what is open of `node`.

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::descriptors::Counted;
 use super::lock_ranges::{Held, LockRanges};
 use super::lock_waits::{Waiter, Waits};
 use crate::sys::lock::{self, LockKind, Span};
@@ -88,12 +89,11 @@ pub enum Locked {
 }
 
 /// All locks of the guest.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Locks {
     nodes: Mutex<FxHashMap<NodeId, Arc<Mutex<NodeLocks>>>>,
     /// Descriptions that are open.
     files: AtomicUsize,
-    files_max: usize,
     /// Ranges that are held, of all owners.
     ranges: Arc<AtomicUsize>,
     pub(super) waits: Waits,
@@ -114,7 +114,7 @@ pub(super) struct NodeLocks {
 #[derive(Debug)]
 pub struct LockFile {
     /// Its only descriptor.
-    pub file: OwnedFd,
+    pub file: Counted,
     /// Whether it is open for writing, as an exclusive record lock demands (man fcntl(2)).
     pub is_writable: bool,
 }
@@ -233,10 +233,9 @@ fn host_set(file: BorrowedFd<'_>, family: Family, span: Span, kind: Option<LockK
 }
 
 impl Locks {
-    /// A table that opens at most `files_max` descriptions. A wait that takes longer than `wait_max` ends with ENOLCK.
-    pub fn new(files_max: usize, wait_max: Option<Duration>) -> Locks {
-        let waits = Waits::new(wait_max);
-        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, ranges: Arc::default(), waits }
+    /// An empty table. A wait that takes longer than `wait_max` ends with ENOLCK.
+    pub fn new(wait_max: Option<Duration>) -> Locks {
+        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), ranges: Arc::default(), waits: Waits::new(wait_max) }
     }
 
     /// Runs `act` on the locks of `node`, which get an entry if they have none.
@@ -338,9 +337,8 @@ impl Locks {
     }
 
     fn counted(&self, open: impl Fn() -> Result<LockFile, Errno>) -> Result<LockFile, Errno> {
-        let room = self.files.fetch_add(1, Ordering::Relaxed) < self.files_max;
-        let opened = if room { open() } else { Err(Errno::ENOLCK) };
-        opened.inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
+        self.files.fetch_add(1, Ordering::Relaxed);
+        open().inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
     }
 
     /// Closes the description of an owner that holds nothing and waits for nothing.

@@ -14,6 +14,7 @@ use rustix::process::{Resource, getrlimit};
 use super::attributes;
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
+use super::descriptors::Descriptors;
 use super::directory::Directory;
 use super::entries::identity_of;
 use super::handleless::Handleless;
@@ -28,7 +29,7 @@ use super::share_error::ShareError;
 use super::watch::Watch;
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
-use crate::state::{Arena, ArenaError, HANDLES_LEN, HandleTable, InodeIdentity, InodeRecords, OpenFile, inodes_len, inodes_max};
+use crate::state::{Arena, ArenaError, Budget, HANDLES_LEN, HandleTable, InodeIdentity, InodeRecords, OpenFile, inodes_len, inodes_max};
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::identity;
 use crate::sys::stat;
@@ -104,39 +105,13 @@ pub struct Options {
     pub descriptors: Descriptors,
 }
 
-/// How many descriptors each use may take: what the guest holds must not take the last ones, which the next
-/// connection needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptors {
-    /// Open files and directories of the guest; ENFILE beyond.
-    pub handles: u32,
-    /// Inodes that are kept as descriptors; ENFILE beyond.
-    pub pinned: usize,
-    /// Recently used inodes; others are closed beyond.
-    pub recent: usize,
-    /// Files that an owner has locks on; ENOLCK beyond.
-    pub locks: usize,
-}
-
-impl Descriptors {
-    /// Shares out `open_files` (RLIMIT_NOFILE). Half for the guest's open files, a quarter for inodes that
-    /// cannot be kept as handles, an eighth for locks, a sixteenth for recent inodes; the rest for queues and connections.
-    pub fn of(open_files: u64) -> Descriptors {
-        let part = |divisor: u64, max: u64| (open_files / divisor).clamp(16, max);
-        Descriptors {
-            handles: part(2, u64::from(u32::MAX)) as u32,
-            pinned: part(4, 1 << 30) as usize,
-            recent: part(16, 65_536) as usize,
-            locks: part(8, 65_536) as usize,
-        }
-    }
-}
-
 /// A directory or file of the host, exported.
 #[derive(Debug)]
 pub struct Share {
     pub(super) options: Options,
     pub(super) handles: HandleTable,
+    /// The descriptors that the guest's objects may hold.
+    pub(super) budget: Arc<Budget>,
     pub(super) directories: RwLock<HashMap<FileHandle, Arc<Mutex<Directory>>>>,
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
@@ -188,16 +163,16 @@ impl Share {
         let inodes_len = inodes_len(inodes_max);
         let arena = Arena::new(inodes_len + HANDLES_LEN)?;
         let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
-        // A file that is open for direct I/O may need a second descriptor.
-        let files_max = options.descriptors.handles / if options.allow_direct_io { 2 } else { 1 };
+        let budget = Arc::new(Budget::new(options.descriptors.all));
         let share = Share {
-            handles: HandleTable::new(&arena, inodes_len, files_max),
+            handles: HandleTable::new(&arena, inodes_len, Arc::clone(&budget)),
             directories: RwLock::default(),
             own_ids: identity::effective(),
-            locks: Arc::new(Locks::new(options.descriptors.locks, options.lock_wait)),
+            locks: Arc::new(Locks::new(options.lock_wait)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0, inodes_max)),
-            path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
-            handleless: Handleless::new(options.descriptors.recent),
+            path_fds: ByNode::new(options.descriptors.recent, Arc::clone(&budget)),
+            handleless: Handleless::new(options.descriptors.recent, &budget),
+            budget,
             mounts: Mounts::default(),
             numbers: InodeNumbers::default(),
             descriptor_dir,
@@ -212,7 +187,7 @@ impl Share {
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
-        let path_fd = share.path_fds.pinnable(path_fd)?;
+        let path_fd = share.pinnable(path_fd)?;
         share.inodes.insert(&root, |node| share.path_fds.pin(node, path_fd))?;
         Ok(share)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::arena::{Arena, Record, Records};
+use super::budget::{Budget, Reserved};
 use super::slots::{Slots, TableFull};
 use crate::types::{FileHandle, NodeId};
 
@@ -43,6 +44,8 @@ unsafe impl Record for HandleRecord {}
 pub struct HandleTable {
     records: Records<HandleRecord>,
     slots: Slots,
+    /// Where the open files have their places.
+    budget: Arc<Budget>,
 }
 
 /// A file in use. While it lives the descriptor stays open.
@@ -54,23 +57,27 @@ pub struct OpenFile<'t> {
 }
 
 impl HandleTable {
-    /// The table in `arena`, `offset` bytes behind its header, for at most `handles_max` files. Slot 0 is
+    /// The table in `arena`, `offset` bytes behind its header, for files that have their places in `budget`. Slot 0 is
     /// no file's, for handle 0 means "not open": its state holds the generation that slots without memory begin with.
-    pub fn new(arena: &Arc<Arena>, offset: usize, handles_max: u32) -> HandleTable {
-        HandleTable {
-            records: arena.table(offset, HANDLES_MAX as usize),
-            slots: Slots::new(HANDLES_MAX.min(handles_max.saturating_add(1))),
-        }
+    pub fn new(arena: &Arc<Arena>, offset: usize, budget: Arc<Budget>) -> HandleTable {
+        HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(HANDLES_MAX), budget }
     }
 
-    /// Takes an open file in; `flags` are those it was opened with.
-    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32) -> Result<FileHandle, TableFull> {
+    /// How many descriptors a file may take that is opened with `flags`: one for direct I/O may need a second one.
+    pub fn descriptors_of(flags: i32) -> usize {
+        if flags & libc::O_DIRECT == 0 { 1 } else { 2 }
+    }
+
+    /// Takes an open file in; `flags` are those it was opened with, `reserved` are its places: [`HandleTable::descriptors_of`]
+    /// its flags, in the table's budget.
+    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, reserved: Reserved<'_>) -> Result<FileHandle, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
         record.node.store(node.0, Ordering::Relaxed);
         record.buffered_fd.store(NO_FD, Ordering::Relaxed);
         record.flags.store(flags.cast_unsigned(), Ordering::Relaxed);
         record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
+        reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
         record.state.store(generation | LIVE | 1, Ordering::Release);
         Ok(FileHandle(generation | u64::from(slot)))
@@ -150,6 +157,7 @@ impl HandleTable {
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
+        self.budget.give(HandleTable::descriptors_of(record.flags.load(Ordering::Relaxed).cast_signed()));
         let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
         let next = generation.wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
@@ -210,19 +218,37 @@ mod tests {
     }
 
     fn table() -> HandleTable {
-        HandleTable::new(&Arena::new(TABLE_LEN).unwrap(), 0, HANDLES_MAX)
+        HandleTable::new(&Arena::new(TABLE_LEN).unwrap(), 0, Arc::new(Budget::new(2)))
+    }
+
+    fn insert(table: &HandleTable, node: u64) -> FileHandle {
+        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_closed_file_gives_its_places_back() {
+        let table = table();
+        let direct = libc::O_DIRECT;
+        let places = HandleTable::descriptors_of(direct);
+        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap()).unwrap();
+        assert!(table.budget.reserve(1, 0).is_none(), "a second descriptor may be needed");
+        let user = table.get(handle).unwrap();
+        assert!(table.remove(handle));
+        assert!(table.budget.reserve(1, 0).is_none(), "it is in use");
+        drop(user);
+        assert!(table.budget.reserve(2, 0).is_some());
     }
 
     #[test]
     fn a_released_handle_is_gone_and_its_slot_gets_another_number() {
         let table = table();
-        let handle = table.insert(file(), NodeId(5), 0).unwrap();
+        let handle = insert(&table, 5);
         assert_ne!(handle, FileHandle::NONE);
         assert_eq!(table.get(handle).unwrap().node(), NodeId(5));
         assert!(table.remove(handle));
         assert!(!table.remove(handle));
         assert!(table.get(handle).is_none());
-        let next = table.insert(file(), NodeId(6), 0).unwrap();
+        let next = insert(&table, 6);
         assert_ne!(next, handle);
         assert!(table.get(handle).is_none());
         assert!(table.get(FileHandle(u64::MAX)).is_none());
@@ -232,14 +258,14 @@ mod tests {
     #[test]
     fn a_release_during_use_closes_the_file_behind_the_last_user() {
         let table = table();
-        let handle = table.insert(file(), NodeId(5), 0).unwrap();
+        let handle = insert(&table, 5);
         let user = table.get(handle).unwrap();
         let raw = user.fd().as_raw_fd();
         assert!(table.remove(handle));
         assert!(rustix::io::fcntl_getfd(user.fd()).is_ok(), "still open");
         assert_eq!(user.fd().as_raw_fd(), raw);
         drop(user);
-        let next = table.insert(file(), NodeId(7), 0).unwrap();
+        let next = insert(&table, 7);
         assert_eq!(next.0 as u32, handle.0 as u32, "the slot is free again");
     }
 }

@@ -2,11 +2,13 @@
 //! holds, not what it means on the host.
 
 mod arena;
+mod budget;
 mod handles;
 mod inodes;
 mod slots;
 
 pub use arena::{Arena, ArenaError};
+pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use inodes::{InodeIdentity, InodeRecords, inodes_max, table_len as inodes_len};
 pub use slots::TableFull;

@@ -11,6 +11,7 @@ mod slow_file;
 
 mod arguments;
 mod connections;
+mod descriptors;
 mod file_systems;
 mod log;
 mod options;

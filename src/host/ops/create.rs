@@ -185,11 +185,11 @@ impl Share {
     fn keep_created(&self, entry: EntryOut, file: OwnedFd, host_flags: i32) -> Result<(EntryOut, OpenOut), Errno> {
         let node = NodeId(entry.nodeid);
         // What opens the file once more must not empty it.
-        match self.handles.insert(file, node, host_flags & !libc::O_TRUNC) {
+        match self.keep_open(file, node, host_flags & !libc::O_TRUNC) {
             Ok(handle) => Ok((entry, self.open_out(handle, node, host_flags))),
-            Err(_) => {
+            Err(errno) => {
                 self.forget(node, 1);
-                Err(Errno::ENFILE)
+                Err(errno)
             }
         }
     }

@@ -31,7 +31,7 @@ impl Share {
             return Err(Errno::ENOTDIR);
         }
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let handle = self.handles.insert(file, node, libc::O_DIRECTORY).map_err(|_| Errno::ENFILE)?;
+        let handle = self.keep_open(file, node, libc::O_DIRECTORY)?;
         self.directories.write().insert(handle, Arc::default());
         Ok(OpenOut { fh: handle.0, open_flags: self.options.cache.directory_flags() | self.kept_directory_flags(node), backing_id: 0 })
     }

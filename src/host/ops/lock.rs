@@ -75,7 +75,9 @@ impl Share {
                     }
                 };
                 drop(file);
-                self.locks.lock(&wanted, needs_write, || self.open_for_locks(node, writes), wait)
+                // There is no errno for a lock that the file table has no room for but this one.
+                let no_room = |errno| if errno == Errno::ENFILE { Errno::ENOLCK } else { errno };
+                self.locks.lock(&wanted, needs_write, || self.open_for_locks(node, writes).map_err(no_room), wait)
             }
         }
     }
@@ -90,12 +92,12 @@ impl Share {
     /// A description of its own: with `writes` for both kinds of lock where the file may be written, else for shared ones.
     fn open_for_locks(&self, node: NodeId, writes: bool) -> Result<LockFile, Errno> {
         if writes && !self.options.readonly {
-            match self.open_node(node, libc::O_RDWR) {
+            match self.counted(|| self.open_node(node, libc::O_RDWR)) {
                 Err(errno) if [libc::EACCES, libc::EPERM, libc::EROFS, libc::ETXTBSY].contains(&errno.raw()) => {}
                 opened => return opened.map(|file| LockFile { file, is_writable: true }),
             }
         }
-        self.open_node(node, libc::O_RDONLY).map(|file| LockFile { file, is_writable: false })
+        self.counted(|| self.open_node(node, libc::O_RDONLY)).map(|file| LockFile { file, is_writable: false })
     }
 
     /// INTERRUPT: a wait for a lock on the host ends with EINTR. Other requests are not interrupted.

@@ -53,7 +53,7 @@ impl Share {
         if truncates {
             self.drop_hidden_capability(node, file.as_fd())?;
         }
-        let handle = self.handles.insert(file, node, host_flags & !libc::O_TRUNC).map_err(|_| Errno::ENFILE)?;
+        let handle = self.keep_open(file, node, host_flags & !libc::O_TRUNC)?;
         Ok(self.open_out(handle, node, host_flags))
     }
 
