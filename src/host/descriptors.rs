@@ -22,15 +22,17 @@ pub struct Descriptors {
 /// What is left to the daemon: the listening socket, each queue's events, the memory of the next connection, and what a
 /// request opens for a moment. 65 queues with five descriptors each and 509 regions of memory fit in.
 const OWN_MAX: u64 = 1024;
-const OWN_MIN: u64 = 32;
+/// A daemon with two queues has about 35 open.
+const OWN_MIN: u64 = 64;
 
 /// One part in this many stays for files that the guest opens, when inodes have taken the rest.
 const FOR_OPEN_FILES: usize = 16;
 
 impl Descriptors {
-    /// Shares out `open_files` (RLIMIT_NOFILE): an eighth, and no more than `OWN_MAX`, stays with the daemon.
+    /// Shares out `open_files` (RLIMIT_NOFILE): an eighth, between `OWN_MIN` and `OWN_MAX`, stays with the daemon, and no more than
+    /// half.
     pub fn of(open_files: u64) -> Descriptors {
-        let own = (open_files / 8).clamp(OWN_MIN, OWN_MAX);
+        let own = (open_files / 8).clamp(OWN_MIN, OWN_MAX).min(open_files / 2);
         let all = open_files.saturating_sub(own).clamp(16, 1 << 31);
         Descriptors { all: all as usize, recent: (open_files / 16).clamp(16, 65_536) as usize }
     }
@@ -103,7 +105,7 @@ mod tests {
     fn the_daemon_keeps_its_own_and_the_guest_has_the_rest() {
         let of = |open_files| Descriptors::of(open_files).all;
         assert_eq!((of(1_000_000), of(20_000), of(1024), of(64)), (998_976, 18_976, 896, 32));
-        assert_eq!((of(0), of(40)), (16, 16));
+        assert_eq!((of(0), of(40), of(256)), (16, 20, 192));
         assert_eq!(of(u64::MAX), 1 << 31);
     }
 }
