@@ -17,7 +17,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
@@ -276,6 +276,8 @@ fn fall_over(attempt: &str) -> ! {
 /// What lies outside and may be reached by a process that is not confined.
 struct Surroundings {
     scratch: Scratch,
+    /// This program, where every user can run it.
+    program: PathBuf,
     tcp: TcpListener,
     abstract_name: String,
     _abstract: UnixListener,
@@ -293,6 +295,7 @@ impl Surroundings {
         let sleeper = |user: &u32| (*user, as_user(Command::new("sleep").arg("600"), *user).spawn().expect("sleep is there"));
         Surroundings {
             scratch,
+            program: daemon::places::for_every_user(&std::env::current_exe().unwrap()),
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
             abstract_name,
@@ -307,7 +310,7 @@ impl Surroundings {
 
     fn run(&self, case: Case, attempt: &str) -> (u32, Output) {
         let pid = self.sleepers.iter().find(|(user, _)| *user == case.user).unwrap().1.id();
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = Command::new(&self.program);
         command.args([INSIDE, case.sandbox, case.seccomp, attempt]).arg(self.scratch.join("share"));
         command.args([pid.to_string(), self.tcp.local_addr().unwrap().port().to_string(), self.abstract_name.clone()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -23,18 +23,17 @@ end_process() {
     wait "$pid" 2>/dev/null || true
 }
 
-show_log() { # NAME FILE
-    [[ -s $2 ]] || return 0
-    echo "qemu/run: the end of $1:" >&2
-    tail -n 15 "$2" | sed 's/^/    /' >&2
+# guest_lost REASON: the guest or the daemon is gone; what they said last is shown after it.
+guest_lost() {
+    (die "$1") || true
+    show_logs
+    exit 125
 }
 
-# guest_lost REASON: the guest or the daemon is gone; what they said last is shown.
-guest_lost() {
-    show_log "the guest's console" "$run_dir/console.log"
-    show_log "QEMU's messages" "$run_dir/qemu.log"
-    show_log "the messages of $daemon_name" "$run_dir/daemon.log"
-    die "$1"
+show_logs() {
+    end_of_log "the guest's console" "$run_dir/console.log"
+    end_of_log "QEMU's messages" "$run_dir/qemu.log"
+    end_of_log "the messages of $daemon_name" "$run_dir/daemon.log"
 }
 
 # --- the daemon -------------------------------------------------------------------------------
@@ -54,8 +53,7 @@ start_daemon() {
         alive "$daemon_pid" || break
         sleep 0.02
     done
-    show_log "the messages of $daemon_name" "$run_dir/daemon.log"
-    die "$daemon_name made no socket. It was started as: ${command[*]}"
+    guest_lost "$daemon_name made no socket. It was started as: ${command[*]}"
 }
 
 # Does the daemon have a handler for SIGUSR1? A peer without one would be ended by it.
@@ -66,16 +64,19 @@ has_metrics() {
     return 1
 }
 
+# A line of counters: JSON, alone or after the words that older daemons put before it.
+METRICS_LINE='^(gatherfsd: metrics )?[{].*"requests":[{].*}$'
+
 # read_metrics: asks the daemon for its counters and leaves the line in $metrics, empty if none.
 read_metrics() {
     local before now i
     metrics=''
     has_metrics || return 0
-    before=$(grep -c '^gatherfsd: metrics ' "$run_dir/daemon.log") || true
+    before=$(grep -cE "$METRICS_LINE" "$run_dir/daemon.log") || true
     kill -USR1 "$daemon_pid"
     for ((i = 0; i < 200; i++)); do
-        now=$(grep -c '^gatherfsd: metrics .*}$' "$run_dir/daemon.log") || true
-        ((now <= before)) || { metrics=$(grep '^gatherfsd: metrics ' "$run_dir/daemon.log" | tail -n 1); return 0; }
+        now=$(grep -cE "$METRICS_LINE" "$run_dir/daemon.log") || true
+        ((now <= before)) || { metrics=$(grep -E "$METRICS_LINE" "$run_dir/daemon.log" | tail -n 1); return 0; }
         sleep 0.01
     done
 }
@@ -112,11 +113,22 @@ make_job() {
 single_quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 quoted_export() { printf 'export %s=%s\n' "${1%%=*}" "$(single_quoted "${1#*=}")"; }
 
+# /dev/kvm alone proves nothing: it may be there on a CPU without the instructions.
+cpu_has_kvm() { grep -qwE 'vmx|svm' /proc/cpuinfo; }
+kvm_opens() { (exec 8<>/dev/kvm) 2>/dev/null; }
+
 choose_accel() {
     [[ -z $accel ]] || return 0
     accel=tcg
-    # /dev/kvm alone proves nothing: it may be there on a CPU without the instructions.
-    if grep -qwE 'vmx|svm' /proc/cpuinfo && (exec 8<>/dev/kvm) 2>/dev/null; then accel=kvm; fi
+    if cpu_has_kvm && kvm_opens; then accel=kvm; fi
+}
+
+# need_kvm: for --accel kvm.
+need_kvm() {
+    local other="leave --accel out to run the guest in emulation"
+    cpu_has_kvm || die "--accel kvm: this machine's CPU shows no virtualisation (vmx or svm in /proc/cpuinfo); $other."
+    [[ -e /dev/kvm ]] || die "--accel kvm: there is no /dev/kvm; load the module kvm_intel or kvm_amd, or $other."
+    kvm_opens || die "--accel kvm: $(id -un) cannot open /dev/kvm; add the user to the group $(stat -c %G /dev/kvm), or $other."
 }
 
 # qemu_command CONSOLE: fills the array qemu; CONSOLE is a chardev without its id.
@@ -133,7 +145,8 @@ qemu_command() {
         -chardev "$1,id=console" -device virtio-serial-pci -device "virtconsole,chardev=console")
     case $accel in
         kvm) qemu+=(-accel kvm -cpu host) ;;
-        tcg) qemu+=(-accel "tcg,thread=multi" -cpu max) ;;
+        # QEMU 7.2 gets cmpxchg16b wrong in emulation: the guest panics in its allocator. Without cx16 it is not used.
+        tcg) qemu+=(-accel "tcg,thread=multi" -cpu "max,cx16=off") ;;
     esac
     # Without this a panic would boot again and again.
     [[ -n $allow_reboot ]] || qemu+=(-no-reboot)
@@ -144,12 +157,20 @@ qemu_command() {
     qemu+=("${qemu_args[@]}")
 }
 
+say_booting() {
+    case $accel in
+        kvm) progress "booting, which takes a few seconds" ;;
+        tcg) progress "booting in emulation (TCG), which takes 5 to 30 seconds" ;;
+    esac
+}
+
 # The shell has the terminal; only the daemon runs beside it.
 run_shell() {
     qemu_command stdio,signal=off
     [[ ! -t 0 ]] || terminal=$(stty -g)
     exec 5<>"$run_dir/ctl.in" 6<>"$run_dir/ctl.out"
-    progress "booting ($accel)"
+    progress "the guest's /mnt/share is $share here${own_share:+; it is removed at the end}"
+    say_booting
     "${qemu[@]}" 2>"$run_dir/qemu.log" || guest_lost "QEMU ended with status $?."
     local line=''
     while read -r -t 0.1 line <&6; do
@@ -160,8 +181,8 @@ run_shell() {
 
 check_time() {
     ((SECONDS >= timeout)) || return 0
-    show_log "the guest's console" "$run_dir/console.log"
-    echo "qemu/run: the timeout of $timeout s is over." >&2
+    echo "qemu/run: the guest did not end in time: the timeout of $timeout s is over." >&2
+    show_logs
     exit 124
 }
 
@@ -174,7 +195,7 @@ run_guest() {
     cat_out=$!
     cat "$run_dir/err.out" >&2 &
     cat_err=$!
-    progress "booting ($accel)"
+    say_booting
     started_at=$EPOCHREALTIME
     "${qemu[@]}" </dev/null >"$run_dir/qemu.log" 2>&1 5>&- 6>&- &
     qemu_pid=$!
@@ -193,7 +214,8 @@ run_guest() {
         line=''
         case $verb in
             mounted) mounted "$started_at" "$rest" ;;
-            begin) read_metrics; phase_metrics=$metrics; progress "$rest"; echo go >&5 ;;
+            jobs) jobs_total=$rest ;;
+            begin) read_metrics; phase_metrics=$metrics; begin_job "$rest"; echo go >&5 ;;
             end) read_metrics; phase_counts "$phase_metrics" "$metrics"; echo go >&5 ;;
             row) add_row "$rest" ;;
             fail) add_failure "$rest" ;;
@@ -212,11 +234,11 @@ run_guest() {
     [[ -z ${dead:-} ]] || guest_lost "$dead"
     if [[ -z $status ]]; then
         ((orphaned == 0)) || guest_lost "$daemon_name ended while the guest ran."
-        guest_lost "the guest ended before its job did."
+        guest_lost "$(why_ended)"
     fi
     if grep -q "panicked at" "$run_dir/daemon.log"; then
-        show_log "the messages of $daemon_name" "$run_dir/daemon.log"
         add_failure "$daemon_name: it panicked"
+        end_of_log "the messages of $daemon_name" "$run_dir/daemon.log"
     fi
     case $mode in
         jobs) finish_table "$status" ;;
@@ -224,9 +246,15 @@ run_guest() {
     esac
 }
 
+why_ended() {
+    local panic
+    panic=$(sed -n 's/.*Kernel panic - not syncing: //p' "$run_dir/console.log" | head -n 1 | tr -d '\r')
+    if [[ -n $panic ]]; then echo "the guest's kernel panicked: $panic."; else echo "the guest ended before its job did."; fi
+}
+
 # mounted STARTED_AT "RELEASE QUEUES": the share is there.
 mounted() {
     boot_seconds=$(awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }')
     read -r guest_release guest_queues <<<"$2"
-    progress "mounted after $boot_seconds s: Linux $guest_release, $guest_queues request queue(s)"
+    if [[ $mode == jobs ]]; then begin_table; else progress "mounted after $boot_seconds s: Linux $guest_release, $guest_queues request queue(s)"; fi
 }

@@ -12,7 +12,7 @@
 #   tools.cpio  initramfs: bash, fio, git, getfattr and their libraries
 #   tree.tar    the source tree of the metadata job
 #
-# The variables come from qemu/run.
+# The variables come from qemu/run, die_with_log and version_at_least from messages.sh.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # Unpacked as one closed set with its own C library, so the host's release does not matter.
@@ -22,12 +22,11 @@ GUEST_PROGRAMS=(bash fio git getfattr setfattr)
 # The first kernel with several virtio-fs request queues.
 KERNEL_MIN=6.12
 
-# prepare: brings target/guest/ up to date. One run at a time; the others wait.
+# prepare: brings target/guest/ up to date, after look_at_host. One run at a time; the others wait.
 prepare() {
-    mkdir -p "$guest_dir"/{bin,apt}
     exec 9>"$guest_dir/lock"
     flock -n 9 || { progress "waiting for another qemu/run that prepares $guest_dir"; flock 9; }
-    prepare_host
+    install_on_host
     prepare_tools
     [[ -n $kernel_file ]] || prepare_kernel
     compile "$repo/qemu/guest/vecio.c"
@@ -38,25 +37,30 @@ prepare() {
 
 # --- the host -------------------------------------------------------------------------------
 
-# install_on_host PROGRAM PACKAGE...: installs the packages unless the program is there.
-install_on_host() {
-    local program=$1
-    shift
-    command -v "$program" >/dev/null && return
-    progress "installing $*"
-    ((EUID == 0)) || die "$program is missing. Install it as root: apt-get install $*"
-    command -v apt-get >/dev/null || die "$program is missing and there is no apt-get to install it with."
-    local log=$guest_dir/install.log
-    if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"; } >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        die "apt-get install $* failed; the whole output is in $log."
+# look_at_host: which of the programs that only packages of the host bring are missing. Without root it ends here if one
+# is, or if nothing can be written.
+look_at_host() {
+    local names=()
+    [[ $(dpkg --print-architecture 2>/dev/null) == amd64 ]] || die "the guest needs a Debian host on amd64."
+    missing=()
+    command -v qemu-system-x86_64 >/dev/null || { names+=(QEMU); missing+=(qemu-system-x86); }
+    # The programs for the guest are linked with the static half of the C library.
+    [[ $(gcc -print-file-name=libc.a 2>/dev/null) == /* ]] || { names+=(gcc); missing+=(gcc libc6-dev); }
+    if ((${#missing[@]})); then
+        ((EUID == 0)) || die "missing: ${names[*]}; have root run: apt-get install ${missing[*]}${rust_problem:+; $rust_problem}."
+        command -v apt-get >/dev/null || die "there is no apt-get to install ${missing[*]} with."
     fi
+    { mkdir -p "$guest_dir"/{bin,apt} && : >>"$guest_dir/lock"; } 2>/dev/null ||
+        die "$(id -un) cannot write in $guest_dir; run it as $(stat -c %U "$repo"), who owns $repo, or from a clone of your own."
 }
 
-prepare_host() {
-    [[ $(dpkg --print-architecture 2>/dev/null) == amd64 ]] || die "the guest needs a Debian host on amd64."
-    install_on_host qemu-system-x86_64 qemu-system-x86
-    install_on_host gcc gcc libc6-dev
+# install_on_host: what look_at_host found missing.
+install_on_host() {
+    ((${#missing[@]})) || return 0
+    local log=$guest_dir/install.log
+    progress "installing ${missing[*]}, which takes a minute or two"
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 ||
+        die_with_log "apt-get install ${missing[*]} failed." "$log"
 }
 
 # compile FILE.c...: static programs in target/guest/bin, so they run in any guest.
@@ -105,7 +109,8 @@ apt_ready() {
     mkdir -p "$apt"/{sources,none,state/lists/partial,cache/archives/partial}
     : >"$apt/status"
     write_sources "$release" "$suites" "$apt/sources"
-    private_apt apt-get update >"$apt/log" 2>&1 || { tail -n 5 "$apt/log" >&2; die "apt-get update failed for: $suites (see $apt/log)."; }
+    private_apt apt-get update >"$apt/log" 2>&1 ||
+        die_with_log "apt-get update failed for: $suites." "$apt/log"
     apt_is_ready=1
 }
 
@@ -191,9 +196,9 @@ fetch_packages() {
     shift
     [[ -f $root/.packages && $(<"$root/.packages") == "$*" ]] && return
     apt_ready
-    progress "fetching $* and their libraries"
+    progress "fetching $* and their libraries, which takes a minute or two"
     private_apt apt-get install -y --download-only "$@" >"$log" 2>&1 ||
-        { tail -n 5 "$log" >&2; die "apt-get could not fetch the guest's programs (see $log)."; }
+        die_with_log "apt-get could not fetch $* and their libraries." "$log"
     rm -rf "$root"
     mkdir -p "$root"
     for deb in "$guest_dir"/apt/cache/archives/*.deb; do
@@ -204,9 +209,6 @@ fetch_packages() {
 }
 
 # --- kernel ---------------------------------------------------------------------------------
-
-# version_at_least A B: A >= B, by numbers.
-version_at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
 # newest_kernel_package: Debian's cloud kernel, the first suite that has one new enough.
 newest_kernel_package() {
@@ -234,7 +236,7 @@ prepare_kernel() {
     local wanted=("$package") deb
     mapfile -t -O 1 wanted < <(private_apt apt-cache depends "$package" | awk '$1 == "Depends:" && $2 ~ /^linux-(binary|modules)-[0-9]/ { print $2 }')
     (cd "$work" && private_apt apt-get download "${wanted[@]}") >"$guest_dir/apt/log" 2>&1 ||
-        die "apt-get could not download ${wanted[*]} (see $guest_dir/apt/log)."
+        die_with_log "apt-get could not download ${wanted[*]}." "$guest_dir/apt/log"
     for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
     local image config
     image=$(find "$work/root" -name 'vmlinuz*' -type f | head -n 1)

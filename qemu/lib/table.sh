@@ -3,7 +3,7 @@
 # The variables come from qemu/run.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-rows=() failures=() phase_data='' phase_all='' phase_calls='' packed_speed='' metrics=''
+jobs_total='' jobs_begun=0 row_count=0 failures=() phase_data='' phase_all='' phase_calls='' packed_speed='' metrics=''
 
 # sum_of LINE GROUP: "requests" of data, "all" requests, or "calls" of the host, from a metrics line.
 sum_of() {
@@ -42,7 +42,8 @@ add_row() {
         note=$(vector_note "$name" "$speed" "$turns" "$requests")
         vector_check "$name" "$turns" "$requests"
     fi
-    rows+=("$name|${speed:--}|${iops:--}|${seconds:--}|${requests:--}|${phase_calls:--}|$note")
+    row_count=$((row_count + 1))
+    print_row "$name" "$speed" "$iops" "$seconds" "$requests" "$phase_calls" "$note"
 }
 
 # A turn is 32 fragments. The unpacked phase comes right after its packed one.
@@ -68,27 +69,45 @@ vector_check() {
 
 add_failure() {
     failures+=("$1")
+    clear_progress
     echo "qemu/run: failed: $1" >&2
 }
 
-# finish_table STATUS: prints it and ends the run.
-finish_table() {
-    local row name speed iops seconds requests calls note
-    ((${1:-1} == 0)) || add_failure "jobs: the guest's jobs ended with status $1"
-    ((${#rows[@]} > 0)) || add_failure "jobs: the guest reported nothing"
+# print_row NAME MB/s IOPS SECONDS REQUESTS CALLS NOTE
+print_row() {
+    local line
+    clear_progress
+    printf -v line '%-26s %9s %8s %8s %9s %9s  %s' "$1" "${2:--}" "${3:--}" "${4:--}" "${5:--}" "${6:--}" "$7"
+    echo "${line%"${line##*[![:space:]]}"}"
+}
+
+# On a terminal the job that runs stands in the last line, and its row takes its place.
+begin_job() {
+    jobs_begun=$((jobs_begun + 1))
+    if [[ -n $quiet || ! -t 2 ]]; then
+        progress "($jobs_begun/$jobs_total) $1"
+    else
+        printf '\r\033[K(%s/%s) %s ' "$jobs_begun" "$jobs_total" "$1" >&2
+    fi
+}
+
+clear_progress() { [[ -n $quiet || ! -t 2 ]] || printf '\r\033[K' >&2; }
+
+# begin_table: the guest has mounted the share. Each row is printed as soon as it is there.
+begin_table() {
     echo
     echo "$daemon_name under Linux $guest_release: $accel, $cpus CPUs, $guest_queues request queue(s), share on $(stat -f -c %T "$share")"
     echo
-    format='%-26s %9s %8s %8s %9s %9s  %s\n'
-    # shellcheck disable=SC2059
-    printf "$format" job MB/s IOPS seconds requests 'host I/O' ''
-    # shellcheck disable=SC2059
-    printf "$format" 'boot to mounted share' - - "$boot_seconds" - - ''
-    for row in "${rows[@]}"; do
-        IFS='|' read -r name speed iops seconds requests calls note <<<"$row"
-        # shellcheck disable=SC2059
-        printf "$format" "$name" "$speed" "$iops" "$seconds" "$requests" "$calls" "$note"
-    done
+    print_row job MB/s IOPS seconds requests 'host I/O' ''
+    print_row 'boot to mounted share' '' '' "$boot_seconds" '' '' ''
+}
+
+# finish_table STATUS: what the columns mean and the verdict; ends the run.
+finish_table() {
+    ((${1:-1} == 0)) || add_failure "jobs: the guest's jobs ended with status $1"
+    ((row_count > 0)) || add_failure "jobs: the guest reported nothing"
+    ((${#failures[@]} > 0 || jobs_begun == jobs_total)) || add_failure "jobs: $jobs_begun of $jobs_total ran"
+    clear_progress
     echo
     echo "requests: READ and WRITE where there is a speed, else all of FUSE's. host I/O: read and write calls of the daemon."
     if ((${#failures[@]} > 0)); then

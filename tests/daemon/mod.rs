@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -273,10 +273,16 @@ impl Metrics {
     }
 }
 
+/// The daemon under test, at a place where every user can run it.
+pub fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(Path::new(env!("CARGO_BIN_EXE_gatherfsd"))));
+    &PROGRAM
+}
+
 /// A command for the daemon under test, without any option. It ignores no signal, although nohup(1) or a script in the
 /// background may have started the tests.
 pub fn gatherfsd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsd"));
+    let mut command = Command::new(program());
     let heed = || {
         for signal in [libc::SIGHUP, libc::SIGINT] {
             // SAFETY: SIG_DFL is no function of ours.

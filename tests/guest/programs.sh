@@ -27,12 +27,11 @@ prepare_suites() {
 install_crates() {
     local dir=$1
     [[ -f $dir/crates/.crates && $(<"$dir/crates/.crates") == "${SUITE_CRATES[*]}" ]] && return
-    command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
-    command -v cargo >/dev/null || die "cargo is missing; install Rust, it builds ${SUITE_CRATES[*]}."
-    progress "building ${SUITE_CRATES[*]}"
+    find_rust "$repo/Cargo.toml"
+    progress "building ${SUITE_CRATES[*]}, which takes a minute or two"
     RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$dir/build \
         cargo install --locked --quiet --force --target x86_64-unknown-linux-gnu --root "$dir/crates" "${SUITE_CRATES[@]}" >"$dir/log" 2>&1 ||
-        { tail -n 5 "$dir/log" >&2; die "cargo could not install ${SUITE_CRATES[*]} (see $dir/log)."; }
+        die_with_log "cargo could not install ${SUITE_CRATES[*]}." "$dir/log"
     rm -rf "$dir/build"
     echo "${SUITE_CRATES[*]}" >"$dir/crates/.crates"
 }

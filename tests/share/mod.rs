@@ -17,7 +17,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,12 @@ use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How the line with the counters begins.
 const METRICS: &str = "{\"share\":";
+
+/// The daemon under test, at a place where every user can run it.
+fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(Path::new(env!("CARGO_BIN_EXE_gatherfsd"))));
+    &PROGRAM
+}
 
 /// A directory with a name of its own, removed on Drop.
 #[derive(Debug)]
@@ -200,7 +206,7 @@ impl Share {
         // A daemon that runs as another user makes its socket here.
         std::fs::set_permissions(run.path(), std::fs::Permissions::from_mode(0o777)).expect("the socket's directory");
         let socket = run.path().join("socket");
-        let program = env!("CARGO_BIN_EXE_gatherfsd").to_owned();
+        let program = program().to_str().expect("text").to_owned();
         let words: Vec<String> = before.into_iter().chain([program]).collect();
         let mut daemon = Command::new(&words[0])
             .args(&words[1..])

@@ -1,0 +1,176 @@
+//! What qemu/run, tests/run and their libraries say where something is missing or goes wrong, and how they read the
+//! daemon's counters. No guest is booted.
+
+#[path = "daemon/mod.rs"]
+mod daemon;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use daemon::{Scratch, is_root};
+
+const NOBODY: u32 = 65534;
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs lines of bash with the libraries that they name, below the repository.
+fn bash(libraries: &[&str], lines: &str) -> Output {
+    let mut script = String::from("set -euo pipefail\ndie() { echo \"REASON $*\" >&2; exit 125; }\n");
+    for library in libraries {
+        script.push_str(&format!(". '{}'\n", repository().join(library).display()));
+    }
+    script.push_str(lines);
+    Command::new("bash").arg("-c").arg(script).output().expect("bash is there")
+}
+
+/// A directory with links to the programs of this machine, but those whose name begins with one of `without`, and with a
+/// Rust that says that it is `rust`.
+fn programs(scratch: &Scratch, without: &[&str], rust: Option<&str>) -> PathBuf {
+    let directory = scratch.join("bin");
+    fs::create_dir(&directory).expect("a directory");
+    for place in ["/usr/bin", "/bin"] {
+        for entry in fs::read_dir(place).expect("programs").flatten() {
+            let name = entry.file_name().into_string().expect("text");
+            if !["rustc", "cargo"].contains(&name.as_str()) && !without.iter().any(|start| name.starts_with(start)) {
+                let _ = symlink(entry.path(), directory.join(name));
+            }
+        }
+    }
+    if let Some(version) = rust {
+        // By another process: a file that a child of another thread still has open for writing cannot be run.
+        let lines = "for name in rustc cargo; do printf '#!/bin/sh\\necho \"%s %s (of a test)\"\\n' $name $1 >$name; chmod 755 $name; done";
+        let made = Command::new("sh").args(["-ec", lines, "sh", version]).current_dir(&directory).status();
+        assert!(made.expect("sh is there").success());
+    }
+    directory
+}
+
+/// Runs one of the repository's scripts with these programs and a home that has none.
+fn script(name: &Path, programs: &Path, home: &Path) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", programs).env("HOME", home).env_remove("CARGO_HOME").env_remove("GATHERFSD").stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_rust_that_is_too_old_is_named_before_anything_is_built() {
+    let scratch = Scratch::new();
+    // Not a machine on which qemu/run could install something.
+    let programs = programs(&scratch, &["apt-get"], Some("1.65.0"));
+    for name in ["qemu/run", "tests/run"] {
+        let said = script(&repository().join(name), &programs, scratch.path()).output().expect("bash is there");
+        let said = text(&said.stderr);
+        assert!(said.contains("1.95") && said.contains("1.65.0") && said.contains("rustup"), "{name}: {said}");
+        assert_eq!(said.lines().count(), 1, "{name}: {said}");
+    }
+}
+
+#[test]
+fn a_rust_in_rustups_place_is_found_without_a_path_to_it() {
+    let scratch = Scratch::new();
+    let old = programs(&scratch, &[], Some("1.65.0"));
+    let place = scratch.join(".cargo");
+    fs::create_dir(&place).expect("a directory");
+    let other = Scratch::new();
+    fs::rename(programs(&other, &[""], Some("1.95.1")), place.join("bin")).expect("one directory for another");
+    let lines = format!(
+        "unset CARGO_HOME; HOME='{}' PATH='{}'\nfind_rust '{}'\nrustc\n",
+        scratch.path().display(),
+        old.display(),
+        repository().join("Cargo.toml").display()
+    );
+    let out = bash(&["qemu/lib/messages.sh"], &lines);
+    assert_eq!(text(&out.stdout), "rustc 1.95.1 (of a test)\n", "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_user_without_qemu_is_told_what_root_must_install() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let programs = programs(&scratch, &["qemu-system", "gcc", "x86_64-linux-gnu-gcc"], None);
+    fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    // The clone may lie where this user cannot look.
+    let clone = scratch.join("clone");
+    fs::create_dir(&clone).expect("a directory");
+    let copied = Command::new("cp").args(["-r", "qemu", "Cargo.toml"]).arg(&clone).current_dir(repository()).status();
+    assert!(copied.expect("cp is there").success());
+    chown(&clone, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let said = script(&clone.join("qemu/run"), &programs, &clone).uid(NOBODY).gid(NOBODY).output().expect("bash is there");
+    let code = said.status.code();
+    let said = text(&said.stderr);
+    assert!(said.contains("qemu-system-x86 gcc libc6-dev") && said.contains("Rust is missing"), "{said}");
+    assert_eq!((said.lines().count(), code), (1, Some(125)), "{said}");
+}
+
+#[test]
+fn kvm_that_is_not_to_be_had_is_one_sentence() {
+    let has_kvm = fs::read_to_string("/proc/cpuinfo").expect("it").split_whitespace().any(|flag| ["vmx", "svm"].contains(&flag));
+    if has_kvm {
+        println!("skipped: this machine's CPU has virtualisation");
+        return;
+    }
+    let said = Command::new(repository().join("qemu/run")).args(["--accel", "kvm"]).stdin(Stdio::null()).output().expect("bash is there");
+    let (code, said) = (said.status.code(), text(&said.stderr));
+    assert!(said.contains("--accel kvm") && said.contains("vmx"), "{said}");
+    assert_eq!((said.lines().count(), code), (1, Some(125)), "{said}");
+}
+
+#[test]
+fn the_reason_comes_first_and_counters_are_left_out() {
+    let scratch = Scratch::new();
+    let log = scratch.join("log");
+    fs::write(&log, "first\n{\"share\":\"/s\",\"requests\":{\"READ\":1}}\ngatherfsd: metrics {\"requests\":{\"READ\":1}}\nlast\n")
+        .expect("a file");
+    let out = bash(&["qemu/lib/messages.sh"], &format!("die_with_log 'it broke' '{}'\n", log.display()));
+    let said = text(&out.stderr);
+    assert!(said.starts_with("REASON it broke\n") && said.ends_with("    first\n    last\n"), "{said}");
+    assert!(!said.contains("requests"), "{said}");
+    assert_eq!(out.status.code(), Some(125));
+    // And the scripts that start it find the reason in what it said.
+    fs::write(&log, "qemu/run: the guest ended.\nthe end of the console:\n    a\n    b\n    c\n").expect("a file");
+    let out = bash(&["qemu/lib/messages.sh"], &format!("reason_of '{}'\n", log.display()));
+    assert_eq!(text(&out.stdout), "the guest ended.\n");
+}
+
+#[test]
+fn counters_are_read_as_json_alone_and_after_words() {
+    let scratch = Scratch::new();
+    let json = "\"requests\":{\"READ\":3,\"WRITE\":4,\"LOOKUP\":5},\"host_reads\":6,\"host_writes\":7,\"bytes_read\":8}";
+    let lines = "metrics=$(grep -E \"$METRICS_LINE\" \"$run_dir/daemon.log\")\n\
+                 echo \"$(sum_of \"$metrics\" data) $(sum_of \"$metrics\" all) $(sum_of \"$metrics\" calls)\"\n";
+    for line in [format!("gatherfsd: metrics {{{json}"), format!("{{\"share\":\"/srv/share\",{json}")] {
+        fs::write(scratch.join("daemon.log"), format!("gatherfsd: sharing /srv/share\n{line}\n{{\"half\":\n")).expect("a file");
+        let out = bash(&["qemu/lib/guest.sh", "qemu/lib/table.sh"], &format!("run_dir='{}'\n{lines}", scratch.path().display()));
+        assert_eq!(text(&out.stdout), "7 12 13\n", "{line}\n{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_program_in_a_private_directory_is_copied_to_where_every_user_can_run_it() {
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o700)).expect("a mode");
+    let program = scratch.join("true");
+    assert!(Command::new("cp").arg("/bin/true").arg(&program).status().expect("cp is there").success());
+    let run = |path: &Path| {
+        Command::new(path).arg("--version").uid(NOBODY).gid(NOBODY).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    assert!(!run(&program), "root's home is as private");
+    let copy = daemon::places::for_every_user(&program);
+    assert!(copy != program && run(&copy));
+    assert_eq!(daemon::places::for_every_user(Path::new("/bin/true")), Path::new("/bin/true"));
+    assert!(run(daemon::program()));
+}
