@@ -74,14 +74,61 @@ fn the_guest_keeps_targets_of_symlinks_and_its_data_as_the_policy_says() {
 fn a_close_is_flushed_only_where_it_means_something() {
     // tmpfs and ext4 report nothing at close; dirty pages that the guest keeps must be written back first, and a close ends
     // locks that the host holds.
-    let guest = ["--locks", "guest"];
-    for (options, flushed) in [(&guest[..], false), (&["--locks", "guest", "--writeback"][..], true), (&[][..], true)] {
+    for (options, flushed) in [(&[][..], false), (&["--writeback"][..], true), (&["--locks", "host"][..], true)] {
         let mut share = Share::with(options);
         let made = share.client().create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
         let opened = share.client().open(made.entry.nodeid, libc::O_RDONLY).unwrap();
         for open_flags in [made.open.open_flags, opened.open_flags] {
             assert_eq!(open_flags & flag::FOPEN_NOFLUSH == 0, flushed, "{options:?}");
         }
+    }
+}
+
+/// What Linux keeps of a FUSE connection (fs/fuse/file.c): requests that were answered with ENOSYS are not sent again.
+#[derive(Default)]
+struct Connection {
+    has_no_open: bool,
+    has_no_flush: bool,
+}
+
+impl Connection {
+    /// open(2), read(2) and close(2), with the requests that Linux sends.
+    fn open_read_close(&mut self, share: &mut Share, node: u64) {
+        let c = share.client();
+        let opened = if self.has_no_open { None } else { c.open(node, libc::O_RDONLY).ok() };
+        self.has_no_open |= opened.is_none();
+        let fh = opened.map_or(0, |open| open.fh);
+        assert_eq!(c.read(node, fh, 0, 4096).unwrap(), b"contents");
+        let Some(open) = opened else { return };
+        if open.open_flags & flag::FOPEN_NOFLUSH == 0 && !self.has_no_flush {
+            self.has_no_flush = c.flush(node, fh).is_err();
+        }
+        c.release(node, fh).unwrap();
+    }
+}
+
+#[test]
+fn an_open_read_and_close_takes_no_more_requests_than_locks_need() {
+    const FILES: u64 = 100;
+    let cases: [(&[&str], [u64; 4]); 4] = [
+        (&["--locks", "host"], [FILES; 4]),
+        (&[], [FILES, FILES, 0, FILES]),
+        (&["--cache", "always", "--readonly", "--locks", "host"], [FILES; 4]),
+        // One OPEN, which is answered with ENOSYS.
+        (&["--cache", "always", "--readonly"], [1, FILES, 0, 0]),
+    ];
+    for (options, expected) in cases {
+        let mut share = Share::with(options);
+        let mut connection = Connection::default();
+        for i in 0..FILES {
+            share.put(&format!("file{i}"), b"contents");
+            let node = share.client().lookup(ROOT, &format!("file{i}")).unwrap().nodeid;
+            connection.open_read_close(&mut share, node);
+        }
+        let counters = share.counters();
+        let counted = ["OPEN", "READ", "FLUSH", "RELEASE"].map(|opcode| counters.get(opcode));
+        println!("{options:?}: OPEN, READ, FLUSH, RELEASE of {FILES} files: {counted:?}");
+        assert_eq!(counted, expected, "{options:?}");
     }
 }
 
@@ -92,7 +139,7 @@ fn a_file_system_that_is_not_known_may_report_at_close() {
     }
     let directory = Directory::in_memory();
     let _ramfs = Mount::new("ramfs", directory.path());
-    let mut share = Share::start(Setup { directory, options: &["--locks", "guest"], ..Setup::default() });
+    let mut share = Share::start(Setup { directory, ..Setup::default() });
 
     let made = share.client().create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
     let read = share.client().open(made.entry.nodeid, libc::O_RDONLY).unwrap();

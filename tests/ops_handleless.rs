@@ -17,7 +17,7 @@ const STATX_MASK: u32 = 0xfff;
 
 /// A share on which nothing need be opened.
 fn unopened() -> Share {
-    Share::with(&["--cache", "always", "--readonly", "--locks", "guest"])
+    Share::with(&["--cache", "always", "--readonly"])
 }
 
 /// Every name that READDIR shows, with `size` bytes a request.
@@ -111,7 +111,7 @@ fn files_of_a_share_that_nobody_changes_are_read_without_being_opened() {
 
 #[test]
 fn a_guest_that_opens_is_served_as_ever() {
-    let options = &["--cache", "always", "--readonly", "--locks", "guest"];
+    let options = &["--cache", "always", "--readonly"];
     let mut share = Share::start_unmounted(Setup { options, ..Setup::default() });
     share.put("file", b"contents");
     let c = share.client();
@@ -125,7 +125,7 @@ fn a_guest_that_opens_is_served_as_ever() {
     assert_eq!(errno(c.read(node, NONE, 0, 1)), libc::EBADF);
     assert_eq!(errno(c.readdir(ROOT, NONE, 0, 4096)), libc::EBADF);
     // O_DIRECT comes with OPEN.
-    let mut share = Share::with(&["--cache", "always", "--readonly", "--locks", "guest", "--allow-direct-io"]);
+    let mut share = Share::with(&["--cache", "always", "--readonly", "--allow-direct-io"]);
     share.put("file", b"contents");
     let node = share.client().lookup(ROOT, "file").unwrap().nodeid;
     assert_ne!(share.client().open(node, libc::O_RDONLY).unwrap().open_flags & flag::FOPEN_KEEP_CACHE, 0);
@@ -133,7 +133,7 @@ fn a_guest_that_opens_is_served_as_ever() {
 
 #[test]
 fn more_files_than_descriptors_are_read_without_being_opened() {
-    let mut share = Share::with(&["--cache", "always", "--readonly", "--locks", "guest", "--rlimit-nofile", "300"]);
+    let mut share = Share::with(&["--cache", "always", "--readonly", "--rlimit-nofile", "300"]);
     for i in 0..1000 {
         share.put(&format!("file{i}"), format!("contents {i}").as_bytes());
     }

@@ -285,7 +285,7 @@ fn changes_are_for_the_owner_and_not_for_a_readonly_share() {
         assert_eq!(errno(share.client().ioctl(node, fh, SETFLAGS, &fixed, 0)), libc::EPERM, "the daemon has no CAP_LINUX_IMMUTABLE");
     }
 
-    let mut share = Share::on_disk(&["--readonly", "--cache", "always", "--locks", "guest"]);
+    let mut share = Share::on_disk(&["--readonly", "--cache", "always"]);
     share.put("file", b"");
     let c = share.client();
     let node = c.lookup(ROOT, "file").unwrap().nodeid;

@@ -320,7 +320,7 @@ fn a_read_of_a_file_that_was_not_opened_is_one_host_call() {
         eprintln!("skipped: the daemon must be traced and open files by handle");
         return;
     }
-    let mut traced = Traced::start(&["--cache", "always", "--readonly", "--locks", "guest", "--negative-timeout", "0"]);
+    let mut traced = Traced::start(&["--cache", "always", "--readonly", "--negative-timeout", "0"]);
     traced.share.put("file", b"contents");
     grow_old();
     let node = traced.client().lookup(ROOT, "file").unwrap().nodeid;

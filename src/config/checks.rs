@@ -328,6 +328,7 @@ mod tests {
         assert_eq!(c.share.cache, CachePolicy::Auto);
         assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
         assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime);
+        assert!(!c.share.host_locks, "virtiofsd has locks in the guest only");
         assert!(c.config_space.is_none());
         assert_eq!(c.device, DeviceOptions::default());
     }
@@ -431,6 +432,9 @@ mod tests {
         assert_eq!(t.timeouts, Timeouts { entry: ms(250), attr: ms(3000), negative: ms(10_000) });
         assert!(t.allow_mmap);
         assert!(parsed("--shared-dir /d --fd 5 --writeback").unwrap().share.writeback);
+        for (word, on_host) in [("host", true), ("guest", false)] {
+            assert_eq!(parsed(&format!("--shared-dir /d --fd 5 --locks {word}")).unwrap().share.host_locks, on_host);
+        }
         let project_ids = |more| parsed(&format!("--shared-dir /d --fd 5 {more}")).unwrap().share.allow_project_ids;
         assert!(project_ids("--allow-project-ids") && !project_ids("") && !project_ids("--allow-project-ids=false"));
         let kinds = [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)];

@@ -64,10 +64,10 @@ pub enum InodeFileHandles {
 /// `--locks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Locks {
-    /// They are locks on the host: other guests and host processes see them
-    Host,
-    /// They are the guest's own affair
+    /// Held by the guest's kernel: they exclude processes of one guest, and a signal ends a wait
     Guest,
+    /// Held on the host: other guests and host processes see them; a wait cannot be killed under Linux
+    Host,
 }
 
 /// `--tmpfile`.
@@ -321,8 +321,8 @@ pub struct Arguments {
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<IdRule>,
 
-    /// Where the guest's locks (fcntl and flock) count
-    #[arg(long, value_enum, value_name = "WHERE", default_value = "host")]
+    /// Where the guest's locks (fcntl and flock) are held
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "guest")]
     pub locks: Locks,
 
     /// Which guests may make files without a name (O_TMPFILE): an overlayfs of Linux before 7.2, unless it was mended

@@ -42,10 +42,10 @@ fn forget_before_init_comes_back_empty() {
 
 #[test]
 fn a_second_init_lets_go_of_what_was_held_and_begins_anew() {
-    let mut mounted = Mounted::new(&[]);
+    let mut mounted = Mounted::new(&["--locks", "host"]);
     for queue in QUEUES {
         let file = mounted.client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
-        let open = mounted.client.open(file, libc::O_RDONLY).expect("OPEN").fh;
+        let open = mounted.client.open(file, libc::O_RDWR).expect("OPEN").fh;
         let lk = FileLock { start: 0, end: 9, kind: libc::F_RDLCK as u32, pid: 1 };
         let lock = |lk| LkIn { fh: open, owner: 1, lk, lk_flags: 0, padding: 0 };
         mounted.client.setlk(file, &lock(lk), false).expect("SETLK");

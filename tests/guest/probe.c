@@ -560,6 +560,25 @@ static void lock_wait_killed(const char *path)
 	}
 }
 
+/* With locks in the guest: a signal ends a wait while the lock is held. */
+static void lock_wait_killed_at_once(const char *path)
+{
+	for (enum family family = RECORD; family <= WHOLE; family++) {
+		int fd = make(path, O_TRUNC), report[2], status, tries = 100;
+		pid_t child;
+
+		CHECK(pipe(report) == 0);
+		CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
+		child = wait_for_lock(path, fd, family, report[1]);
+		CHECK(says(report[0], 'w', 5000) && !says(report[0], 'l', 200));
+		CHECK(kill(child, SIGKILL) == 0);
+		while (waitpid(child, &status, WNOHANG) == 0 && --tries)
+			usleep(100000);
+		CHECK(tries && WIFSIGNALED(status));
+		CHECK(close(fd) == 0);
+	}
+}
+
 static void lock_names_its_process(const char *path)
 {
 	struct flock record = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
@@ -674,6 +693,7 @@ static const struct { const char *name; void (*run)(const char *); } cases[] = {
 	{ "socket", unix_socket }, { "statfs", statfs_case }, { "sync", sync_case }, { "tmpfile", temporary_file },
 	{ "many-open", many_open }, { "far-offset", far_offset },
 	{ "lock-wait", lock_wait }, { "lock-wait-killed", lock_wait_killed },
+	{ "lock-wait-killed-at-once", lock_wait_killed_at_once },
 	{ "lock-names-its-process", lock_names_its_process }, { "open-file-locks", open_file_locks },
 	{ "inode-flags", inode_flags }, { "by-handle", by_handle },
 };

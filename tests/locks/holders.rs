@@ -134,10 +134,14 @@ fn locks_end_with_the_node_and_with_the_guest() {
 }
 
 #[test]
-fn locks_stay_in_the_guest_where_the_option_says_so() {
-    let (_daemon, mut l) = started(&["--locks", "guest"], &GuestOptions::default());
-    assert_eq!(l.client.init_flags() & (init::POSIX_LOCKS | init::FLOCK_LOCKS), 0);
-    assert_eq!(l.set(1, WRITE, 0, 9), libc::ENOSYS);
+fn locks_stay_in_the_guest_unless_the_option_says_otherwise() {
+    for options in [&[][..], &["--locks", "guest"]] {
+        let daemon = Daemon::start_on_tmpfs(options);
+        daemon.put(FILE, [7; 16]);
+        let mut l = Locker::connect(daemon.socket(), &GuestOptions::default());
+        assert_eq!(l.client.init_flags() & (init::POSIX_LOCKS | init::FLOCK_LOCKS), 0);
+        assert_eq!(l.set(1, WRITE, 0, 9), libc::ENOSYS);
+    }
     let (_daemon, l) = locker();
     let both = init::POSIX_LOCKS | init::FLOCK_LOCKS;
     assert_eq!(l.client.init_flags() & both, both);
@@ -160,9 +164,7 @@ fn locks_that_make_no_sense_are_refused() {
 
 #[test]
 fn a_readonly_share_has_shared_locks_only() {
-    let (daemon, _) = locker();
-    drop(daemon);
-    let daemon = Daemon::start_on_tmpfs(&["--readonly"]);
+    let daemon = Daemon::start_on_tmpfs(&["--readonly", "--locks", "host"]);
     daemon.put(FILE, [7; 16]);
     let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).expect("a connection");
     let mut client = Client::new(&guest, FIRST_REQUEST);

@@ -90,8 +90,9 @@ fn errno_of(result: guest::client::Result<()>) -> i32 {
     }
 }
 
+/// A daemon that keeps the locks on the host, with `options` added, and a guest with the file open.
 fn started(options: &[&str], guest: &GuestOptions) -> (Daemon, Locker) {
-    let daemon = Daemon::start_on_tmpfs(options);
+    let daemon = Daemon::start_on_tmpfs(&[&["--locks", "host"], options].concat());
     daemon.put(FILE, [7; 4096]);
     let locker = Locker::connect(daemon.socket(), guest);
     (daemon, locker)
@@ -101,12 +102,12 @@ fn locker() -> (Daemon, Locker) {
     started(&[], &GuestOptions::default())
 }
 
-/// A second daemon on the same share.
+/// A second daemon on the same share, with locks on the host.
 fn second(first: &Daemon) -> (Process, Scratch, PathBuf) {
     let scratch = Scratch::on_tmpfs();
     let socket = scratch.join("s");
     let mut command = gatherfsd();
-    command.arg("--shared-dir").arg(first.share()).arg("--socket-path").arg(&socket).args(["--sandbox", "none"]);
+    command.arg("--shared-dir").arg(first.share()).arg("--socket-path").arg(&socket).args(["--sandbox", "none", "--locks", "host"]);
     let process = Process::spawn(&mut command);
     process.wait_for_line("sharing ");
     (process, scratch, socket)
