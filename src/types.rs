@@ -15,6 +15,8 @@ impl Errno {
     pub const ENOENT: Errno = Errno(libc::ENOENT);
     /// Input/output error.
     pub const EIO: Errno = Errno(libc::EIO);
+    /// A signal came.
+    pub const EINTR: Errno = Errno(libc::EINTR);
     /// Argument list too long.
     pub const E2BIG: Errno = Errno(libc::E2BIG);
     /// Bad file handle.

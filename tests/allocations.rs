@@ -111,6 +111,7 @@ impl Device {
             allow_mmap: false,
             announce_submounts: true,
             host_locks: false,
+            lock_wait: None,
             tmpfile: Tmpfile::Auto,
             readonly,
             allow_direct_io: false,

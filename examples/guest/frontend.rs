@@ -204,6 +204,11 @@ impl Guest {
         self.unique.fetch_add(2, Ordering::Relaxed) + 2
     }
 
+    /// Has the next request carry the identity `unique`, which may have been used: not every driver counts for ever.
+    pub fn use_unique_next(&self, unique: u64) {
+        self.unique.store(unique - 2, Ordering::Relaxed);
+    }
+
     /// Tells the daemon features and memory, and starts every ring at 0.
     fn start(&self) -> Result<()> {
         {

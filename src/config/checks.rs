@@ -54,6 +54,9 @@ pub enum ConfigError {
     /// A watch where nothing is to be seen.
     #[error("--watch goes with --cache auto: the other policies do not look at what the host changes; leave one of them out")]
     WatchPolicy,
+    /// A limit of waits that the daemon does not see.
+    #[error("--lock-wait goes with --locks host: the guest's kernel does not limit waits for its own locks; leave it out")]
+    LockWait,
     /// A check of paths where there are none.
     #[error("{0} goes with --migration-mode find-paths; file handles need no such check, so leave it out")]
     MigrationCheck(&'static str),
@@ -144,6 +147,9 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     if a.watch && cache != CachePolicy::Auto {
         return Err(ConfigError::WatchPolicy);
     }
+    if a.lock_wait.is_some() && a.locks != Locks::Host {
+        return Err(ConfigError::LockWait);
+    }
     let by_policy = if a.watch { Timeouts::WATCHED_MAX } else { Timeouts::of(cache) };
     let translation = translation(a)?;
     let rights = Rights {
@@ -182,6 +188,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             translation,
             rights,
             host_locks: a.locks == Locks::Host,
+            lock_wait: a.lock_wait,
             tmpfile: match a.tmpfile {
                 super::Tmpfile::Auto => Tmpfile::Auto,
                 super::Tmpfile::Always => Tmpfile::Always,
@@ -351,6 +358,8 @@ mod tests {
             ("--shared-dir /d --fd 1", ConfigError::BadFd(1), "0 or 3 and higher"),
             ("--shared-dir /d --fd 5 --num-request-queues 65", ConfigError::Queues(65), "1 to 64"),
             ("--shared-dir /d --fd 5 --socket /s", ConfigError::TwoSockets, "give one"),
+            ("--shared-dir /d --fd 5 --lock-wait 5", ConfigError::LockWait, "--locks host"),
+            ("--shared-dir /d --fd 5 --lock-wait 5 --locks guest", ConfigError::LockWait, "leave it out"),
             (
                 "--shared-dir /d --fd 5 --migration-mode file-handles --migration-confirm-paths",
                 ConfigError::MigrationCheck("--migration-confirm-paths"),
@@ -435,6 +444,8 @@ mod tests {
         for (word, on_host) in [("host", true), ("guest", false)] {
             assert_eq!(parsed(&format!("--shared-dir /d --fd 5 --locks {word}")).unwrap().share.host_locks, on_host);
         }
+        let lock_wait = parsed("--shared-dir /d --fd 5 --locks host --lock-wait 0.5").unwrap().share.lock_wait;
+        assert_eq!(lock_wait, Some(Duration::from_millis(500)));
         let project_ids = |more| parsed(&format!("--shared-dir /d --fd 5 {more}")).unwrap().share.allow_project_ids;
         assert!(project_ids("--allow-project-ids") && !project_ids("") && !project_ids("--allow-project-ids=false"));
         let kinds = [("never", FileHandles::Never), ("prefer", FileHandles::Prefer), ("mandatory", FileHandles::Mandatory)];

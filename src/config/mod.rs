@@ -325,6 +325,10 @@ pub struct Arguments {
     #[arg(long, value_enum, value_name = "WHERE", default_value = "guest")]
     pub locks: Locks,
 
+    /// Seconds that a wait for a lock may take with --locks host, also 0.5; then it fails with ENOLCK [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub lock_wait: Option<Duration>,
+
     /// Which guests may make files without a name (O_TMPFILE): an overlayfs of Linux before 7.2, unless it was mended
     /// since, loses track of files when its upper layer lies on a share that can
     #[arg(long, value_enum, value_name = "GUESTS", default_value = "auto")]

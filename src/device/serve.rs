@@ -8,8 +8,8 @@ use super::service::Service;
 use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlOut, LkIn, LseekOut, WriteIn, WriteOut};
 use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
-use crate::host::{IoctlRequest, LockAnswer, Locked, Maker, Share, WriteRequest};
-use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
+use crate::host::{IoctlRequest, LockAnswer, LockWait, Locked, Maker, Share, WriteRequest};
+use crate::types::{Errno, FileHandle, GuestGid, GuestUid};
 use crate::virtqueue::{ChainFault, Request, Responder};
 use crate::warn_limited;
 
@@ -78,9 +78,12 @@ pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, s
         }
         Ok(Operation::Setlkw(lk)) => {
             let park = || place.park(header.unique, ring_descriptors);
-            return wait_for_lock(&service.share, header.node, &lk, park, responder);
+            return wait_for_lock(&service.share, &header, &lk, park, responder);
         }
-        Ok(operation) => Call { service, share: &service.share, header: &header, scratch }.carry_out(operation, payload, responder),
+        Ok(operation) => {
+            service.share.forget_interrupt(header.unique);
+            Call { service, share: &service.share, header: &header, scratch }.carry_out(operation, payload, responder);
+        }
         Err(errno) => {
             service.metrics.malformed_requests.increment();
             answer_error(opcode, responder, errno);
@@ -90,19 +93,24 @@ pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, s
 }
 
 /// SETLKW: where the lock is not free the request is parked, and answered when it is.
-fn wait_for_lock(share: &Share, node: NodeId, lk: &LkIn, park: impl Fn() -> Result<Parked, Errno>, responder: Responder<'_>) -> Served {
+fn wait_for_lock(
+    share: &Share,
+    header: &RequestHeader,
+    lk: &LkIn,
+    park: impl Fn() -> Result<Parked, Errno>,
+    responder: Responder<'_>,
+) -> Served {
     let make_answer = || -> Result<LockAnswer, Errno> {
         let parked = park()?;
         Ok(Box::new(move |result| parked.answer(result)))
     };
-    match share.setlk(node, lk, Some(&make_answer)) {
-        Ok(Locked::Done) => responder.reply(&[]),
-        Ok(Locked::Waits) => {
-            responder.none();
-            return Served::Parked;
-        }
-        Err(errno) => responder.error(errno),
+    let locked = share.setlk(header.node, lk, Some(&LockWait { unique: header.unique, answer: &make_answer }));
+    if locked == Ok(Locked::Waits) {
+        responder.none();
+        return Served::Parked;
     }
+    share.forget_interrupt(header.unique);
+    answer_done(responder, locked.map(|_| ()));
     Served::Answered
 }
 
@@ -355,7 +363,11 @@ impl Call<'_> {
                 self.service.end_fuse();
                 responder.reply(&[]);
             }
-            Operation::Interrupt { .. } | Operation::NotifyReply => responder.none(),
+            Operation::Interrupt { unique } => {
+                share.interrupt(unique);
+                responder.none();
+            }
+            Operation::NotifyReply => responder.none(),
             // No logic behind these yet; the guest's kernel then does without.
             _ => responder.error(Errno::ENOSYS),
         }

@@ -70,6 +70,11 @@ impl LockRanges {
         self.0.iter().find(|h| h.is_in_the_way_of(span, kind))
     }
 
+    /// Every range.
+    pub fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.0.iter()
+    }
+
     /// What was taken through the open file `handle`.
     pub fn taken_through(&self, handle: FileHandle) -> Vec<Span> {
         self.0.iter().filter(|h| h.through == handle).map(|h| h.span).collect()

@@ -1,8 +1,9 @@
 //! Waiting for locks without a thread each: one thread tries all of them again. A lock of this guest's that goes
 //! wakes it at once. Nothing tells when a lock of another process goes, so while one is in the way the thread
-//! asks again every now and then.
+//! asks again every now and then. A wait ends too when its request is interrupted (EINTR), or by its time limit
+//! (ENOLCK).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::locks::{Attempt, Family, LockAnswer, LockOwner, Locked, Locks, NodeLocks, Wanted};
-use crate::types::{Errno, NodeId};
+use super::early_interrupts::EarlyInterrupts;
+use super::locks::{Attempt, Family, LockAnswer, LockOwner, LockWait, Locked, Locks, NodeLocks, Wanted};
+use crate::types::{Errno, NodeId, Unique};
 use crate::warn_limited;
 
 /// How soon a lock that another process holds is tried again, at first.
@@ -28,7 +30,20 @@ const DEADLOCK_DEPTH_MAX: usize = 10;
 /// One that waits.
 pub(super) struct Waiter {
     pub wanted: Wanted,
+    /// Its request.
+    pub unique: Unique,
+    /// When it ends at the latest.
+    deadline: Option<Deadline>,
     pub answer: LockAnswer,
+}
+
+/// A time, with a number that tells it from others at the same time.
+type Deadline = (Instant, u64);
+
+impl Waiter {
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|(at, _)| at <= now)
+    }
 }
 
 impl std::fmt::Debug for Waiter {
@@ -46,6 +61,20 @@ pub(super) struct Waits {
     waiting: AtomicUsize,
     /// Which owner of this guest each waiting one waits for: a circle is a deadlock.
     blocked_by: Mutex<FxHashMap<LockOwner, LockOwner>>,
+    /// How long a wait may take.
+    wait_max: Option<Duration>,
+    requests: Mutex<Requests>,
+    /// Length of `requests.early`, so that a request that does not wait need not take the lock to know that there is none.
+    early: AtomicUsize,
+}
+
+/// The requests that wait: an entry in each map is there as long as the waiter in the list of its file.
+#[derive(Debug, Default)]
+struct Requests {
+    nodes: FxHashMap<Unique, NodeId>,
+    deadlines: BTreeMap<Deadline, NodeId>,
+    last_number: u64,
+    early: EarlyInterrupts,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +85,11 @@ struct Due {
 }
 
 impl Waits {
+    /// No waits; each may take `wait_max`.
+    pub fn new(wait_max: Option<Duration>) -> Waits {
+        Waits { wait_max, ..Waits::default() }
+    }
+
     /// Whether `owner` may wait for `other`: not if that one, through others, waits for `owner`.
     pub fn may_wait(&self, owner: LockOwner, other: LockOwner) -> bool {
         // flock(2) does not look for deadlocks either.
@@ -77,19 +111,92 @@ impl Waits {
         true
     }
 
-    /// Adds a waiter to those of a file. ENOLCK where there can be no thread to wait.
-    pub fn begin(&self, locks: &Arc<Locks>, make: impl FnOnce() -> Result<Waiter, Errno>, node: &mut NodeLocks) -> Result<Locked, Errno> {
+    /// Adds a waiter to those of a file. ENOLCK where there can be no thread to wait, EINTR where the request was interrupted.
+    pub fn begin(&self, locks: &Arc<Locks>, wanted: &Wanted, wait: &LockWait<'_>, node: &mut NodeLocks) -> Result<Locked, Errno> {
         if !self.has_thread(locks) {
             return Err(Errno::ENOLCK);
         }
-        node.waiters.push_back(make()?);
+        // From here on an INTERRUPT finds the request; it waits for the lock on `node`.
+        let deadline = self.enter(wait.unique, wanted.node)?;
+        let answer = (wait.answer)().inspect_err(|_| self.leave(wait.unique, deadline))?;
+        node.waiters.push_back(Waiter { wanted: *wanted, unique: wait.unique, deadline, answer });
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Locked::Waits)
     }
 
-    /// No owner waits any more.
-    pub fn forget_owners(&self) {
+    /// Notes that a request waits, and until when. EINTR for one that was interrupted before.
+    fn enter(&self, unique: Unique, node: NodeId) -> Result<Option<Deadline>, Errno> {
+        let now = Instant::now();
+        let mut requests = self.requests.lock();
+        let was_interrupted = requests.early.take(unique, now);
+        self.early.store(requests.early.len(), Ordering::Relaxed);
+        if was_interrupted {
+            return Err(Errno::EINTR);
+        }
+        requests.nodes.insert(unique, node);
+        let deadline = self.wait_max.and_then(|max| now.checked_add(max)).map(|at| {
+            requests.last_number += 1;
+            (at, requests.last_number)
+        });
+        if let Some(deadline) = deadline {
+            requests.deadlines.insert(deadline, node);
+        }
+        Ok(deadline)
+    }
+
+    fn leave(&self, unique: Unique, deadline: Option<Deadline>) {
+        let mut requests = self.requests.lock();
+        requests.nodes.remove(&unique);
+        if let Some(deadline) = deadline {
+            requests.deadlines.remove(&deadline);
+        }
+    }
+
+    /// The file whose lock the request `unique` waits for. An INTERRUPT of one that does not wait is remembered.
+    pub fn node_of(&self, unique: Unique) -> Option<NodeId> {
+        let mut requests = self.requests.lock();
+        let node = requests.nodes.get(&unique).copied();
+        if node.is_none() {
+            requests.early.remember(unique, Instant::now());
+            self.early.store(requests.early.len(), Ordering::Relaxed);
+        }
+        node
+    }
+
+    /// The request `unique` was seen and does not wait.
+    pub fn forget_interrupt(&self, unique: Unique) {
+        if self.early.load(Ordering::Relaxed) > 0 {
+            let mut requests = self.requests.lock();
+            requests.early.take(unique, Instant::now());
+            self.early.store(requests.early.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// When the first wait is to end.
+    fn first_deadline(&self) -> Option<Instant> {
+        self.requests.lock().deadlines.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Files with waits that are to end by `now`.
+    fn overdue(&self, now: Instant) -> Vec<NodeId> {
+        if self.wait_max.is_none() {
+            return Vec::new();
+        }
+        self.requests.lock().deadlines.range(..=(now, u64::MAX)).map(|(_, node)| *node).collect()
+    }
+
+    /// No owner waits any more, and no INTERRUPT is remembered.
+    pub fn clear(&self) {
         self.blocked_by.lock().clear();
+        self.requests.lock().early.clear();
+        self.early.store(0, Ordering::Relaxed);
+    }
+
+    /// To be called for each waiter that was taken off the list of its file.
+    fn ended(&self, waiter: &Waiter) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.is_free(waiter.wanted.owner);
+        self.leave(waiter.unique, waiter.deadline);
     }
 
     /// The owner waits no more.
@@ -138,8 +245,7 @@ impl Waits {
     /// Ends waits with an error.
     pub fn end(&self, waiters: impl Iterator<Item = Waiter>, errno: Errno) {
         for waiter in waiters {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.is_free(waiter.wanted.owner);
+            self.ended(&waiter);
             (waiter.answer)(Err(errno));
         }
     }
@@ -156,6 +262,7 @@ impl Locks {
                 due.extend(&foreign);
             }
             let before = foreign.len();
+            due.extend(self.waits.overdue(Instant::now()));
             for node in due {
                 if self.try_again(node) {
                     foreign.insert(node);
@@ -171,13 +278,15 @@ impl Locks {
         }
     }
 
-    /// Waits for files to look at, and no longer than `ask_at` where there are some in `foreign`. `None` where nobody
-    /// waits any more: the thread is then to leave.
+    /// Waits for files to look at, and no longer than `ask_at` where there are some in `foreign`, nor than the first wait may
+    /// take. `None` where nobody waits any more: the thread is then to leave.
     fn next_due(&self, foreign: &FxHashSet<NodeId>, ask_at: Instant) -> Option<FxHashSet<NodeId>> {
+        // A wait that begins after this look has its file in `due`.
+        let deadline = self.waits.first_deadline();
         let mut due = self.waits.due.lock();
         if due.nodes.is_empty() {
             let limit = if foreign.is_empty() { Instant::now() + IDLE_MAX } else { ask_at };
-            self.waits.changed.wait_until(&mut due, limit);
+            self.waits.changed.wait_until(&mut due, deadline.map_or(limit, |deadline| deadline.min(limit)));
             if due.nodes.is_empty() && foreign.is_empty() && self.waits.waiting.load(Ordering::Relaxed) == 0 {
                 due.has_thread = false;
                 return None;
@@ -215,10 +324,19 @@ impl Locks {
                         continue;
                     }
                 };
-                self.waits.is_free(owner);
+                self.waits.ended(&waiter);
                 self.drop_owner_if_unused(locks, owner);
-                self.waits.waiting.fetch_sub(1, Ordering::Relaxed);
                 answers.push((waiter.answer, result));
+            }
+            let now = Instant::now();
+            if locks.waiters.iter().any(|waiter| waiter.is_over(now)) {
+                let (over, left): (VecDeque<_>, VecDeque<_>) = locks.waiters.drain(..).partition(|waiter| waiter.is_over(now));
+                locks.waiters = left;
+                for waiter in over {
+                    self.waits.ended(&waiter);
+                    self.drop_owner_if_unused(locks, waiter.wanted.owner);
+                    answers.push((waiter.answer, Err(Errno::ENOLCK)));
+                }
             }
             // What was granted may be weaker than what its owner held before.
             if !answers.is_empty() && !locks.waiters.is_empty() {

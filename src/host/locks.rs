@@ -11,6 +11,7 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -18,7 +19,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::lock_ranges::{Held, LockRanges};
 use super::lock_waits::{Waiter, Waits};
 use crate::sys::lock::{self, LockKind, Span};
-use crate::types::{Errno, FileHandle, NodeId};
+use crate::types::{Errno, FileHandle, NodeId, Unique};
 
 /// Ranges that one owner may hold on one file: the host's kernel walks as many records for each lock on it.
 const RANGES_MAX: usize = 1 << 14;
@@ -63,6 +64,20 @@ pub struct Wanted {
 /// What ends a wait: called once, by no thread that holds a lock of ours.
 pub type LockAnswer = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
+/// How a request may wait for a lock.
+pub struct LockWait<'w> {
+    /// The request, for an INTERRUPT of it.
+    pub unique: Unique,
+    /// Makes what answers it when the wait is over.
+    pub answer: &'w dyn Fn() -> Result<LockAnswer, Errno>,
+}
+
+impl std::fmt::Debug for LockWait<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LockWait").field("unique", &self.unique).finish_non_exhaustive()
+    }
+}
+
 /// What became of a request for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Locked {
@@ -95,16 +110,31 @@ pub(super) struct NodeLocks {
     gone: bool,
 }
 
+/// An open file description for the locks of one owner on one file.
+#[derive(Debug)]
+pub struct LockFile {
+    /// Its only descriptor.
+    pub file: OwnedFd,
+    /// Whether it is open for writing, as an exclusive record lock demands (man fcntl(2)).
+    pub is_writable: bool,
+}
+
+impl AsFd for LockFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 #[derive(Debug)]
 struct Owner {
-    file: OwnedFd,
+    file: LockFile,
     ranges: LockRanges,
     /// The count of all owners' ranges.
     all: Arc<AtomicUsize>,
 }
 
 impl Owner {
-    fn new(file: OwnedFd, all: &Arc<AtomicUsize>) -> Owner {
+    fn new(file: LockFile, all: &Arc<AtomicUsize>) -> Owner {
         Owner { file, ranges: LockRanges::default(), all: Arc::clone(all) }
     }
 
@@ -118,6 +148,17 @@ impl Owner {
         change(&mut self.ranges);
         self.all.fetch_add(self.ranges.len(), Ordering::Relaxed);
         self.all.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Puts `file` in place of the owner's description, which is open for reading only and so holds nothing but shared locks.
+    /// The new one takes the same locks first: shared locks do not exclude each other, and at no time is one not held. On an
+    /// error everything is as before.
+    fn move_to(&mut self, file: LockFile, family: Family) -> Result<(), Errno> {
+        for held in self.ranges.iter() {
+            host_set(file.as_fd(), family, held.span, Some(held.kind))?;
+        }
+        self.file = file;
+        Ok(())
     }
 
     /// flock(2) has given everything up.
@@ -192,9 +233,10 @@ fn host_set(file: BorrowedFd<'_>, family: Family, span: Span, kind: Option<LockK
 }
 
 impl Locks {
-    /// A table that opens at most `files_max` descriptions.
-    pub fn new(files_max: usize) -> Locks {
-        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, ranges: Arc::default(), waits: Waits::default() }
+    /// A table that opens at most `files_max` descriptions. A wait that takes longer than `wait_max` ends with ENOLCK.
+    pub fn new(files_max: usize, wait_max: Option<Duration>) -> Locks {
+        let waits = Waits::new(wait_max);
+        Locks { nodes: Mutex::default(), files: AtomicUsize::new(0), files_max, ranges: Arc::default(), waits }
     }
 
     /// Runs `act` on the locks of `node`, which get an entry if they have none.
@@ -230,21 +272,35 @@ impl Locks {
     }
 
     /// Takes the lock. Where another is in the way: EAGAIN, or, with `wait`, the answer that it makes is called
-    /// when the wait is over. EDEADLK where it would never be; ENOLCK where there are too many locks. `open` opens
-    /// the file for an owner that has no lock on it yet.
+    /// when the wait is over. EDEADLK where it would never be; EINTR where it was interrupted before it began; ENOLCK where
+    /// there are too many locks. `open` opens the file for an owner that has no lock on it yet, or whose description is open
+    /// for reading only where the lock `needs_write`.
     pub fn lock(
         self: &Arc<Self>,
         wanted: &Wanted,
-        open: impl Fn() -> Result<OwnedFd, Errno>,
-        wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>,
+        needs_write: bool,
+        open: impl Fn() -> Result<LockFile, Errno>,
+        wait: Option<&LockWait<'_>>,
     ) -> Result<Locked, Errno> {
-        let is_open = self.on_existing(wanted.node, |locks| locks.owners.contains_key(&wanted.owner)).unwrap_or(false);
+        let suits = |owner: &Owner| owner.file.is_writable || !needs_write;
+        let is_open = self.on_existing(wanted.node, |locks| locks.owners.get(&wanted.owner).is_some_and(suits)).unwrap_or(false);
         // Opened outside the lock. Another thread of the same owner may open it too, and one is closed again.
         let mut file = if is_open { None } else { Some(self.counted(&open)?) };
         loop {
             let result = self.on(wanted.node, |locks| {
-                if let Entry::Vacant(place) = locks.owners.entry(wanted.owner) {
-                    place.insert(Owner::new(file.take()?, &self.ranges));
+                match locks.owners.entry(wanted.owner) {
+                    Entry::Vacant(place) => _ = place.insert(Owner::new(file.take()?, &self.ranges)),
+                    Entry::Occupied(mut owner) if !suits(owner.get()) => {
+                        // Where the file cannot be opened for writing the host decides with the description that there is.
+                        if file.as_ref()?.is_writable {
+                            let moved = owner.get_mut().move_to(file.take()?, wanted.owner.family);
+                            self.files.fetch_sub(1, Ordering::Relaxed);
+                            if let Err(errno) = moved {
+                                return Some(Err(errno));
+                            }
+                        }
+                    }
+                    Entry::Occupied(_) => {}
                 }
                 Some(self.lock_or_wait(locks, wanted, wait))
             });
@@ -261,21 +317,13 @@ impl Locks {
         }
     }
 
-    fn lock_or_wait(
-        self: &Arc<Self>,
-        locks: &mut NodeLocks,
-        wanted: &Wanted,
-        wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>,
-    ) -> Result<Locked, Errno> {
+    fn lock_or_wait(self: &Arc<Self>, locks: &mut NodeLocks, wanted: &Wanted, wait: Option<&LockWait<'_>>) -> Result<Locked, Errno> {
         let result = match (locks.attempt(wanted), wait) {
             (Attempt::Granted, _) => Ok(Locked::Done),
             (Attempt::Failed(errno), _) => Err(errno),
             (Attempt::Local(_) | Attempt::Foreign, None) => Err(Errno::EAGAIN),
             (Attempt::Local(other), Some(_)) if !self.waits.may_wait(wanted.owner, other) => Err(Errno::EDEADLK),
-            (_, Some(make_answer)) => {
-                let waiter = || make_answer().map(|answer| Waiter { wanted: *wanted, answer });
-                self.waits.begin(self, waiter, locks).inspect_err(|_| self.waits.is_free(wanted.owner))
-            }
+            (_, Some(wait)) => self.waits.begin(self, wanted, wait, locks).inspect_err(|_| self.waits.is_free(wanted.owner)),
         };
         self.drop_owner_if_unused(locks, wanted.owner);
         // What was held before may have been more: exclusive instead of shared, or what flock(2) gives up.
@@ -289,7 +337,7 @@ impl Locks {
         result
     }
 
-    fn counted(&self, open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    fn counted(&self, open: impl Fn() -> Result<LockFile, Errno>) -> Result<LockFile, Errno> {
         let room = self.files.fetch_add(1, Ordering::Relaxed) < self.files_max;
         let opened = if room { open() } else { Err(Errno::ENOLCK) };
         opened.inspect_err(|_| _ = self.files.fetch_sub(1, Ordering::Relaxed))
@@ -374,6 +422,24 @@ impl Locks {
         self.waits.end(ended.into_iter().flatten(), Errno::EBADF);
     }
 
+    /// INTERRUPT: ends the wait of the request `unique` with EINTR. One whose request does not wait is remembered, for it may
+    /// have overtaken it.
+    pub fn interrupt(self: &Arc<Self>, unique: Unique) {
+        let Some(node) = self.waits.node_of(unique) else { return };
+        let ended = self.on_existing(node, |locks| {
+            let at = locks.waiters.iter().position(|waiter| waiter.unique == unique)?;
+            let waiter = locks.waiters.remove(at)?;
+            self.drop_owner_if_unused(locks, waiter.wanted.owner);
+            Some(waiter)
+        });
+        self.waits.end(ended.flatten().into_iter(), Errno::EINTR);
+    }
+
+    /// The request `unique` does not wait for a lock: an INTERRUPT of it that came before is forgotten.
+    pub fn forget_interrupt(&self, unique: Unique) {
+        self.waits.forget_interrupt(unique);
+    }
+
     /// Takes every lock on `node` out of the table, which the guest forgot; to be ended by [`Locks::end`]. Makes no
     /// system call.
     pub fn detach(&self, node: NodeId) -> Option<Detached> {
@@ -399,7 +465,7 @@ impl Locks {
         for detached in nodes.into_iter().filter_map(|node| self.detach(node)) {
             self.end(detached, Errno::EIO);
         }
-        self.waits.forget_owners();
+        self.waits.clear();
     }
 }
 

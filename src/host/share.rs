@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
@@ -92,6 +93,8 @@ pub struct Options {
     pub rights: Rights,
     /// The guest's locks are locks on the host; else they are its own affair.
     pub host_locks: bool,
+    /// How long a wait for a lock on the host may take.
+    pub lock_wait: Option<Duration>,
     /// Whether the guest may make files without a name.
     pub tmpfile: Tmpfile,
     /// How inodes are kept.
@@ -190,7 +193,7 @@ impl Share {
             handles: HandleTable::new(&arena, inodes_len, files_max),
             directories: RwLock::default(),
             own_ids: identity::effective(),
-            locks: Arc::new(Locks::new(options.descriptors.locks)),
+            locks: Arc::new(Locks::new(options.descriptors.locks, options.lock_wait)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0, inodes_max)),
             path_fds: ByNode::new(options.descriptors.recent, options.descriptors.pinned),
             handleless: Handleless::new(options.descriptors.recent),

@@ -43,7 +43,21 @@ pub fn file_system(fd: BorrowedFd<'_>) -> Result<StatVfs, Errno> {
 /// A close(2) there has nothing to report.
 const LOCAL: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010];
 
+/// overlayfs, whose flock(2) locks are the host kernel's own, as those of the local file systems are.
+const OVERLAY: u32 = 0x794c_7630;
+
+fn file_system_type(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type as u32)
+}
+
 /// Whether `fd` is on one of the well-known local file systems.
 pub fn is_local(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(LOCAL.contains(&(rustix::fs::fstatfs(fd)?.f_type as u32)))
+    Ok(LOCAL.contains(&file_system_type(fd)?))
+}
+
+/// Whether flock(2) there takes an exclusive lock also of a file that is open for reading only. A network file system may make
+/// it a record lock, which needs the right to write (NFS: man flock(2), NOTES).
+pub fn has_local_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let kind = file_system_type(fd)?;
+    Ok(LOCAL.contains(&kind) || kind == OVERLAY)
 }

@@ -4,7 +4,11 @@
 mod daemon;
 #[path = "../../examples/guest/mod.rs"]
 mod guest;
+#[path = "../private_mounts/mod.rs"]
+mod private_mounts;
 
+mod access;
+mod ends;
 mod holders;
 mod waits;
 
@@ -35,11 +39,16 @@ struct Locker {
 
 impl Locker {
     fn connect(socket: &std::path::Path, options: &GuestOptions) -> Locker {
+        Locker::open(socket, options, libc::O_RDWR)
+    }
+
+    /// As `connect`, with the file opened with `flags`.
+    fn open(socket: &std::path::Path, options: &GuestOptions, flags: i32) -> Locker {
         let guest = Guest::connect(socket, options).expect("a connection");
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.init().expect("INIT");
         let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
-        let fh = client.open(node, libc::O_RDWR).expect("OPEN").fh;
+        let fh = client.open(node, flags).expect("OPEN").fh;
         Locker { client, guest, node, fh }
     }
 

@@ -1,12 +1,12 @@
-//! GETLK, SETLK and SETLKW, and what ends locks: FLUSH and RELEASE.
-
-use std::os::fd::OwnedFd;
+//! GETLK, SETLK and SETLKW, and what ends locks: FLUSH, RELEASE and INTERRUPT.
 
 use crate::fuse::abi::{LK_FLOCK, LkIn, LkOut, init_flags};
 use crate::host::Share;
-use crate::host::locks::{Family, LockAnswer, LockOwner, Locked, Wanted};
+use crate::host::locks::{Family, LockFile, LockOwner, LockWait, Locked, Wanted};
+use crate::state::OpenFile;
 use crate::sys::lock::{LockKind, Span};
-use crate::types::{Errno, FileHandle, NodeId};
+use crate::sys::stat;
+use crate::types::{Errno, FileHandle, NodeId, Unique};
 
 fn owner_of(lk: &LkIn) -> LockOwner {
     let family = if lk.lk_flags & LK_FLOCK != 0 { Family::Flock } else { Family::Posix };
@@ -52,8 +52,9 @@ impl Share {
     }
 
     /// SETLK, and with `wait` SETLKW: takes a lock or takes it off. EAGAIN where another is in the way; with `wait`
-    /// the answer that it makes is called later. EDEADLK, ENOLCK as in man fcntl(2).
-    pub fn setlk(&self, node: NodeId, lk: &LkIn, wait: Option<&dyn Fn() -> Result<LockAnswer, Errno>>) -> Result<Locked, Errno> {
+    /// the answer that it makes is called later. EBADF for an exclusive record lock through a file that is open for reading
+    /// only; EDEADLK, ENOLCK, EINTR as in man fcntl(2).
+    pub fn setlk(&self, node: NodeId, lk: &LkIn, wait: Option<&LockWait<'_>>) -> Result<Locked, Errno> {
         let (handle, owner) = (FileHandle(lk.fh), owner_of(lk));
         self.lockable(node, handle)?;
         let (span, kind) = decode(lk)?;
@@ -61,22 +62,52 @@ impl Share {
             None => self.locks.unlock(node, owner, span).map(|()| Locked::Done),
             Some(kind) => {
                 let wanted = Wanted { node, handle, owner, span, kind, pid: lk.pid };
-                self.locks.lock(&wanted, || self.open_for_locks(node, owner.family), wait)
+                let file = self.open_file(handle)?;
+                let is_writable = file.flags() & libc::O_ACCMODE != libc::O_RDONLY;
+                // Opening for writing is seen by who watches the file, and copies it up on an overlay.
+                let (needs_write, writes) = match owner.family {
+                    Family::Posix if kind == LockKind::Exclusive && !is_writable => return Err(Errno::EBADF),
+                    // Whoever may write will: most programs turn their shared locks into exclusive ones.
+                    Family::Posix => (kind == LockKind::Exclusive, is_writable),
+                    Family::Flock => {
+                        let writes = kind == LockKind::Exclusive && !self.has_local_flock(node, &file)?;
+                        (writes, writes)
+                    }
+                };
+                drop(file);
+                self.locks.lock(&wanted, needs_write, || self.open_for_locks(node, writes), wait)
             }
         }
     }
 
-    /// A description of its own: for both kinds of lock where the file may be written, else for shared ones. flock(2)
-    /// needs no right to write, but on a server's file systems.
-    fn open_for_locks(&self, node: NodeId, family: Family) -> Result<OwnedFd, Errno> {
-        let needs_write = family == Family::Posix || !self.is_local;
-        if !self.options.readonly && needs_write {
+    /// Whether flock(2) of `file`, which is `node`, needs no right to write: so on the share's own file system where that is
+    /// local, and on the others by their type.
+    fn has_local_flock(&self, node: NodeId, file: &OpenFile<'_>) -> Result<bool, Errno> {
+        let is_here = self.is_local && self.inodes.identity(node)?.mount_id == self.root.mount_id;
+        if is_here { Ok(true) } else { stat::has_local_flock(file.fd()) }
+    }
+
+    /// A description of its own: with `writes` for both kinds of lock where the file may be written, else for shared ones.
+    fn open_for_locks(&self, node: NodeId, writes: bool) -> Result<LockFile, Errno> {
+        if writes && !self.options.readonly {
             match self.open_node(node, libc::O_RDWR) {
                 Err(errno) if [libc::EACCES, libc::EPERM, libc::EROFS, libc::ETXTBSY].contains(&errno.raw()) => {}
-                opened => return opened,
+                opened => return opened.map(|file| LockFile { file, is_writable: true }),
             }
         }
-        self.open_node(node, libc::O_RDONLY)
+        self.open_node(node, libc::O_RDONLY).map(|file| LockFile { file, is_writable: false })
+    }
+
+    /// INTERRUPT: a wait for a lock on the host ends with EINTR. Other requests are not interrupted.
+    pub fn interrupt(&self, unique: Unique) {
+        if self.has_host_locks() {
+            self.locks.interrupt(unique);
+        }
+    }
+
+    /// The request `unique` does not wait for a lock: an INTERRUPT of it that came before is forgotten.
+    pub fn forget_interrupt(&self, unique: Unique) {
+        self.locks.forget_interrupt(unique);
     }
 
     /// Ends the record locks of a process that closed the file: each close(2) of any of its descriptors does.
