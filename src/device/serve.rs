@@ -1,11 +1,13 @@
 //! One request: its bytes become an operation, the operation is carried out on the share, and the
 //! responder answers. A guest's mistake is answered with an errno and counted; nothing here ends the loop.
 
+use std::ffi::CStr;
+
 use zerocopy::IntoBytes;
 
 use super::parked::{Parked, Place};
 use super::service::Service;
-use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlOut, LkIn, LseekOut, WriteIn, WriteOut};
+use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlIn, IoctlOut, LkIn, LseekOut, WriteIn, WriteOut};
 use crate::fuse::{Extensions, InitRequest, Limits, Opcode, Operation, RequestHeader, SessionError, decode, decode_header, negotiate};
 use crate::guest::ReadableBuffers;
 use crate::host::{IoctlRequest, LockAnswer, LockWait, Locked, Maker, Share, WriteRequest};
@@ -71,18 +73,18 @@ pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, s
     }
     let agreed = service.agreed();
     match decode(&header, &bytes[IN_HEADER_LEN..], agreed.as_ref()) {
-        Ok(Operation::Init(init)) => begin(service, queue_size, &init, responder),
-        Ok(_) if agreed.is_none() => {
+        Ok(operation) if agreed.is_none() && !matches!(operation, Operation::Init(_)) => {
             service.metrics.out_of_session.increment();
             answer_error(opcode, responder, Errno::EIO);
         }
-        Ok(Operation::Setlkw(lk)) => {
-            let park = || place.park(header.unique, ring_descriptors);
-            return wait_for_lock(&service.share, &header, &lk, park, responder);
-        }
         Ok(operation) => {
-            service.share.forget_interrupt(header.unique);
-            Call { service, share: &service.share, header: &header, scratch }.carry_out(operation, payload, responder);
+            let park = || place.park(header.unique, ring_descriptors);
+            // A wait for a lock looks for its INTERRUPT itself.
+            if !matches!(operation, Operation::Setlkw(_)) {
+                service.share.forget_interrupt(header.unique);
+            }
+            let call = Call { service, share: &service.share, header: &header, queue_size, park: &park, scratch };
+            return call.carry_out(&operation, payload, responder);
         }
         Err(errno) => {
             service.metrics.malformed_requests.increment();
@@ -174,6 +176,9 @@ struct Call<'c> {
     service: &'c Service,
     share: &'c Share,
     header: &'c RequestHeader,
+    queue_size: u16,
+    /// Parks the request, whose answer then comes later.
+    park: &'c dyn Fn() -> Result<Parked, Errno>,
     scratch: &'c mut Vec<u8>,
 }
 
@@ -215,72 +220,62 @@ impl Call<'_> {
         (self.header.uid, self.header.gid)
     }
 
-    /// The operations on contents and open files; those on names and attributes follow in `carry_out_named`.
-    fn carry_out(self, operation: Operation<'_>, mut payload: ReadableBuffers<'_>, responder: Responder<'_>) {
+    /// Carries out `operation`. The match names every operation, so that none is forgotten.
+    fn carry_out(self, operation: &Operation<'_>, payload: ReadableBuffers<'_>, responder: Responder<'_>) -> Served {
         let (share, node) = (self.share, self.header.node);
-        match operation {
-            Operation::Read { handle, offset, size } => {
-                let metrics = &self.service.metrics;
-                if size as usize > responder.room() {
-                    return responder.error(Errno::EINVAL);
-                }
-                responder.fill(size as usize, |pages| {
-                    let done = share.read(node, handle, offset, pages, &metrics.host_reads)?;
-                    metrics.host_read_bytes.add(done as u64);
-                    Ok(done)
-                });
+        match *operation {
+            // The session.
+            Operation::Init(ref init) => begin(self.service, self.queue_size, init, responder),
+            Operation::Destroy => {
+                self.service.end_fuse();
+                responder.reply(&[]);
             }
+            Operation::Interrupt { unique } => {
+                share.interrupt(unique);
+                responder.none();
+            }
+            Operation::NotifyReply => responder.none(),
+
+            // Contents and open files.
+            Operation::Read { handle, offset, size } => self.read(handle, offset, size as usize, responder),
             Operation::Write { handle, offset, size, flags, write_flags } => {
-                let metrics = &self.service.metrics;
-                let head = WRITE_HEAD_LEN as u64;
-                if u64::from(size) > payload.bytes() - head {
-                    return responder.error(Errno::EINVAL);
-                }
-                let write = WriteRequest { handle, offset, flags, write_flags };
-                let done = payload.window(head, u64::from(size), |pages| share.write(&write, pages, &metrics.host_writes));
-                if let Ok(done) = done {
-                    metrics.host_write_bytes.add(done as u64);
-                }
-                answer(responder, done.map(|done| WriteOut { size: done as u32, padding: 0 }));
+                self.write(&WriteRequest { handle, offset, flags, write_flags }, size, payload, responder);
             }
             Operation::Open { flags, kill_suidgid } => answer(responder, share.open(node, flags, kill_suidgid)),
             Operation::Release { handle, flock_owner } => answer_done(responder, share.release(handle, flock_owner)),
             Operation::Flush { handle, lock_owner } => answer_done(responder, share.flush(handle, lock_owner)),
             Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(node, handle, data_only)),
-            Operation::Opendir { .. } => answer(responder, share.opendir(node)),
-            Operation::Readdir { handle, offset, size } => {
-                let size = (size as usize).min(LISTING_LEN_MAX).min(responder.room());
-                self.scratch.clear();
-                let done = share.readdir(node, handle, offset, size, self.scratch);
-                answer_bytes(responder, done, self.scratch);
-            }
-            Operation::Readdirplus { handle, offset, size } => {
-                let size = (size as usize).min(LISTING_LEN_MAX).min(responder.room());
-                self.scratch.clear();
-                let done = share.readdirplus(node, handle, offset, size, self.scratch);
-                answer_bytes(responder, done, self.scratch);
-            }
-            Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
-            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(node, handle, data_only)),
             Operation::Fallocate { handle, offset, len, mode } => {
                 answer_done(responder, share.fallocate(handle, offset, len, mode, self.header.uid));
             }
             Operation::Lseek { handle, offset, whence } => {
                 answer(responder, share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }));
             }
-            Operation::CopyFileRange { copy, wide_reply: true } => {
-                answer(responder, share.copy_file_range(&copy, self.header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));
+            Operation::CopyFileRange { ref copy, wide_reply: true } => {
+                answer(responder, share.copy_file_range(copy, self.header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }));
             }
-            Operation::CopyFileRange { copy, wide_reply: false } => {
-                answer(responder, share.copy_file_range(&copy, self.header.uid).map(|size| WriteOut { size: size as u32, padding: 0 }));
+            Operation::CopyFileRange { ref copy, wide_reply: false } => {
+                answer(responder, share.copy_file_range(copy, self.header.uid).map(|size| WriteOut { size: size as u32, padding: 0 }));
             }
-            other => self.carry_out_named(other, responder),
-        }
-    }
+            Operation::Ioctl { ref request, data } => self.ioctl(request, data, responder),
 
-    fn carry_out_named(self, operation: Operation<'_>, responder: Responder<'_>) {
-        let (share, node) = (self.share, self.header.node);
-        match operation {
+            // Locks.
+            Operation::Getlk(ref lk) => answer(responder, share.getlk(node, lk)),
+            Operation::Setlk(ref lk) => answer_done(responder, share.setlk(node, lk, None).map(|_| ())),
+            Operation::Setlkw(ref lk) => return wait_for_lock(share, self.header, lk, self.park, responder),
+
+            // Directories.
+            Operation::Opendir { .. } => answer(responder, share.opendir(node)),
+            Operation::Readdir { handle, offset, size } => {
+                self.list(size, responder, |size, list| share.readdir(node, handle, offset, size, list));
+            }
+            Operation::Readdirplus { handle, offset, size } => {
+                self.list(size, responder, |size, list| share.readdirplus(node, handle, offset, size, list));
+            }
+            Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
+            Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(node, handle, data_only)),
+
+            // Nodes and their attributes.
             Operation::Lookup { name } => answer(responder, share.lookup(node, name)),
             Operation::Forget { count } => {
                 share.forget(node, count);
@@ -291,21 +286,34 @@ impl Call<'_> {
                 responder.none();
             }
             Operation::Getattr { target } => answer(responder, share.getattr(node, target)),
-            Operation::Setattr(set) => answer(responder, share.setattr(node, &set)),
+            Operation::Setattr(ref set) => answer(responder, share.setattr(node, set)),
             Operation::Statx { target, flags, mask } => answer(responder, share.statx(node, target, flags, mask)),
             Operation::Access { mask } => answer_done(responder, share.access(node, self.caller(), mask)),
             Operation::Readlink => match share.readlink(node) {
                 Ok(target) => responder.reply(&target),
                 Err(errno) => responder.error(errno),
             },
-            Operation::Symlink { name, target, extensions } => {
-                answer(responder, self.make(0, &extensions, |maker| share.symlink(node, name, target, maker)));
+            Operation::Setxattr { name, value, flags, kill_sgid } => {
+                answer_done(responder, share.setxattr(node, name, value, flags, kill_sgid));
             }
-            Operation::Mknod { name, mode, rdev, umask, extensions } => {
-                answer(responder, self.make(umask, &extensions, |maker| share.mknod(node, name, mode, rdev, maker)));
+            Operation::Getxattr { name, size } => self.getxattr(name, size as usize, responder),
+            Operation::Listxattr { size } => match share.listxattr(node) {
+                Ok(list) if size == 0 => responder.reply(GetxattrOut { size: list.len() as u32, padding: 0 }.as_bytes()),
+                Ok(list) if list.len() > size as usize => responder.error(Errno::ERANGE),
+                Ok(list) => responder.reply(&list),
+                Err(errno) => responder.error(errno),
+            },
+            Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
+
+            // Names.
+            Operation::Symlink { name, target, ref extensions } => {
+                answer(responder, self.make(0, extensions, |maker| share.symlink(node, name, target, maker)));
             }
-            Operation::Mkdir { name, mode, umask, extensions } => {
-                answer(responder, self.make(umask, &extensions, |maker| share.mkdir(node, name, mode, maker)));
+            Operation::Mknod { name, mode, rdev, umask, ref extensions } => {
+                answer(responder, self.make(umask, extensions, |maker| share.mknod(node, name, mode, rdev, maker)));
+            }
+            Operation::Mkdir { name, mode, umask, ref extensions } => {
+                answer(responder, self.make(umask, extensions, |maker| share.mkdir(node, name, mode, maker)));
             }
             Operation::Unlink { name } => answer_done(responder, share.unlink(node, name)),
             Operation::Rmdir { name } => answer_done(responder, share.rmdir(node, name)),
@@ -313,65 +321,78 @@ impl Call<'_> {
                 answer_done(responder, share.rename((node, name), (new_parent, new_name), flags, self.caller()));
             }
             Operation::Link { node: old, name } => answer(responder, share.link(old, node, name)),
-            Operation::Create { name, flags, mode, umask, kill_suidgid, extensions } => {
+            Operation::Create { name, flags, mode, umask, kill_suidgid, ref extensions } => {
                 let make = |maker: &Maker<'_>| share.create(node, name, flags, mode, kill_suidgid, maker);
-                answer_two(responder, self.make(umask, &extensions, make));
+                answer_two(responder, self.make(umask, extensions, make));
             }
-            Operation::Tmpfile { flags, mode, umask, extensions } => {
-                answer_two(responder, self.make(umask, &extensions, |maker| share.tmpfile(node, flags, mode, maker)));
+            Operation::Tmpfile { flags, mode, umask, ref extensions } => {
+                answer_two(responder, self.make(umask, extensions, |maker| share.tmpfile(node, flags, mode, maker)));
             }
+
+            // The file system.
             Operation::Statfs => answer(responder, share.statfs(node)),
             Operation::Syncfs => answer_done(responder, share.syncfs(node)),
-            other => self.carry_out_rest(&other, responder),
+
+            // No logic behind these; the guest's kernel then does without.
+            Operation::Bmap { .. } | Operation::Poll(_) | Operation::Setupmapping(_) | Operation::Removemapping { .. } => {
+                responder.error(Errno::ENOSYS);
+            }
         }
+        Served::Answered
     }
 
-    fn carry_out_rest(self, operation: &Operation<'_>, responder: Responder<'_>) {
-        let (share, node) = (self.share, self.header.node);
-        match *operation {
-            Operation::Setxattr { name, value, flags, kill_sgid } => {
-                answer_done(responder, share.setxattr(node, name, value, flags, kill_sgid));
-            }
-            Operation::Getxattr { name, size: 0 } => {
-                let len = share.getxattr(node, name, &mut []);
-                answer(responder, len.map(|len| GetxattrOut { size: len as u32, padding: 0 }));
-            }
-            Operation::Getxattr { name, size } => {
-                self.scratch.clear();
-                self.scratch.resize((size as usize).min(XATTR_LEN_MAX).min(responder.room()), 0);
-                let done = share.getxattr(node, name, self.scratch);
-                self.scratch.truncate(*done.as_ref().unwrap_or(&0));
-                answer_bytes(responder, done.map(|_| ()), self.scratch);
-            }
-            Operation::Listxattr { size } => match share.listxattr(node) {
-                Ok(list) if size == 0 => responder.reply(GetxattrOut { size: list.len() as u32, padding: 0 }.as_bytes()),
-                Ok(list) if list.len() > size as usize => responder.error(Errno::ERANGE),
-                Ok(list) => responder.reply(&list),
-                Err(errno) => responder.error(errno),
-            },
-            Operation::Getlk(ref lk) => answer(responder, share.getlk(node, lk)),
-            Operation::Setlk(ref lk) => answer_done(responder, share.setlk(node, lk, None).map(|_| ())),
-            Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
-            Operation::Ioctl { request, data } => {
-                let (handle, out_len) = (FileHandle(request.fh), request.out_size as usize);
-                let ioctl = IoctlRequest { handle, flags: request.flags, command: request.cmd, data, out_len };
-                self.scratch.clear();
-                match share.ioctl(node, &ioctl, self.header.uid, self.scratch) {
-                    Ok(()) => responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
-                    Err(errno) => responder.error(errno),
-                }
-            }
-            Operation::Destroy => {
-                self.service.end_fuse();
-                responder.reply(&[]);
-            }
-            Operation::Interrupt { unique } => {
-                share.interrupt(unique);
-                responder.none();
-            }
-            Operation::NotifyReply => responder.none(),
-            // No logic behind these yet; the guest's kernel then does without.
-            _ => responder.error(Errno::ENOSYS),
+    fn read(self, handle: FileHandle, offset: u64, size: usize, responder: Responder<'_>) {
+        let metrics = &self.service.metrics;
+        if size > responder.room() {
+            return responder.error(Errno::EINVAL);
+        }
+        responder.fill(size, |pages| {
+            let done = self.share.read(self.header.node, handle, offset, pages, &metrics.host_reads)?;
+            metrics.host_read_bytes.add(done as u64);
+            Ok(done)
+        });
+    }
+
+    fn write(self, write: &WriteRequest, size: u32, mut payload: ReadableBuffers<'_>, responder: Responder<'_>) {
+        let metrics = &self.service.metrics;
+        let head = WRITE_HEAD_LEN as u64;
+        if u64::from(size) > payload.bytes() - head {
+            return responder.error(Errno::EINVAL);
+        }
+        let done = payload.window(head, u64::from(size), |pages| self.share.write(write, pages, &metrics.host_writes));
+        if let Ok(done) = done {
+            metrics.host_write_bytes.add(done as u64);
+        }
+        answer(responder, done.map(|done| WriteOut { size: done as u32, padding: 0 }));
+    }
+
+    /// READDIR and READDIRPLUS: `list` puts at most so many bytes of entries together.
+    fn list(self, size: u32, responder: Responder<'_>, list: impl FnOnce(usize, &mut Vec<u8>) -> Result<(), Errno>) {
+        self.scratch.clear();
+        let done = list((size as usize).min(LISTING_LEN_MAX).min(responder.room()), self.scratch);
+        answer_bytes(responder, done, self.scratch);
+    }
+
+    /// GETXATTR: the value, or its length where the guest gave no room.
+    fn getxattr(self, name: &CStr, size: usize, responder: Responder<'_>) {
+        if size == 0 {
+            let len = self.share.getxattr(self.header.node, name, &mut []);
+            return answer(responder, len.map(|len| GetxattrOut { size: len as u32, padding: 0 }));
+        }
+        self.scratch.clear();
+        self.scratch.resize(size.min(XATTR_LEN_MAX).min(responder.room()), 0);
+        let done = self.share.getxattr(self.header.node, name, self.scratch);
+        self.scratch.truncate(*done.as_ref().unwrap_or(&0));
+        answer_bytes(responder, done.map(|_| ()), self.scratch);
+    }
+
+    fn ioctl(self, request: &IoctlIn, data: &[u8], responder: Responder<'_>) {
+        let (handle, out_len) = (FileHandle(request.fh), request.out_size as usize);
+        let ioctl = IoctlRequest { handle, flags: request.flags, command: request.cmd, data, out_len };
+        self.scratch.clear();
+        match self.share.ioctl(self.header.node, &ioctl, self.header.uid, self.scratch) {
+            Ok(()) => responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
+            Err(errno) => responder.error(errno),
         }
     }
 }

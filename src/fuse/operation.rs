@@ -355,8 +355,10 @@ fn decode_fixed<'a>(opcode: Opcode, c: &mut Cursor<'a>) -> Result<Operation<'a>,
         Opcode::Setupmapping => Operation::Setupmapping(c.take()?),
         Opcode::Removemapping => Operation::Removemapping { count: c.take::<RemovemappingIn>()?.count },
         Opcode::Syncfs => Operation::Syncfs,
-        // Decoded by `decode` itself.
-        _ => return Err(Errno::ENOSYS),
+        // Decoded by `decode` itself. By name, so that a new opcode is not forgotten.
+        Opcode::Lookup | Opcode::Unlink | Opcode::Rmdir | Opcode::Rename | Opcode::Rename2 | Opcode::Link => return Err(Errno::ENOSYS),
+        Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Create | Opcode::Tmpfile => return Err(Errno::ENOSYS),
+        Opcode::Setxattr | Opcode::Getxattr | Opcode::Listxattr | Opcode::Removexattr => return Err(Errno::ENOSYS),
     })
 }
 

@@ -51,7 +51,7 @@ impl Acting {
         let mut acting = Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None }, lacks_group: false, laid_down: false };
         // Groups first and the user last: each step needs the rights that the last one gives up.
         if let Some(group) = caller.group.filter(|g| *g != caller.gid) {
-            match identity::set_groups(&[group]) {
+            match identity::set_group(Some(group)) {
                 Ok(()) => acting.caller.group = Some(group),
                 Err(Errno::EPERM) => acting.lacks_group = true,
                 Err(e) => return Err(e),
@@ -79,7 +79,7 @@ impl Drop for Acting {
         let uid = if self.caller.uid == self.own.0 { Ok(()) } else { identity::set_effective_uid(self.own.0) };
         let gid = if self.caller.gid == self.own.1 { Ok(()) } else { identity::set_effective_gid(self.own.1) };
         let capabilities = if self.laid_down { identity::take_capabilities_up() } else { Ok(()) };
-        let groups = if self.caller.group.is_none() { Ok(()) } else { identity::set_groups(&[]) };
+        let groups = if self.caller.group.is_none() { Ok(()) } else { identity::set_group(None) };
         // A thread that stays somebody else would act on the next guest's request with the wrong rights.
         let is_back = uid.is_ok() && gid.is_ok() && capabilities.is_ok() && groups.is_ok();
         assert!(is_back, "cannot take the daemon's own credentials back");

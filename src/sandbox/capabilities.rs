@@ -139,7 +139,7 @@ pub fn leave_groups() -> Result<(), JailError> {
     if has_none || !held()?.contains(&Capability::CAP_SETGID) {
         return Ok(());
     }
-    match identity::set_groups(&[]) {
+    match identity::set_group(None) {
         Err(e) if e.raw() == libc::EPERM && may_not_set_groups() => Ok(()),
         left => left.map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("leave supplementary groups"),
     }

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -43,6 +44,8 @@ pub struct Arena {
     len: usize,
     /// Asked for at the start: later a sandbox may forbid the question.
     page_len: usize,
+    /// Bytes that a table has: records have one owner.
+    given: Mutex<Vec<Range<usize>>>,
 }
 
 // SAFETY: the mapping is shared memory of atomics only; it stays mapped as long as the arena lives.
@@ -55,6 +58,9 @@ unsafe impl Sync for Arena {}
 /// # Safety
 /// Every field is an atomic integer or an array of them, so that any bit pattern is valid.
 pub unsafe trait Record: Sync {}
+
+// SAFETY: an atomic integer itself.
+unsafe impl Record for AtomicU64 {}
 
 impl Arena {
     /// An arena with room for `records_len` bytes of records.
@@ -77,7 +83,7 @@ impl Arena {
             // A core dump without the records' address space stays small. Best effort.
             // SAFETY: the advice changes no contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
-            Ok(Arena { _memfd: memfd, base, len, page_len: rustix::param::page_size() })
+            Ok(Arena { _memfd: memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
         };
         let arena = map().map_err(|source| ArenaError::Map { len, source })?;
         let header: Table<AtomicU64> = arena.table_at(0, 2);
@@ -86,14 +92,19 @@ impl Arena {
         Ok(Arc::new(arena))
     }
 
-    fn table_at<T>(&self, offset: usize, count: usize) -> Table<T> {
-        assert!(offset + count * size_of::<T>() <= self.len && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: just asserted to lie inside the mapping.
+    fn table_at<T: Record>(&self, offset: usize, count: usize) -> Table<T> {
+        let end = count.checked_mul(size_of::<T>()).and_then(|len| offset.checked_add(len)).filter(|end| *end <= self.len);
+        let end = end.expect("a table lies inside the arena");
+        assert!(offset.is_multiple_of(align_of::<T>()));
+        let mut given = self.given.lock();
+        assert!(given.iter().all(|other| end <= other.start || other.end <= offset), "two tables overlap");
+        given.push(offset..end);
+        // SAFETY: just seen to lie inside the mapping.
         let first = unsafe { self.base.add(offset) };
         Table { first: first.cast(), count, kind: PhantomData }
     }
 
-    /// The table of `count` records that begins `offset` bytes behind the header.
+    /// The table of `count` records that begins `offset` bytes behind the header. No part of it may be another table's.
     pub fn table<T: Record>(self: &Arc<Self>, offset: usize, count: usize) -> Records<T> {
         Records { table: self.table_at(HEADER_LEN + offset, count), arena: Arc::clone(self) }
     }
@@ -116,25 +127,25 @@ impl Drop for Arena {
 }
 
 #[derive(Debug)]
-struct Table<T> {
+struct Table<T: Record> {
     first: NonNull<T>,
     count: usize,
     kind: PhantomData<T>,
 }
 
-impl<T> Table<T> {
+impl<T: Record> Table<T> {
     fn get(&self, index: usize) -> &T {
         assert!(index < self.count);
         // SAFETY: below `count`, which `table_at` checked against the mapping.
         let record = unsafe { self.first.add(index) };
-        // SAFETY: records are atomics (`Record`), valid for any bytes and for sharing.
+        // SAFETY: records are atomics (`Record`), valid for any bytes and for sharing; whoever has the table keeps the arena mapped.
         unsafe { record.as_ref() }
     }
 }
 
 /// A table of records, with the arena that it lies in.
 #[derive(Debug)]
-pub struct Records<T> {
+pub struct Records<T: Record> {
     table: Table<T>,
     arena: Arc<Arena>,
 }
@@ -174,6 +185,23 @@ impl<T: Record> Records<T> {
             if let Err(e) = gone {
                 tracing::debug!("memory of {} records stays: {e}", slots.len());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_in_one_table_only() {
+        let arena = Arena::new(64).unwrap();
+        let first: Records<AtomicU64> = arena.table(0, 4);
+        let second: Records<AtomicU64> = arena.table(32, 4);
+        assert!(first.get(3).is_some() && first.get(4).is_none() && second.get(3).is_some());
+        for (offset, count) in [(0, 1), (24, 2), (56, 1), (64, 1), (0, usize::MAX)] {
+            let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arena.table::<AtomicU64>(offset, count)));
+            assert!(again.is_err(), "{count} records at {offset}");
         }
     }
 }

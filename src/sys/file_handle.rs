@@ -49,10 +49,13 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Err
 }
 
 /// Opens the file behind `handle`; `mount` is any open, not O_PATH, descriptor on its mount.
-/// ESTALE where the file is gone, EPERM without the capability.
+/// ESTALE where the file is gone, EPERM without the capability, EINVAL for a length that no handle has.
 pub fn open(mount: BorrowedFd<'_>, handle: &Handle, flags: i32) -> Result<OwnedFd, Errno> {
+    if handle.len as usize > HANDLE_LEN_MAX {
+        return Err(Errno::EINVAL);
+    }
     let mut raw = Raw { handle_bytes: handle.len, handle_type: handle.kind, f_handle: handle.bytes };
-    // SAFETY: `raw` has the layout of `struct file_handle`; the kernel reads it.
+    // SAFETY: `raw` has the layout of `struct file_handle` with at least `handle_bytes` bytes; the kernel reads it.
     let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut raw, flags | libc::O_CLOEXEC) };
     if fd < 0 {
         return Err(Errno::last());

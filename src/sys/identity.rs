@@ -30,12 +30,11 @@ pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })
 }
 
-/// Sets the thread's supplementary groups. EPERM without CAP_SETGID.
-pub fn set_groups(groups: &[HostGid]) -> Result<(), Errno> {
-    let ids: [libc::gid_t; 1] = [groups.first().map_or(0, |g| g.0)];
-    debug_assert!(groups.len() <= 1);
-    // SAFETY: at most one id is read, and `ids` holds one.
-    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), ids.as_ptr()) })
+/// Sets the thread's supplementary groups to `group`, or to none. EPERM without CAP_SETGID.
+pub fn set_group(group: Option<HostGid>) -> Result<(), Errno> {
+    let id: libc::gid_t = group.map_or(0, |group| group.0);
+    // SAFETY: at most one id is read, and there is one.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, usize::from(group.is_some()), &raw const id) })
 }
 
 /// The thread's effective ids.

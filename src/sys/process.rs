@@ -13,10 +13,15 @@ pub enum Side {
     Parent(Pid),
 }
 
-/// Splits the process in two. Only for a process with one thread: a child of a threaded process may call
-/// nothing that takes a lock.
+/// Splits the process in two. An error in a process with more than one thread, whose child may call nothing that
+/// takes a lock.
 pub fn fork() -> io::Result<Side> {
-    // SAFETY: the caller has one thread, so the child's memory is whole and no lock is held.
+    // man unshare(2): refused to a process with more than one thread, without effect on others.
+    // SAFETY: changes nothing.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } != 0 {
+        return Err(io::Error::other("the process has more than one thread"));
+    }
+    // SAFETY: just seen: this is the only thread, and it starts no other, so the child's memory is whole and no lock is held.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Side::Child),
@@ -40,10 +45,35 @@ pub fn end_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Leaves the namespaces that `flags` name (man unshare(2)). Not for FILES: descriptors stay shared by all
+/// Leaves the namespaces that `flags` name (man unshare(2)). EINVAL for FILES: descriptors stay shared by all
 /// threads.
 pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
-    debug_assert!(!flags.contains(rustix::thread::UnshareFlags::FILES));
+    if flags.contains(rustix::thread::UnshareFlags::FILES) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     // SAFETY: without FILES no descriptor changes its meaning under another thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_split() {
+        // Waits for its end, so that there is a second thread whatever runs the tests.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || ended.recv());
+        match fork() {
+            Ok(Side::Child) => end_now(1),
+            split => assert_eq!(split.map_err(|e| e.to_string()).err().as_deref(), Some("the process has more than one thread")),
+        }
+        drop(end);
+        assert!(thread.join().unwrap().is_err());
+    }
+
+    #[test]
+    fn descriptors_are_not_unshared() {
+        assert_eq!(unshare(rustix::thread::UnshareFlags::FILES).map_err(|e| e.raw_os_error()), Err(Some(libc::EINVAL)));
+    }
 }
