@@ -73,7 +73,7 @@ pub enum Locks {
 /// `--tmpfile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tmpfile {
-    /// Guests of FUSE 7.46 and newer, whose overlayfs bears it
+    /// Guests of FUSE 7.46 (Linux 7.3) and newer, whose overlayfs bears it
     Auto,
     /// Every guest
     Always,

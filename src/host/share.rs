@@ -44,8 +44,9 @@ pub enum FileHandles {
     Mandatory,
 }
 
-/// Guests that speak this minor version have an overlayfs that goes on when its upper layer has TMPFILE ("ovl: use linked
-/// upper dentry in copy-up tmpfile", Linux 7.2). Before, it looks a nameless file's name up again and finds nothing: ESTALE.
+/// Guests that speak this minor version (Linux 7.3) have an overlayfs that goes on when its upper layer has TMPFILE ("ovl: use
+/// linked upper dentry in copy-up tmpfile", Linux 7.2). Before, it looks a nameless file's name up again and finds nothing:
+/// ESTALE. Linux 7.2 speaks minor version 45 as older kernels do, so it cannot be told from them.
 const TMPFILE_MINOR: u32 = 46;
 
 /// Whether TMPFILE is offered.
