@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
+use super::caller::keep_suidgid;
 use super::directory::Directory;
 use super::entries::identity_of;
 use super::handleless::Handleless;
@@ -325,8 +326,15 @@ impl Share {
         self.descriptor_dir.enter()
     }
 
-    /// Fails with EROFS on a read-only share.
+    /// To be called before each change but a WRITE's: fails with EROFS on a read-only share. A WRITE that the thread served
+    /// before may have had setuid and setgid bits cleared; what follows keeps them.
     pub(super) fn writable(&self) -> Result<(), Errno> {
+        keep_suidgid(true);
+        self.not_readonly()
+    }
+
+    /// Fails with EROFS on a read-only share.
+    pub(super) fn not_readonly(&self) -> Result<(), Errno> {
         if self.options.readonly { Err(Errno::EROFS) } else { Ok(()) }
     }
 
