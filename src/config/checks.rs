@@ -6,7 +6,9 @@ use super::listen::Listening;
 use super::summary::{Summary, summary};
 use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, Options, Rights, Timeouts, Tmpfile, Translation, Wanted};
+use crate::host::{
+    CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted,
+};
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The tag for monitors that ask, when none was given.
@@ -158,7 +160,11 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     let rights = Rights {
         posix_acl: wanted(a.posix_acl),
         security_label: wanted(a.security_label),
-        killpriv: a.killpriv_v2,
+        killpriv: match (a.killpriv_v2, a.no_killpriv_v2) {
+            (true, _) => KillPriv::Host,
+            (_, true) => KillPriv::Guest,
+            _ => KillPriv::Auto,
+        },
         xattr_map: a.xattrmap.clone(),
     };
     let needs_xattr = rights.posix_acl != Wanted::Never || rights.security_label != Wanted::Never || rights.xattr_map.is_some();
@@ -403,8 +409,15 @@ mod tests {
         }
         let mapped = share("--xattrmap :map::user.virtiofs.:");
         assert!(mapped.xattr && mapped.rights.xattr_map.is_some());
-        assert!(share("--killpriv-v2").rights.killpriv && share("--no-killpriv-v2 --killpriv-v2").rights.killpriv);
-        assert!(!share("").rights.killpriv && !share("--killpriv-v2 --no-killpriv-v2").rights.killpriv);
+        for (line, who) in [
+            ("", KillPriv::Auto),
+            ("--killpriv-v2", KillPriv::Host),
+            ("--no-killpriv-v2 --killpriv-v2", KillPriv::Host),
+            ("--no-killpriv-v2", KillPriv::Guest),
+            ("--killpriv-v2 --no-killpriv-v2", KillPriv::Guest),
+        ] {
+            assert_eq!(share(line).rights.killpriv, who, "{line}");
+        }
         let ids = share("--translate-uid map:0:1000:1 --translate-uid squash-host:0:65534:1 --translate-gid forbid-guest:5:1").translation;
         assert_ne!(ids.users, IdMap::default());
         assert_ne!(ids.groups, IdMap::default());

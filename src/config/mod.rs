@@ -75,7 +75,7 @@ pub enum Locks {
 /// `--tmpfile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tmpfile {
-    /// Guests of FUSE 7.46 and newer, whose overlayfs bears it
+    /// Guests of FUSE 7.46 (Linux 7.3) and newer, whose overlayfs bears it
     Auto,
     /// Every guest
     Always,
@@ -310,11 +310,12 @@ pub struct Arguments {
     #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value = "never", default_missing_value = "always", value_name = "MODE")]
     pub security_label: Negotiation,
 
-    /// Clear setuid, setgid and capabilities of changed files on the host: one request less for a change
+    /// Clear setuid, setgid and capabilities of changed files on the host: fewer requests for a WRITE [default: where the
+    /// shared directory is on ext4, XFS, btrfs, tmpfs or f2fs]
     #[arg(long, overrides_with = "no_killpriv_v2")]
     pub killpriv_v2: bool,
 
-    /// Leave that to the guest [default]
+    /// Leave that to the guest
     #[arg(long, overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
 

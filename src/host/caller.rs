@@ -1,5 +1,7 @@
 //! On whose behalf something is created: the guest's caller, taken on by the thread for one operation.
 
+use std::cell::Cell;
+
 use caps::Capability;
 
 use super::id_map::Translation;
@@ -111,13 +113,47 @@ pub fn acting_as<R>(
     }
 }
 
+/// What is known of CAP_FSETID in the thread's effective set. Whoever has it keeps setuid and setgid bits of what it writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fsetid {
+    Unknown,
+    /// Not permitted to this process.
+    Absent,
+    Effective,
+    LaidDown,
+}
+
+thread_local! {
+    static FSETID: Cell<Fsetid> = const { Cell::new(Fsetid::Unknown) };
+}
+
+/// Decides whether what the thread changes next keeps setuid and setgid bits. No system call where that was decided in
+/// the same way before: Linux guests ask for it with each WRITE of a user other than root.
+///
+/// Every other change takes it up again first (`Share::writable`), so that a chmod can set setgid.
+pub fn keep_suidgid(keep: bool) {
+    let known = FSETID.get();
+    match (known, keep) {
+        (Fsetid::Absent, _) | (Fsetid::Unknown | Fsetid::Effective, true) | (Fsetid::LaidDown, false) => {}
+        (Fsetid::LaidDown, true) => {
+            let is_back = identity::set_capability(Capability::CAP_FSETID, true);
+            assert!(is_back, "cannot take a permitted capability up again");
+            FSETID.set(Fsetid::Effective);
+        }
+        (Fsetid::Unknown, false) if !identity::has_capability(Capability::CAP_FSETID) => FSETID.set(Fsetid::Absent),
+        (Fsetid::Unknown | Fsetid::Effective, false) => {
+            if identity::set_capability(Capability::CAP_FSETID, false) {
+                FSETID.set(Fsetid::LaidDown);
+            }
+        }
+    }
+}
+
 /// Runs `change` so that the kernel clears setuid and setgid bits as it does for an unprivileged writer.
 pub fn without_fsetid<R>(change: impl FnOnce() -> R) -> R {
-    let dropped = identity::has_capability(Capability::CAP_FSETID) && identity::set_capability(Capability::CAP_FSETID, false);
+    keep_suidgid(false);
     let result = change();
-    if dropped {
-        identity::set_capability(Capability::CAP_FSETID, true);
-    }
+    keep_suidgid(true);
     result
 }
 

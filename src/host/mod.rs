@@ -37,7 +37,7 @@ pub use id_map::{IdMap, IdMapError, IdRule, Translation};
 pub use lacks::Lack;
 pub use locks::{LockAnswer, LockWait, Locked};
 pub use ops::{IoctlRequest, Maker, WriteRequest};
-pub use rights::{GuestLacks, Rights, Wanted};
+pub use rights::{GuestLacks, KillPriv, Rights, Wanted};
 pub use share::{FileHandles, Options, Share, Tmpfile};
 pub use share_error::ShareError;
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

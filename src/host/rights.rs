@@ -30,6 +30,18 @@ pub enum Wanted {
     Always,
 }
 
+/// Who clears setuid, setgid and capabilities of a file that is changed (FUSE's HANDLE_KILLPRIV_V2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KillPriv {
+    /// The host where its file system is known to, else the guest.
+    #[default]
+    Auto,
+    /// The host. Guests before Linux 5.11 get the first version.
+    Host,
+    /// The guest.
+    Guest,
+}
+
 /// Options about rights.
 #[derive(Debug, Clone, Default)]
 pub struct Rights {
@@ -37,8 +49,8 @@ pub struct Rights {
     pub posix_acl: Wanted,
     /// Labels of new files.
     pub security_label: Wanted,
-    /// Clear setuid, setgid and capabilities on the host instead of in the guest.
-    pub killpriv: bool,
+    /// Who clears setuid, setgid and capabilities.
+    pub killpriv: KillPriv,
     /// Names of extended attributes between guest and host.
     pub xattr_map: Option<XattrMap>,
 }
@@ -88,9 +100,11 @@ impl Share {
         let rights = &self.options.rights;
         // Linux allows it with default_permissions, which virtiofs always has.
         let mut flags = f::ALLOW_IDMAP;
-        if rights.killpriv {
+        if self.clears_privileges() && guest & f::HANDLE_KILLPRIV_V2 != 0 {
+            flags |= f::HANDLE_KILLPRIV_V2;
+        } else if rights.killpriv == KillPriv::Host {
             // Guests before Linux 5.11 know the first version only, which clears more.
-            flags |= if guest & f::HANDLE_KILLPRIV_V2 != 0 { f::HANDLE_KILLPRIV_V2 } else { f::HANDLE_KILLPRIV };
+            flags |= f::HANDLE_KILLPRIV;
         }
         match (rights.posix_acl, guest & ACL_FLAGS == ACL_FLAGS) {
             (Wanted::Never, _) => {}
@@ -105,6 +119,16 @@ impl Share {
             (Wanted::Always, false) => return Err(GuestLacks::SecurityLabel),
         }
         Ok(flags)
+    }
+
+    /// Whether setuid, setgid and capabilities of changed files are cleared on the host, for guests that know how to ask for it.
+    pub fn clears_privileges(&self) -> bool {
+        match self.options.rights.killpriv {
+            // The kernel clears them there in the same call, as it does for a process of the host.
+            KillPriv::Auto => self.is_local,
+            KillPriv::Host => true,
+            KillPriv::Guest => false,
+        }
     }
 
     /// Whether the guest enforces POSIX ACLs and leaves the umask to the daemon.

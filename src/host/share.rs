@@ -14,6 +14,7 @@ use rustix::process::{Resource, getrlimit};
 use super::attributes;
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
+use super::caller::keep_suidgid;
 use super::descriptors::Descriptors;
 use super::directory::Directory;
 use super::entries::identity_of;
@@ -47,8 +48,9 @@ pub enum FileHandles {
     Mandatory,
 }
 
-/// Guests that speak this minor version have an overlayfs that goes on when its upper layer has TMPFILE ("ovl: use linked
-/// upper dentry in copy-up tmpfile", Linux 7.2). Before, it looks a nameless file's name up again and finds nothing: ESTALE.
+/// Guests that speak this minor version (Linux 7.3) have an overlayfs that goes on when its upper layer has TMPFILE ("ovl: use
+/// linked upper dentry in copy-up tmpfile", Linux 7.2). Before, it looks a nameless file's name up again and finds nothing:
+/// ESTALE. Linux 7.2 speaks minor version 45 as older kernels do, so it cannot be told from them.
 const TMPFILE_MINOR: u32 = 46;
 
 /// Whether TMPFILE is offered.
@@ -310,8 +312,15 @@ impl Share {
         self.descriptor_dir.enter()
     }
 
-    /// Fails with EROFS on a read-only share.
+    /// To be called before each change but a WRITE's: fails with EROFS on a read-only share. A WRITE that the thread served
+    /// before may have had setuid and setgid bits cleared; what follows keeps them.
     pub(super) fn writable(&self) -> Result<(), Errno> {
+        keep_suidgid(true);
+        self.not_readonly()
+    }
+
+    /// Fails with EROFS on a read-only share.
+    pub(super) fn not_readonly(&self) -> Result<(), Errno> {
         if self.options.readonly { Err(Errno::EROFS) } else { Ok(()) }
     }
 

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::chown;
 
+use super::private_mounts::{self, Mount};
 use super::share::{Directory, File, Setup, Share, change, is_root};
 use super::{capability, mode, on_host, put, set_mode};
 use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
@@ -64,14 +65,61 @@ fn changes(share: &mut Share, file: File, kill: bool) -> Vec<(&'static str, u32)
 
 #[test]
 fn the_second_version_is_agreed_on_and_the_first_with_guests_that_have_no_other() {
-    for (option, guest, agreed) in
-        [("--killpriv-v2", V1 | V2, V2), ("--killpriv-v2", V1, V1), ("--killpriv-v2", 0, 0), ("--no-killpriv-v2", V1 | V2, 0)]
-    {
-        let mut share = Share::start_unmounted(Setup { options: &[option], ..Setup::default() });
-        share.client().init_with(init::LINUX & !(V1 | V2) | guest).unwrap();
-        assert_eq!(share.client().init_flags() & (V1 | V2), agreed, "{option} {guest:#x}");
+    let (on, off) = (&["--killpriv-v2"][..], &["--no-killpriv-v2"][..]);
+    for (options, guest, agreed) in [(on, V1 | V2, V2), (on, V1, V1), (on, 0, 0), (off, V1 | V2, 0)] {
+        assert_eq!(agreement(Directory::in_memory(), options, guest), agreed, "{options:?} {guest:#x}");
     }
-    assert_eq!(Share::new().client().init_flags() & (V1 | V2), 0, "off unless asked for");
+}
+
+/// What of killpriv a share agrees on with a guest that knows `guest`.
+fn agreement(directory: Directory, options: &[&str], guest: u64) -> u64 {
+    let mut share = Share::start_unmounted(Setup { directory, options, ..Setup::default() });
+    share.client().init_with(init::LINUX & !(V1 | V2) | guest).unwrap();
+    share.client().init_flags() & (V1 | V2)
+}
+
+#[test]
+fn without_an_option_the_second_version_is_agreed_on_where_the_file_system_is_known_to_clear_bits() {
+    // /dev/shm is a tmpfs.
+    assert_eq!(agreement(Directory::in_memory(), &[], V1 | V2), V2);
+    assert_eq!(agreement(Directory::in_memory(), &[], V1), 0, "the first version is for those who ask for it: root would lose bits");
+    if !private_mounts::enter() {
+        return;
+    }
+    for (options, agreed) in [(&[][..], 0), (&["--killpriv-v2"], V2)] {
+        let directory = Directory::in_memory();
+        let _mount = Mount::new("ramfs", directory.path());
+        assert_eq!(agreement(directory, options, V1 | V2), agreed, "{options:?} on a file system that is not on the list");
+    }
+}
+
+/// A WRITE lays CAP_FSETID down for the thread, and leaves it so for the next.
+#[test]
+fn after_a_users_write_root_keeps_and_sets_bits_as_before() {
+    if !is_root() {
+        return;
+    }
+    let (mut share, file) = agreed_on(&["--killpriv-v2"], V1 | V2);
+    set_mode(&share, "file", 0o6775);
+    for _ in 0..3 {
+        let c = share.client();
+        c.caller.uid = 1234;
+        c.write_flags = flag::WRITE_KILL_SUIDGID;
+        c.write(file.node, file.fh, 0, b"a user's").unwrap();
+        assert_eq!(mode(&share, "file"), 0o775);
+
+        let c = share.client();
+        (c.caller.uid, c.write_flags) = (0, 0);
+        c.setattr(file.node, &SetattrIn { mode: 0o6775, ..change(flag::FATTR_MODE) }).unwrap();
+        assert_eq!(mode(&share, "file"), 0o6775, "the file's group is not the daemon's, so setgid takes CAP_FSETID");
+    }
+    let c = share.client();
+    c.write_flags = flag::WRITE_KILL_SUIDGID;
+    c.write(file.node, file.fh, 0, b"a user's").unwrap();
+    set_mode(&share, "file", 0o6775);
+    share.client().write_flags = 0;
+    share.client().write(file.node, file.fh, 0, b"root's").unwrap();
+    assert_eq!(mode(&share, "file"), 0o6775);
 }
 
 #[test]
@@ -107,7 +155,7 @@ fn without_an_agreement_the_guest_clears_bits_by_itself() {
     if !is_root() {
         return;
     }
-    let (mut share, file) = agreed_on(&[], V1 | V2);
+    let (mut share, file) = agreed_on(&["--no-killpriv-v2"], V1 | V2);
     share.client().caller.uid = 1234;
 
     for (what, mode) in changes(&mut share, file, false) {
@@ -120,7 +168,7 @@ fn a_new_owner_gets_neither_bits_nor_capabilities() {
     if !is_root() {
         return;
     }
-    for options in [&[][..], &["--killpriv-v2"]] {
+    for options in [&["--no-killpriv-v2"], &["--killpriv-v2"]] {
         let (mut share, file) = agreed_on(options, V1 | V2);
         put(&share, "file", "security.capability", &capability());
         set_mode(&share, "file", 0o6775);

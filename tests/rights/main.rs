@@ -3,6 +3,8 @@
 
 #[path = "../../examples/guest/mod.rs"]
 mod guest;
+#[path = "../private_mounts/mod.rs"]
+mod private_mounts;
 #[path = "../share/mod.rs"]
 mod share;
 

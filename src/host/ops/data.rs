@@ -7,11 +7,12 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV, init_flags};
 use crate::guest::PageDescriptor;
 use crate::host::Share;
-use crate::host::caller::without_fsetid;
+use crate::host::caller::{keep_suidgid, without_fsetid};
 use crate::host::handleless::Opened;
 use crate::io::{self, Direction, Transfer};
 use crate::metrics::Counter;
 use crate::state::OpenFile;
+use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
 /// Bytes that one COPY_FILE_RANGE copies at most: the old reply has 32 bits, and the guest asks again.
@@ -43,15 +44,15 @@ impl Share {
 
     /// WRITE of `pages`: the bytes taken. One vectored call.
     pub fn write(&self, write: &WriteRequest, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
-        self.writable()?;
+        self.not_readonly()?;
         let file = self.open_file(write.handle)?;
         // Pages that the guest's cache writes back have their place; only an application's own write appends.
         let from_cache = write.write_flags & WRITE_CACHE != 0;
         let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
         let transfer = Transfer { file: file.fd(), offset: write.offset, direction: Direction::Write { append }, pages };
-        let run = || self.transfer(&file, transfer, from_cache, calls);
         self.drop_hidden_capability(file.node(), file.fd())?;
-        if self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0) { without_fsetid(run) } else { run() }
+        keep_suidgid(!self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0));
+        self.transfer(&file, transfer, from_cache, calls)
     }
 
     /// Carries a transfer out. A file opened with O_DIRECT also serves the guest's page cache (mmap,
@@ -78,7 +79,8 @@ impl Share {
     /// for such a writer.
     fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
         self.drop_hidden_capability(file.node(), file.fd())?;
-        Ok(if self.kills_suidgid_for(caller) { without_fsetid(change) } else { change() }?)
+        let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
+        Ok(if self.kills_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
     }
 
     /// FALLOCATE; `mode` as in man fallocate(2).
