@@ -111,7 +111,9 @@ fn a_name_that_changes_hands_within_a_lookup_opens_nothing_special() {
         let after = std::fs::symlink_metadata(&path).unwrap().ino();
         assert_eq!(after, before, "the number of the removed file is used again");
         if let Some(node) = node {
-            assert_eq!(type_opened(share.client(), node), None, "type {kind:#o} was opened");
+            // On a busy host the names may have been swapped too early or too late: then it is the regular file.
+            let opened = type_opened(share.client(), node);
+            assert!(opened.is_none_or(|opened| opened == libc::S_IFREG), "type {kind:#o} was opened");
             share.client().forget(node, 1).unwrap();
         }
         std::fs::remove_file(&path).unwrap();
@@ -159,7 +161,9 @@ fn the_first_file_of_a_submount_is_opened_by_its_own_type() {
             assert!(!is_ours || flags & libc::O_PATH != 0, "{} is open with flags {flags:#o}", target.display());
         }
         if let Some(node) = node {
-            assert_eq!(type_opened(share.client(), node), None, "type {kind:#o} was opened");
+            // On a busy host the names may have been swapped too early or too late: then it is the regular file.
+            let opened = type_opened(share.client(), node);
+            assert!(opened.is_none_or(|opened| opened == libc::S_IFREG), "type {kind:#o} was opened");
         }
         let _ = rustix::mount::unmount(share.path("name"), rustix::mount::UnmountFlags::DETACH);
         drop(there);
