@@ -113,7 +113,7 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     let metrics = Arc::new(Metrics::new());
     let stop = Arc::new(Stop::new()?);
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
-    let reach = Reach { share: root.as_fd(), by_handle: share.is_by_handle(), removable: socket.directory() };
+    let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach)?;
     drop(root);
     if checked.watch

@@ -34,13 +34,14 @@ impl Share {
         if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
             return Ok(self.entry(within, node, &st));
         }
-        let handle = if self.by_handle { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
+        let keeps_handles = self.keeps_handles(&st, || Ok(fd))?;
+        let handle = if keeps_handles { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
         let found = Found { st: &st, handle, type_seen: true };
         self.insert(within, &found, || self.reopen(fd, libc::O_PATH))
     }
 
     fn look_up_new(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr, st: &Statx) -> Result<EntryOut, Errno> {
-        if self.by_handle
+        if self.keeps_handles(st, || open_path(parent, name))?
             && let Some((handle, mount_id)) = file_handle::of(parent, name)?
             && mount_id == st.stx_mnt_id
             && self.is_same_file(&handle, parent, name, st)?
@@ -52,6 +53,37 @@ impl Share {
         let fd = open_path(parent, name)?;
         let st = stat::of(fd.as_fd())?;
         self.insert(within, &Found { st: &st, handle: None, type_seen: true }, || Ok(fd))
+    }
+
+    /// Whether the new inode that `st` describes is to be kept as a handle, where it has one. Each mount decides for itself:
+    /// for the first inode of one, `open` gives a descriptor on it.
+    fn keeps_handles<F: AsFd>(&self, st: &Statx, open: impl FnOnce() -> Result<F, Errno>) -> Result<bool, Errno> {
+        if !self.by_handle || self.options.file_handles == FileHandles::Mandatory {
+            return Ok(self.by_handle);
+        }
+        let mount_id = st.stx_mnt_id;
+        if mount_id == self.root.mount_id {
+            return Ok(self.is_by_handle());
+        }
+        if let Some(known) = self.mounts.keeps_handles(mount_id) {
+            return Ok(known);
+        }
+        let fd = open()?;
+        // Another mount may lie there by now: nothing is known of this one then, and a descriptor will do.
+        if stat::of(fd.as_fd())?.stx_mnt_id != mount_id {
+            return Ok(false);
+        }
+        if !stat::forgets_handles(fd.as_fd())? {
+            return Ok(true);
+        }
+        if self.mounts.keep_descriptors(mount_id) {
+            tracing::info!(
+                "a FUSE file system is mounted below {}: each inode of it that the guest knows keeps a descriptor open, for its handles \
+                 do not outlast the host's cache",
+                self.path().display()
+            );
+        }
+        Ok(false)
     }
 
     /// Whether `handle` seems to be of the file that `st` describes: the name may have changed hands in between. This keeps

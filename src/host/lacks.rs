@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Mode, OFlags, StatxFlags};
 
 use crate::sys::file_handle;
-use crate::sys::stat::Statx;
+use crate::sys::stat::{self, Statx};
 use crate::types::Errno;
 
 /// A thing that the file system lacks; shown with what follows from it.
@@ -15,6 +15,8 @@ use crate::types::Errno;
 pub enum Lack {
     /// name_to_handle_at(2).
     FileHandles,
+    /// Handles that open after the host's cache let the inode go.
+    LastingHandles,
     /// O_TMPFILE.
     Tmpfile,
     /// Birth times in statx(2).
@@ -26,6 +28,10 @@ impl fmt::Display for Lack {
         f.write_str(match self {
             Lack::FileHandles => {
                 "file handles (each inode that the guest knows keeps a descriptor open, and the guest cannot export the share)"
+            }
+            Lack::LastingHandles => {
+                "file handles that outlast the host's cache, as a FUSE file system (each inode that the guest knows keeps a descriptor \
+                 open, and the guest cannot export the share)"
             }
             Lack::Tmpfile => "O_TMPFILE (the guest gets EOPNOTSUPP)",
             Lack::BirthTimes => "birth times (the guest sees none)",
@@ -39,6 +45,8 @@ pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<Lack>,
     let mut lacks = Vec::new();
     if file_handle::of(root, c"")?.is_none() {
         lacks.push(Lack::FileHandles);
+    } else if stat::forgets_handles(root)? {
+        lacks.push(Lack::LastingHandles);
     }
     if !readonly && make_nameless(root).is_err_and(is_no_tmpfile) {
         lacks.push(Lack::Tmpfile);

@@ -5,13 +5,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The mounts in use.
 #[derive(Debug, Default)]
 pub struct Mounts {
     by_id: RwLock<FxHashMap<u64, Mount>>,
+    /// Mounts whose inodes are kept as descriptors, although they have handles.
+    by_descriptor: RwLock<FxHashSet<u64>>,
 }
+
+/// Mounts whose inodes are kept as descriptors and that are remembered: beyond that each new inode asks again.
+const BY_DESCRIPTOR_MAX: usize = 4096;
 
 #[derive(Debug)]
 struct Mount {
@@ -23,6 +28,26 @@ impl Mounts {
     /// The descriptor of mount `id`.
     pub fn get(&self, id: u64) -> Option<Arc<OwnedFd>> {
         self.by_id.read().get(&id).map(|m| Arc::clone(&m.fd))
+    }
+
+    /// Whether inodes of mount `id` can be kept as handles; `None` where nothing is known of it.
+    pub fn keeps_handles(&self, id: u64) -> Option<bool> {
+        if self.by_descriptor.read().contains(&id) {
+            return Some(false);
+        }
+        self.by_id.read().contains_key(&id).then_some(true)
+    }
+
+    /// Has the inodes of mount `id` kept as descriptors until the session ends: the kernel may give its number to another
+    /// mount later. False where that was known.
+    pub fn keep_descriptors(&self, id: u64) -> bool {
+        let mut by_descriptor = self.by_descriptor.write();
+        by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id)
+    }
+
+    /// Nothing is known any more of mounts whose inodes are kept as descriptors.
+    pub fn end_session(&self) {
+        self.by_descriptor.write().clear();
     }
 
     /// Counts one more inode on mount `id`, whose descriptor is `fd` if it had none. False, and nothing

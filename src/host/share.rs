@@ -125,7 +125,7 @@ pub struct Share {
     pub(super) numbers: InodeNumbers,
     descriptor_dir: DescriptorDir,
     pub(super) root: InodeIdentity,
-    /// File handles work here and may be opened.
+    /// This process may open file handles, and uses them on each mount that has lasting ones.
     pub(super) by_handle: bool,
     /// The share's file system is the host's own, not a server's that must hear of a close.
     pub(super) is_local: bool,
@@ -160,6 +160,10 @@ impl Share {
         if options.file_handles == FileHandles::Mandatory && handle.is_none() {
             return Err(RootError::NoFileHandles);
         }
+        let by_handle = handle.is_some();
+        let is_forgetful = stat::forgets_handles(root_fd.as_fd())?;
+        // Who says mandatory answers for the file system.
+        let handle = handle.filter(|_| !is_forgetful || options.file_handles == FileHandles::Mandatory);
         let root = InodeIdentity { handle, ..identity_of(&st, None) };
         let inodes_max = inodes_max(getrlimit(Resource::As).current);
         let inodes_len = inodes_len(inodes_max);
@@ -179,7 +183,7 @@ impl Share {
             numbers: InodeNumbers::default(),
             descriptor_dir,
             root,
-            by_handle: handle.is_some(),
+            by_handle,
             is_local: stat::is_local(root_fd.as_fd())?,
             lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
             agreed_flags: AtomicU64::new(0),
@@ -199,9 +203,14 @@ impl Share {
         &self.options.shared_dir
     }
 
-    /// Whether inodes are kept as file handles, so that their number is not bound by open descriptors.
-    pub fn is_by_handle(&self) -> bool {
+    /// Whether file handles are opened, of the share or of mounts below it.
+    pub fn opens_handles(&self) -> bool {
         self.by_handle
+    }
+
+    /// Whether inodes of the share itself are kept as file handles, so that their number is not bound by open descriptors.
+    pub fn is_by_handle(&self) -> bool {
+        self.root.handle.is_some()
     }
 
     /// Whether file handles were wanted, are there and may not be opened by this process.
@@ -232,7 +241,7 @@ impl Share {
             // A guest that does not open would take O_TRUNC as done; this has it send SETATTR, which is refused.
             flags &= !f::ATOMIC_O_TRUNC;
         }
-        if self.by_handle {
+        if self.is_by_handle() {
             flags |= f::EXPORT_SUPPORT;
         }
         if self.options.writeback {
@@ -304,6 +313,7 @@ impl Share {
         }
         self.inodes.end_session();
         self.numbers.end_session();
+        self.mounts.end_session();
         self.locks.clear();
     }
 

@@ -61,3 +61,32 @@ pub fn has_local_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let kind = file_system_type(fd)?;
     Ok(LOCAL.contains(&kind) || kind == OVERLAY)
 }
+
+/// FUSE_SUPER_MAGIC: FUSE file systems of every name, virtiofs among them.
+const FUSE: u32 = 0x6573_5546;
+
+/// Whether `fd`, which may be an O_PATH descriptor, is on a file system whose handles open only as long as the kernel has
+/// the inode: a FUSE server need not find an inode by its number once the kernel has forgotten it, and most do not.
+pub fn forgets_handles(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(is_forgetful(rustix::fs::fstatfs(fd)?.f_type as u32))
+}
+
+fn is_forgetful(file_system: u32) -> bool {
+    file_system == FUSE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_of_fuse_are_forgotten_and_those_of_local_file_systems_are_not() {
+        // "eUsF" of linux/magic.h, by its number in man statfs(2).
+        assert!(is_forgetful(0x6573_5546));
+        for local in LOCAL {
+            assert!(!is_forgetful(local), "{local:#x}");
+        }
+        // NFS and overlayfs find an inode by its handle.
+        assert!(!is_forgetful(0x6969) && !is_forgetful(0x794c_7630));
+    }
+}

@@ -6,6 +6,8 @@
 
 #[path = "../places/mod.rs"]
 pub mod places;
+#[path = "../removal/mod.rs"]
+mod removal;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -72,7 +74,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        removal::remove(&self.path);
     }
 }
 

@@ -1,8 +1,15 @@
 //! Shares on file systems that lack something: it is said once at start, and the guest gets the right errno.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-use super::daemon::{Daemon, Scratch};
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+
+use super::daemon::places::is_served_by_handles;
+use super::daemon::{Daemon, Scratch, eventually};
+use super::guest::client::Client;
 use super::guest::fuse::{ROOT, init};
 use super::mount;
 use super::private_mounts::{self, Mount};
@@ -68,4 +75,132 @@ fn a_file_system_without_handles_birth_times_or_tmpfile_is_served_without_them()
     let nameless = client.tmpfile(ROOT, 0o600, libc::O_RDWR).expect("TMPFILE");
     assert_eq!(client.link(nameless.entry.nodeid, ROOT, "named").map(|e| e.nodeid), Ok(nameless.entry.nodeid));
     drop(mounted);
+}
+
+/// A directory of the host seen through a FUSE file system, whose handles open as long as the kernel has their inodes.
+struct Fuse {
+    server: Child,
+    at: PathBuf,
+}
+
+impl Fuse {
+    /// `None`, with the reason printed, where there is no bindfs(1) or no /dev/fuse.
+    fn mount(what: &Path, at: &Path) -> Option<Fuse> {
+        if !Path::new("/dev/fuse").exists() {
+            println!("skipped: there is no /dev/fuse");
+            return None;
+        }
+        fs::create_dir_all(what).and_then(|()| fs::create_dir_all(at)).expect("directories");
+        let before = fs::metadata(at).expect("the mount point").dev();
+        let mut command = Command::new("bindfs");
+        let Ok(mut server) = command.arg("-f").arg(what).arg(at).stdin(Stdio::null()).stderr(Stdio::null()).spawn() else {
+            println!("skipped: there is no bindfs(1) (Debian's package bindfs)");
+            return None;
+        };
+        let mut has_ended = false;
+        let is_mounted = || fs::metadata(at).is_ok_and(|found| found.dev() != before);
+        let settled = eventually(|| {
+            has_ended = server.try_wait().expect("our child").is_some();
+            has_ended || is_mounted()
+        });
+        let mounted = Fuse { server, at: at.to_owned() };
+        if !settled || has_ended {
+            println!("skipped: bindfs(1) cannot mount here");
+            return None;
+        }
+        Some(mounted)
+    }
+
+    /// Has the kernel let go of every inode that nothing holds on to.
+    fn drop_caches(&self) {
+        mount_remount(&self.at, MountFlags::NOSUID | MountFlags::NODEV, "").expect("a mount can be changed");
+    }
+}
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        let _ = unmount(&self.at, UnmountFlags::DETACH);
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Panics unless files that the guest looked up in `directory` are found after the host's cache let them go.
+fn assert_outlives_the_cache(client: &mut Client, directory: u64, fuse: &Fuse) {
+    let below = client.mkdir(directory, "below", 0o755).expect("MKDIR").nodeid;
+    let made = client.create(below, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"content"), Ok(7));
+    client.release(made.entry.nodeid, made.open.fh).expect("RELEASE");
+    // More than are kept open because they were used recently.
+    let others: Vec<u64> = (0..200).map(|i| client.mkdir(below, &format!("dir{i}"), 0o755).expect("MKDIR").nodeid).collect();
+    for node in others {
+        client.getattr(node, None).expect("GETATTR");
+    }
+    fuse.drop_caches();
+    assert_eq!(client.getattr(made.entry.nodeid, None).map(|a| a.attr.size), Ok(7));
+    let fh = client.open(made.entry.nodeid, libc::O_RDONLY).expect("OPEN").fh;
+    assert_eq!(client.read(made.entry.nodeid, fh, 0, 100).as_deref(), Ok(&b"content"[..]));
+    assert_eq!(client.lookup(below, "file").map(|e| e.nodeid), Ok(made.entry.nodeid));
+}
+
+#[test]
+fn a_share_on_a_fuse_file_system_keeps_descriptors_and_says_so_once() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let Some(fuse) = Fuse::mount(&scratch.join("behind"), &scratch.join("share")) else { return };
+    let daemon = Daemon::start_in(scratch, &["--rlimit-nofile", "1024"]);
+    let (guest, mut client) = mount(daemon.socket());
+    assert_outlives_the_cache(&mut client, ROOT, &fuse);
+    assert_eq!(client.init_flags() & init::EXPORT_SUPPORT, 0, "no handle finds a forgotten file");
+    assert!(daemon.wait_for_line("sharing ").contains("inodes as descriptors"));
+    assert_eq!(daemon.log().matches("FUSE file system").count(), 1, "{}", daemon.log());
+    drop((guest, client));
+}
+
+#[test]
+fn below_a_share_each_mount_decides_whether_its_inodes_are_kept_as_handles() {
+    if !private_mounts::enter() {
+        return;
+    }
+    // A local file system with a FUSE one below it, and the other way round.
+    let scratch = Scratch::with_file_handles();
+    fs::create_dir(scratch.join("share")).expect("the shared directory");
+    if !is_served_by_handles(scratch.path()) {
+        println!("skipped: there are no file handles here");
+        return;
+    }
+    let Some(fuse) = Fuse::mount(&scratch.join("behind"), &scratch.join("share/fuse")) else { return };
+    let daemon = Daemon::start_in(scratch, &["--rlimit-nofile", "1024"]);
+    let (guest, mut client) = mount(daemon.socket());
+    let below = client.lookup(ROOT, "fuse").expect("LOOKUP").nodeid;
+    assert_outlives_the_cache(&mut client, below, &fuse);
+    assert_eq!(daemon.log().matches("FUSE file system").count(), 1, "{}", daemon.log());
+    assert_ne!(client.init_flags() & init::EXPORT_SUPPORT, 0, "the share itself has handles");
+    assert_eq!(kept_for_inodes(&daemon, &mut client, ROOT), 0, "the share's own inodes are handles");
+    drop((guest, client, daemon, fuse));
+
+    let scratch = Scratch::new();
+    let Some(fuse) = Fuse::mount(&scratch.join("behind"), &scratch.join("share")) else { return };
+    let local = Mount::new("tmpfs", &scratch.join("share/local"));
+    let daemon = Daemon::start_in(scratch, &["--rlimit-nofile", "1024"]);
+    let (guest, mut client) = mount(daemon.socket());
+    let below = client.lookup(ROOT, "local").expect("LOOKUP").nodeid;
+    assert_eq!(kept_for_inodes(&daemon, &mut client, below), 0, "inodes of the local file system are handles");
+    assert_eq!(kept_for_inodes(&daemon, &mut client, ROOT), 100);
+    drop((guest, client, daemon, local, fuse));
+}
+
+/// How many descriptors the daemon keeps for 100 inodes in `directory`.
+fn kept_for_inodes(daemon: &Daemon, client: &mut Client, directory: u64) -> usize {
+    let open = || fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process is there").count();
+    let mknod = |client: &mut Client, name: &str| client.mknod(directory, name, libc::S_IFREG | 0o644, 0).expect("MKNOD");
+    // The first one may have the mount opened.
+    mknod(client, "first");
+    let before = open();
+    for i in 0..100 {
+        mknod(client, &format!("file{i}"));
+    }
+    open() - before
 }

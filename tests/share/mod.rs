@@ -11,6 +11,8 @@
 
 #[path = "../places/mod.rs"]
 pub mod places;
+#[path = "../removal/mod.rs"]
+mod removal;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -77,7 +79,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        removal::remove(&self.0);
     }
 }
 
