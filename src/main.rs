@@ -15,7 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile, Summary};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
-use gatherfs::host::{Descriptors, Share};
+use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
 use gatherfs::sys::signal;
@@ -82,6 +82,8 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
 /// Listens, confines the process and serves. In the process that waits outside, ends with the other.
 fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     let (listener, mut socket) = config::listen(&checked.listening)?;
+    // Before the sandbox, which drops the capability that it takes.
+    let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
     let entered = open_files.map_err(AnyError::from).and_then(|n| {
         checked.share.descriptors = Descriptors::of(n);
@@ -101,13 +103,19 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     if checked.sandbox.mode != Mode::None {
         socket.leave();
     }
-    let served = serve(&listener, checked, jail, &socket);
+    let served = serve(&listener, checked, jail, whole, &socket);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
 
 /// Serves one monitor after the other, or only the first.
-fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketFile) -> Result<(), AnyError> {
+fn serve(
+    listener: &UnixListener,
+    checked: Checked,
+    jail: Jail,
+    whole: Option<FileSystemWatch>,
+    socket: &SocketFile,
+) -> Result<(), AnyError> {
     let root = jail.share.try_clone()?;
     let share = Arc::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?);
     let metrics = Arc::new(Metrics::new());
@@ -117,9 +125,12 @@ fn serve(listener: &UnixListener, checked: Checked, jail: Jail, socket: &SocketF
     let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach)?;
     drop(root);
     if checked.watch
-        && let Err(e) = share.start_watch()
+        && let Err(e) = share.start_watch(whole)
     {
         return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
+    }
+    if checked.watch {
+        tracing::info!("--watch sees {}", share.watch_sees());
     }
     watch_signals(signals, Arc::clone(&stop), Arc::clone(&share), Arc::clone(&metrics))?;
     let place = match &checked.listening {

@@ -2,6 +2,7 @@
 
 #[path = "../examples/guest/mod.rs"]
 mod guest;
+mod private_mounts;
 mod share;
 
 use std::os::unix::fs::PermissionsExt;
@@ -9,19 +10,55 @@ use std::time::{Duration, Instant};
 
 use guest::client::Client;
 use guest::fuse::{AttrOut, EntryOut, ROOT, flag};
+use private_mounts::Mount;
 use share::{Directory, Setup, Share};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What `--cache auto` allows.
+const AUTO: Duration = Duration::from_secs(1);
+
+/// Starts a daemon of root's that may not watch a whole file system.
+fn without_sys_admin() -> Vec<String> {
+    if !share::is_root() {
+        return Vec::new();
+    }
+    ["setpriv", "--bounding-set=-sys_admin", "--"].map(str::to_owned).to_vec()
+}
+
+/// Whether this process may watch a whole file system, with the reason printed where not.
+fn may_watch_everything() -> bool {
+    let dir = std::fs::File::open("/dev/shm").unwrap();
+    let watched = gatherfs::sys::fanotify::Fanotify::of_file_system(std::os::fd::AsFd::as_fd(&dir));
+    watched.inspect_err(|e| eprintln!("skipped: no watch over a whole file system here: {e}")).is_ok()
+}
+
+/// A directory in memory with a file that is open for writing by a name which it has no more, in a directory that the guest does
+/// not know: what is written is not seen by the mark on the file's own directory. A file that was opened by its handle while the
+/// kernel had forgotten its name is like that.
+fn written_by_another_name() -> (Directory, std::fs::File) {
+    let (directory, elsewhere) = (Directory::in_memory(), Directory::in_memory());
+    let old_name = elsewhere.path().join("file");
+    let writer = std::fs::File::create(&old_name).unwrap();
+    std::fs::hard_link(&old_name, directory.path().join("file")).unwrap();
+    std::fs::remove_file(&old_name).unwrap();
+    (directory, writer)
+}
+
 /// A share in which everything was made long ago.
 fn quiet_share(options: &[&str]) -> Share {
+    quiet_share_before(options, Vec::new())
+}
+
+/// As `quiet_share`, its daemon started by `before`.
+fn quiet_share_before(options: &[&str], before: Vec<String>) -> Share {
     let directory = Directory::in_memory();
     std::fs::create_dir(directory.path().join("dir")).unwrap();
     for name in ["file", "other", "dir/inner"] {
         std::fs::write(directory.path().join(name), b"content").unwrap();
     }
     let options: Vec<&str> = ["--watch"].iter().chain(options).copied().collect();
-    Share::start(Setup { directory, options: &options, ..Setup::default() })
+    Share::start(Setup { directory, options: &options, before, ..Setup::default() })
 }
 
 fn names_hold(entry: &EntryOut) -> Duration {
@@ -171,14 +208,95 @@ fn inodes_as_descriptors_are_watched_too() {
 }
 
 #[test]
-fn directories_that_the_guest_forgets_are_let_go() {
+fn a_writer_whom_no_directory_shows_is_seen_where_the_whole_file_system_is_watched() {
+    if !share::is_root() || !may_watch_everything() {
+        return;
+    }
+    for sandbox in ["none", "namespace", "chroot"] {
+        let (directory, writer) = written_by_another_name();
+        let mut share = Share::start(Setup { directory, options: &["--watch", "--sandbox", sandbox], ..Setup::default() });
+        let c = share.client();
+        let node = c.lookup(ROOT, "file").unwrap().nodeid;
+        let long = Duration::from_millis(500);
+        quiet_for(c, node, long);
+
+        let change = || std::io::Write::write_all(&mut &writer, b"changed on the host").unwrap();
+        until(|| after(change, || attributes_hold(&c.getattr(node, None).unwrap())), |t| *t < long / 2, "the change is known");
+        assert_eq!(c.open(node, libc::O_RDONLY).unwrap().open_flags & flag::FOPEN_KEEP_CACHE, 0, "{sandbox}");
+        assert!(names_hold(&c.lookup(ROOT, "file").unwrap()) > long, "{sandbox}: the directory is as quiet as before");
+    }
+}
+
+#[test]
+fn where_such_a_writer_is_not_seen_files_keep_the_time_of_auto() {
+    if !share::is_root() {
+        eprintln!("skipped: only root has file handles and still may not watch a whole file system");
+        return;
+    }
+    let (directory, _writer) = written_by_another_name();
+    let mut share = Share::start(Setup { directory, options: &["--watch"], before: without_sys_admin(), ..Setup::default() });
+    let c = share.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    until(|| names_hold(&c.lookup(ROOT, "file").unwrap()), |t| *t > AUTO, "the directory is quiet");
+    assert_eq!(attributes_hold(&c.getattr(node, None).unwrap()), AUTO);
+    assert_eq!(c.open(node, libc::O_RDONLY).unwrap().open_flags & flag::FOPEN_KEEP_CACHE, 0, "its data may have changed");
+    assert!(attributes_hold(&c.getattr(ROOT, None).unwrap()) > AUTO, "a marked directory has no unseen writer");
+}
+
+#[test]
+fn a_file_system_that_others_may_change_costs_the_longer_times_there_only() {
+    if !private_mounts::enter() {
+        return;
+    }
     let mut share = quiet_share(&[]);
+    // In place of a network file system: one that is not on the list of local ones.
+    let _mount = Mount::new("proc", &share.path("foreign"));
+    let c = share.client();
+    let foreign = c.lookup(ROOT, "foreign").unwrap().nodeid;
+    let inner = c.lookup(foreign, "version").unwrap();
+    until(|| names_hold(&c.lookup(ROOT, "file").unwrap()), |t| *t > AUTO, "the rest of the share is watched");
+    assert_eq!(names_hold(&c.lookup(foreign, "version").unwrap()), AUTO);
+    assert_eq!(attributes_hold(&c.getattr(inner.nodeid, None).unwrap()), AUTO);
+    assert_eq!(attributes_hold(&c.getattr(foreign, None).unwrap()), AUTO);
+}
+
+/// Marks on directories that the daemon has.
+fn marks(pid: u32) -> usize {
+    let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let texts = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
+    texts.map(|text| text.lines().filter(|line| line.starts_with("fanotify ino:")).count()).sum()
+}
+
+#[test]
+fn a_directory_that_is_bound_twice_stays_watched_until_both_nodes_are_forgotten() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let mut share = quiet_share_before(&[], without_sys_admin());
+    std::fs::create_dir(share.path("bound")).unwrap();
+    let _bound = Mount::bind(&share.path("dir"), &share.path("bound"));
+    let inner = share.path("dir/new");
     let pid = share.client().guest().peer_pid().unwrap();
-    let marks = || {
-        let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-        let texts = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
-        texts.map(|text| text.lines().filter(|line| line.starts_with("fanotify ino:")).count()).sum::<usize>()
-    };
+    let marks = || marks(pid);
+    let c = share.client();
+    let (dir, bound) = (c.lookup(ROOT, "dir").unwrap().nodeid, c.lookup(ROOT, "bound").unwrap().nodeid);
+    assert_ne!(dir, bound);
+    assert_eq!(marks(), 2, "the root and the directory");
+    c.forget(bound, 1).unwrap();
+    assert_eq!(marks(), 2, "the directory is still known as another node");
+    let long = Duration::from_millis(500);
+    until(|| names_hold(&c.lookup(dir, "inner").unwrap()), |t| *t > long, "the directory is watched");
+    let change = || std::fs::write(&inner, b"").and_then(|()| std::fs::remove_file(&inner)).unwrap();
+    until(|| after(change, || names_hold(&c.lookup(dir, "inner").unwrap())), |t| *t < long / 2, "the change is known");
+    c.forget(dir, 1).unwrap();
+    assert_eq!(marks(), 1);
+}
+
+#[test]
+fn directories_that_the_guest_forgets_are_let_go() {
+    let mut share = quiet_share_before(&[], without_sys_admin());
+    let pid = share.client().guest().peer_pid().unwrap();
+    let marks = || marks(pid);
     let c = share.client();
     assert_eq!(marks(), 1, "the root");
     let dir = c.lookup(ROOT, "dir").unwrap().nodeid;

@@ -103,6 +103,10 @@ impl Queue {
         state.threads = state.threads.saturating_sub(withdrawn.len() as u16);
         state.led = false;
         self.followers.notify_one();
+        // A leader that was not stuck sleeps on the watch: it leaves, so that two threads never sleep there.
+        if let Some(watch) = self.watch() {
+            watch.wake();
+        }
         // What is withdrawn from the old mappings is in the guest's place in the new ones.
         service.set_memory(service.memory().renewed());
         state.follow_memory(service);

@@ -204,13 +204,16 @@ impl<'q> Worker<'q> {
         };
         state.asleep = true;
         let woken = MutexGuard::unlocked(state, || watch.wait());
-        state.asleep = false;
+        let leads = state.led && state.leadership == mine;
+        if leads {
+            state.asleep = false;
+        }
         if woken.kicked {
             self.service.metrics.kicks.increment();
-            if !state.led || state.leadership != mine {
-                // The edge was meant for whoever leads now.
-                watch.wake();
-            }
+        }
+        if !leads || state.ending {
+            // Pass the wake-up on to the current leader; at the end, to whoever else sleeps here.
+            watch.wake();
         }
         if runs {
             state.disable_kicks();

@@ -303,8 +303,13 @@ struct Found<'f> {
     type_seen: bool,
 }
 
+/// Device: major in the upper half, minor in the lower.
+pub(super) fn device_of(st: &Statx) -> u64 {
+    u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor)
+}
+
 fn key_of(st: &Statx) -> FileKey {
-    FileKey { device: u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor), ino: st.stx_ino, mount_id: st.stx_mnt_id }
+    FileKey { device: device_of(st), ino: st.stx_ino, mount_id: st.stx_mnt_id }
 }
 
 /// Birth time in nanoseconds; 0 where the file system does not tell.
@@ -333,7 +338,7 @@ pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, 
 
 /// The inode number in a handle, for the file systems whose encoding is known (linux/exportfs.h): with it,
 /// a handle and a statx of one name can be told to be of one file without another system call.
-fn ino_in_handle(handle: &Handle) -> Option<u64> {
+pub(super) fn ino_in_handle(handle: &Handle) -> Option<u64> {
     let u32_at = |at: usize| handle.bytes[at..at + 4].try_into().ok().map(u32::from_ne_bytes).map(u64::from);
     let u64_at = |at: usize| handle.bytes[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
     match (handle.kind, handle.len) {

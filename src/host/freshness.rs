@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::{CachePolicy, Timeouts};
+use super::entries::ino_in_handle;
+use super::inodes::FileKey;
 use super::share::Share;
+use super::watch::{Watch, Watched};
 use crate::fuse::abi::{Attr, EntryOut, open_flags};
 use crate::sys::file_handle::{self, Handle};
+use crate::sys::stat;
 use crate::types::NodeId;
 
 /// What `--cache auto` allows, for files that the watch does not know enough of.
@@ -18,7 +22,8 @@ fn unwatched() -> Timeouts {
 
 /// A directory that is watched.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct WatchedDirectory {
+    node: NodeId,
     device: u64,
     handle: Handle,
     fd: Arc<OwnedFd>,
@@ -35,36 +40,59 @@ fn is_directory(mode: u32) -> bool {
 impl Share {
     /// The device of `node`, and the handle by which events name it. A daemon that may not open by handle can still ask for it.
     fn handle_of(&self, node: NodeId) -> Option<(u64, Handle)> {
+        self.by_event(node, |file| (file.device, *file.handle))
+    }
+
+    /// Runs `look` on `node` as the watch knows it.
+    fn by_event<R>(&self, node: NodeId, look: impl FnOnce(&Watched<'_>) -> R) -> Option<R> {
         let identity = self.inodes.identity(node).ok()?;
         let asked = || file_handle::of(self.path_fd(node).ok()?.as_fd(), c"").ok()?.map(|(handle, _)| handle);
-        Some((identity.device, identity.handle.or_else(asked)?))
+        let handle = identity.handle.or_else(asked)?;
+        let is_named = identity.handle.is_none() || is_directory(identity.kind);
+        Some(look(&Watched { device: identity.device, handle: &handle, is_named }))
+    }
+
+    /// Whether the guest may know the file that has `handle` in the share's file system.
+    pub(super) fn may_know(&self, handle: &Handle) -> bool {
+        let Some(ino) = ino_in_handle(handle) else { return true };
+        self.inodes.knows(&FileKey { device: self.root.device, ino, mount_id: self.root.mount_id })
     }
 
     /// Watches the directory `node`, which the guest knows from now on.
     pub(super) fn watch_directory(&self, node: NodeId) {
         let Some(watch) = self.watch() else { return };
         match self.handle_of(node) {
-            Some((device, handle)) if watch.lacks(device, &handle) => {
+            Some((device, handle)) if watch.lacks(node, device, &handle) => {
                 if let Ok(fd) = self.path_fd(node) {
-                    watch.cover(device, &handle, fd.as_fd());
+                    watch.cover(node, device, &handle, fd.as_fd());
                 }
             }
             Some(_) => {}
-            None => watch.give_up(),
+            None => self.watch_handleless(watch, node),
+        }
+    }
+
+    /// A directory that no event can name: nothing is seen of its file system, or of none where it is one that others do not
+    /// change, for then only this directory is without a handle.
+    fn watch_handleless(&self, watch: &Watch, node: NodeId) {
+        let is_here = |fd: Arc<OwnedFd>| stat::is_changed_here_only(fd.as_fd());
+        match (self.inodes.identity(node), self.path_fd(node).and_then(is_here)) {
+            (Ok(identity), Ok(false)) => watch.sees_nothing_on(identity.device),
+            _ => watch.give_up(),
         }
     }
 
     /// What it takes to end the watch over `node`, which the guest may be about to forget.
-    pub(super) fn watched(&self, node: NodeId) -> Option<Watched> {
+    pub(super) fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
         let watch = self.watch().filter(|_| self.kind(node) == Ok(libc::S_IFDIR))?;
-        let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(*device, handle))?;
-        Some(Watched { device, handle, fd: self.path_fd(node).ok()? })
+        let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(node, *device, handle))?;
+        Some(WatchedDirectory { node, device, handle, fd: self.path_fd(node).ok()? })
     }
 
     /// Ends the watch over a directory that the guest forgot.
-    pub(super) fn unwatch(&self, watched: Option<Watched>) {
+    pub(super) fn unwatch(&self, watched: Option<WatchedDirectory>) {
         if let (Some(watch), Some(w)) = (self.watch(), watched) {
-            watch.uncover(w.device, &w.handle, w.fd.as_fd());
+            watch.uncover(w.node, w.device, &w.handle, w.fd.as_fd());
         }
     }
 
@@ -91,15 +119,15 @@ impl Share {
         let Some(watch) = self.watch() else { return max };
         // What is changed through a name in a directory that the guest does not know is not seen.
         let may_be_elsewhere = attr.nlink > 1 && !is_directory(attr.mode);
-        let handle = if may_be_elsewhere { None } else { self.handle_of(node) };
-        let quiet = handle.and_then(|(_, handle)| watch.attributes_hold(&handle, ctime_ns(attr)));
+        let hold = || self.by_event(node, |file| watch.attributes_hold(file, ctime_ns(attr)))?;
+        let quiet = if may_be_elsewhere { None } else { hold() };
         max.min(quiet.unwrap_or(unwatched().attr))
     }
 
     /// The flag for OPEN of what no other process changed lately: what the guest's cache has of it stays.
     pub(super) fn kept_flags(&self, node: NodeId) -> u32 {
         let Some(watch) = self.watch() else { return 0 };
-        let is_quiet = self.handle_of(node).is_some_and(|(_, handle)| !watch.has_changed(&handle));
+        let is_quiet = self.by_event(node, |file| !watch.has_changed(file)) == Some(true);
         if is_quiet { open_flags::KEEP_CACHE } else { 0 }
     }
 

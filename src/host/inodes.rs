@@ -149,6 +149,11 @@ impl InodeTable {
         self.records.add_lookup(node).then_some(node)
     }
 
+    /// Whether there is a node of a file with `key`.
+    pub fn knows(&self, key: &FileKey) -> bool {
+        self.shard(key).lock().contains_key(key)
+    }
+
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {

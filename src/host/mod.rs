@@ -40,4 +40,5 @@ pub use ops::{IoctlRequest, Maker, WriteRequest};
 pub use rights::{GuestLacks, KillPriv, Rights, Wanted};
 pub use share::{FileHandles, Options, Share, Tmpfile};
 pub use share_error::ShareError;
+pub use watch::FileSystemWatch;
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

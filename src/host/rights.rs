@@ -142,10 +142,15 @@ impl Share {
         requested || self.agreed(f::HANDLE_KILLPRIV)
     }
 
-    /// As `kills_suidgid`, for requests that have no way to say so: every caller's but root's. A guest with
-    /// mapped ids does not say whose such a request is.
+    /// As `kills_suidgid`, for requests that have no way to say so: every caller's but root's. A guest whose mounts may map ids
+    /// (Linux 6.12) names no caller, and asks before such a request.
     pub(super) fn kills_suidgid_for(&self, caller: GuestUid) -> bool {
-        self.kills_suidgid(self.agreed(f::HANDLE_KILLPRIV_V2) && caller != GuestUid(0))
+        self.kills_suidgid(self.leaves_clearing_to_host() && caller != GuestUid(0) && caller != GuestUid(u32::MAX))
+    }
+
+    /// Whether the guest leaves it to the daemon to clear setuid and setgid, and says when.
+    pub(super) fn leaves_clearing_to_host(&self) -> bool {
+        self.agreed(f::HANDLE_KILLPRIV_V2)
     }
 
     /// Removes the capabilities of the file behind `fd`, where the host's kernel does not know them by their

@@ -27,7 +27,7 @@ use super::locks::Locks;
 use super::mounts::Mounts;
 use super::rights::{self, Rights};
 use super::share_error::ShareError;
-use super::watch::Watch;
+use super::watch::{FileSystemWatch, Watch};
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
 use crate::state::{Arena, ArenaError, Budget, HANDLES_LEN, HandleTable, InodeIdentity, InodeRecords, OpenFile, inodes_len, inodes_max};
@@ -260,12 +260,28 @@ impl Share {
         self.watch_directory(NodeId::ROOT);
     }
 
-    /// Begins to watch for changes that other processes of the host make. To be called when the process is confined,
-    /// for it starts a thread. An error where the kernel cannot.
-    pub fn start_watch(&self) -> std::io::Result<()> {
-        let watch = Watch::start()?;
+    /// Begins to watch for changes that other processes of the host make: by `whole`, or by marks on directories. To be called
+    /// when the process is confined, for it starts a thread. An error where the kernel cannot.
+    pub fn start_watch(self: &Arc<Share>, whole: Option<FileSystemWatch>) -> std::io::Result<()> {
+        let watch = Arc::new(Watch::new(whole, self.root.device)?);
+        let share = Arc::downgrade(self);
+        watch.start(move |file| share.upgrade().is_none_or(|share| share.may_know(file)))?;
         let _ = self.watch.set(watch);
         Ok(())
+    }
+
+    /// What the watch sees, for the log.
+    pub fn watch_sees(&self) -> &'static str {
+        let root = self.path_fd(NodeId::ROOT);
+        if !root.and_then(|root| stat::is_changed_here_only(root.as_fd())).unwrap_or(false) {
+            "nothing: the share is on a network or FUSE file system, which other hosts change unseen; the timeouts of --cache hold"
+        } else if self.watch().is_some_and(Watch::sees_everything) {
+            "every change in the share's file system, but through mmap"
+        } else if self.by_handle {
+            "changes by name in directories that the guest knows; files, which others may open by handle unseen, keep the timeouts of --cache"
+        } else {
+            "changes by name in directories that the guest knows"
+        }
     }
 
     pub(super) fn watch(&self) -> Option<&Watch> {

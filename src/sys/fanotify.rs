@@ -1,5 +1,5 @@
-//! fanotify(7) in the form that needs no privilege (Linux 5.13): marks on directories, events that name a file by
-//! its handle and tell whether this process caused them.
+//! fanotify(7): marks on directories, which need no privilege (Linux 5.13), or on a whole file system, which takes
+//! CAP_SYS_ADMIN. Events name a file by its handle and tell whether this process caused them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -15,7 +15,7 @@ const METADATA_LEN: usize = 24;
 /// Type, padding and length of an information record.
 const INFO_HEADER_LEN: usize = 4;
 
-/// What changes a directory's entries, its files, or itself.
+/// What changes a directory's entries or a file.
 const CHANGES: u64 = libc::FAN_MODIFY
     | libc::FAN_ATTRIB
     | libc::FAN_CREATE
@@ -24,14 +24,25 @@ const CHANGES: u64 = libc::FAN_MODIFY
     | libc::FAN_MOVED_TO
     | libc::FAN_DELETE_SELF
     | libc::FAN_MOVE_SELF
-    | libc::FAN_EVENT_ON_CHILD
     | libc::FAN_ONDIR;
+
+/// A change by another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// The file that changed, or the directory whose entries did.
+    pub file: Handle,
+    /// The directory of `file`, or the directory itself. Only a group that watches a file system is told; not of a file that was
+    /// opened by its handle while the kernel knew no name of it.
+    pub directory: Option<Handle>,
+    /// The file's contents changed.
+    pub contents: bool,
+}
 
 /// One event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A file, or a directory's entries, changed by another process.
-    Changed(Handle),
+    Changed(Change),
     /// This process did it.
     Own,
     /// Events were lost, or cannot be told apart.
@@ -45,7 +56,19 @@ pub struct Fanotify(OwnedFd);
 impl Fanotify {
     /// A group without marks. ENOSYS, EPERM or EINVAL where the kernel has none for this process.
     pub fn new() -> io::Result<Fanotify> {
-        let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_CLOEXEC;
+        Fanotify::reporting(libc::FAN_REPORT_FID)
+    }
+
+    /// A group that sees every change in the file system of the directory behind `dir`, also through files that were opened by
+    /// handle. EPERM without CAP_SYS_ADMIN; EXDEV, ENODEV or EOPNOTSUPP where the file system cannot.
+    pub fn of_file_system(dir: BorrowedFd<'_>) -> io::Result<Fanotify> {
+        let group = Fanotify::reporting(libc::FAN_REPORT_FID | libc::FAN_REPORT_DIR_FID)?;
+        group.change(libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM, CHANGES, dir, c".")?;
+        Ok(group)
+    }
+
+    fn reporting(report: u32) -> io::Result<Fanotify> {
+        let flags = libc::FAN_CLASS_NOTIF | report | libc::FAN_CLOEXEC;
         // SAFETY: takes integers only.
         let fd = unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_CLOEXEC) as u32) };
         if fd < 0 {
@@ -58,24 +81,24 @@ impl Fanotify {
     /// Marks the directory `name` in `dir`, which may be an O_PATH descriptor. ENOSPC beyond the user's limit of
     /// marks (fs.fanotify.max_user_marks); EXDEV, ENODEV or EOPNOTSUPP where the file system cannot.
     pub fn mark(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-        self.change(libc::FAN_MARK_ADD, dir, name)
+        self.change(libc::FAN_MARK_ADD, CHANGES | libc::FAN_EVENT_ON_CHILD, dir, name)
     }
 
     /// Takes the mark off the directory `name` in `dir`.
     pub fn unmark(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-        self.change(libc::FAN_MARK_REMOVE, dir, name)
+        self.change(libc::FAN_MARK_REMOVE, CHANGES | libc::FAN_EVENT_ON_CHILD, dir, name)
     }
 
-    /// Takes all marks off.
+    /// Takes the marks off all directories.
     pub fn unmark_all(&self) {
         // SAFETY: no path is given, and integers else.
         unsafe { libc::fanotify_mark(self.0.as_raw_fd(), libc::FAN_MARK_FLUSH, 0, libc::AT_FDCWD, std::ptr::null()) };
     }
 
-    fn change(&self, how: u32, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    fn change(&self, how: u32, mask: u64, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
         let flags = how | libc::FAN_MARK_ONLYDIR | libc::FAN_MARK_DONT_FOLLOW;
         // SAFETY: the name is a C string; the descriptors are open.
-        match unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, CHANGES, dir.as_raw_fd(), name.as_ptr()) } {
+        match unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, mask, dir.as_raw_fd(), name.as_ptr()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -115,17 +138,29 @@ fn decode_one(event: &[u8], own_pid: i32) -> Option<Event> {
     if pid == own_pid {
         return Some(Event::Own);
     }
-    let info = event.get(metadata_len..)?;
-    if *info.first()? != libc::FAN_EVENT_INFO_TYPE_FID {
-        return None;
+    let (mut file, mut directory) = (None, None);
+    let mut rest = event.get(metadata_len..)?;
+    while let Some(&kind) = rest.first() {
+        let len = usize::from(u16::from_ne_bytes(word(rest, 2)?));
+        let info = rest.get(..len).filter(|info| info.len() >= INFO_HEADER_LEN)?;
+        match kind {
+            libc::FAN_EVENT_INFO_TYPE_FID => file = Some(handle_in(info)?),
+            libc::FAN_EVENT_INFO_TYPE_DFID => directory = Some(handle_in(info)?),
+            _ => {}
+        }
+        rest = &rest[len..];
     }
+    Some(Event::Changed(Change { file: file.or(directory)?, directory, contents: mask & libc::FAN_MODIFY != 0 }))
+}
+
+fn handle_in(info: &[u8]) -> Option<Handle> {
     // The file system's id, 8 bytes, lies between; then `struct file_handle`.
     let handle = info.get(INFO_HEADER_LEN + 8..)?;
     let len = u32::from_ne_bytes(word(handle, 0)?);
     let kind = i32::from_ne_bytes(word(handle, 4)?);
     let mut bytes = [0; HANDLE_LEN_MAX];
     bytes.get_mut(..len as usize)?.copy_from_slice(handle.get(8..8 + len as usize)?);
-    Some(Event::Changed(Handle { kind, len, bytes }))
+    Some(Handle { kind, len, bytes })
 }
 
 #[cfg(test)]
@@ -153,16 +188,34 @@ mod tests {
 
     #[test]
     fn events_name_a_file_or_this_process_or_count_as_lost() {
-        let mut info = vec![libc::FAN_EVENT_INFO_TYPE_FID, 0, 28, 0, 9, 9, 9, 9, 9, 9, 9, 9];
+        let file = info(libc::FAN_EVENT_INFO_TYPE_FID, 1);
+        let mut bytes = event(libc::FAN_MODIFY, 5, &file);
+        bytes.extend(event(libc::FAN_MODIFY, 77, &file));
+        bytes.extend(event(libc::FAN_Q_OVERFLOW, 0, &[]));
+        bytes.extend(event(libc::FAN_MODIFY, 5, &file[..10]));
+        let changed = Event::Changed(Change { file: handle(1), directory: None, contents: true });
+        assert_eq!(events(&bytes), [changed, Event::Own, Event::Lost, Event::Lost]);
+    }
+
+    #[test]
+    fn a_file_system_names_the_directory_too() {
+        let directory = info(libc::FAN_EVENT_INFO_TYPE_DFID, 2);
+        let mut bytes = event(libc::FAN_ATTRIB, 5, &[directory.clone(), info(libc::FAN_EVENT_INFO_TYPE_FID, 1)].concat());
+        bytes.extend(event(libc::FAN_CREATE, 5, &directory));
+        let changed = |file, directory| Event::Changed(Change { file: handle(file), directory: Some(handle(directory)), contents: false });
+        assert_eq!(events(&bytes), [changed(1, 2), changed(2, 2)]);
+    }
+
+    fn handle(first: u8) -> Handle {
+        Handle { kind: 1, len: 8, bytes: std::array::from_fn(|i| if i < 8 { first + i as u8 } else { 0 }) }
+    }
+
+    fn info(kind: u8, first: u8) -> Vec<u8> {
+        let mut info = vec![kind, 0, 28, 0, 9, 9, 9, 9, 9, 9, 9, 9];
         info.extend_from_slice(&8u32.to_ne_bytes());
         info.extend_from_slice(&1i32.to_ne_bytes());
-        info.extend_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
-        let mut bytes = event(libc::FAN_MODIFY, 5, &info);
-        bytes.extend(event(libc::FAN_MODIFY, 77, &info));
-        bytes.extend(event(libc::FAN_Q_OVERFLOW, 0, &[]));
-        let mut handle = Handle { kind: 1, len: 8, bytes: [0; HANDLE_LEN_MAX] };
-        handle.bytes[..8].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(events(&bytes), [Event::Changed(handle), Event::Own, Event::Lost]);
+        info.extend_from_slice(&handle(first).bytes[..8]);
+        info
     }
 
     proptest! {

@@ -138,6 +138,41 @@ fn with_the_second_version_bits_go_where_the_request_says_so_and_from_callers_wh
     }
 }
 
+/// Linux 6.12 and newer name no caller of a FALLOCATE or COPY_FILE_RANGE. Before one by a user they send a SETATTR that sets
+/// nothing, before one by root they do not.
+#[test]
+fn a_setattr_that_sets_nothing_clears_the_bits_and_a_change_without_a_caller_does_not() {
+    if !is_root() {
+        return;
+    }
+    let (mut share, file) = agreed_on(&["--killpriv-v2"], V1 | V2);
+    let nothing = |valid| SetattrIn { fh: file.fh, ..change(valid) };
+    // setgid also where the group may not execute: the caller is not of the group, or Linux does not ask.
+    for (mode_before, mode_after) in [(0o6775, 0o775), (0o6666, 0o666), (0o2664, 0o664), (0o4711, 0o711), (0o1644, 0o1644)] {
+        for valid in [0, flag::FATTR_FH] {
+            set_mode(&share, "file", mode_before);
+            let answer = share.client().setattr(file.node, &nothing(valid)).unwrap();
+            assert_eq!((mode(&share, "file"), answer.attr.mode & 0o7777), (mode_after, mode_after), "{mode_before:o}");
+        }
+    }
+    std::fs::create_dir(share.path("dir")).unwrap();
+    set_mode(&share, "dir", 0o2775);
+    let dir = share.client().lookup(ROOT, "dir").unwrap().nodeid;
+    share.client().setattr(dir, &change(0)).unwrap();
+    assert_eq!(mode(&share, "dir"), 0o2775, "what setgid means for a directory is not at stake");
+
+    share.client().caller.uid = u32::MAX;
+    share.client().write_flags = flag::WRITE_KILL_SUIDGID;
+    for (what, mode) in changes(&mut share, file, true) {
+        let asks_before = ["fallocate", "copy"].contains(&what);
+        assert_eq!(mode, if asks_before { 0o6775 } else { 0o775 }, "{what}");
+    }
+    let (mut share, file) = agreed_on(&["--no-killpriv-v2"], V1 | V2);
+    set_mode(&share, "file", 0o6775);
+    share.client().setattr(file.node, &nothing(0)).unwrap();
+    assert_eq!(mode(&share, "file"), 0o6775, "the guest does it by itself");
+}
+
 #[test]
 fn with_the_first_version_bits_always_go() {
     if !is_root() {

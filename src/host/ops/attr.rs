@@ -45,8 +45,9 @@ impl Share {
     }
 
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
-    /// bit that a change of mode may set. EINVAL, and nothing changed, for an id of -1 or a time of a second
-    /// or more of nanoseconds: both mean something of their own to the host's calls. EPERM for a forbidden id.
+    /// bit that a change of mode may set. With HANDLE_KILLPRIV_V2 a request without any of them clears setuid
+    /// and setgid. EINVAL, and nothing changed, for an id of -1 or a time of a second or more of nanoseconds:
+    /// both mean something of their own to the host's calls. EPERM for a forbidden id.
     pub fn setattr(&self, node: NodeId, set: &Setattr) -> Result<AttrOut, Errno> {
         self.writable()?;
         let ids = &self.options.translation;
@@ -60,6 +61,9 @@ impl Share {
         let fd = path_fd.as_fd();
         // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
         let name = DescriptorName::of(fd);
+        if sets_nothing(set) && self.leaves_clearing_to_host() {
+            clear_suidgid(fd, &name)?;
+        }
         if uid.is_some() || gid.is_some() {
             rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
             self.drop_hidden_capability(node, fd)?;
@@ -115,6 +119,23 @@ impl Share {
         let target = rustix::fs::readlinkat(self.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
         Ok(target.into_bytes())
     }
+}
+
+/// Linux asks like this for setuid and setgid to be cleared before a change by a caller who may not keep them, where that was
+/// left to the daemon: it takes the mode out of the request (fs/fuse/dir.c, fuse_setattr). For FALLOCATE and COPY_FILE_RANGE,
+/// which name no caller where mounts may map ids, there is no other word of it.
+fn sets_nothing(set: &Setattr) -> bool {
+    set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none()
+}
+
+/// Clears setuid and setgid of the regular file behind `fd`, which is called `name`.
+fn clear_suidgid(fd: BorrowedFd<'_>, name: &DescriptorName) -> Result<(), Errno> {
+    let mode = u32::from(stat::of(fd)?.stx_mode);
+    if mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+        let kept = mode & MODE_MASK & !(libc::S_ISUID | libc::S_ISGID);
+        rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(kept), AtFlags::empty())?;
+    }
+    Ok(())
 }
 
 fn timespec(time: Option<SetTime>) -> Result<Timespec, Errno> {
