@@ -75,6 +75,16 @@ fn is_forgetful(file_system: u32) -> bool {
     file_system == FUSE
 }
 
+/// File systems beside [`LOCAL`] that no other host changes: overlayfs, ramfs, ZFS, bcachefs.
+const NOT_SHARED: [u32; 4] = [0x794c_7630, 0x8584_58f6, 0x2fc1_2fc1, 0xca45_1a4e];
+
+/// Whether everything that changes the file system of `fd` goes through this host's kernel: not so on network, cluster and
+/// FUSE file systems. `fd` may be an O_PATH descriptor.
+pub fn is_changed_here_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let kind = rustix::fs::fstatfs(fd)?.f_type as u32;
+    Ok(LOCAL.contains(&kind) || NOT_SHARED.contains(&kind))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,14 +99,4 @@ mod tests {
         // NFS and overlayfs find an inode by its handle.
         assert!(!is_forgetful(0x6969) && !is_forgetful(0x794c_7630));
     }
-}
-
-/// File systems beside [`LOCAL`] that no other host changes: overlayfs, ramfs, ZFS, bcachefs.
-const NOT_SHARED: [u32; 4] = [0x794c_7630, 0x8584_58f6, 0x2fc1_2fc1, 0xca45_1a4e];
-
-/// Whether everything that changes the file system of `fd` goes through this host's kernel: not so on network, cluster and
-/// FUSE file systems. `fd` may be an O_PATH descriptor.
-pub fn is_changed_here_only(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let kind = rustix::fs::fstatfs(fd)?.f_type as u32;
-    Ok(LOCAL.contains(&kind) || NOT_SHARED.contains(&kind))
 }
