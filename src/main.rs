@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile, Summary};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
-use gatherfs::host::{Descriptors, FileSystemWatch, Share};
+use gatherfs::host::{Descriptors, Export, FileSystemWatch, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
 use gatherfs::sys::signal;
@@ -117,7 +117,8 @@ fn serve(
     socket: &SocketFile,
 ) -> Result<(), AnyError> {
     let root = jail.share.try_clone()?;
-    let share = Arc::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?);
+    let export = Arc::new(Export::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?));
+    let share = export.share();
     let metrics = Arc::new(Metrics::new());
     let stop = Arc::new(Stop::new()?);
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
@@ -132,7 +133,8 @@ fn serve(
     if checked.watch {
         tracing::info!("--watch sees {}", share.watch_sees());
     }
-    watch_signals(signals, Arc::clone(&stop), Arc::clone(&share), Arc::clone(&metrics))?;
+    let path = share.path().to_owned();
+    watch_signals(signals, Arc::clone(&stop), path.clone(), Arc::clone(&metrics))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
@@ -144,10 +146,12 @@ fn serve(
         let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
         tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
     }
+    // The first session's; from the second on it is another one.
+    drop(share);
     // Kata Containers goes on when it reads this sentence.
     tracing::info!("Waiting for vhost-user socket connection...");
     while stop.wait_for_monitor(listener)? {
-        let service = Arc::new(Service::new(Arc::clone(&share), Arc::clone(&metrics)).with(checked.device));
+        let service = Arc::new(Service::new(Arc::clone(&export), Arc::clone(&metrics)).with(checked.device));
         let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {
             Ok(session) => session,
             Err(e) if checked.keep_listening => {
@@ -169,7 +173,7 @@ fn serve(
             break;
         }
     }
-    tracing::debug!("metrics {}", metrics_line(&share, &metrics));
+    tracing::debug!("metrics {}", metrics_line(&path, &metrics));
     Ok(())
 }
 
@@ -235,14 +239,14 @@ impl Stop {
     }
 }
 
-fn metrics_line(share: &Share, metrics: &Metrics) -> String {
-    metrics.to_json(&share.path().to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
+fn metrics_line(path: &Path, metrics: &Metrics) -> String {
+    metrics.to_json(&path.to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
 }
 
 fn watch_signals(
     mut signals: signal_hook::iterator::Signals,
     stop: Arc<Stop>,
-    share: Arc<Share>,
+    path: PathBuf,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -252,7 +256,7 @@ fn watch_signals(
         for signal in signals.forever() {
             if signal == signal_hook::consts::SIGUSR1 {
                 // In one write, so that no other line comes in between. Whoever read standard error may have gone.
-                let line = metrics_line(&share, &metrics) + "\n";
+                let line = metrics_line(&path, &metrics) + "\n";
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {
                 tracing::info!("ending: what is in flight is finished first");

@@ -88,6 +88,8 @@ counters! {
     parked,
     /// Requests that the host did not finish within --stop-timeout of their queue's stop; answered with EIO.
     withdrawn,
+    /// Those of them that the host has finished since.
+    withdrawn_finished,
     /// Times a follower took over because requests waited behind a slow one.
     followers_woken,
     /// Frontend connections served.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, FileHandles, Options, Share, Timeouts, Tmpfile};
+use gatherfs::host::{CachePolicy, Export, FileHandles, Options, Share, Timeouts, Tmpfile};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 use guest::client::{Client, Piece};
@@ -125,7 +125,7 @@ impl Device {
         };
         let root = std::fs::File::open(&shared_dir).unwrap().into();
         let share = Share::export(options, root, DescriptorDir::open().unwrap()).unwrap();
-        let service = Arc::new(Service::new(Arc::new(share), Arc::new(Metrics::new())));
+        let service = Arc::new(Service::new(Arc::new(Export::new(share)), Arc::new(Metrics::new())));
         let server = std::thread::spawn(move || {
             let session = Session::accept(listener, &service, Some(ConfigSpace::new("tag", 1).unwrap())).unwrap();
             session.wait().unwrap();

@@ -227,8 +227,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub thread_pool_size: usize,
 
-    /// Seconds that a queue which the VMM stops waits for requests that the host does not finish; they are answered with
-    /// EIO then [default: 60]
+    /// Seconds that the host may take for a request of a queue which the VMM stops, and for closing the guest's files; the
+    /// request is answered with EIO then [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub stop_timeout: Option<Duration>,
 

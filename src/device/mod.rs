@@ -5,6 +5,7 @@
 //! request from holding up the others; `serve.rs` turns one request into an operation on the share.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod config_space;
 mod parked;
 mod queue;

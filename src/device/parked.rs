@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use super::answer::answer_done;
 use super::queue::{Queue, State, publish_and_call};
 use super::service::Service;
 use crate::types::{Errno, Unique};
@@ -76,10 +77,7 @@ pub(super) fn answer_late(queue: &Queue, state: &mut MutexGuard<'_, State>, serv
             let mut request = Request::new();
             request.walk(popped.head, popped.memory);
             let (_, _, responder) = request.parts(late.unique.0);
-            match late.result {
-                Ok(()) => responder.reply(&[]),
-                Err(errno) => responder.error(errno),
-            }
+            answer_done(responder, late.result);
             request.used_len()
         });
         state.answer(popped.head, used_len);

@@ -340,9 +340,6 @@ impl Queue {
     /// Starts the queue's first thread once the frontend starts the queue.
     pub fn ensure_served(self: &Arc<Self>) {
         let mut state = self.state.lock();
-        if let Some((_, service)) = self.bound().filter(|_| state.setup.ready) {
-            service.set_gave_up(false);
-        }
         if let Some(relief) = self.relief.get()
             && state.setup.ready
             && state.threads == 0

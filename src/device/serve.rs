@@ -5,6 +5,7 @@ use std::ffi::CStr;
 
 use zerocopy::IntoBytes;
 
+use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_listed, answer_open};
 use super::parked::{Parked, Place};
 use super::service::Service;
 use crate::fuse::abi::{CopyFileRangeOut, GetxattrOut, IN_HEADER_LEN, IoctlIn, IoctlOut, LkIn, LseekOut, WriteIn, WriteOut};
@@ -38,7 +39,14 @@ pub(super) enum Served {
 
 /// Serves `request`, which was walked and lies at `place`. The size of its queue bounds what INIT may agree on; `scratch` is
 /// room for replies that are put together here.
-pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, scratch: &mut Vec<u8>, place: Place<'_>) -> Served {
+pub(super) fn serve(
+    service: &Service,
+    share: &Share,
+    queue_size: u16,
+    request: &mut Request,
+    scratch: &mut Vec<u8>,
+    place: Place<'_>,
+) -> Served {
     let readable = request.readable_bytes();
     let fault = request.fault();
     let bytes = request.copy_arguments(WRITE_HEAD_LEN);
@@ -81,9 +89,9 @@ pub(super) fn serve(service: &Service, queue_size: u16, request: &mut Request, s
             let park = || place.park(header.unique, ring_descriptors);
             // A wait for a lock looks for its INTERRUPT itself.
             if !matches!(operation, Operation::Setlkw(_)) {
-                service.share.forget_interrupt(header.unique);
+                share.forget_interrupt(header.unique);
             }
-            let call = Call { service, share: &service.share, header: &header, queue_size, park: &park, scratch };
+            let call = Call { service, share, header: &header, queue_size, park: &park, scratch };
             return call.carry_out(&operation, payload, responder);
         }
         Err(errno) => {
@@ -145,25 +153,27 @@ fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
 }
 
 /// INIT.
-fn begin(service: &Service, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
+fn begin(service: &Service, share: &Share, queue_size: u16, init: &InitRequest, responder: Responder<'_>) {
     let max_pages = queue_size.saturating_sub(HEADER_DESCRIPTORS).clamp(1, service.options.max_pages.max(1));
-    let rights = match service.share.rights_flags(init.flags) {
+    let rights = match share.rights_flags(init.flags) {
         Ok(flags) => flags,
         Err(lacks) => {
             tracing::error!("{lacks}");
             return responder.error(Errno::EPROTO);
         }
     };
-    let limits = Limits { wanted: service.share.wanted_flags() | rights, max_pages };
+    let limits = Limits { wanted: share.wanted_flags() | rights, max_pages };
     match negotiate(init, &limits) {
         Ok((out, agreed)) => {
-            service.begin_fuse(&agreed);
+            if let Err(errno) = service.begin_fuse(&agreed) {
+                return responder.error(errno);
+            }
             let queues = service.running_request_queues();
             info_limited!("the guest mounted the share: FUSE {}.{} in its kernel, {queues} request queue(s)", init.major, init.minor);
             tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", agreed.minor, agreed.flags, out.max_pages);
-            responder.reply(out.as_bytes());
+            answer(responder, Ok(out));
         }
-        Err(SessionError::RetryWithOurs(out)) => responder.reply(out.as_bytes()),
+        Err(SessionError::RetryWithOurs(out)) => answer(responder, Ok(out)),
         Err(SessionError::TooOld) => {
             tracing::error!("the guest speaks FUSE {}.{}; 7.27 (Linux 4.20) or newer is needed", init.major, init.minor);
             responder.error(Errno::EPROTO);
@@ -182,34 +192,6 @@ struct Call<'c> {
     scratch: &'c mut Vec<u8>,
 }
 
-/// Answers with a structure, or with the error.
-fn answer<T: IntoBytes + zerocopy::Immutable>(responder: Responder<'_>, result: Result<T, Errno>) {
-    match result {
-        Ok(out) => responder.reply(out.as_bytes()),
-        Err(errno) => responder.error(errno),
-    }
-}
-
-/// Answers with nothing but success, or with the error.
-fn answer_done(responder: Responder<'_>, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => responder.reply(&[]),
-        Err(errno) => responder.error(errno),
-    }
-}
-
-/// Answers with two structures one behind the other, or with the error.
-fn answer_two<A, B>(responder: Responder<'_>, result: Result<(A, B), Errno>)
-where
-    A: IntoBytes + zerocopy::Immutable,
-    B: IntoBytes + zerocopy::Immutable,
-{
-    match result {
-        Ok((first, second)) => responder.reply_parts(first.as_bytes(), second.as_bytes()),
-        Err(errno) => responder.error(errno),
-    }
-}
-
 impl Call<'_> {
     /// Makes something on the caller's behalf.
     fn make<R>(&self, umask: u32, extensions: &Extensions<'_>, make: impl FnOnce(&Maker<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
@@ -225,10 +207,10 @@ impl Call<'_> {
         let (share, node) = (self.share, self.header.node);
         match *operation {
             // The session.
-            Operation::Init(ref init) => begin(self.service, self.queue_size, init, responder),
+            Operation::Init(ref init) => begin(self.service, share, self.queue_size, init, responder),
             Operation::Destroy => {
                 self.service.end_fuse();
-                responder.reply(&[]);
+                answer_done(responder, Ok(()));
             }
             Operation::Interrupt { unique } => {
                 share.interrupt(unique);
@@ -241,7 +223,7 @@ impl Call<'_> {
             Operation::Write { handle, offset, size, flags, write_flags } => {
                 self.write(&WriteRequest { handle, offset, flags, write_flags }, size, payload, responder);
             }
-            Operation::Open { flags, kill_suidgid } => answer(responder, share.open(node, flags, kill_suidgid)),
+            Operation::Open { flags, kill_suidgid } => answer_open(share, responder, share.open(node, flags, kill_suidgid)),
             Operation::Release { handle, flock_owner } => answer_done(responder, share.release(handle, flock_owner)),
             Operation::Flush { handle, lock_owner } => answer_done(responder, share.flush(handle, lock_owner)),
             Operation::Fsync { handle, data_only } => answer_done(responder, share.fsync(node, handle, data_only)),
@@ -265,18 +247,22 @@ impl Call<'_> {
             Operation::Setlkw(ref lk) => return wait_for_lock(share, self.header, lk, self.park, responder),
 
             // Directories.
-            Operation::Opendir { .. } => answer(responder, share.opendir(node)),
+            Operation::Opendir { .. } => answer_open(share, responder, share.opendir(node)),
             Operation::Readdir { handle, offset, size } => {
-                self.list(size, responder, |size, list| share.readdir(node, handle, offset, size, list));
+                self.scratch.clear();
+                let done = share.readdir(node, handle, offset, listing_len(size, &responder), self.scratch);
+                answer_bytes(responder, done.map(|()| self.scratch.as_slice()));
             }
             Operation::Readdirplus { handle, offset, size } => {
-                self.list(size, responder, |size, list| share.readdirplus(node, handle, offset, size, list));
+                self.scratch.clear();
+                let done = share.readdirplus(node, handle, offset, listing_len(size, &responder), self.scratch);
+                answer_listed(share, responder, done, self.scratch);
             }
             Operation::Releasedir { handle } => answer_done(responder, share.releasedir(handle)),
             Operation::Fsyncdir { handle, data_only } => answer_done(responder, share.fsyncdir(node, handle, data_only)),
 
             // Nodes and their attributes.
-            Operation::Lookup { name } => answer(responder, share.lookup(node, name)),
+            Operation::Lookup { name } => answer_entry(share, responder, share.lookup(node, name)),
             Operation::Forget { count } => {
                 share.forget(node, count);
                 responder.none();
@@ -286,47 +272,46 @@ impl Call<'_> {
                 responder.none();
             }
             Operation::Getattr { target } => answer(responder, share.getattr(node, target)),
-            Operation::Setattr(ref set) => answer(responder, share.setattr(node, set)),
+            Operation::Setattr(ref set) => {
+                let done = share.setattr(node, set, || responder.is_wanted());
+                answer(responder, done);
+            }
             Operation::Statx { target, flags, mask } => answer(responder, share.statx(node, target, flags, mask)),
             Operation::Access { mask } => answer_done(responder, share.access(node, self.caller(), mask)),
-            Operation::Readlink => match share.readlink(node) {
-                Ok(target) => responder.reply(&target),
-                Err(errno) => responder.error(errno),
-            },
+            Operation::Readlink => answer_bytes(responder, share.readlink(node).as_deref().map_err(|errno| *errno)),
             Operation::Setxattr { name, value, flags, kill_sgid } => {
                 answer_done(responder, share.setxattr(node, name, value, flags, kill_sgid));
             }
             Operation::Getxattr { name, size } => self.getxattr(name, size as usize, responder),
             Operation::Listxattr { size } => match share.listxattr(node) {
-                Ok(list) if size == 0 => responder.reply(GetxattrOut { size: list.len() as u32, padding: 0 }.as_bytes()),
+                Ok(list) if size == 0 => answer(responder, Ok(GetxattrOut { size: list.len() as u32, padding: 0 })),
                 Ok(list) if list.len() > size as usize => responder.error(Errno::ERANGE),
-                Ok(list) => responder.reply(&list),
-                Err(errno) => responder.error(errno),
+                list => answer_bytes(responder, list.as_deref().map_err(|errno| *errno)),
             },
             Operation::Removexattr { name } => answer_done(responder, share.removexattr(node, name)),
 
             // Names.
             Operation::Symlink { name, target, ref extensions } => {
-                answer(responder, self.make(0, extensions, |maker| share.symlink(node, name, target, maker)));
+                answer_entry(share, responder, self.make(0, extensions, |maker| share.symlink(node, name, target, maker)));
             }
             Operation::Mknod { name, mode, rdev, umask, ref extensions } => {
-                answer(responder, self.make(umask, extensions, |maker| share.mknod(node, name, mode, rdev, maker)));
+                answer_entry(share, responder, self.make(umask, extensions, |maker| share.mknod(node, name, mode, rdev, maker)));
             }
             Operation::Mkdir { name, mode, umask, ref extensions } => {
-                answer(responder, self.make(umask, extensions, |maker| share.mkdir(node, name, mode, maker)));
+                answer_entry(share, responder, self.make(umask, extensions, |maker| share.mkdir(node, name, mode, maker)));
             }
             Operation::Unlink { name } => answer_done(responder, share.unlink(node, name)),
             Operation::Rmdir { name } => answer_done(responder, share.rmdir(node, name)),
             Operation::Rename { name, new_parent, new_name, flags } => {
                 answer_done(responder, share.rename((node, name), (new_parent, new_name), flags, self.caller()));
             }
-            Operation::Link { node: old, name } => answer(responder, share.link(old, node, name)),
+            Operation::Link { node: old, name } => answer_entry(share, responder, share.link(old, node, name)),
             Operation::Create { name, flags, mode, umask, kill_suidgid, ref extensions } => {
                 let make = |maker: &Maker<'_>| share.create(node, name, flags, mode, kill_suidgid, maker);
-                answer_two(responder, self.make(umask, extensions, make));
+                answer_created(share, responder, self.make(umask, extensions, make));
             }
             Operation::Tmpfile { flags, mode, umask, ref extensions } => {
-                answer_two(responder, self.make(umask, extensions, |maker| share.tmpfile(node, flags, mode, maker)));
+                answer_created(share, responder, self.make(umask, extensions, |maker| share.tmpfile(node, flags, mode, maker)));
             }
 
             // The file system.
@@ -366,13 +351,6 @@ impl Call<'_> {
         answer(responder, done.map(|done| WriteOut { size: done as u32, padding: 0 }));
     }
 
-    /// READDIR and READDIRPLUS: `list` puts at most so many bytes of entries together.
-    fn list(self, size: u32, responder: Responder<'_>, list: impl FnOnce(usize, &mut Vec<u8>) -> Result<(), Errno>) {
-        self.scratch.clear();
-        let done = list((size as usize).min(LISTING_LEN_MAX).min(responder.room()), self.scratch);
-        answer_bytes(responder, done, self.scratch);
-    }
-
     /// GETXATTR: the value, or its length where the guest gave no room.
     fn getxattr(self, name: &CStr, size: usize, responder: Responder<'_>) {
         if size == 0 {
@@ -383,7 +361,7 @@ impl Call<'_> {
         self.scratch.resize(size.min(XATTR_LEN_MAX).min(responder.room()), 0);
         let done = self.share.getxattr(self.header.node, name, self.scratch);
         self.scratch.truncate(*done.as_ref().unwrap_or(&0));
-        answer_bytes(responder, done.map(|_| ()), self.scratch);
+        answer_bytes(responder, done.map(|_| self.scratch.as_slice()));
     }
 
     fn ioctl(self, request: &IoctlIn, data: &[u8], responder: Responder<'_>) {
@@ -391,16 +369,13 @@ impl Call<'_> {
         let ioctl = IoctlRequest { handle, flags: request.flags, command: request.cmd, data, out_len };
         self.scratch.clear();
         match self.share.ioctl(self.header.node, &ioctl, self.header.uid, self.scratch) {
-            Ok(()) => responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
+            Ok(()) => _ = responder.reply_parts(IoctlOut::default().as_bytes(), self.scratch),
             Err(errno) => responder.error(errno),
         }
     }
 }
 
-/// Answers with the bytes in `scratch`, or with the error.
-fn answer_bytes(responder: Responder<'_>, done: Result<(), Errno>, scratch: &[u8]) {
-    match done {
-        Ok(()) => responder.reply(scratch),
-        Err(errno) => responder.error(errno),
-    }
+/// Bytes of a listing for a guest that asks for `size`.
+fn listing_len(size: u32, responder: &Responder<'_>) -> usize {
+    (size as usize).min(LISTING_LEN_MAX).min(responder.room())
 }

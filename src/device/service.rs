@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::queue::Queue;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
-use crate::host::Share;
+use crate::host::{Closing, Export};
 use crate::metrics::Metrics;
+use crate::types::Errno;
 
 /// Bounds of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Options {
     pub max_pages: u16,
     /// Threads that serve one queue at most.
     pub threads_per_queue: u16,
-    /// How long a queue that is stopped waits for requests that the host does not finish.
+    /// How long a request may have been under way when its queue is stopped: then what the host does not finish is given up.
     pub stop_timeout: Duration,
 }
 
@@ -36,7 +37,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Service {
     /// The exported directory.
-    pub share: Arc<Share>,
+    pub export: Arc<Export>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Bounds.
@@ -48,17 +49,13 @@ pub struct Service {
     fuse: RwLock<Option<Negotiated>>,
     /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
     queues: OnceLock<Vec<Weak<Queue>>>,
-    /// Keeps the beginnings and ends of FUSE sessions apart.
-    turn: Mutex<()>,
-    /// A queue was stopped without the host having finished its requests, and none was started since.
-    gave_up: AtomicBool,
 }
 
 impl Service {
     /// A service without guest memory.
-    pub fn new(share: Arc<Share>, metrics: Arc<Metrics>) -> Service {
+    pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
         Service {
-            share,
+            export,
             metrics,
             options: Options::default(),
             logging: Arc::default(),
@@ -66,8 +63,6 @@ impl Service {
             memory_generation: AtomicU64::new(0),
             fuse: RwLock::new(None),
             queues: OnceLock::new(),
-            turn: Mutex::new(()),
-            gave_up: AtomicBool::new(false),
         }
     }
 
@@ -105,38 +100,51 @@ impl Service {
         Arc::clone(&self.memory.read())
     }
 
-    /// A stop gave up on the host, or a queue starts.
-    pub(super) fn set_gave_up(&self, gave_up: bool) {
-        self.gave_up.store(gave_up, Ordering::Relaxed);
-    }
-
-    /// Whether a stop gave up on the host since a queue was started last.
-    pub(super) fn has_given_up(&self) -> bool {
-        self.gave_up.load(Ordering::Relaxed)
-    }
-
     /// What INIT agreed on, if there is a FUSE session.
     pub fn agreed(&self) -> Option<Negotiated> {
         *self.fuse.read()
     }
 
     /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
-    /// (/sys/fs/fuse/connections): what was held until then is let go.
-    pub fn begin_fuse(&self, agreed: &Negotiated) {
-        let _turn = self.turn.lock();
-        if self.fuse.write().take().is_some() {
+    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT came in between.
+    pub fn begin_fuse(&self, agreed: &Negotiated) -> Result<(), Errno> {
+        if let Some(closing) = self.leave_fuse() {
             tracing::info!("the guest began anew; its open files are closed");
-            self.share.end_session();
+            closing.wait(self.options.stop_timeout);
         }
-        self.share.begin_session(agreed);
-        *self.fuse.write() = Some(*agreed);
+        let share = self.export.share();
+        {
+            let mut fuse = self.fuse.write();
+            if fuse.is_some() {
+                return Err(Errno::EIO);
+            }
+            share.begin_session(agreed);
+            *fuse = Some(*agreed);
+        }
+        share.watch_root();
+        Ok(())
     }
 
-    /// Ends the FUSE session: DESTROY, device reset, or the end of the connection.
+    /// Ends the FUSE session, if there is one: DESTROY, device reset, or the end of the connection.
     pub fn end_fuse(&self) {
-        let _turn = self.turn.lock();
-        *self.fuse.write() = None;
-        // Also after a DESTROY: a request beside it may have taken a lock since.
-        self.share.end_session();
+        if let Some(closing) = self.leave_fuse() {
+            closing.wait(self.options.stop_timeout);
+        }
+    }
+
+    /// From here on there is no session; what the guest held is on its way to be closed.
+    fn leave_fuse(&self) -> Option<Closing> {
+        let closing = {
+            let mut fuse = self.fuse.write();
+            fuse.take()?;
+            self.export.end_session()
+        };
+        // Threads that sleep let go of the share that ended.
+        for queue in self.queues.get().into_iter().flatten().filter_map(Weak::upgrade) {
+            if let Some(watch) = queue.watch() {
+                watch.wake();
+            }
+        }
+        Some(closing)
     }
 }

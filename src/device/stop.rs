@@ -15,8 +15,13 @@ use crate::fuse::{Opcode, decode_header};
 use crate::types::Errno;
 use crate::virtqueue::{Claim, Request, Ring};
 
-/// How long a stop waits for answers that are being written, and for more requests once it gave up on some.
-const AFTERWARDS: Duration = Duration::from_secs(1);
+/// How long a stop waits at least, if --stop-timeout is not less, and for answers that are being written when it gives up.
+const STOP_MIN: Duration = Duration::from_secs(1);
+/// Threads that the host does not let go: with as many the daemon starts no more. A host that does not answer would else take
+/// threads and memory with each reset of the VM.
+pub(super) const STUCK_MAX: u64 = 512;
+/// What a WRITE carries at most, for each descriptor of its queue: the guest's pages.
+const PAGE_LEN: usize = 4096;
 
 /// A request that a thread serves.
 #[derive(Debug)]
@@ -24,6 +29,7 @@ pub(super) struct InService {
     popped: Popped,
     claim: Arc<Claim>,
     thread: ThreadId,
+    since: Instant,
 }
 
 /// The requests that threads serve.
@@ -35,10 +41,16 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// The calling thread begins to serve `popped`.
-    pub fn begin(&mut self, popped: &Popped, claim: &Arc<Claim>) {
+    /// The calling thread begins to serve `popped`, at `since`.
+    pub fn begin(&mut self, popped: &Popped, claim: &Arc<Claim>, since: Instant) {
         claim.begin();
-        self.requests.push(InService { popped: popped.clone(), claim: Arc::clone(claim), thread: std::thread::current().id() });
+        let thread = std::thread::current().id();
+        self.requests.push(InService { popped: popped.clone(), claim: Arc::clone(claim), thread, since });
+    }
+
+    /// When the last of the requests began.
+    fn last_began(&self) -> Option<Instant> {
+        self.requests.iter().map(|request| request.since).max()
     }
 
     /// The calling thread has done with the request. False where it was withdrawn meanwhile: somebody else has answered it.
@@ -71,7 +83,12 @@ impl Queue {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         state.setup.ready = false;
-        let mut deadline = self.bound().and_then(|(_, service)| service.stop_deadline());
+        let timeout = self.bound().map_or(Duration::MAX, |(_, service)| service.options.stop_timeout);
+        // The time counts from when the requests began, so that queues that are stopped one after the other do not each wait
+        // for the same host. No deadline where the time has no end.
+        let now = Instant::now();
+        let deadline = state.in_service.last_began().unwrap_or(now).checked_add(timeout);
+        let mut deadline = deadline.map(|at| at.max(now + STOP_MIN.min(timeout)));
         while state.serving > 0 {
             let Some(at) = deadline else {
                 self.drained.wait(&mut state);
@@ -79,7 +96,7 @@ impl Queue {
             };
             if self.drained.wait_until(&mut state, at).timed_out() {
                 self.give_up(&mut state);
-                deadline = Instant::now().checked_add(AFTERWARDS);
+                deadline = Instant::now().checked_add(STOP_MIN);
             }
         }
         if let Some((_, service)) = self.bound() {
@@ -98,7 +115,6 @@ impl Queue {
         if withdrawn.is_empty() {
             return;
         }
-        service.set_gave_up(true);
         // Its threads count no more, and none of them leads: the next start finds or makes others.
         state.threads = state.threads.saturating_sub(withdrawn.len() as u16);
         state.led = false;
@@ -113,8 +129,9 @@ impl Queue {
         for InService { popped, .. } in withdrawn {
             service.metrics.withdrawn.increment();
             let mut request = Request::new();
+            let written_max = usize::from(popped.memory.size()) * PAGE_LEN;
             request.walk(popped.head, popped.memory);
-            if let Err(e) = request.withdraw_pages() {
+            if let Err(e) = request.withdraw_pages(written_max) {
                 tracing::error!("guest memory cannot be taken back from the host: {e}; what the host still brings may reach the guest");
             }
             let Some(memory) = state.ring.as_ref().and_then(Ring::memory).cloned() else {
@@ -137,17 +154,15 @@ impl Queue {
 
 /// A thread came back from the host with a request that was withdrawn from it.
 pub(super) fn note_late(queue: &Queue) {
-    if let Some((index, _)) = queue.bound() {
+    if let Some((index, service)) = queue.bound() {
+        service.metrics.withdrawn_finished.increment();
         tracing::warn!("the host has finished a request that was given up when queue {} was stopped; nothing came of it", index.0);
     }
 }
 
 impl Service {
-    /// When a queue that is stopped now gives up on the host; `None` where it never does. Queues that are stopped one after
-    /// the other wait for a host that does not answer once and not once each.
-    fn stop_deadline(&self) -> Option<Instant> {
-        let timeout = self.options.stop_timeout;
-        let wait = if self.has_given_up() { timeout.min(AFTERWARDS) } else { timeout };
-        Instant::now().checked_add(wait)
+    /// Threads that the host does not let go.
+    pub(super) fn stuck_threads(&self) -> u64 {
+        self.metrics.withdrawn.get().saturating_sub(self.metrics.withdrawn_finished.get())
     }
 }

@@ -15,9 +15,11 @@ use super::queue::{Next, Popped, Queue, State, publish_and_call};
 use super::relief::Relief;
 use super::serve::{Served, serve};
 use super::service::Service;
-use super::stop::note_late;
+use super::stop::{STUCK_MAX, note_late};
+use crate::host::Share;
 use crate::types::QueueIndex;
 use crate::virtqueue::{Claim, Request};
+use crate::warn_limited;
 
 /// FORGETs do not wait for anything: one thread serves them and one may relieve it.
 const HIPRIO_THREADS_MAX: u16 = 2;
@@ -35,6 +37,10 @@ pub(super) fn add_thread(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Rel
     let Some((index, service)) = queue.bound() else { return };
     let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };
     if state.threads >= threads_max || state.ending {
+        return;
+    }
+    if service.stuck_threads() >= STUCK_MAX {
+        warn_limited!("the host does not finish {STUCK_MAX} requests that were given up: no more threads are started until it does");
         return;
     }
     let name = if *index == QueueIndex::HIPRIO { "hiprio".to_owned() } else { format!("request {}", index.0) };
@@ -72,6 +78,9 @@ struct Worker<'q> {
     request: Request,
     /// The right to answer it.
     claim: Arc<Claim>,
+    /// The share of the present FUSE session, and its generation.
+    share: Arc<Share>,
+    share_generation: u64,
     /// Room for replies that are made here: directory entries, attribute values.
     reply: Vec<u8>,
     /// How long the last request took.
@@ -84,11 +93,24 @@ impl<'q> Worker<'q> {
     fn new(queue: &'q Arc<Queue>, service: &'q Arc<Service>, relief: &'q Arc<Relief>) -> Worker<'q> {
         let request = Request::new();
         let claim = Arc::clone(request.claim());
-        Worker { queue, service, relief, request, claim, reply: Vec::new(), last_took: Duration::ZERO, now: Instant::now() }
+        let share_generation = service.export.generation();
+        let share = service.export.share();
+        Worker {
+            queue,
+            service,
+            relief,
+            request,
+            claim,
+            share,
+            share_generation,
+            reply: Vec::new(),
+            last_took: Duration::ZERO,
+            now: Instant::now(),
+        }
     }
 
     fn run(mut self) {
-        let entered = self.service.share.enter_thread();
+        let entered = self.share.enter_thread();
         let mut state = self.queue.state.lock();
         if let Err(e) = entered {
             // A descriptor's name would then mean some file of the share: better no thread than this one.
@@ -138,6 +160,7 @@ impl<'q> Worker<'q> {
                     return;
                 }
             }
+            self.follow_share();
             match state.next(self.service) {
                 Next::Chain(popped) => self.turn(state, popped),
                 Next::Empty => self.sleep(state, true),
@@ -146,11 +169,20 @@ impl<'q> Worker<'q> {
         }
     }
 
+    /// Lets go of the share of a FUSE session that ended.
+    fn follow_share(&mut self) {
+        let generation = self.service.export.generation();
+        if generation != self.share_generation {
+            self.share = self.service.export.share();
+            self.share_generation = generation;
+        }
+    }
+
     /// Serves one chain.
     fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: Popped) {
         let mine = state.leadership;
         let head = popped.head;
-        state.in_service.begin(&popped, &self.claim);
+        state.in_service.begin(&popped, &self.claim, self.now);
         if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
             self.service.metrics.followers_woken.increment();
             hand_over(self.queue, state, self.relief);
@@ -160,7 +192,7 @@ impl<'q> Worker<'q> {
         let served = MutexGuard::unlocked(state, || {
             let queue_size = popped.memory.size();
             self.request.walk(head, popped.memory);
-            let served = serve(self.service, queue_size, &mut self.request, &mut self.reply, place);
+            let served = serve(self.service, &self.share, queue_size, &mut self.request, &mut self.reply, place);
             // Idle threads keep no guest memory mapped.
             self.request.release();
             served

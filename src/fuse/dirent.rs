@@ -1,7 +1,7 @@
 //! Directory entries on their way to the guest: READDIR's `fuse_dirent` and READDIRPLUS's
 //! `fuse_direntplus`, packed into a buffer no larger than the guest asked for.
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{Dirent, EntryOut};
 
@@ -50,6 +50,16 @@ pub fn push_direntplus(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>, l
     push_dirent(reply, len_max, entry)
 }
 
+/// What the entries of a READDIRPLUS reply say of their nodes, in order.
+pub fn looked_up(mut reply: &[u8]) -> impl Iterator<Item = EntryOut> {
+    std::iter::from_fn(move || {
+        let (entry, rest) = EntryOut::read_from_prefix(reply).ok()?;
+        let (header, _) = Dirent::read_from_prefix(rest).ok()?;
+        reply = rest.get(dirent_len(header.namelen as usize)..)?;
+        Some(entry)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +76,9 @@ mod tests {
         assert!(!push_direntplus(&mut reply, 64 + 159, &entry, &EntryOut::default()));
         assert!(push_direntplus(&mut reply, 64 + 160, &entry, &EntryOut::default()));
         assert_eq!(reply.len(), 224);
+        let two = [EntryOut { nodeid: 7, ..EntryOut::default() }, EntryOut { nodeid: 8, ..EntryOut::default() }];
+        let mut reply = Vec::new();
+        assert!(two.iter().all(|looked_up| push_direntplus(&mut reply, 1024, &entry, looked_up)));
+        assert_eq!(looked_up(&reply).map(|entry| entry.nodeid).collect::<Vec<_>>(), [7, 8]);
     }
 }

@@ -44,18 +44,17 @@ impl ChainBuffers {
     }
 
     /// Takes the whole pages of the buffers out of their map ([`GuestMap::renewed`] has them still): a host call that goes on
-    /// with them reaches copies. An error where that cannot be done for all of them.
-    pub fn withdraw(&self) -> io::Result<()> {
+    /// with them reaches copies of the first `readable_max` bytes that it reads, and room that nobody sees for what it writes.
+    /// An error where that cannot be done for all of them.
+    pub fn withdraw(&self, readable_max: usize) -> io::Result<()> {
         let Some(map) = self.memory.as_deref().map(RingMemory::map) else { return Ok(()) };
-        let mut result = Ok(());
-        for list in [&self.readable, &self.writable] {
-            list.each(0, usize::MAX, |part| {
-                if let Err(e) = map.withdraw(part.region, part.host, part.len) {
-                    result = Err(e);
-                }
-            });
-        }
-        result
+        let parts_of = |list: &PageList, len| {
+            let mut parts = Vec::new();
+            list.each(0, len, |part| parts.push(part));
+            parts
+        };
+        let written = map.withdraw(&parts_of(&self.writable, usize::MAX), false);
+        written.and(map.withdraw(&parts_of(&self.readable, readable_max), true))
     }
 
     /// Bytes that the device may read.

@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::copy;
 use super::dirty::DirtyLog;
 use super::mapping::Mapping;
+use super::pages::Part;
 
 /// The mappings behind a map, as vhost-user-backend made them.
 pub type MappedMemory = GuestMemoryMmap<DirtyLog>;
@@ -134,13 +135,28 @@ impl GuestMap {
         self.mappings.clone().map_or_else(GuestMap::empty, |mappings| GuestMap::new(mappings, Arc::clone(&self.logging)))
     }
 
-    /// Takes the whole pages among `len` bytes at `host`, which lie in region `index`, out of this map: whoever still uses
-    /// it goes on with copies of them. The guest's memory is seen in another map only. An error where that cannot be.
-    pub(super) fn withdraw(&self, index: RegionIndex, host: NonNull<u8>, len: usize) -> io::Result<()> {
-        let Some(Region { bounds, own: Some(own), .. }) = self.regions.get(index.0 as usize) else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        own.withdraw(host.addr().get().wrapping_sub(bounds.host.addr().get()), len)
+    /// Takes the whole pages of `parts` out of this map: whoever still uses it goes on with private memory in their place, with
+    /// `keeps_content` with copies of them. The guest's memory is seen in another map only. An error where that cannot be done
+    /// for all of them.
+    pub(super) fn withdraw(&self, parts: &[Part], keeps_content: bool) -> io::Result<()> {
+        let mut result = Ok(());
+        for (index, Region { bounds, own, .. }) in self.regions.iter().enumerate() {
+            let of_region = parts.iter().filter(|part| part.region == RegionIndex(index as u32));
+            let mut ranges = of_region
+                .map(|part| {
+                    let offset = part.host.addr().get().wrapping_sub(bounds.host.addr().get());
+                    offset..offset.saturating_add(part.len)
+                })
+                .peekable();
+            if ranges.peek().is_none() {
+                continue;
+            }
+            result = result.and(match own {
+                Some(own) => own.withdraw(ranges, keeps_content),
+                None => Err(io::ErrorKind::Unsupported.into()),
+            });
+        }
+        result
     }
 
     /// The region in which `len` bytes at `guest`, at least one, all lie.
@@ -207,11 +223,12 @@ mod tests {
             map.piece(at, 1).unwrap().copy_to(&mut byte);
             byte[0]
         };
+        let part = |region, bounds: Bounds, at, len| Part { region, host: bounds.host_of(at, 1).unwrap(), len };
         guest.write_all_at(&[7; 8 * PAGE as usize], 0).unwrap();
         let new = old.renewed();
         let (region, bounds) = old.region_of(0, 1).unwrap();
         // From the middle of page 1 to the middle of page 4: two whole pages.
-        old.withdraw(region, bounds.host_of(PAGE + PAGE / 2, 1).unwrap(), 3 * PAGE as usize).unwrap();
+        old.withdraw(&[part(region, bounds, PAGE + PAGE / 2, 3 * PAGE as usize)], true).unwrap();
         guest.write_all_at(&[9; 8 * PAGE as usize], 0).unwrap();
         let seen = |map| [1, 2, 3, 4].map(|page| read(map, page * PAGE + PAGE - 1));
         assert_eq!((seen(&old), seen(&new)), ([9, 7, 7, 9], [9; 4]));
@@ -220,7 +237,8 @@ mod tests {
         // SAFETY: one byte at an address that the map has just given.
         unsafe { copy::to_guest(&[1], bounds.host_of(2 * PAGE, 1).unwrap()) };
         assert_eq!((read(&old, 2 * PAGE), read(&new, 2 * PAGE)), (1, 9));
-        assert!(old.withdraw(region, bounds.host_of(0, 1).unwrap(), usize::MAX).is_ok(), "no more than there is");
+        assert!(old.withdraw(&[part(region, bounds, 0, usize::MAX)], false).is_ok(), "no more than there is");
+        assert_eq!((seen(&old), seen(&new)), ([0; 4], [9; 4]));
         drop(old);
         assert_eq!(read(&new, 2 * PAGE), 9, "the old map has no part of it");
     }

@@ -127,11 +127,13 @@ impl<T> ByNode<T> {
             let place = shard.place_to_reuse();
             Some(shard.take(place))
         });
-        if closed.is_some() {
+        let is_closed = closed.is_some();
+        // Closed outside the lock, and before its place is given to another.
+        drop(closed);
+        if is_closed {
             self.budget.give(1);
         }
-        // Closed outside the lock.
-        closed.is_some()
+        is_closed
     }
 
     /// Forgets the descriptors of `node`.
@@ -144,6 +146,19 @@ impl<T> ByNode<T> {
         drop((pinned, recent));
         if count > 0 {
             self.budget.give(count);
+        }
+    }
+}
+
+impl<T> Drop for ByNode<T> {
+    fn drop(&mut self) {
+        for shard in &mut self.shards {
+            let shard = shard.get_mut();
+            let count = shard.pinned.len() + shard.recent.len();
+            drop((std::mem::take(&mut shard.pinned), std::mem::take(&mut shard.recent)));
+            if count > 0 {
+                self.budget.give(count);
+            }
         }
     }
 }

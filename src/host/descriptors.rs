@@ -41,15 +41,16 @@ impl Descriptors {
 /// A descriptor that has its place in the budget as long as it is open.
 #[derive(Debug)]
 pub struct Counted {
+    // Closed first: the place is another's from then on.
     file: OwnedFd,
-    budget: Arc<Budget>,
+    _place: Place,
 }
 
 impl Counted {
     /// `file`, for which `reserved` is the place, in `budget`.
     fn new(file: OwnedFd, reserved: Reserved<'_>, budget: &Arc<Budget>) -> Counted {
         reserved.keep();
-        Counted { file, budget: Arc::clone(budget) }
+        Counted { file, _place: Place(Arc::clone(budget)) }
     }
 }
 
@@ -59,9 +60,13 @@ impl AsFd for Counted {
     }
 }
 
-impl Drop for Counted {
+/// One place in the budget.
+#[derive(Debug)]
+struct Place(Arc<Budget>);
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.budget.give(1);
+        self.0.give(1);
     }
 }
 

@@ -167,6 +167,7 @@ impl Share {
         let mut locks = None;
         let forgotten = self.inodes.forget(node, count, |identity| {
             // In one go with the last lookup: a node that is kept in mind may be looked up and locked again at once.
+            // Ended later: the host may take long to close a file.
             locks = self.locks.detach(node);
             self.retains(identity)
         });
@@ -192,7 +193,7 @@ impl Share {
     }
 
     /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free.
-    fn close_node(&self, node: NodeId) {
+    pub(super) fn close_node(&self, node: NodeId) {
         self.path_fds.remove(node);
         self.handleless.remove(node);
     }

@@ -125,6 +125,7 @@ impl Share {
         }
         let file = Arc::new(self.open_node(node, libc::O_RDONLY)?);
         self.handleless.files.insert(node, Arc::clone(&file));
+        self.drop_if_forgotten(node);
         Ok(file)
     }
 
@@ -135,6 +136,7 @@ impl Share {
         let file = self.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let directory = Arc::new(OpenDirectory { file, stream: Mutex::default() });
         self.handleless.directories.insert(node, Arc::clone(&directory));
+        self.drop_if_forgotten(node);
         Ok(directory)
     }
 

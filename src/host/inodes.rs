@@ -121,6 +121,11 @@ impl InodeTable {
         InodeTable { records, index: std::array::from_fn(|_| Mutex::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
+    /// Nodes that are made from now on have this generation or a later one.
+    pub fn begin_at(&self, generation: u32) {
+        self.records.begin_at(generation);
+    }
+
     fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
         let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         &self.index[(mixed >> 58) as usize]
@@ -237,6 +242,11 @@ impl InodeTable {
     /// The type of `node` was seen on the object that its handle leads to. ESTALE where there is no such node.
     pub fn mark_type_seen(&self, node: NodeId) -> Result<(), Errno> {
         if self.records.mark_type_seen(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Whether the guest has looked `node` up and not forgotten it.
+    pub fn is_looked_up(&self, node: NodeId) -> bool {
+        self.records.lookups(node).is_some_and(|lookups| lookups > 0)
     }
 
     /// S_IFMT bits of `node`, or ESTALE.

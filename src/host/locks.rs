@@ -245,7 +245,7 @@ impl Locks {
             let mut locks = entry.lock();
             if !locks.gone {
                 let result = act(&mut locks);
-                self.drop_if_unused(node, &mut locks);
+                self.drop_if_unused(node, &entry, &mut locks);
                 return result;
             }
         }
@@ -259,25 +259,31 @@ impl Locks {
             return None;
         }
         let result = act(&mut locks);
-        self.drop_if_unused(node, &mut locks);
+        self.drop_if_unused(node, &entry, &mut locks);
         Some(result)
     }
 
-    fn drop_if_unused(&self, node: NodeId, locks: &mut NodeLocks) {
+    /// `locks` are those in `entry`, which may have been taken out of the table, and `node` have another one.
+    fn drop_if_unused(&self, node: NodeId, entry: &Arc<Mutex<NodeLocks>>, locks: &mut NodeLocks) {
         if locks.owners.is_empty() && locks.waiters.is_empty() {
             locks.gone = true;
-            self.nodes.lock().remove(&node);
+            let mut nodes = self.nodes.lock();
+            if nodes.get(&node).is_some_and(|present| Arc::ptr_eq(present, entry)) {
+                nodes.remove(&node);
+            }
         }
     }
 
     /// Takes the lock. Where another is in the way: EAGAIN, or, with `wait`, the answer that it makes is called
     /// when the wait is over. EDEADLK where it would never be; EINTR where it was interrupted before it began; ENOLCK where
-    /// there are too many locks. `open` opens the file for an owner that has no lock on it yet, or whose description is open
+    /// there are too many locks; ESTALE where `is_known` says that the guest forgot the file, so that no lock stays that nothing
+    /// ends. `open` opens the file for an owner that has no lock on it yet, or whose description is open
     /// for reading only where the lock `needs_write`.
     pub fn lock(
         self: &Arc<Self>,
         wanted: &Wanted,
         needs_write: bool,
+        is_known: impl Fn() -> bool,
         open: impl Fn() -> Result<LockFile, Errno>,
         wait: Option<&LockWait<'_>>,
     ) -> Result<Locked, Errno> {
@@ -287,6 +293,9 @@ impl Locks {
         let mut file = if is_open { None } else { Some(self.counted(&open)?) };
         loop {
             let result = self.on(wanted.node, |locks| {
+                if !is_known() {
+                    return Some(Err(Errno::ESTALE));
+                }
                 match locks.owners.entry(wanted.owner) {
                     Entry::Vacant(place) => _ = place.insert(Owner::new(file.take()?, &self.ranges)),
                     Entry::Occupied(mut owner) if !suits(owner.get()) => {
@@ -438,23 +447,25 @@ impl Locks {
         self.waits.forget_interrupt(unique);
     }
 
-    /// Takes every lock on `node` out of the table, which the guest forgot; to be ended by [`Locks::end`]. Makes no
-    /// system call.
+    /// Takes the locks on `node`, which the guest forgot, out of the table; to be ended by [`Locks::end`]. Waits for nothing.
     pub fn detach(&self, node: NodeId) -> Option<Detached> {
         if self.files.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.on_existing(node, |locks| {
-            self.files.fetch_sub(locks.owners.len(), Ordering::Relaxed);
-            locks.holders.clear();
-            Detached { owners: std::mem::take(&mut locks.owners), waiters: std::mem::take(&mut locks.waiters) }
-        })
+        self.nodes.lock().remove(&node).map(Detached)
     }
 
     /// Ends locks that were taken out of the table; waits end with `errno`.
     pub fn end(&self, detached: Detached, errno: Errno) {
-        drop(detached.owners);
-        self.waits.end(detached.waiters.into_iter(), errno);
+        let Detached(entry) = detached;
+        let mut locks = entry.lock();
+        locks.gone = true;
+        locks.holders.clear();
+        let (owners, waiters) = (std::mem::take(&mut locks.owners), std::mem::take(&mut locks.waiters));
+        drop(locks);
+        self.files.fetch_sub(owners.len(), Ordering::Relaxed);
+        drop(owners);
+        self.waits.end(waiters.into_iter(), errno);
     }
 
     /// Lets go of everything; waits end with EIO.
@@ -467,12 +478,9 @@ impl Locks {
     }
 }
 
-/// The locks of one file, on their way out.
+/// The locks of one file, on their way out: whoever still finds them there looks at the table again.
 #[derive(Debug)]
-pub struct Detached {
-    owners: FxHashMap<LockOwner, Owner>,
-    waiters: VecDeque<Waiter>,
-}
+pub struct Detached(Arc<Mutex<NodeLocks>>);
 
 /// A lock of somebody outside this guest.
 fn foreign((span, kind): (Span, LockKind)) -> Held {

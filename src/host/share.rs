@@ -3,15 +3,14 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
-use super::attributes;
 use super::by_node::ByNode;
 use super::cache::{CachePolicy, Timeouts};
 use super::caller::keep_suidgid;
@@ -34,7 +33,7 @@ use crate::state::{Arena, ArenaError, Budget, HANDLES_LEN, HandleTable, InodeIde
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::identity;
 use crate::sys::stat;
-use crate::sys::working_dir::{DescriptorDir, DescriptorName};
+use crate::sys::working_dir::DescriptorDir;
 use crate::types::{Errno, FileHandle, HostGid, HostUid, NodeId};
 
 /// How inodes are kept while the guest knows them (virtiofsd's `--inode-file-handles`).
@@ -123,7 +122,7 @@ pub struct Share {
     pub(super) handleless: Handleless,
     pub(super) mounts: Mounts,
     pub(super) numbers: InodeNumbers,
-    descriptor_dir: DescriptorDir,
+    descriptor_dir: Arc<DescriptorDir>,
     pub(super) root: InodeIdentity,
     /// This process may open file handles, and uses them on each mount that has lasting ones.
     pub(super) by_handle: bool,
@@ -135,8 +134,23 @@ pub struct Share {
     pub(super) generation: u64,
     /// The watch over what the guest knows, once it began.
     watch: OnceLock<Arc<Watch>>,
+    /// The session ended: the watch is the next one's.
+    has_ended: AtomicBool,
     agreed_flags: AtomicU64,
     agreed_minor: AtomicU32,
+}
+
+/// What one session's share hands on to the next one's.
+struct Known {
+    options: Options,
+    own_ids: (HostUid, HostGid),
+    budget: Arc<Budget>,
+    descriptor_dir: Arc<DescriptorDir>,
+    root: InodeIdentity,
+    by_handle: bool,
+    is_local: bool,
+    lacks: Vec<Lack>,
+    watch: OnceLock<Arc<Watch>>,
 }
 
 impl Share {
@@ -147,11 +161,7 @@ impl Share {
         if !rights::fit(&mut options, root.as_fd()) {
             return Err(ShareError::NoLabels { path });
         }
-        Share::with_root(options, root, descriptor_dir).map_err(|e| match e {
-            RootError::Arena(e) => ShareError::Arena(e),
-            RootError::NoFileHandles => ShareError::NoFileHandles { path },
-            RootError::Root(errno) => ShareError::Root { path, errno },
-        })
+        Share::with_root(options, root, descriptor_dir).map_err(|e| e.at(&path))
     }
 
     fn with_root(options: Options, root_fd: OwnedFd, descriptor_dir: DescriptorDir) -> Result<Share, RootError> {
@@ -164,16 +174,31 @@ impl Share {
         let is_forgetful = stat::forgets_handles(root_fd.as_fd())?;
         // Who says mandatory answers for the file system.
         let handle = handle.filter(|_| !is_forgetful || options.file_handles == FileHandles::Mandatory);
-        let root = InodeIdentity { handle, ..identity_of(&st, None) };
+        let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
+        let known = Known {
+            own_ids: identity::effective(),
+            budget: Arc::new(Budget::new(options.descriptors.all)),
+            descriptor_dir: Arc::new(descriptor_dir),
+            root: InodeIdentity { handle, ..identity_of(&st, None) },
+            by_handle,
+            is_local: stat::is_local(root_fd.as_fd())?,
+            lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
+            watch: OnceLock::new(),
+            options,
+        };
+        Share::with_tables(known, root_fd, path_fd)
+    }
+
+    /// A share with nothing but the root, which lies open behind both descriptors; the second is an O_PATH one.
+    fn with_tables(known: Known, root_fd: OwnedFd, path_fd: OwnedFd) -> Result<Share, RootError> {
+        let Known { options, own_ids, budget, descriptor_dir, root, by_handle, is_local, lacks, watch } = known;
         let inodes_max = inodes_max(getrlimit(Resource::As).current);
         let inodes_len = inodes_len(inodes_max);
         let arena = Arena::new(inodes_len + HANDLES_LEN)?;
-        let path_fd = descriptor_dir.reopen(root_fd.as_fd(), OFlags::PATH)?;
-        let budget = Arc::new(Budget::new(options.descriptors.all));
         let share = Share {
             handles: HandleTable::new(&arena, inodes_len, Arc::clone(&budget)),
             directories: RwLock::default(),
-            own_ids: identity::effective(),
+            own_ids,
             locks: Arc::new(Locks::new(options.lock_wait)),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0, inodes_max)),
             path_fds: ByNode::new(options.descriptors.recent, Arc::clone(&budget)),
@@ -184,18 +209,46 @@ impl Share {
             descriptor_dir,
             root,
             by_handle,
-            is_local: stat::is_local(root_fd.as_fd())?,
-            lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
+            is_local,
+            lacks,
             agreed_flags: AtomicU64::new(0),
             agreed_minor: AtomicU32::new(0),
             generation: random_generation(),
-            watch: OnceLock::new(),
+            watch,
+            has_ended: AtomicBool::new(false),
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
         let path_fd = share.pinnable(path_fd)?;
         share.inodes.insert(&root, |node| share.path_fds.pin(node, path_fd))?;
+        // From here on, so that an id of an earlier session is none of this one's: one in 2^31 would be.
+        let first = share.generation as u32 >> 1;
+        share.inodes.begin_at(first);
+        share.handles.begin_at(first);
         Ok(share)
+    }
+
+    /// The same directory for the next session: with tables of its own, and the same budget of descriptors. Asks the file
+    /// system nothing, which may be one that does not answer. An error where there is no memory for the tables or no descriptor.
+    pub(super) fn renewed(&self) -> Result<Share, ShareError> {
+        let path = &self.options.shared_dir;
+        let again = || -> Result<Share, RootError> {
+            let mount = self.mounts.get(self.root.mount_id).ok_or(Errno::ESTALE)?;
+            let path_fd = self.path_fds.get(NodeId::ROOT).ok_or(Errno::ESTALE)?;
+            let known = Known {
+                options: self.options.clone(),
+                own_ids: self.own_ids,
+                budget: Arc::clone(&self.budget),
+                descriptor_dir: Arc::clone(&self.descriptor_dir),
+                root: self.root,
+                by_handle: self.by_handle,
+                is_local: self.is_local,
+                lacks: self.lacks.clone(),
+                watch: self.watch.clone(),
+            };
+            Share::with_tables(known, mount.try_clone()?, path_fd.try_clone()?)
+        };
+        again().map_err(|e| e.at(path))
     }
 
     /// The shared directory's path, for messages.
@@ -257,6 +310,11 @@ impl Share {
     pub fn begin_session(&self, agreed: &Negotiated) {
         self.agreed_flags.store(agreed.flags, Ordering::Relaxed);
         self.agreed_minor.store(agreed.minor, Ordering::Relaxed);
+        self.has_ended.store(false, Ordering::Relaxed);
+    }
+
+    /// Begins to watch the root, where there is a watch; to be called once the session has begun.
+    pub fn watch_root(&self) {
         self.watch_directory(NodeId::ROOT);
     }
 
@@ -264,10 +322,18 @@ impl Share {
     /// when the process is confined, for it starts a thread. An error where the kernel cannot.
     pub fn start_watch(self: &Arc<Share>, whole: Option<FileSystemWatch>) -> std::io::Result<()> {
         let watch = Arc::new(Watch::new(whole, self.root.device)?);
-        let share = Arc::downgrade(self);
-        watch.start(move |file| share.upgrade().is_none_or(|share| share.may_know(file)))?;
+        watch.start()?;
         let _ = self.watch.set(watch);
+        self.take_over_watch();
         Ok(())
+    }
+
+    /// From now on the watch, if there is one, is this share's.
+    pub(super) fn take_over_watch(self: &Arc<Share>) {
+        if let Some(watch) = self.watch() {
+            let share = Arc::downgrade(self);
+            watch.begin_anew(move |file| share.upgrade().is_none_or(|share| share.may_know(file)));
+        }
     }
 
     /// What the watch sees, for the log.
@@ -285,7 +351,7 @@ impl Share {
     }
 
     pub(super) fn watch(&self) -> Option<&Watch> {
-        self.watch.get().map(Arc::as_ref)
+        self.watch.get().map(Arc::as_ref).filter(|_| !self.has_ended.load(Ordering::Relaxed))
     }
 
     /// Whether INIT settled on `flag`.
@@ -315,15 +381,14 @@ impl Share {
         self.has_host_locks() || self.agreed(init_flags::WRITEBACK_CACHE) || !nothing_to_report
     }
 
-    /// Ends the FUSE session: every handle and every node but the root is gone.
-    pub fn end_session(&self) {
+    /// Ends the FUSE session: every handle and every node but the root is gone. What a request that is still under way takes
+    /// afterwards is let go with the share itself.
+    pub(super) fn end_session(&self) {
         // First, so that no node is retained and no lock is taken any more.
         self.agreed_flags.store(0, Ordering::Relaxed);
+        self.has_ended.store(true, Ordering::Relaxed);
         self.directories.write().clear();
         self.handles.clear();
-        if let Some(watch) = self.watch() {
-            watch.uncover_all();
-        }
         for node in self.inodes.nodes() {
             self.forget(node, u64::MAX);
         }
@@ -350,73 +415,6 @@ impl Share {
         if self.options.readonly { Err(Errno::EROFS) } else { Ok(()) }
     }
 
-    /// An O_PATH descriptor of `node`: kept, or opened by its handle. ESTALE where the node or its file is
-    /// gone.
-    pub(super) fn path_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>, Errno> {
-        if let Some(fd) = self.path_fds.get(node) {
-            return Ok(fd);
-        }
-        let identity = self.inodes.identity(node)?;
-        let fd = Arc::new(self.open_identity(node, &identity, libc::O_PATH | libc::O_NOFOLLOW)?);
-        self.path_fds.insert(node, Arc::clone(&fd));
-        Ok(fd)
-    }
-
-    /// Opens `node`, a regular file or a directory, for reading or writing. EBADF for every other type, which the daemon
-    /// never opens; ESTALE where the node is not the file that the guest was told of.
-    ///
-    /// The first time it looks at the object behind an O_PATH descriptor: a record may have the type of one file and the
-    /// handle of another that took its name.
-    pub(super) fn open_node(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
-        let identity = self.inodes.identity(node)?;
-        if ![libc::S_IFREG, libc::S_IFDIR].contains(&identity.kind) {
-            return Err(Errno::EBADF);
-        }
-        // With O_DIRECTORY the kernel itself opens nothing else (man open(2)).
-        if identity.type_seen || (identity.kind == libc::S_IFDIR && flags & libc::O_DIRECTORY != 0) {
-            return self.open_identity(node, &identity, flags);
-        }
-        let path_fd = self.path_fd(node)?;
-        self.see_type(node, path_fd.as_fd())?;
-        self.reopen(path_fd.as_fd(), flags)
-    }
-
-    /// Makes sure that the object behind `path_fd`, which [`Share::path_fd`] gave for `node`, has the node's type: S_IFMT
-    /// bits. ESTALE where it has another.
-    pub(super) fn see_type(&self, node: NodeId, path_fd: BorrowedFd<'_>) -> Result<u32, Errno> {
-        let identity = self.inodes.identity(node)?;
-        if !identity.type_seen {
-            if attributes::kind(&stat::of(path_fd)?) != identity.kind {
-                return Err(Errno::ESTALE);
-            }
-            self.inodes.mark_type_seen(node)?;
-        }
-        Ok(identity.kind)
-    }
-
-    fn open_identity(&self, node: NodeId, identity: &InodeIdentity, flags: i32) -> Result<OwnedFd, Errno> {
-        if let (Some(handle), Some(mount)) = (identity.handle, self.mounts.get(identity.mount_id)) {
-            match file_handle::open(mount.as_fd(), &handle, flags) {
-                // Some file systems do not find a deleted file that is still open; an open handle does.
-                Err(Errno::ESTALE) => {
-                    let open = self.handles.find(node).ok_or(Errno::ESTALE)?;
-                    return self.reopen(open.fd(), flags);
-                }
-                opened => return opened,
-            }
-        }
-        let fd = self.path_fds.get(node).ok_or(Errno::ESTALE)?;
-        self.reopen(fd.as_fd(), flags)
-    }
-
-    /// Opens the file behind `fd` once more, by its name in the thread's working directory.
-    pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
-        let name = DescriptorName::of(fd);
-        // The name is a magic link: it must be followed, and leads to the file itself and no further.
-        let flags = OFlags::from_bits_retain((flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC).cast_unsigned());
-        Ok(rustix::fs::openat(rustix::fs::CWD, name.as_c_str(), flags, Mode::empty())?)
-    }
-
     /// S_IFMT bits of `node`.
     pub(super) fn kind(&self, node: NodeId) -> Result<u32, Errno> {
         self.inodes.kind(node)
@@ -439,6 +437,17 @@ enum RootError {
     Arena(ArenaError),
     NoFileHandles,
     Root(Errno),
+}
+
+impl RootError {
+    fn at(self, path: &Path) -> ShareError {
+        let path = path.to_owned();
+        match self {
+            RootError::Arena(e) => ShareError::Arena(e),
+            RootError::NoFileHandles => ShareError::NoFileHandles { path },
+            RootError::Root(errno) => ShareError::Root { path, errno },
+        }
+    }
 }
 
 impl<E: Into<Errno>> From<E> for RootError {

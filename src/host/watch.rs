@@ -136,6 +136,17 @@ pub struct Watch {
     marked_ns: AtomicU64,
     /// A directory could not be marked: nothing is known for certain.
     incomplete: AtomicBool,
+    /// Whether the guest may know a file of the share's file system.
+    is_known: Mutex<IsKnown>,
+}
+
+/// Tells of a file, by its handle, whether the guest may know it.
+struct IsKnown(Box<dyn Fn(&Handle) -> bool + Send>);
+
+impl std::fmt::Debug for IsKnown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IsKnown")
+    }
 }
 
 fn now_ns() -> u64 {
@@ -163,14 +174,24 @@ impl Watch {
             all_changed_ns: AtomicU64::new(0),
             marked_ns: AtomicU64::new(0),
             incomplete: AtomicBool::new(false),
+            is_known: Mutex::new(IsKnown(Box::new(|_| true))),
         })
     }
 
-    /// Begins to read what changes. `is_known` tells whether the guest may know a file of the share's file system.
-    pub fn start(self: &Arc<Watch>, is_known: impl Fn(&Handle) -> bool + Send + 'static) -> std::io::Result<()> {
+    /// Begins to read what changes.
+    pub fn start(self: &Arc<Watch>) -> std::io::Result<()> {
         let watching = Arc::clone(self);
-        std::thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run(is_known))?;
+        std::thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
         Ok(())
+    }
+
+    /// A session begins, whose guest knows nothing yet. From now on `is_known` tells whether it may know a file of the share's
+    /// file system.
+    pub fn begin_anew(&self, is_known: impl Fn(&Handle) -> bool + Send + 'static) {
+        *self.is_known.lock() = IsKnown(Box::new(is_known));
+        self.group.unmark_all();
+        *self.directories.lock() = Directories::default();
+        self.incomplete.store(false, Ordering::Relaxed);
     }
 
     /// Whether the share's file system is watched as a whole.
@@ -178,9 +199,9 @@ impl Watch {
         self.whole.is_some()
     }
 
-    fn run(&self, is_known: impl Fn(&Handle) -> bool) {
+    fn run(&self) {
         loop {
-            match self.group.read(|event| self.note(event, now_ns(), &is_known)) {
+            match self.group.read(|event| self.note(event, now_ns(), |file| self.is_known.lock().0(file))) {
                 Err(e) if e.kind() != std::io::ErrorKind::Interrupted => {
                     tracing::error!("changes on the host cannot be read: {e}; the guest gets the timeouts of --cache");
                     return self.give_up();
@@ -318,13 +339,6 @@ impl Watch {
         if self.directories.lock().marked.contains_key(&key) {
             self.mark(key, dir);
         }
-    }
-
-    /// The guest forgot everything: its session ended.
-    pub fn uncover_all(&self) {
-        self.group.unmark_all();
-        *self.directories.lock() = Directories::default();
-        self.incomplete.store(false, Ordering::Relaxed);
     }
 
     /// Whether another process that changes the file is seen.

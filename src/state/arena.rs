@@ -169,11 +169,16 @@ impl<T: Record> Records<T> {
         (if own == 0 { self.get(0).map_or(0, |record| state(record).load(Ordering::Acquire)) } else { own }) & !0xffff_ffff
     }
 
-    /// Gives the memory of free `slots` back to the host: they read as never used, and are taken with `generation`.
-    pub fn let_go(&self, slots: Range<u32>, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
+    /// Slots without memory are taken with `generation` from now on.
+    pub fn begin_at(&self, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
         if let Some(record) = self.get(0) {
             state(record).store(u64::from(generation) << 32, Ordering::Release);
         }
+    }
+
+    /// Gives the memory of free `slots` back to the host: they read as never used, and are taken with `generation`.
+    pub fn let_go(&self, slots: Range<u32>, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
+        self.begin_at(generation, state);
         let table = self.table.first.addr().get();
         // Whole pages only: others keep what they hold.
         let page_len = self.arena.page_len;

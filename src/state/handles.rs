@@ -83,6 +83,12 @@ impl HandleTable {
         Ok(FileHandle(generation | u64::from(slot)))
     }
 
+    /// Slots that were never used are taken with `generation` from now on.
+    pub fn begin_at(&self, generation: u32) {
+        self.slots.begin_at(generation);
+        self.records.begin_at(generation, |record| &record.state);
+    }
+
     fn record(&self, slot: u32) -> Option<&HandleRecord> {
         self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))
     }
@@ -164,6 +170,12 @@ impl HandleTable {
         self.slots.give(slot, (next >> 32) as u32, |slots, generation| {
             self.records.let_go(slots, generation, |record| &record.state);
         });
+    }
+}
+
+impl Drop for HandleTable {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

@@ -105,6 +105,12 @@ impl InodeRecords {
         InodeRecords { records: arena.table(offset, inodes_max as usize), slots: Slots::new(inodes_max) }
     }
 
+    /// Slots that were never used are taken with `generation` from now on.
+    pub fn begin_at(&self, generation: u32) {
+        self.slots.begin_at(generation);
+        self.records.begin_at(generation, |record| &record.state);
+    }
+
     fn live(&self, node: NodeId) -> Option<&InodeRecord> {
         let slot = slot_of(node);
         let record = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?;
@@ -192,6 +198,11 @@ impl InodeRecords {
         let left = record.lookups.load(Ordering::Relaxed).saturating_sub(count);
         record.lookups.store(left, Ordering::Relaxed);
         Some(left)
+    }
+
+    /// How many lookups `node` has at this moment; `None` where there is no such node.
+    pub fn lookups(&self, node: NodeId) -> Option<u64> {
+        self.live(node).map(|record| record.lookups.load(Ordering::Acquire))
     }
 
     /// Marks `node` as kept without lookups. True where it was not. The caller holds the lock of the index.

@@ -54,6 +54,11 @@ impl Slots {
         Slots { count, end: AtomicU32::new(BLOCK.min(count)), free: Mutex::new(free) }
     }
 
+    /// Slots wait to be taken with `generation`, which is higher than any that one has had.
+    pub fn begin_at(&self, generation: u32) {
+        self.free.lock().generation_max = generation;
+    }
+
     /// Takes a free slot.
     pub fn take(&self) -> Result<u32, TableFull> {
         let free = &mut *self.free.lock();

@@ -96,10 +96,11 @@ impl Request {
         &self.claim
     }
 
-    /// Takes the whole pages of the request's buffers out of the map that it was walked with: a host call that goes on with
-    /// them reaches neither the guest's memory nor what the guest puts there later. An error where that cannot be done.
-    pub fn withdraw_pages(&self) -> io::Result<()> {
-        self.buffers.withdraw()
+    /// Takes the whole pages of the request's buffers, of those that are read for the first `readable_max` bytes, out of the map
+    /// that it was walked with: a host call that goes on with them reaches neither the guest's memory nor what the guest puts
+    /// there later. An error where that cannot be done.
+    pub fn withdraw_pages(&self, readable_max: usize) -> io::Result<()> {
+        self.buffers.withdraw(readable_max)
     }
 
     /// Walks the chain that begins at `head` in the ring at `memory`, which is held until [`Request::release`] or the next

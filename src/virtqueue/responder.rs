@@ -30,25 +30,32 @@ impl<'a> Responder<'a> {
         self.buffers.bytes().saturating_sub(OUT_HEADER_LEN as u64).min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64) as usize
     }
 
-    /// Answers with `payload`.
-    pub fn reply(self, payload: &[u8]) {
-        self.reply_parts(payload, &[]);
+    /// Whether the request still waits for this answer. An operation of several steps goes on only then.
+    pub fn is_wanted(&self) -> bool {
+        !self.claim.is_withdrawn()
     }
 
-    /// Answers with `first` and `second`, one behind the other. A reply that does not fit becomes EIO:
-    /// the guest left less room than the protocol asks for.
-    pub fn reply_parts(mut self, first: &[u8], second: &[u8]) {
+    /// Answers with `payload`. False where it does not reach the guest.
+    pub fn reply(self, payload: &[u8]) -> bool {
+        self.reply_parts(payload, &[])
+    }
+
+    /// Answers with `first` and `second`, one behind the other. False where they do not reach the guest: the request was
+    /// withdrawn, or they do not fit and become EIO, for the guest left less room than the protocol asks for.
+    pub fn reply_parts(mut self, first: &[u8], second: &[u8]) -> bool {
         let len = first.len() + second.len();
         if len > self.room() {
-            return self.error(Errno::EIO);
+            self.error(Errno::EIO);
+            return false;
         }
         if !self.may_answer() {
-            return;
+            return false;
         }
         let skip = OUT_HEADER_LEN as u64;
         self.buffers.copy_from(skip, first);
         self.buffers.copy_from(skip + first.len() as u64, second);
         self.header(0, len);
+        true
     }
 
     /// Answers with an error.

@@ -147,7 +147,7 @@ fn an_unknown_handle_is_ebadf() {
     let open = mounted.client.open(file, libc::O_RDWR).expect("OPEN").fh;
     for queue in QUEUES {
         let mut c = mounted.on(queue);
-        for fh in [open + 1, open | 1 << 32, 1 << 20, u64::MAX] {
+        for fh in [open + 1, open ^ 1 << 32, 1 << 20, u64::MAX] {
             let ebadf = CallError::Errno(libc::EBADF);
             let range = |fh_in, fh_out| CopyFileRangeIn { fh_in, fh_out, nodeid_out: file, len: 1, ..CopyFileRangeIn::default() };
             let outcomes = [

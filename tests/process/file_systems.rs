@@ -1,14 +1,10 @@
 //! Shares on file systems that lack something: it is said once at start, and the guest gets the right errno.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
-
+use super::bindfs::Fuse;
 use super::daemon::places::is_served_by_handles;
-use super::daemon::{Daemon, Scratch, eventually};
+use super::daemon::{Daemon, Scratch};
 use super::guest::client::Client;
 use super::guest::fuse::{ROOT, init};
 use super::mount;
@@ -75,54 +71,6 @@ fn a_file_system_without_handles_birth_times_or_tmpfile_is_served_without_them()
     let nameless = client.tmpfile(ROOT, 0o600, libc::O_RDWR).expect("TMPFILE");
     assert_eq!(client.link(nameless.entry.nodeid, ROOT, "named").map(|e| e.nodeid), Ok(nameless.entry.nodeid));
     drop(mounted);
-}
-
-/// A directory of the host seen through a FUSE file system, whose handles open as long as the kernel has their inodes.
-struct Fuse {
-    server: Child,
-    at: PathBuf,
-}
-
-impl Fuse {
-    /// `None`, with the reason printed, where there is no bindfs(1) or no /dev/fuse.
-    fn mount(what: &Path, at: &Path) -> Option<Fuse> {
-        if !Path::new("/dev/fuse").exists() {
-            println!("skipped: there is no /dev/fuse");
-            return None;
-        }
-        fs::create_dir_all(what).and_then(|()| fs::create_dir_all(at)).expect("directories");
-        let before = fs::metadata(at).expect("the mount point").dev();
-        let mut command = Command::new("bindfs");
-        let Ok(mut server) = command.arg("-f").arg(what).arg(at).stdin(Stdio::null()).stderr(Stdio::null()).spawn() else {
-            println!("skipped: there is no bindfs(1) (Debian's package bindfs)");
-            return None;
-        };
-        let mut has_ended = false;
-        let is_mounted = || fs::metadata(at).is_ok_and(|found| found.dev() != before);
-        let settled = eventually(|| {
-            has_ended = server.try_wait().expect("our child").is_some();
-            has_ended || is_mounted()
-        });
-        let mounted = Fuse { server, at: at.to_owned() };
-        if !settled || has_ended {
-            println!("skipped: bindfs(1) cannot mount here");
-            return None;
-        }
-        Some(mounted)
-    }
-
-    /// Has the kernel let go of every inode that nothing holds on to.
-    fn drop_caches(&self) {
-        mount_remount(&self.at, MountFlags::NOSUID | MountFlags::NODEV, "").expect("a mount can be changed");
-    }
-}
-
-impl Drop for Fuse {
-    fn drop(&mut self) {
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
 }
 
 /// Panics unless files that the guest looked up in `directory` are found after the host's cache let them go.

@@ -10,7 +10,9 @@ mod private_mounts;
 mod slow_file;
 
 mod arguments;
+mod bindfs;
 mod connections;
+mod dead_host;
 mod descriptors;
 mod file_systems;
 mod log;

@@ -12,7 +12,7 @@ use super::guest::fuse::{ROOT, opcode};
 use super::{FILE, assert_serves, content, mounted, open};
 
 /// Whether the daemon holds an open descriptor of the file in its share, other than O_PATH.
-fn has_open(daemon: &Daemon, name: &str) -> bool {
+pub fn has_open(daemon: &Daemon, name: &str) -> bool {
     let path = daemon.share().join(name);
     let proc = format!("/proc/{}", daemon.pid());
     let descriptors = fs::read_dir(format!("{proc}/fd")).expect("the process is there");
@@ -100,6 +100,11 @@ fn a_rebooted_guest_mounts_anew_and_what_it_had_open_is_closed() {
             assert_eq!(client.read(node, fh, 0, 64).err(), Some(libc::EBADF.into()), "reset {reset}");
             assert_eq!(client.getattr(node, None).err(), Some(libc::ESTALE.into()), "reset {reset}");
             assert_serves(&mut client);
+            // Nor when the new session has as many files.
+            let (_, again) = open(&mut client, FILE, libc::O_RDONLY);
+            assert_eq!(client.read(node, fh, 0, 64).err(), Some(libc::EBADF.into()), "reset {reset}");
+            assert_eq!(client.getattr(node, None).err(), Some(libc::ESTALE.into()), "reset {reset}");
+            client.release(node, again).expect("RELEASE");
         }
     }
 }

@@ -8,6 +8,7 @@ use super::guest::client::Call;
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
 use super::guest::fuse::{ReadIn, opcode};
 use super::guest::ring::Segment;
+use super::restart::has_open;
 use super::slow_file::SlowFile;
 use super::{assert_serves, mounted, open};
 
@@ -55,4 +56,25 @@ fn a_daemon_ends_although_the_host_does_not_finish_a_request() {
     assert!(eventually(|| !daemon.is_running()), "the daemon waits for the host\n{}", daemon.log());
     assert!(daemon.wait().success());
     slow.let_go(held);
+}
+
+#[test]
+fn a_request_that_the_host_finishes_after_a_reset_is_none_of_the_next_session() {
+    let (mut daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions::default());
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
+    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
+    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
+    let _never_finished = client.begin(&Call { room: 7, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    let held = slow.wait_for_read();
+    guest.reboot(true).expect("RESET_DEVICE is answered");
+    client.init().expect("INIT");
+    assert_serves(&mut client);
+    slow.let_go(held);
+    daemon.wait_for_line("has finished");
+    drop(slow);
+    assert!(eventually(|| !has_open(&daemon, "slow")), "what the late request used is closed");
+    assert_serves(&mut client);
+    drop((client, guest));
+    assert!(eventually(|| !daemon.is_running()), "the daemon ends\n{}", daemon.log());
+    assert!(daemon.wait().success());
 }

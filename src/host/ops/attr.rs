@@ -47,8 +47,10 @@ impl Share {
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
     /// bit that a change of mode may set. With HANDLE_KILLPRIV_V2 a request without any of them clears setuid
     /// and setgid. EINVAL, and nothing changed, for an id of -1 or a time of a second or more of nanoseconds:
-    /// both mean something of their own to the host's calls. EPERM for a forbidden id.
-    pub fn setattr(&self, node: NodeId, set: &Setattr) -> Result<AttrOut, Errno> {
+    /// both mean something of their own to the host's calls. EPERM for a forbidden id. `is_wanted` is asked between the steps:
+    /// once it says no, because the host took too long with one, nothing more is changed and the answer is EIO.
+    pub fn setattr(&self, node: NodeId, set: &Setattr, is_wanted: impl Fn() -> bool) -> Result<AttrOut, Errno> {
+        let go_on = || if is_wanted() { Ok(()) } else { Err(Errno::EIO) };
         self.writable()?;
         let ids = &self.options.translation;
         let uid = set.uid.map(|u| ids.host_uid(u)).transpose()?.map(|u| u.0);
@@ -69,15 +71,18 @@ impl Share {
             self.drop_hidden_capability(node, fd)?;
         }
         if let Some(size) = set.size {
+            go_on()?;
             let truncate = || self.truncate(node, set.target, fd, size);
             if self.kills_suidgid(set.kill_suidgid) { without_fsetid(truncate) } else { truncate() }?;
             self.drop_hidden_capability(node, fd)?;
         }
         if let Some(mode) = set.mode {
+            go_on()?;
             // Symbolic links have no mode of their own; the guest does not ask.
             rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
+            go_on()?;
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         stat::of(fd).map(|st| self.attr_out(node, &st))

@@ -87,6 +87,13 @@ impl Share {
         if too_small { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
+    /// Takes back the lookups of a listing that [`Share::readdirplus`] made and that did not reach the guest.
+    pub fn forget_listed(&self, reply: &[u8]) {
+        for entry in dirent::looked_up(reply) {
+            self.forget(NodeId(entry.nodeid), 1);
+        }
+    }
+
     /// An entry of the directory `within`, taken to be on that one's device: the host tells no more of it.
     fn wire_entry<'a>(&self, within: FileKey, e: &'a HostEntry<'_>) -> Entry<'a> {
         let ino = self.number_of(&FileKey { ino: e.ino, ..within });

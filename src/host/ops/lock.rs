@@ -77,7 +77,8 @@ impl Share {
                 drop(file);
                 // There is no errno for a lock that the file table has no room for but this one.
                 let no_room = |errno| if errno == Errno::ENFILE { Errno::ENOLCK } else { errno };
-                self.locks.lock(&wanted, needs_write, || self.open_for_locks(node, writes).map_err(no_room), wait)
+                let is_known = || self.inodes.is_looked_up(node);
+                self.locks.lock(&wanted, needs_write, is_known, || self.open_for_locks(node, writes).map_err(no_room), wait)
             }
         }
     }

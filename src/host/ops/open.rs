@@ -69,6 +69,12 @@ impl Share {
         self.end_handle(handle)
     }
 
+    /// Closes what was opened for a request whose answer did not reach the guest.
+    pub fn release_unanswered(&self, handle: FileHandle) {
+        self.directories.write().remove(&handle);
+        self.handles.remove(handle);
+    }
+
     pub(in crate::host) fn end_handle(&self, handle: FileHandle) -> Result<(), Errno> {
         if self.handles.remove(handle) { Ok(()) } else { Err(Errno::EBADF) }
     }
