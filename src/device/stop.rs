@@ -25,55 +25,84 @@ const PAGE_LEN: usize = 4096;
 
 /// A request that a thread serves.
 #[derive(Debug)]
-pub(super) struct InService {
+struct InService {
     popped: Popped,
-    claim: Arc<Claim>,
-    thread: ThreadId,
     since: Instant,
 }
 
-/// The requests that threads serve.
+/// What is known of a serving thread.
+#[derive(Debug)]
+struct Seat {
+    thread: ThreadId,
+    /// The right to answer its request.
+    claim: Arc<Claim>,
+    request: Option<InService>,
+    /// Its request was withdrawn and it has not come back from the host.
+    is_stuck: bool,
+}
+
+/// A thread's place in [`Serving`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SeatIndex(usize);
+
+/// The threads of a queue, and the requests that they serve.
 #[derive(Debug, Default)]
 pub(super) struct Serving {
-    requests: Vec<InService>,
-    /// Threads whose request was withdrawn and that have not come back from the host.
-    stuck: Vec<ThreadId>,
+    seats: Vec<Option<Seat>>,
 }
 
 impl Serving {
-    /// The calling thread begins to serve `popped`, at `since`.
-    pub fn begin(&mut self, popped: &Popped, claim: &Arc<Claim>, since: Instant) {
-        claim.begin();
+    /// The calling thread will serve requests, one after the other, and answer them by `claim`.
+    pub fn enter(&mut self, claim: &Arc<Claim>) -> SeatIndex {
         let thread = std::thread::current().id();
-        self.requests.push(InService { popped: popped.clone(), claim: Arc::clone(claim), thread, since });
+        let seat = Some(Seat { thread, claim: Arc::clone(claim), request: None, is_stuck: false });
+        let free = self.seats.iter().position(Option::is_none);
+        match free {
+            Some(index) => self.seats[index] = seat,
+            None => self.seats.push(seat),
+        }
+        SeatIndex(free.unwrap_or(self.seats.len() - 1))
+    }
+
+    /// The thread ends.
+    pub fn leave(&mut self, index: SeatIndex) {
+        self.seats[index.0] = None;
+    }
+
+    /// The thread at `index` begins to serve `popped`, at `since`.
+    pub fn begin(&mut self, index: SeatIndex, popped: &Popped, since: Instant) {
+        if let Some(seat) = &mut self.seats[index.0] {
+            seat.claim.begin();
+            seat.request = Some(InService { popped: popped.clone(), since });
+        }
+    }
+
+    /// The thread has done with its request. False where that was withdrawn meanwhile: somebody else has answered it.
+    pub fn end(&mut self, index: SeatIndex) -> bool {
+        let Some(seat) = &mut self.seats[index.0] else { return false };
+        seat.is_stuck = false;
+        seat.request.take().is_some()
     }
 
     /// When the last of the requests began.
     fn last_began(&self) -> Option<Instant> {
-        self.requests.iter().map(|request| request.since).max()
-    }
-
-    /// The calling thread has done with the request. False where it was withdrawn meanwhile: somebody else has answered it.
-    pub fn end(&mut self, claim: &Arc<Claim>) -> bool {
-        if let Some(place) = self.requests.iter().position(|request| Arc::ptr_eq(&request.claim, claim)) {
-            self.requests.swap_remove(place);
-            return true;
-        }
-        let own = std::thread::current().id();
-        self.stuck.retain(|thread| *thread != own);
-        false
+        self.seats.iter().flatten().filter_map(|seat| seat.request.as_ref()).map(|request| request.since).max()
     }
 
     /// Whether `thread` has not come back from the host since its request was withdrawn.
     pub fn is_stuck(&self, thread: ThreadId) -> bool {
-        self.stuck.contains(&thread)
+        self.seats.iter().flatten().any(|seat| seat.thread == thread && seat.is_stuck)
     }
 
     /// Takes away the requests that their threads are not about to answer.
     fn withdraw(&mut self) -> Vec<InService> {
-        let withdrawn: Vec<_> = self.requests.extract_if(.., |request| request.claim.withdraw()).collect();
-        self.stuck.extend(withdrawn.iter().map(|request| request.thread));
-        withdrawn
+        let serving = self.seats.iter_mut().flatten().filter(|seat| seat.request.is_some() && seat.claim.withdraw());
+        serving
+            .filter_map(|seat| {
+                seat.is_stuck = true;
+                seat.request.take()
+            })
+            .collect()
     }
 }
 

@@ -15,7 +15,7 @@ use super::queue::{Next, Popped, Queue, State, publish_and_call};
 use super::relief::Relief;
 use super::serve::{Served, serve};
 use super::service::Service;
-use super::stop::{STUCK_MAX, note_late};
+use super::stop::{STUCK_MAX, SeatIndex, note_late};
 use crate::host::Share;
 use crate::types::QueueIndex;
 use crate::virtqueue::{Claim, Request};
@@ -118,11 +118,13 @@ impl<'q> Worker<'q> {
             state.threads -= 1;
             return;
         }
+        let seat = state.in_service.enter(self.request.claim());
         while self.take_lead(&mut state) {
             // The wait for the lead is no request's time.
             self.now = Instant::now();
-            self.lead(&mut state);
+            self.lead(&mut state, seat);
         }
+        state.in_service.leave(seat);
         state.threads -= 1;
     }
 
@@ -146,7 +148,7 @@ impl<'q> Worker<'q> {
     }
 
     /// Leads until the lead is gone.
-    fn lead(&mut self, state: &mut MutexGuard<'_, State>) {
+    fn lead(&mut self, state: &mut MutexGuard<'_, State>, seat: SeatIndex) {
         let mine = state.leadership;
         while state.led && state.leadership == mine {
             if state.ending {
@@ -162,7 +164,7 @@ impl<'q> Worker<'q> {
             }
             self.follow_share();
             match state.next(self.service) {
-                Next::Chain(popped) => self.turn(state, popped),
+                Next::Chain(popped) => self.turn(state, seat, popped),
                 Next::Empty => self.sleep(state, true),
                 Next::Stopped => self.sleep(state, false),
             }
@@ -179,10 +181,10 @@ impl<'q> Worker<'q> {
     }
 
     /// Serves one chain.
-    fn turn(&mut self, state: &mut MutexGuard<'_, State>, popped: Popped) {
+    fn turn(&mut self, state: &mut MutexGuard<'_, State>, seat: SeatIndex, popped: Popped) {
         let mine = state.leadership;
         let head = popped.head;
-        state.in_service.begin(&popped, &self.claim, self.now);
+        state.in_service.begin(seat, &popped, self.now);
         if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
             self.service.metrics.followers_woken.increment();
             hand_over(self.queue, state, self.relief);
@@ -200,7 +202,7 @@ impl<'q> Worker<'q> {
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
-        if !state.in_service.end(&self.claim) {
+        if !state.in_service.end(seat) {
             state.threads += 1;
             return note_late(self.queue);
         }
