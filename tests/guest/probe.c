@@ -542,18 +542,27 @@ static void lock_wait(const char *path)
 	}
 }
 
+/* Locks the file behind fd, has a process wait for the lock and kills it; to be waited for. */
+static pid_t kill_waiting(const char *path, int fd, enum family family)
+{
+	int report[2];
+	pid_t child;
+
+	CHECK(pipe(report) == 0);
+	CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
+	child = wait_for_lock(path, fd, family, report[1]);
+	CHECK(says(report[0], 'w', 5000) && !says(report[0], 'l', 200));
+	CHECK(kill(child, SIGKILL) == 0);
+	return child;
+}
+
 /* A waiting process that is killed ends at the latest when the lock is free, and leaves it free. */
 static void lock_wait_killed(const char *path)
 {
 	for (enum family family = RECORD; family <= WHOLE; family++) {
-		int fd = make(path, O_TRUNC), report[2], status;
-		pid_t child;
+		int fd = make(path, O_TRUNC), status;
+		pid_t child = kill_waiting(path, fd, family);
 
-		CHECK(pipe(report) == 0);
-		CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
-		child = wait_for_lock(path, fd, family, report[1]);
-		CHECK(says(report[0], 'w', 5000) && !says(report[0], 'l', 200));
-		CHECK(kill(child, SIGKILL) == 0);
 		CHECK(close(fd) == 0);
 		CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
 		CHECK(is_free(path, family));
@@ -564,14 +573,9 @@ static void lock_wait_killed(const char *path)
 static void lock_wait_killed_at_once(const char *path)
 {
 	for (enum family family = RECORD; family <= WHOLE; family++) {
-		int fd = make(path, O_TRUNC), report[2], status, tries = 100;
-		pid_t child;
+		int fd = make(path, O_TRUNC), status, tries = 100;
+		pid_t child = kill_waiting(path, fd, family);
 
-		CHECK(pipe(report) == 0);
-		CHECK(set_lock(fd, family, F_WRLCK, 0) == 0);
-		child = wait_for_lock(path, fd, family, report[1]);
-		CHECK(says(report[0], 'w', 5000) && !says(report[0], 'l', 200));
-		CHECK(kill(child, SIGKILL) == 0);
 		while (waitpid(child, &status, WNOHANG) == 0 && --tries)
 			usleep(100000);
 		CHECK(tries && WIFSIGNALED(status));

@@ -4,12 +4,12 @@
 use zerocopy::IntoBytes;
 
 use super::daemon::eventually;
-use super::guest::client::Call;
+use super::guest::client::{Call, Client};
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
 use super::guest::fuse::{ReadIn, opcode};
 use super::guest::ring::Segment;
 use super::restart::has_open;
-use super::slow_file::SlowFile;
+use super::slow_file::{SlowFile, WaitingRead};
 use super::{assert_serves, mounted, open};
 
 const PAGE: usize = 4096;
@@ -44,14 +44,19 @@ fn a_stop_answers_what_the_host_does_not_finish_and_later_data_does_not_reach_th
     assert_eq!(client.read(node, fh, 0, 16).map(|data| data.len()), Ok(16), "the guest's memory is in its place again");
 }
 
+/// Has the guest send a READ of "slow", which the host does not finish.
+fn read_held_up(client: &mut Client, slow: &SlowFile) -> WaitingRead {
+    let (node, fh) = open(client, "slow", libc::O_RDONLY);
+    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
+    let _never_finished = client.begin(&Call { room: 7, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    slow.wait_for_read()
+}
+
 #[test]
 fn a_daemon_ends_although_the_host_does_not_finish_a_request() {
     let (mut daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions::default());
     let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
-    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
-    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
-    let _never_finished = client.begin(&Call { room: 7, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
-    let held = slow.wait_for_read();
+    let held = read_held_up(&mut client, &slow);
     drop((client, guest));
     assert!(eventually(|| !daemon.is_running()), "the daemon waits for the host\n{}", daemon.log());
     assert!(daemon.wait().success());
@@ -62,10 +67,7 @@ fn a_daemon_ends_although_the_host_does_not_finish_a_request() {
 fn a_request_that_the_host_finishes_after_a_reset_is_none_of_the_next_session() {
     let (mut daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions::default());
     let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
-    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
-    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
-    let _never_finished = client.begin(&Call { room: 7, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
-    let held = slow.wait_for_read();
+    let held = read_held_up(&mut client, &slow);
     guest.reboot(true).expect("RESET_DEVICE is answered");
     client.init().expect("INIT");
     assert_serves(&mut client);
