@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
-use super::by_node::ByNode;
+use super::by_node::{ByNode, Pinnable};
 use super::cache::{CachePolicy, Timeouts};
 use super::caller::keep_suidgid;
 use super::descriptors::Descriptors;
@@ -219,7 +219,8 @@ impl Share {
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
-        let path_fd = share.pinnable(path_fd)?;
+        // Also where the session that ends has not given its descriptors back yet.
+        let path_fd = Pinnable::new(path_fd, share.budget.take_one());
         share.inodes.insert(&root, |node| share.path_fds.pin(node, path_fd))?;
         // From here on, so that an id of an earlier session is none of this one's: one in 2^31 would be.
         let first = share.generation as u32 >> 1;

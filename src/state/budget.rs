@@ -36,6 +36,12 @@ impl Budget {
         Some(Reserved { budget: self, count })
     }
 
+    /// Takes one place, also where none is left: for what there is once in each session.
+    pub fn take_one(&self) -> Reserved<'_> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Reserved { budget: self, count: 1 }
+    }
+
     /// Gives `count` places back.
     pub fn give(&self, count: usize) {
         let before = self.held.fetch_sub(count, Ordering::Relaxed);
@@ -73,7 +79,8 @@ mod tests {
         assert!(budget.reserve(1, 0).is_none());
         drop(three);
         assert!(budget.reserve(3, 0).is_some(), "what was not kept is given back");
-        budget.give(7);
+        budget.take_one().keep();
+        budget.give(8);
         assert!(budget.reserve(10, 0).is_some());
         assert!(budget.reserve(usize::MAX, 0).is_none() && budget.reserve(1, usize::MAX).is_none());
     }

@@ -110,6 +110,20 @@ fn a_rebooted_guest_mounts_anew_and_what_it_had_open_is_closed() {
 }
 
 #[test]
+fn a_guest_that_held_every_descriptor_mounts_anew() {
+    let (daemon, guest, mut client) = mounted(&["--rlimit-nofile", "256"], &GuestOptions::default());
+    for _ in 0..3 {
+        let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
+        let opened = (0..256).map_while(|_| client.open(node, libc::O_RDONLY).ok()).count();
+        assert!((100..256).contains(&opened), "{opened} files until ENFILE");
+        guest.reboot(true).expect("a reboot");
+        client.init().expect("INIT after a reboot");
+        assert_serves(&mut client);
+    }
+    assert!(!daemon.log().contains("ERROR"), "{}", daemon.log());
+}
+
+#[test]
 fn a_reset_device_closes_files_at_once_and_has_no_session() {
     let (daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
     open(&mut client, FILE, libc::O_RDONLY);
