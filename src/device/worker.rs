@@ -162,8 +162,10 @@ impl<'q> Worker<'q> {
                     return;
                 }
             }
+            let next = state.next(self.service);
+            // Behind the request, which may be the first that this thread has of a new session.
             self.follow_share();
-            match state.next(self.service) {
+            match next {
                 Next::Chain(popped) => self.turn(state, seat, popped),
                 Next::Empty => self.sleep(state, true),
                 Next::Stopped => self.sleep(state, false),
