@@ -35,8 +35,8 @@ pub(super) fn answer_listed(share: &Share, responder: Responder<'_>, result: Res
     let is_given = match result {
         Ok(()) => responder.reply(reply),
         Err(errno) => {
-            responder.error(errno);
-            false
+            share.forget_listed(reply);
+            return responder.error(errno);
         }
     };
     if !is_given {
@@ -47,6 +47,11 @@ pub(super) fn answer_listed(share: &Share, responder: Responder<'_>, result: Res
 /// Answers with an entry, which counts as a lookup.
 pub(super) fn answer_entry(share: &Share, responder: Responder<'_>, result: Result<EntryOut, Errno>) {
     match result {
+        // Before the answer: a request that is answered must not wait for the host any more.
+        Ok(entry) if responder.room() < size_of::<EntryOut>() => {
+            share.forget(NodeId(entry.nodeid), 1);
+            responder.error(Errno::EIO);
+        }
         Ok(entry) => {
             if !responder.reply(entry.as_bytes()) {
                 share.forget(NodeId(entry.nodeid), 1);
@@ -59,6 +64,10 @@ pub(super) fn answer_entry(share: &Share, responder: Responder<'_>, result: Resu
 /// Answers with an open file or directory.
 pub(super) fn answer_open(share: &Share, responder: Responder<'_>, result: Result<OpenOut, Errno>) {
     match result {
+        Ok(open) if responder.room() < size_of::<OpenOut>() => {
+            share.release_unanswered(FileHandle(open.fh));
+            responder.error(Errno::EIO);
+        }
         Ok(open) => {
             if !responder.reply(open.as_bytes()) {
                 share.release_unanswered(FileHandle(open.fh));
@@ -71,6 +80,11 @@ pub(super) fn answer_open(share: &Share, responder: Responder<'_>, result: Resul
 /// Answers with a file that was made and opened.
 pub(super) fn answer_created(share: &Share, responder: Responder<'_>, result: Result<(EntryOut, OpenOut), Errno>) {
     match result {
+        Ok((entry, open)) if responder.room() < size_of::<EntryOut>() + size_of::<OpenOut>() => {
+            share.release_unanswered(FileHandle(open.fh));
+            share.forget(NodeId(entry.nodeid), 1);
+            responder.error(Errno::EIO);
+        }
         Ok((entry, open)) => {
             if !responder.reply_parts(entry.as_bytes(), open.as_bytes()) {
                 share.release_unanswered(FileHandle(open.fh));

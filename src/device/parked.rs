@@ -44,12 +44,14 @@ impl Place<'_> {
     /// that end their waits, EIO where somebody else has answered it.
     pub fn park(&self, unique: Unique, ring_descriptors: u16) -> Result<Parked, Errno> {
         let mut state = self.queue.state.lock();
-        if !self.claim.take() {
+        // Nobody withdraws it while the state is locked. Taken last: what follows an error here may wait for the host.
+        if self.claim.is_withdrawn() {
             return Err(Errno::EIO);
         }
         if !state.park(ring_descriptors) {
             return Err(Errno::ENOLCK);
         }
+        self.claim.take();
         if let Some((_, service)) = self.queue.bound() {
             service.metrics.parked.increment();
         }

@@ -165,7 +165,7 @@ fn begin(service: &Service, share: &Share, queue_size: u16, init: &InitRequest, 
     let limits = Limits { wanted: share.wanted_flags() | rights, max_pages };
     match negotiate(init, &limits) {
         Ok((out, agreed)) => {
-            if let Err(errno) = service.begin_fuse(&agreed) {
+            if let Err(errno) = service.begin_fuse(&agreed, || responder.is_wanted()) {
                 return responder.error(errno);
             }
             let queues = service.running_request_queues();

@@ -106,21 +106,23 @@ impl Service {
     }
 
     /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
-    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT came in between.
-    pub fn begin_fuse(&self, agreed: &Negotiated) -> Result<(), Errno> {
+    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT came in between, or where the host took so long
+    /// that this one is not wanted any more; ENOMEM where there is no memory for the session's tables.
+    pub fn begin_fuse(&self, agreed: &Negotiated, is_wanted: impl Fn() -> bool) -> Result<(), Errno> {
         if let Some(closing) = self.leave_fuse() {
             tracing::info!("the guest began anew; its open files are closed");
             closing.wait(self.options.stop_timeout);
         }
-        let share = self.export.share();
-        {
+        let share = {
             let mut fuse = self.fuse.write();
-            if fuse.is_some() {
+            if fuse.is_some() || !is_wanted() {
                 return Err(Errno::EIO);
             }
+            let share = self.export.begin_session()?;
             share.begin_session(agreed);
             *fuse = Some(*agreed);
-        }
+            share
+        };
         share.watch_root();
         Ok(())
     }

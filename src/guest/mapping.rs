@@ -69,7 +69,11 @@ impl Mapping {
         let shared = unsafe { self.host.add(range.start) };
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE);
         // SAFETY: the new mapping takes the place of pages of ours that hold nothing of Rust's.
-        unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), prot, flags) }?;
+        let mapped = unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), prot, flags) };
+        if mapped.is_err() {
+            self.keep_taken(range);
+        }
+        mapped?;
         Ok(())
     }
 
@@ -89,9 +93,20 @@ impl Mapping {
         if moved.is_err() {
             // SAFETY: made above, and nobody has its address.
             let _ = unsafe { rustix::mm::munmap(copy, len) };
+            self.keep_taken(range);
         }
         moved?;
         Ok(())
+    }
+
+    /// After a failed replacement: kernels before 6.12 may have unmapped the range by then, and other memory must not come to
+    /// lie where a host call still writes. Memory without access is not accounted, so this does not fail for want of it.
+    fn keep_taken(&self, range: &Range<usize>) {
+        // SAFETY: `whole_pages` gave ranges inside the mapping.
+        let shared = unsafe { self.host.add(range.start) };
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: as in `replace_by_nothing`.
+        let _ = unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), ProtFlags::empty(), flags) };
     }
 }
 

@@ -87,7 +87,13 @@ impl Share {
     /// Takes in a file that the guest opened; `flags` are those it was opened with. ENFILE where there are too many.
     pub(super) fn keep_open(&self, file: OwnedFd, node: NodeId, flags: i32) -> Result<FileHandle, Errno> {
         let reserved = self.reserve(crate::state::HandleTable::descriptors_of(flags), 0)?;
-        self.handles.insert(file, node, flags, reserved).map_err(|_| Errno::ENFILE)
+        let handle = self.handles.insert(file, node, flags, reserved).map_err(|_| Errno::ENFILE)?;
+        // The session may have ended meanwhile, and its handles been closed.
+        if self.has_ended() {
+            self.handles.remove(handle);
+            return Err(Errno::EIO);
+        }
+        Ok(handle)
     }
 
     /// Makes `fd` one that a node may keep. ENFILE where there are too many.

@@ -54,12 +54,6 @@ impl InodeNumbers {
         // Devices beyond share one index and need not be remembered.
         if next == INDEX_SHARED { INDEX_SHARED } else { *indexes.entry(device).or_insert(next) }
     }
-
-    /// Forgets what a guest was told.
-    pub fn end_session(&self) {
-        self.announced.write().clear();
-        self.indexes.write().clear();
-    }
 }
 
 fn fold(index: u16, device: u64, ino: u64) -> u64 {

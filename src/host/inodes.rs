@@ -229,11 +229,6 @@ impl InodeTable {
         self.records.free(node);
     }
 
-    /// Nobody has a place among the retained ones any more: every node but the root was freed.
-    pub fn end_session(&self) {
-        *self.retained.lock() = Retained::default();
-    }
-
     /// Which file `node` is; ESTALE where there is no such node.
     pub fn identity(&self, node: NodeId) -> Result<InodeIdentity, Errno> {
         self.records.identity(node).ok_or(Errno::ESTALE)

@@ -45,11 +45,6 @@ impl Mounts {
         by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id)
     }
 
-    /// Nothing is known any more of mounts whose inodes are kept as descriptors.
-    pub fn end_session(&self) {
-        self.by_descriptor.write().clear();
-    }
-
     /// Counts one more inode on mount `id`, whose descriptor is `fd` if it had none. False, and nothing
     /// counted, where there is neither.
     pub fn add_inode(&self, id: u64, fd: Option<OwnedFd>) -> bool {
@@ -66,11 +61,11 @@ impl Mounts {
     /// Counts one inode less.
     pub fn remove_inode(&self, id: u64) {
         let mut by_id = self.by_id.write();
-        if let Some(mount) = by_id.get_mut(&id) {
-            mount.inodes -= 1;
-            if mount.inodes == 0 {
-                by_id.remove(&id);
-            }
-        }
+        let Some(mount) = by_id.get_mut(&id) else { return };
+        mount.inodes -= 1;
+        let unused = if mount.inodes == 0 { by_id.remove(&id) } else { None };
+        drop(by_id);
+        // Closed outside the lock: a mount that the host has unmounted may go with it.
+        drop(unused);
     }
 }

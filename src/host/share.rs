@@ -136,6 +136,8 @@ pub struct Share {
     watch: OnceLock<Arc<Watch>>,
     /// The session ended: the watch is the next one's.
     has_ended: AtomicBool,
+    /// A thread lets go of what the session held.
+    is_closing: AtomicBool,
     agreed_flags: AtomicU64,
     agreed_minor: AtomicU32,
 }
@@ -216,6 +218,7 @@ impl Share {
             generation: random_generation(),
             watch,
             has_ended: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
@@ -311,7 +314,6 @@ impl Share {
     pub fn begin_session(&self, agreed: &Negotiated) {
         self.agreed_flags.store(agreed.flags, Ordering::Relaxed);
         self.agreed_minor.store(agreed.minor, Ordering::Relaxed);
-        self.has_ended.store(false, Ordering::Relaxed);
     }
 
     /// Begins to watch the root, where there is a watch; to be called once the session has begun.
@@ -382,20 +384,30 @@ impl Share {
         self.has_host_locks() || self.agreed(init_flags::WRITEBACK_CACHE) || !nothing_to_report
     }
 
-    /// Ends the FUSE session: every handle and every node but the root is gone. What a request that is still under way takes
-    /// afterwards is let go with the share itself.
-    pub(super) fn end_session(&self) {
-        // First, so that no node is retained and no lock is taken any more.
+    /// The session ends: no node is retained and no lock is taken any more, and the watch is the next one's.
+    pub(super) fn mark_ended(&self) {
         self.agreed_flags.store(0, Ordering::Relaxed);
-        self.has_ended.store(true, Ordering::Relaxed);
+        self.has_ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the session has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
+    /// Whether the caller is the first that closes what the session held.
+    pub(super) fn begin_closing(&self) -> bool {
+        !self.is_closing.swap(true, Ordering::Relaxed)
+    }
+
+    /// Lets go of every handle and every node but the root; the session has ended. What a request that is still under way
+    /// takes afterwards is let go with the share itself.
+    pub(super) fn end_session(&self) {
         self.directories.write().clear();
         self.handles.clear();
         for node in self.inodes.nodes() {
             self.forget(node, u64::MAX);
         }
-        self.inodes.end_session();
-        self.numbers.end_session();
-        self.mounts.end_session();
         self.locks.clear();
     }
 

@@ -6,11 +6,11 @@ use zerocopy::IntoBytes;
 use super::daemon::eventually;
 use super::guest::client::{Call, Client};
 use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
-use super::guest::fuse::{ReadIn, opcode};
+use super::guest::fuse::{self, CreateIn, OpenIn, ROOT, ReadIn, opcode};
 use super::guest::ring::Segment;
 use super::restart::has_open;
 use super::slow_file::{SlowFile, WaitingRead};
-use super::{assert_serves, mounted, open};
+use super::{FILE, assert_serves, mounted, open};
 
 const PAGE: usize = 4096;
 
@@ -79,4 +79,20 @@ fn a_request_that_the_host_finishes_after_a_reset_is_none_of_the_next_session() 
     drop((client, guest));
     assert!(eventually(|| !daemon.is_running()), "the daemon ends\n{}", daemon.log());
     assert!(daemon.wait().success());
+}
+
+#[test]
+fn an_open_file_whose_answer_does_not_fit_is_closed() {
+    let (daemon, _guest, mut client) = mounted(&[], &GuestOptions::default());
+    let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
+    let open = OpenIn { flags: libc::O_RDONLY.cast_unsigned(), ..OpenIn::default() };
+    let create = CreateIn { flags: libc::O_RDWR.cast_unsigned(), mode: libc::S_IFREG | 0o600, ..CreateIn::default() };
+    for room in [0, 15] {
+        assert_eq!(client.raw(opcode::OPEN, node, open.as_bytes(), room).expect("an answer").header.error, -libc::EIO);
+        let args: &[&[u8]] = &[create.as_bytes(), &fuse::name("made")];
+        let reply = client.exchange(&Call { room, ..Call::new(opcode::CREATE, ROOT, args) }).expect("an answer");
+        assert_eq!(reply.header.error, -libc::EIO);
+    }
+    assert!(!has_open(&daemon, FILE) && !has_open(&daemon, "made"));
+    assert_serves(&mut client);
 }

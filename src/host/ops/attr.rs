@@ -64,9 +64,11 @@ impl Share {
         // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
         let name = DescriptorName::of(fd);
         if sets_nothing(set) && self.leaves_clearing_to_host() {
+            go_on()?;
             clear_suidgid(fd, &name)?;
         }
         if uid.is_some() || gid.is_some() {
+            go_on()?;
             rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
             self.drop_hidden_capability(node, fd)?;
         }
