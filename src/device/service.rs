@@ -106,8 +106,9 @@ impl Service {
     }
 
     /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
-    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT came in between, or where the host took so long
-    /// that this one is not wanted any more; ENOMEM where there is no memory for the session's tables.
+    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT
+    /// came in between, or where the host took so long that this one is not wanted any more; ENOMEM where there is no memory
+    /// for the session's tables.
     pub fn begin_fuse(&self, agreed: &Negotiated, is_wanted: impl Fn() -> bool) -> Result<(), Errno> {
         if let Some(closing) = self.leave_fuse() {
             tracing::info!("the guest began anew; its open files are closed");

@@ -15,7 +15,7 @@ use crate::types::Errno;
 /// Sessions whose files the host has not closed. With more no session begins: each keeps a thread, descriptors and memory.
 const CLOSING_MAX: usize = 64;
 /// How often a thread that has closed a session's files looks whether it is the last that has its share.
-const LAST_LOOK: Duration = Duration::from_millis(100);
+const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// The share of the present session or of the next one.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Export {
     /// A share for a session that begins. ENOMEM where there can be none; EIO where the host has not closed the files of too
     /// many earlier ones.
     pub fn begin_session(&self) -> Result<Arc<Share>, Errno> {
-        if self.ended.lock().len() > CLOSING_MAX {
+        if self.ended.lock().iter().filter(|share| !share.is_closed()).count() > CLOSING_MAX {
             tracing::error!("the host has not closed the files of {CLOSING_MAX} sessions: no other begins until it has");
             return Err(Errno::EIO);
         }

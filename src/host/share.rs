@@ -138,6 +138,8 @@ pub struct Share {
     has_ended: AtomicBool,
     /// A thread lets go of what the session held.
     is_closing: AtomicBool,
+    /// And has done so.
+    is_closed: AtomicBool,
     agreed_flags: AtomicU64,
     agreed_minor: AtomicU32,
 }
@@ -219,6 +221,7 @@ impl Share {
             watch,
             has_ended: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             options,
         };
         share.mounts.add_inode(root.mount_id, Some(root_fd));
@@ -400,6 +403,11 @@ impl Share {
         !self.is_closing.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether what the session held is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
+    }
+
     /// Lets go of every handle and every node but the root; the session has ended. What a request that is still under way
     /// takes afterwards is let go with the share itself.
     pub(super) fn end_session(&self) {
@@ -409,6 +417,7 @@ impl Share {
             self.forget(node, u64::MAX);
         }
         self.locks.clear();
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 
     /// Prepares a thread to serve this share. Each serving thread calls it once.

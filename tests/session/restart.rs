@@ -124,6 +124,16 @@ fn a_guest_that_held_every_descriptor_mounts_anew() {
 }
 
 #[test]
+fn a_guest_may_mount_as_often_and_as_fast_as_it_likes() {
+    let (_daemon, _guest, mut client) = mounted(&[], &GuestOptions::default());
+    for round in 0..500 {
+        client.destroy().expect("DESTROY");
+        assert!(client.init().is_ok(), "INIT {round}");
+    }
+    assert_serves(&mut client);
+}
+
+#[test]
 fn a_reset_device_closes_files_at_once_and_has_no_session() {
     let (daemon, guest, mut client) = mounted(&[], &GuestOptions::default());
     open(&mut client, FILE, libc::O_RDONLY);
