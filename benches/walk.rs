@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatherfs::guest::{GuestMap, MappedMemory, RingMemory};
-use gatherfs::virtqueue::Request;
+use gatherfs::virtqueue::Chain;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -41,13 +41,13 @@ fn walk(c: &mut Criterion) {
         let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
         let (table, avail, used) = (mock.desc_table_addr().0, mock.avail_addr().0, mock.used_addr().0);
         let mut ring = Some(Arc::new(RingMemory::new(map, QUEUE_SIZE, table, avail, used).unwrap()));
-        let mut request = Request::new();
+        let mut chain = Chain::new();
         c.bench_function(&format!("gatherfs, {descriptors} descriptors"), |b| {
             b.iter(|| {
                 // As a worker does: the memory comes with the chain and goes when it is answered.
-                request.walk(0, ring.take().unwrap());
-                let bytes = black_box(request.writable_bytes());
-                ring = request.release();
+                chain.walk(0, ring.take().unwrap());
+                let bytes = black_box(chain.writable_bytes());
+                ring = chain.release();
                 bytes
             });
         });

@@ -84,12 +84,20 @@ counters! {
     kicks,
     /// Calls (interrupts) sent.
     calls,
-    /// Requests whose answer came later: locks that were waited for.
+    /// Requests that were suspended: locks that were waited for.
     parked,
+    /// Transfers that an I/O engine took over.
+    submitted,
+    /// Requests that an I/O engine had no room for at first.
+    throttled,
     /// Requests that the host did not finish within --stop-timeout of their queue's stop; answered with EIO.
     withdrawn,
     /// Those of them that the host has finished since.
     withdrawn_finished,
+    /// Threads that did not come back from the host with a request that was withdrawn.
+    stuck,
+    /// Those of them that have come back since.
+    stuck_returned,
     /// Times a follower took over because requests waited behind a slow one.
     followers_woken,
     /// Frontend connections served.

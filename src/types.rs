@@ -134,6 +134,23 @@ impl QueueIndex {
     pub const HIPRIO: QueueIndex = QueueIndex(0);
 }
 
+/// The identity of a request in flight, from the pop of its chain to its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// The queue that it came on.
+    pub queue: QueueIndex,
+    /// The first descriptor of its chain: no other request in flight on the queue has it, unless the guest is broken.
+    pub head: u16,
+    /// The guest's number for it.
+    pub unique: Unique,
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {} (queue {}, head {})", self.unique.0, self.queue.0, self.head)
+    }
+}
+
 /// A user id as the guest writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GuestUid(pub u32);

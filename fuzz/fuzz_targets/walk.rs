@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use gatherfs::guest::{GuestMap, MappedMemory, RingMemory};
-use gatherfs::virtqueue::Request;
+use gatherfs::virtqueue::Chain;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -18,9 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
     let map = Arc::new(GuestMap::new(memory, Arc::default()));
     let Some(base) = map.piece(0, 1).map(|piece| piece.address()) else { return };
     let Some(ring) = RingMemory::new(map, QUEUE_SIZE, 0, 0x400, 0x500) else { return };
-    let mut request = Request::new();
-    request.walk(u16::from(bytes.first().copied().unwrap_or(0)), Arc::new(ring));
-    for page in request.readable_pages().iter().chain(request.writable_pages()) {
+    let mut chain = Chain::new();
+    chain.walk(u16::from(bytes.first().copied().unwrap_or(0)), Arc::new(ring));
+    for page in chain.readable_pages().iter().chain(chain.writable_pages()) {
         assert!(page.address() >= base && page.address() + page.len() <= base + LEN);
     }
 });

@@ -1,7 +1,7 @@
-//! A queue's state between the frontend, which sets it up, and the threads that serve it.
+//! A queue between the frontend, which sets it up, and the threads that serve it.
 //!
-//! One lock holds the ring and the roles of the threads; it is held for a few loads and stores, and never
-//! over a system call that can block.
+//! One lock holds the ring, the requests in flight and the roles of the threads; it is held for a few loads and stores, and
+//! never over a system call that can block.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,15 +11,18 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::parked::Late;
-use super::relief::Relief;
-use super::service::Service;
-use super::stop::Serving;
-use super::worker;
+use super::activity::Activity;
+use super::claim::Claim;
+use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
+use super::in_flight_table::{InFlightTable, Popped};
+use super::leadership::{Leadership, Next};
+use super::reply;
+use super::service::{Service, SessionQueue};
 use crate::guest::RingMemory;
+use crate::io::Engine;
 use crate::sys::event::{self, KickWatch};
-use crate::types::QueueIndex;
-use crate::virtqueue::Ring;
+use crate::types::{Errno, QueueIndex, RequestId};
+use crate::virtqueue::{Chain, Ring};
 use crate::warn_limited;
 
 /// What the frontend said of the queue.
@@ -45,60 +48,51 @@ impl Setup {
     }
 }
 
-/// A chain taken off the ring, with what is needed to walk it outside the lock.
-#[derive(Debug, Clone)]
-pub(super) struct Popped {
-    pub head: u16,
-    pub memory: Arc<RingMemory>,
-    /// Chains that wait behind it.
-    pub waiting: u16,
-}
-
-/// What the ring had to offer.
+/// A request for a thread to serve.
 #[derive(Debug)]
-pub(super) enum Next {
-    Chain(Popped),
-    /// The ring is empty or makes no sense: sleep until a kick.
-    Empty,
-    /// The ring does not run: sleep until the frontend says more.
-    Stopped,
+pub(super) enum Work {
+    /// A chain that was just popped, and how many wait behind it.
+    New { popped: Popped, waiting: u16 },
+    /// One that was throttled.
+    Again(InFlight),
 }
 
-/// Ring and roles.
+/// An answer to a suspended request.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    key: SuspendedKey,
+    result: Result<(), Errno>,
+}
+
+/// Ring, requests in flight, and roles.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub setup: Setup,
     pub ring: Option<Ring>,
     memory_generation: u64,
     /// The setup changed in a way that the running ring has not seen.
-    stale: bool,
-    /// A thread watches the ring.
-    pub led: bool,
-    /// Changes with each new leader, so that one that was relieved notices.
-    pub leadership: u64,
-    /// Chains popped in all: tells whether a leader still sits on the same one.
-    pub turns: u64,
-    /// The leader sleeps until a kick.
-    pub asleep: bool,
-    /// Followers that wait for the lead.
-    pub idle: u16,
-    pub threads: u16,
-    /// Chains popped and not answered yet.
-    pub serving: u32,
-    /// Those that threads serve now.
-    pub in_service: Serving,
-    /// When the guest was last told of answers, or found to be awake.
-    pub told: Option<Instant>,
+    is_stale: bool,
+    pub leadership: Leadership,
+    pub in_flight: InFlightTable,
+    /// When the call eventfd was last signalled, or the guest found not to want it.
+    pub last_call_at: Option<Instant>,
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
-    call_owed: bool,
-    /// Descriptors of the ring that parked requests take.
-    parked_descriptors: u16,
-    /// Answers to parked requests that came and are to be given.
-    pub late: VecDeque<Late>,
-    /// Changes when the guest begins anew: what was parked before is nobody's.
-    pub life: u64,
-    /// The session ends: threads leave.
-    pub ending: bool,
+    is_call_owed: bool,
+    /// Answers to suspended requests that are to be given.
+    late: VecDeque<Late>,
+    /// Requests that the engine had no room for, in order.
+    throttled: VecDeque<InFlight>,
+    /// The engine has finished nothing since it had no room.
+    is_engine_full: bool,
+}
+
+/// What a queue is given before the frontend can say anything.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub index: QueueIndex,
+    pub service: Arc<Service>,
+    pub activity: Arc<Activity>,
+    pub engine: Box<dyn Engine<InFlight>>,
 }
 
 /// One virtqueue.
@@ -107,18 +101,17 @@ pub(super) struct Queue {
     pub state: Mutex<State>,
     /// Followers wait here for the lead.
     pub followers: Condvar,
-    /// Whoever stops the queue waits here until nothing is in flight.
+    /// Whoever stops the queue waits here until nothing is in service.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
-    pub bound: OnceLock<(QueueIndex, Arc<Service>)>,
-    pub relief: OnceLock<Arc<Relief>>,
+    pub bound: OnceLock<Bound>,
     pub handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl State {
     fn is_runnable(&self) -> bool {
         let s = &self.setup;
-        s.ready && s.enabled && s.kick.is_some() && !self.ending
+        s.ready && s.enabled && s.kick.is_some() && !self.leadership.is_ending()
     }
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
@@ -127,7 +120,7 @@ impl State {
             return false;
         }
         let generation = service.memory_generation();
-        if self.ring.is_some() && !self.stale && self.memory_generation == generation {
+        if self.ring.is_some() && !self.is_stale && self.memory_generation == generation {
             return true;
         }
         let Some(memory) = self.setup.map_ring(service) else {
@@ -139,15 +132,15 @@ impl State {
             Some(ring) => ring.remap(memory),
             None => {
                 if s.next_avail == 0 && s.next_used == 0 {
-                    self.life = self.life.wrapping_add(1);
-                    self.parked_descriptors = 0;
+                    // The guest has reset the queue, and waits for nothing of before.
+                    self.in_flight.clear_suspended();
                     self.late.clear();
                 }
                 self.ring = Some(Ring::new(memory, s.event_idx, s.next_avail, s.next_used));
             }
         }
         self.memory_generation = generation;
-        self.stale = false;
+        self.is_stale = false;
         true
     }
 
@@ -160,18 +153,24 @@ impl State {
             Some(memory) => {
                 ring.remap(memory);
                 self.memory_generation = generation;
-                self.stale = false;
+                self.is_stale = false;
             }
-            None if self.serving == 0 => {
+            None if self.in_flight.in_service() == 0 => {
                 ring.detach();
-                self.stale = true;
+                self.is_stale = true;
             }
             None => {}
         }
     }
 
-    /// Takes the next chain off the ring.
-    pub fn next(&mut self, service: &Service) -> Next {
+    /// Takes the next request: one that was throttled, or the next chain off the ring.
+    pub fn next(&mut self, service: &Service) -> Next<Work> {
+        if !self.throttled.is_empty() {
+            if self.is_engine_full {
+                return Next::Stopped;
+            }
+            return self.throttled.pop_front().map_or(Next::Stopped, |request| Next::Chain(Work::Again(request)));
+        }
         if !self.prepare(service) {
             return Next::Stopped;
         }
@@ -187,61 +186,55 @@ impl State {
             }
         };
         let Some((head, memory)) = ring.pop() else { return Next::Stopped };
-        self.serving += 1;
-        self.turns = self.turns.wrapping_add(1);
-        Next::Chain(Popped { head, memory, waiting: waiting - 1 })
+        Next::Chain(Work::New { popped: Popped { head, memory }, waiting: waiting - 1 })
     }
 
-    /// Takes a popped chain out of service until its answer comes. False where parked ones would fill half the
-    /// ring.
-    pub fn park(&mut self, ring_descriptors: u16) -> bool {
-        let size = self.ring.as_ref().map_or(0, Ring::size);
-        let sum = self.parked_descriptors.saturating_add(ring_descriptors);
-        let fits = sum <= size / 2;
-        if fits {
-            self.parked_descriptors = sum;
+    /// The engine has no room for `request`: it is taken up again when the engine has finished something.
+    pub fn throttle(&mut self, request: InFlight) {
+        self.throttled.push_back(request);
+        self.is_engine_full = true;
+    }
+
+    /// Takes out the requests that were throttled.
+    pub fn take_throttled(&mut self) -> VecDeque<InFlight> {
+        std::mem::take(&mut self.throttled)
+    }
+
+    /// The engine has finished something.
+    pub fn note_engine_room(&mut self) {
+        self.is_engine_full = false;
+    }
+
+    /// The next answer to a suspended request, with the memory to give it in.
+    fn next_late(&mut self, service: &Service) -> Option<(RequestId, Arc<RingMemory>, Result<(), Errno>)> {
+        while !self.late.is_empty() && self.prepare(service) {
+            let memory = Arc::clone(self.ring.as_ref()?.memory()?);
+            let Late { key, result } = self.late.pop_front()?;
+            if let Some(id) = self.in_flight.take_suspended(key) {
+                return Some((id, memory, result));
+            }
         }
-        fits
+        None
     }
 
-    /// The next answer to give to a parked request, which is in service again.
-    pub fn next_late(&mut self, service: &Service) -> Option<(Late, Popped)> {
-        if self.late.is_empty() || !self.prepare(service) {
-            return None;
-        }
-        let memory = Arc::clone(self.ring.as_ref()?.memory()?);
-        let late = self.late.pop_front()?;
-        self.parked_descriptors = self.parked_descriptors.saturating_sub(late.ring_descriptors);
-        self.serving += 1;
-        Some((late, Popped { head: late.head, memory, waiting: 0 }))
-    }
-
-    /// A popped chain is parked: it is no longer being served.
-    pub fn leave_parked(&mut self) {
-        self.serving -= 1;
-    }
-
-    /// Shows the answer to a popped chain to the guest. A head that the table does not have cannot be named in the
-    /// used ring: the chain is dropped.
-    pub fn answer(&mut self, head: u16, used_len: u32) {
-        self.serving -= 1;
-        let Some(ring) = &mut self.ring else { return };
-        if head < ring.size() {
-            ring.stage(head, used_len);
-            ring.show();
+    /// Puts the answer to a popped chain into the used ring, where the guest sees it. A head that the table does not have cannot
+    /// be named there: the chain is dropped.
+    pub fn push_used(&mut self, head: u16, used_len: u32) {
+        if let Some(ring) = self.ring.as_mut().filter(|ring| head < ring.size()) {
+            ring.push_used(head, used_len);
         }
     }
 
-    /// Answers that the guest was not told of.
+    /// Answers since the last call.
     pub fn unsignalled(&self) -> u16 {
         self.ring.as_ref().map_or(0, Ring::unsignalled)
     }
 
-    /// The call to signal, where the guest wants one for what it was not told of.
-    pub fn publish(&mut self) -> Option<Arc<OwnedFd>> {
-        self.told = Some(Instant::now());
-        let wanted = self.ring.as_mut().is_some_and(Ring::publish);
-        self.call_owed |= wanted && self.setup.call.is_none();
+    /// The call to signal, where the guest wants one for the answers since the last one.
+    fn take_call(&mut self) -> Option<Arc<OwnedFd>> {
+        self.last_call_at = Some(Instant::now());
+        let wanted = self.ring.as_mut().is_some_and(Ring::needs_call);
+        self.is_call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }
     }
 
@@ -259,18 +252,25 @@ impl State {
     }
 }
 
-/// Publishes what is staged and signals the call outside the lock.
-pub(super) fn publish_and_call(state: &mut MutexGuard<'_, State>, service: &Service) {
-    if let Some(call) = state.publish() {
+/// Signals the call, if the guest wants one, with the lock open.
+pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service) {
+    if let Some(call) = state.take_call() {
         service.metrics.calls.increment();
         MutexGuard::unlocked(state, || event::signal(call.as_fd()));
     }
 }
 
 impl Queue {
-    /// The queue's number and service; set before the frontend can say anything.
-    pub fn bound(&self) -> Option<&(QueueIndex, Arc<Service>)> {
+    /// What the queue was given; set before the frontend can say anything.
+    pub fn bound(&self) -> Option<&Bound> {
         self.bound.get()
+    }
+
+    /// Wakes whoever sleeps on the ring.
+    pub fn wake(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.wake();
+        }
     }
 
     /// What the leader sleeps on. Made with the first kick, since most queues are never used.
@@ -281,7 +281,11 @@ impl Queue {
     /// Takes a new kick from the frontend, or takes it away.
     pub fn set_kick(&self, kick: Option<OwnedFd>) -> std::io::Result<()> {
         if self.watch.get().is_none() && kick.is_some() {
-            let _ = self.watch.set(KickWatch::new()?);
+            let watch = KickWatch::new()?;
+            if let Some(completions) = self.bound().and_then(|bound| bound.engine.completion_event()) {
+                watch.watch_completions(completions)?;
+            }
+            let _ = self.watch.set(watch);
         }
         let mut state = self.state.lock();
         let Some(watch) = self.watch.get() else { return Ok(()) };
@@ -300,7 +304,7 @@ impl Queue {
     /// what was answered in between is signalled now.
     pub fn set_call(&self, call: Option<Arc<OwnedFd>>) {
         let mut state = self.state.lock();
-        let owed = call.is_some() && std::mem::take(&mut state.call_owed);
+        let owed = call.is_some() && std::mem::take(&mut state.is_call_owed);
         state.setup.call.clone_from(&call);
         drop(state);
         if let Some(call) = call.filter(|_| owed) {
@@ -312,19 +316,15 @@ impl Queue {
     pub fn configure(&self, change: impl FnOnce(&mut Setup)) {
         let mut state = self.state.lock();
         change(&mut state.setup);
-        if let Some(watch) = self.watch.get() {
-            watch.wake();
-        }
+        self.wake();
     }
 
     /// Guest memory was replaced: the ring follows at once, and the leader looks whether it runs now.
     pub fn follow_memory(&self) {
-        if let Some((_, service)) = self.bound() {
-            self.state.lock().follow_memory(service);
+        if let Some(bound) = self.bound() {
+            self.state.lock().follow_memory(&bound.service);
         }
-        if let Some(watch) = self.watch.get() {
-            watch.wake();
-        }
+        self.wake();
     }
 
     /// Changes the rings' addresses. On a running ring this comes when logging is switched: what changed
@@ -334,29 +334,12 @@ impl Queue {
         let s = &mut state.setup;
         let changed = (s.descriptors, s.avail, s.used) != (descriptors, avail, used);
         (s.descriptors, s.avail, s.used) = (descriptors, avail, used);
-        state.stale |= changed;
-    }
-
-    /// Starts the queue's first thread once the frontend starts the queue.
-    pub fn ensure_served(self: &Arc<Self>) {
-        let mut state = self.state.lock();
-        if let Some(relief) = self.relief.get()
-            && state.setup.ready
-            && state.threads == 0
-            && self.watch.get().is_some()
-        {
-            worker::add_thread(self, &mut state, relief);
-        }
+        state.is_stale |= changed;
     }
 
     /// Whether the ring runs, so that its indexes are ours and not the frontend's to set.
     pub fn is_running(&self) -> bool {
         self.state.lock().ring.is_some()
-    }
-
-    /// Whether the frontend has set the queue up and started it.
-    pub fn is_started(&self) -> bool {
-        self.state.lock().is_runnable()
     }
 
     /// The next chain's index: what GET_VRING_BASE returns.
@@ -365,27 +348,85 @@ impl Queue {
         state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
     }
 
-    /// To be called when a chain was answered: wakes whoever waits for the last one.
-    pub fn answered(&self, state: &State) {
-        if state.serving == 0 && !state.setup.ready {
+    /// To be called when a request went out of service: wakes whoever waits for the last one.
+    pub fn note_answered(&self, state: &State) {
+        if state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
     }
 
-    /// Ends the queue: drains it and waits for its threads, but those that the host does not let go.
-    pub fn end(&self) {
-        self.stop();
-        self.state.lock().ending = true;
-        self.followers.notify_all();
-        if let Some(watch) = self.watch.get() {
-            watch.wake();
+    /// Gives the answers to suspended requests that came, where the queue runs.
+    pub fn answer_late(&self, state: &mut MutexGuard<'_, State>) {
+        let Some(Bound { service, .. }) = self.bound() else { return };
+        while let Some((id, memory, result)) = state.next_late(service) {
+            // In service again, so that nobody stops the queue meanwhile.
+            let (slot, claim) = state.in_flight.enter();
+            let popped = Popped { head: id.head, memory };
+            state.in_flight.begin(slot, &popped, Instant::now(), std::thread::current().id());
+            let used_len = MutexGuard::unlocked(state, || {
+                let mut chain = Chain::new();
+                chain.walk(popped.head, popped.memory);
+                match result {
+                    _ if !claim.take() => 0,
+                    Ok(()) => reply::write_parts(&mut chain, id.unique, &[], &[]),
+                    Err(errno) => reply::write_error(&mut chain, id.unique, errno),
+                }
+            });
+            if state.in_flight.end(slot) {
+                state.push_used(id.head, used_len);
+            }
+            state.in_flight.leave(slot);
+            signal_call(state, service);
+            self.note_answered(state);
         }
-        let handles = std::mem::take(&mut *self.handles.lock());
-        // A thread that the host does not let go ends by itself when it does, or with the process.
-        let is_stuck = |handle: &JoinHandle<()>| self.state.lock().in_service.is_stuck(handle.thread().id());
-        for handle in handles.into_iter().filter(|handle| !is_stuck(handle)) {
-            // A thread that panicked has said so; the others still must be waited for.
-            let _ = handle.join();
+    }
+}
+
+impl Origin for Queue {
+    fn complete(&self, slot: SlotIndex, head: u16, used_len: u32) {
+        let mut state = self.state.lock();
+        if state.in_flight.end(slot) {
+            state.push_used(head, used_len);
         }
+        if let Some(bound) = self.bound() {
+            signal_call(&mut state, &bound.service);
+        }
+        self.note_answered(&state);
+    }
+
+    fn suspend(&self, slot: SlotIndex, claim: &Claim, id: RequestId, ring_descriptors: u16) -> Result<SuspendedKey, Errno> {
+        let mut state = self.state.lock();
+        // Nobody withdraws it while the state is locked. Taken last: what follows an error here may wait for the host.
+        if claim.is_withdrawn() {
+            return Err(Errno::EIO);
+        }
+        let ring_len = state.ring.as_ref().map_or(0, Ring::size);
+        let key = state.in_flight.suspend(slot, id, ring_descriptors, ring_len)?;
+        claim.take();
+        if let Some(bound) = self.bound() {
+            bound.service.metrics.parked.increment();
+        }
+        self.note_answered(&state);
+        Ok(key)
+    }
+
+    fn answer_suspended(&self, key: SuspendedKey, result: Result<(), Errno>) {
+        let mut state = self.state.lock();
+        state.late.push_back(Late { key, result });
+        self.answer_late(&mut state);
+    }
+
+    fn leave(&self, slot: SlotIndex) {
+        self.state.lock().in_flight.leave(slot);
+    }
+}
+
+impl SessionQueue for Queue {
+    fn is_started(&self) -> bool {
+        self.state.lock().is_runnable()
+    }
+
+    fn wake(&self) {
+        Queue::wake(self);
     }
 }

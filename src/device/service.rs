@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::queue::Queue;
+use super::in_flight::InFlight;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
-use crate::host::{Closing, Export};
+use crate::host::{Closing, Export, Share};
+use crate::io::{Engine, SyncEngine};
 use crate::metrics::Metrics;
 use crate::types::Errno;
 
@@ -33,8 +34,19 @@ impl Default for Options {
     }
 }
 
+/// A queue of the session, as the service sees it.
+pub(super) trait SessionQueue: Send + Sync {
+    /// Whether the frontend has set the queue up and started it.
+    fn is_started(&self) -> bool;
+
+    /// Wakes a leader that sleeps.
+    fn wake(&self);
+}
+
+/// Makes the I/O engine of a queue.
+type MakeEngine = dyn Fn() -> Box<dyn Engine<InFlight>> + Send + Sync;
+
 /// The shared state of a session's workers.
-#[derive(Debug)]
 pub struct Service {
     /// The exported directory.
     pub export: Arc<Export>,
@@ -48,13 +60,23 @@ pub struct Service {
     memory_generation: AtomicU64,
     fuse: RwLock<Option<Negotiated>>,
     /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
-    queues: OnceLock<Vec<Weak<Queue>>>,
+    queues: OnceLock<Vec<Weak<dyn SessionQueue>>>,
+    make_engine: Box<MakeEngine>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("export", &self.export).field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl Service {
     /// A service without guest memory.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
+        let counters = Arc::clone(&metrics);
+        let make_engine = move || -> Box<dyn Engine<InFlight>> { Box::new(SyncEngine::new(Arc::clone(&counters))) };
         Service {
+            make_engine: Box::new(make_engine),
             export,
             metrics,
             options: Options::default(),
@@ -67,8 +89,30 @@ impl Service {
     }
 
     /// Takes note of the session's queues, once.
-    pub(super) fn set_queues(&self, queues: &[Arc<Queue>]) {
-        let _ = self.queues.set(queues.iter().map(Arc::downgrade).collect());
+    pub(super) fn set_queues(&self, queues: Vec<Weak<dyn SessionQueue>>) {
+        let _ = self.queues.set(queues);
+    }
+
+    /// The same with another I/O engine for each queue.
+    pub fn with_engine(self, make_engine: impl Fn() -> Box<dyn Engine<InFlight>> + Send + Sync + 'static) -> Service {
+        Service { make_engine: Box::new(make_engine), ..self }
+    }
+
+    /// The I/O engine of a queue that starts.
+    pub(super) fn make_engine(&self) -> Box<dyn Engine<InFlight>> {
+        (self.make_engine)()
+    }
+
+    /// The share of the present FUSE session, with its generation.
+    pub(super) fn present_share(&self) -> (Arc<Share>, u64) {
+        // The generation first: a share that is newer than its generation is looked at again.
+        let generation = self.export.generation();
+        (self.export.share(), generation)
+    }
+
+    /// Threads that the host does not let go.
+    pub(super) fn stuck_threads(&self) -> u64 {
+        self.metrics.stuck.get().saturating_sub(self.metrics.stuck_returned.get())
     }
 
     /// How many request queues the frontend has started.
@@ -101,7 +145,7 @@ impl Service {
     }
 
     /// What INIT agreed on, if there is a FUSE session.
-    pub fn agreed(&self) -> Option<Negotiated> {
+    pub fn negotiated(&self) -> Option<Negotiated> {
         *self.fuse.read()
     }
 
@@ -109,7 +153,7 @@ impl Service {
     /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT
     /// came in between, or where the host took so long that this one is not wanted any more; ENOMEM where there is no memory
     /// for the session's tables.
-    pub fn begin_fuse(&self, agreed: &Negotiated, is_wanted: impl Fn() -> bool) -> Result<(), Errno> {
+    pub fn begin_fuse(&self, negotiated: &Negotiated, is_wanted: impl Fn() -> bool) -> Result<(), Errno> {
         if let Some(closing) = self.leave_fuse() {
             tracing::info!("the guest began anew; its open files are closed");
             closing.wait(self.options.stop_timeout);
@@ -120,8 +164,8 @@ impl Service {
                 return Err(Errno::EIO);
             }
             let share = self.export.begin_session()?;
-            share.begin_session(agreed);
-            *fuse = Some(*agreed);
+            share.begin_session(negotiated);
+            *fuse = Some(*negotiated);
             share
         };
         share.watch_root();
@@ -144,9 +188,7 @@ impl Service {
         };
         // Threads that sleep let go of the share that ended.
         for queue in self.queues.get().into_iter().flatten().filter_map(Weak::upgrade) {
-            if let Some(watch) = queue.watch() {
-                watch.wake();
-            }
+            queue.wake();
         }
         Some(closing)
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -15,11 +15,12 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
+use super::activity::Activity;
 use super::config_space::{ConfigSpace, REQUEST_QUEUES_MAX};
-use super::queue::Queue;
-use super::relief::Relief;
-use super::service::Service;
+use super::queue::{Bound, Queue};
+use super::service::{Service, SessionQueue};
 use super::vring::{HookedVring, Memory, collect_queues};
+use super::watchdog;
 use crate::guest::{DirtyLog, GuestMap, MappedMemory};
 use crate::types::QueueIndex;
 
@@ -167,8 +168,8 @@ impl Stopper {
 pub struct Session {
     daemon: VhostUserDaemon<Arc<Device>>,
     device: Arc<Device>,
-    relief: Arc<Relief>,
-    relief_thread: Option<JoinHandle<()>>,
+    activity: Arc<Activity>,
+    watchdog: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -187,20 +188,21 @@ impl Session {
         drop(collect_queues());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
-        let relief = Arc::new(Relief::default());
+        let activity = Arc::new(Activity::default());
         for (index, queue) in queues.iter().enumerate() {
-            let _ = queue.bound.set((QueueIndex(index as u16), Arc::clone(service)));
-            let _ = queue.relief.set(Arc::clone(&relief));
+            let (index, service, activity) = (QueueIndex(index as u16), Arc::clone(service), Arc::clone(&activity));
+            let engine = service.make_engine();
+            let _ = queue.bound.set(Bound { index, service, activity, engine });
         }
         let _ = device.queues.set(queues.clone());
-        service.set_queues(&queues);
+        service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());
         daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
         service.metrics.connections.increment();
-        let relief_thread = {
-            let relief = Arc::clone(&relief);
-            std::thread::Builder::new().name("relief".to_owned()).spawn(move || relief.run(&queues))?
+        let watchdog = {
+            let activity = Arc::clone(&activity);
+            std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog::run(&activity, &queues))?
         };
-        Ok(Session { daemon, device, relief, relief_thread: Some(relief_thread) })
+        Ok(Session { daemon, device, activity, watchdog: Some(watchdog) })
     }
 
     /// What ends this session from another thread.
@@ -223,8 +225,8 @@ impl Session {
         for queue in self.device.queues() {
             queue.end();
         }
-        self.relief.end();
-        if let Some(thread) = self.relief_thread.take() {
+        self.activity.end();
+        if let Some(thread) = self.watchdog.take() {
             let _ = thread.join();
         }
         self.device.service.end_fuse();

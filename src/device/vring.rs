@@ -12,6 +12,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryAtomic;
 
 use super::queue::Queue;
+use super::worker;
 use crate::guest::MappedMemory;
 
 /// Guest memory as the crate hands it over.
@@ -144,7 +145,7 @@ impl VringT<Memory> for HookedVring {
     fn set_queue_ready(&self, ready: bool) {
         self.inner.set_queue_ready(ready);
         self.queue.configure(|s| s.ready = ready);
-        self.queue.ensure_served();
+        worker::ensure_served(&self.queue);
     }
 
     fn set_kick(&self, file: Option<File>) {

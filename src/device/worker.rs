@@ -1,24 +1,24 @@
-//! The threads that serve a queue, as leader and followers.
+//! The threads that serve a queue: each is a [`Station`] of the leader protocol (`leadership.rs`).
 //!
-//! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and
-//! requests take longer than a wake-up does, it hands the lead to a follower first; where they are quick it
-//! serves them one after the other, shows each answer at once and tells the guest now and then. A leader
-//! that sits on a slow request is relieved (`relief.rs`), so that nothing waits behind it for long.
+//! Quick requests are served one after the other; each answer is in the used ring at once, and the call is signalled for the
+//! first of a burst and then now and then.
 
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use super::parked::{Place, answer_late};
-use super::queue::{Next, Popped, Queue, State, publish_and_call};
-use super::relief::Relief;
-use super::serve::{Served, serve};
-use super::service::Service;
-use super::stop::{STUCK_MAX, SeatIndex, note_late};
-use crate::host::Share;
+use super::claim::Claim;
+use super::in_flight::{Answered, InFlight, Origin, SlotIndex, UsedEntry, Vacant};
+use super::in_flight_table::Popped;
+use super::leadership::{self, Leadership, Next, Station, Term};
+use super::queue::{Bound, Queue, State, Work, signal_call};
+use super::serve::{FIRST_LEN, serve, serve_again};
+use super::served::Served;
+use super::transfer;
+use crate::io::Finished;
 use crate::types::QueueIndex;
-use crate::virtqueue::{Claim, Request};
 use crate::warn_limited;
 
 /// FORGETs do not wait for anything: one thread serves them and one may relieve it.
@@ -27,234 +27,327 @@ const HIPRIO_THREADS_MAX: u16 = 2;
 const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
 /// A request is slow when it takes longer than waking a follower does: 25 to 100 us on a busy host.
 const SLOW_REQUEST: Duration = Duration::from_micros(100);
-/// Answers that one notification covers at most.
+/// Answers that one call covers at most.
 const BATCH_LEN_MAX: u16 = 32;
-/// How often the guest is told at most, while quick requests follow each other.
+/// Time between calls at most, while quick requests follow each other.
 const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
+/// Storage that a thread keeps for requests to come, where an engine finishes some later.
+const SPARES_MAX: usize = 64;
+/// Threads that the host does not let go: with as many the daemon starts no more. A host that does not answer would else take
+/// threads and memory with each reset of the VM.
+const STUCK_MAX: u64 = 512;
+
+/// Starts the queue's first thread once the frontend starts the queue.
+pub(super) fn ensure_served(queue: &Arc<Queue>) {
+    let mut state = queue.state.lock();
+    if state.setup.ready && state.leadership.threads() == 0 && queue.watch().is_some() {
+        add_thread(queue, &mut state);
+    }
+}
 
 /// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
-pub(super) fn add_thread(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
-    let Some((index, service)) = queue.bound() else { return };
-    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };
-    if state.threads >= threads_max || state.ending {
-        return;
-    }
+fn add_thread(queue: &Arc<Queue>, state: &mut State) {
+    let Some(Bound { index, service, .. }) = queue.bound() else { return };
     if service.stuck_threads() >= STUCK_MAX {
         warn_limited!("the host does not finish {STUCK_MAX} requests that were given up: no more threads are started until it does");
         return;
     }
+    let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };
+    if !state.leadership.begin_thread(threads_max) {
+        return;
+    }
     let name = if *index == QueueIndex::HIPRIO { "hiprio".to_owned() } else { format!("request {}", index.0) };
     let thread = {
-        let (queue, service, relief) = (Arc::clone(queue), Arc::clone(service), Arc::clone(relief));
-        std::thread::Builder::new().name(name).spawn(move || Worker::new(&queue, &service, &relief).run())
+        let queue = Arc::clone(queue);
+        std::thread::Builder::new().name(name).spawn(move || serve_queue(&queue))
     };
     match thread {
         Ok(handle) => {
-            state.threads += 1;
             let mut handles = queue.handles.lock();
             handles.retain(|h| !h.is_finished());
             handles.push(handle);
         }
-        Err(e) if state.threads == 0 => tracing::error!("cannot start a thread for queue {}: {e}; it is not served", index.0),
-        // The threads that are there go on serving.
-        Err(e) => tracing::debug!("cannot start another thread for queue {}: {e}", index.0),
+        Err(e) => {
+            state.leadership.end_thread();
+            if state.leadership.threads() == 0 {
+                tracing::error!("cannot start a thread for queue {}: {e}; it is not served", index.0);
+            } else {
+                // The threads that are there go on serving.
+                tracing::debug!("cannot start another thread for queue {}: {e}", index.0);
+            }
+        }
     }
 }
 
-/// Gives up the lead: an idle follower takes it, or a new one.
-pub(super) fn hand_over(queue: &Arc<Queue>, state: &mut State, relief: &Arc<Relief>) {
-    state.led = false;
-    if state.idle > 0 {
-        queue.followers.notify_one();
-    } else {
-        add_thread(queue, state, relief);
+/// A thread's life.
+fn serve_queue(queue: &Arc<Queue>) {
+    let Some(bound) = queue.bound() else { return };
+    let (share, generation) = bound.service.present_share();
+    let entered = share.enter_thread();
+    let mut state = queue.state.lock();
+    if let Err(e) = entered {
+        // A descriptor's name would then mean some file of the share: better no thread than this one.
+        tracing::error!("a worker cannot enter /proc/self/fd and leaves: {e}");
+        state.leadership.end_thread();
+        return;
     }
+    let (slot, claim) = state.in_flight.enter();
+    let vacant = new_storage(queue, bound, slot, claim, (share, generation));
+    let mut worker = Worker {
+        queue,
+        bound,
+        thread: std::thread::current().id(),
+        spares: vec![vacant],
+        finished: Vec::new(),
+        scratch: Vec::new(),
+        last_took: Duration::ZERO,
+        now: Instant::now(),
+    };
+    leadership::run(&mut worker, &mut state);
+    state.leadership.end_thread();
+    // Storage takes the lock when it goes.
+    drop(state);
 }
 
+fn new_storage(queue: &Arc<Queue>, bound: &Bound, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<crate::host::Share>, u64)) -> Vacant {
+    Vacant::new(Arc::clone(queue) as Arc<dyn Origin>, bound.index, slot, claim, share)
+}
+
+/// A serving thread.
 struct Worker<'q> {
     queue: &'q Arc<Queue>,
-    service: &'q Arc<Service>,
-    relief: &'q Arc<Relief>,
-    request: Request,
-    /// The right to answer it.
-    claim: Arc<Claim>,
-    /// The share of the present FUSE session, and its generation.
-    share: Arc<Share>,
-    share_generation: u64,
-    /// Room for replies that are made here: directory entries, attribute values.
-    reply: Vec<u8>,
+    bound: &'q Bound,
+    thread: ThreadId,
+    /// Storage for the requests to come.
+    spares: Vec<Vacant>,
+    /// Room for what the engine has finished.
+    finished: Vec<Finished<InFlight>>,
+    /// Room for replies that are put together here: directory entries, attribute values.
+    scratch: Vec<u8>,
     /// How long the last request took.
     last_took: Duration,
     /// When the last request was done, or the leader woke up.
     now: Instant,
 }
 
-impl<'q> Worker<'q> {
-    fn new(queue: &'q Arc<Queue>, service: &'q Arc<Service>, relief: &'q Arc<Relief>) -> Worker<'q> {
-        let request = Request::new();
-        let claim = Arc::clone(request.claim());
-        let share_generation = service.export.generation();
-        let share = service.export.share();
-        Worker {
-            queue,
-            service,
-            relief,
-            request,
-            claim,
-            share,
-            share_generation,
-            reply: Vec::new(),
-            last_took: Duration::ZERO,
-            now: Instant::now(),
+type Guard<'g> = MutexGuard<'g, State>;
+
+impl Worker<'_> {
+    /// Storage for a request that begins.
+    fn take_spare(&mut self, state: &mut State) -> Vacant {
+        let service = &self.bound.service;
+        let Some(mut spare) = self.spares.pop() else {
+            let (slot, claim) = state.in_flight.enter();
+            return new_storage(self.queue, self.bound, slot, claim, service.present_share());
+        };
+        // Behind the request, which may be the first that this thread has of a new session.
+        if spare.share_generation() != service.export.generation() {
+            drop(spare.set_share(service.present_share()));
+        }
+        spare
+    }
+
+    /// Keeps storage for the next request. The queue's lock must be open.
+    fn keep_spare(&mut self, vacant: Vacant) {
+        if self.spares.len() < SPARES_MAX {
+            self.spares.push(vacant);
         }
     }
 
-    fn run(mut self) {
-        let entered = self.share.enter_thread();
-        let mut state = self.queue.state.lock();
-        if let Err(e) = entered {
-            // A descriptor's name would then mean some file of the share: better no thread than this one.
-            tracing::error!("a worker cannot enter /proc/self/fd and leaves: {e}");
-            state.threads -= 1;
-            return;
-        }
-        let seat = state.in_service.enter(self.request.claim());
-        while self.take_lead(&mut state) {
-            // The wait for the lead is no request's time.
-            self.now = Instant::now();
-            self.lead(&mut state, seat);
-        }
-        state.in_service.leave(seat);
-        state.threads -= 1;
+    /// An answer is in guest memory, and the storage back: what is left is the used ring.
+    fn take_back(&mut self, answered: Answered) -> UsedEntry {
+        let (used, vacant) = answered.finish();
+        self.keep_spare(vacant);
+        used
     }
 
-    /// Waits for the lead. False where this thread should leave.
-    fn take_lead(&self, state: &mut MutexGuard<'_, State>) -> bool {
-        while state.led && !state.ending {
-            state.idle += 1;
-            let timed_out = self.queue.followers.wait_for(state, FOLLOWER_IDLE_MAX).timed_out();
-            state.idle -= 1;
-            if timed_out && state.led {
-                return false;
-            }
-        }
-        if state.ending {
-            return false;
-        }
-        state.led = true;
-        state.leadership = state.leadership.wrapping_add(1);
-        self.relief.note_activity();
-        true
-    }
-
-    /// Leads until the lead is gone.
-    fn lead(&mut self, state: &mut MutexGuard<'_, State>, seat: SeatIndex) {
-        let mine = state.leadership;
-        while state.led && state.leadership == mine {
-            if state.ending {
-                state.led = false;
-                return;
-            }
-            if !state.late.is_empty() {
-                answer_late(self.queue, state, self.service);
-                // The lock was open meanwhile: who was relieved must not take the next leader's kick.
-                if !state.led || state.leadership != mine {
-                    return;
-                }
-            }
-            let next = state.next(self.service);
-            // Behind the request, which may be the first that this thread has of a new session.
-            self.follow_share();
-            match next {
-                Next::Chain(popped) => self.turn(state, seat, popped),
-                Next::Empty => self.sleep(state, true),
-                Next::Stopped => self.sleep(state, false),
-            }
+    /// Puts an answer into the used ring, unless the request was withdrawn, and somebody else has answered it.
+    fn push(&self, state: &mut State, used: UsedEntry) {
+        if state.in_flight.end(used.slot) {
+            state.push_used(used.head, used.len);
+        } else {
+            self.bound.service.metrics.withdrawn_finished.increment();
+            let index = self.bound.index.0;
+            tracing::warn!("the host has finished a request that was given up when queue {index} was stopped; nothing came of it");
         }
     }
 
     /// Lets go of the share of a FUSE session that ended.
-    fn follow_share(&mut self) {
-        let generation = self.service.export.generation();
-        if generation != self.share_generation {
-            self.share = self.service.export.share();
-            self.share_generation = generation;
+    fn follow_share(&mut self, state: &mut Guard<'_>) {
+        let service = &self.bound.service;
+        let generation = service.export.generation();
+        if self.spares.iter().all(|spare| spare.share_generation() == generation) {
+            return;
         }
+        let present = service.present_share();
+        let mut old = Vec::new();
+        for spare in &mut self.spares {
+            old.push(spare.set_share((Arc::clone(&present.0), present.1)));
+        }
+        MutexGuard::unlocked(state, || drop(old));
     }
 
-    /// Serves one chain.
-    fn turn(&mut self, state: &mut MutexGuard<'_, State>, seat: SeatIndex, popped: Popped) {
-        let mine = state.leadership;
-        let head = popped.head;
-        state.in_service.begin(seat, &popped, self.now);
-        if popped.waiting > 0 && self.last_took > SLOW_REQUEST {
-            self.service.metrics.followers_woken.increment();
-            hand_over(self.queue, state, self.relief);
-            publish_and_call(state, self.service);
+    /// Finishes what the engine has brought to an end.
+    fn reap(&mut self, state: &mut Guard<'_>) {
+        let bound = self.bound;
+        if bound.engine.completion_event().is_none() {
+            return;
         }
-        let place = Place { queue: self.queue, head, claim: &self.claim };
-        let served = MutexGuard::unlocked(state, || {
-            let queue_size = popped.memory.size();
-            self.request.walk(head, popped.memory);
-            let served = serve(self.service, &self.share, queue_size, &mut self.request, &mut self.reply, place);
-            // Idle threads keep no guest memory mapped.
-            self.request.release();
-            served
+        bound.engine.reap(&mut self.finished);
+        if self.finished.is_empty() {
+            return;
+        }
+        state.note_engine_room();
+        while let Some(finished) = self.finished.pop() {
+            let used = MutexGuard::unlocked(state, || {
+                let answered = transfer::finish(&bound.service, finished);
+                self.take_back(answered)
+            });
+            self.push(state, used);
+            self.queue.note_answered(state);
+        }
+    }
+}
+
+impl<'g> Station<Guard<'g>> for Worker<'_> {
+    type Chain = Work;
+
+    fn leadership<'a>(&self, guard: &'a mut Guard<'g>) -> &'a mut Leadership {
+        &mut guard.leadership
+    }
+
+    fn wait_as_follower(&self, guard: &mut Guard<'g>) -> bool {
+        self.queue.followers.wait_for(guard, FOLLOWER_IDLE_MAX).timed_out()
+    }
+
+    fn notify_follower(&self) {
+        self.queue.followers.notify_one();
+    }
+
+    fn start_thread(&self, guard: &mut Guard<'g>) {
+        add_thread(self.queue, guard);
+    }
+
+    fn answer_late(&mut self, guard: &mut Guard<'g>) {
+        self.queue.answer_late(guard);
+        self.reap(guard);
+        self.follow_share(guard);
+    }
+
+    fn next(&mut self, guard: &mut Guard<'g>) -> Next<Work> {
+        guard.next(&self.bound.service)
+    }
+
+    fn is_slow(&self, chain: &Work) -> bool {
+        let waits = matches!(chain, Work::New { waiting, .. } if *waiting > 0) && self.last_took > SLOW_REQUEST;
+        if waits {
+            self.bound.service.metrics.followers_woken.increment();
+        }
+        waits
+    }
+
+    fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
+        let service = &self.bound.service;
+        // What a thread that takes over would signal.
+        let leads = guard.leadership.leads(term);
+        let (slot, request) = match chain {
+            Work::New { popped, .. } => {
+                let spare = self.take_spare(guard);
+                guard.in_flight.begin(spare.slot(), &popped, self.now, self.thread);
+                (spare.slot(), Ok((spare, popped)))
+            }
+            Work::Again(request) => (request.slot(), Err(request)),
+        };
+        if !leads {
+            signal_call(guard, service);
+        }
+        let (used, came_back) = MutexGuard::unlocked(guard, || {
+            let served = match request {
+                Ok((spare, Popped { head, memory })) => {
+                    serve(service, &*self.bound.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
+                }
+                Err(request) => serve_again(service, &*self.bound.engine, request, &mut self.scratch),
+            };
+            match served {
+                Served::Answered(answered) => (Some(self.take_back(answered)), None),
+                Served::Submitted(vacant) => {
+                    vacant.into_iter().for_each(|vacant| self.keep_spare(vacant));
+                    (None, None)
+                }
+                Served::Throttled(request) => (None, Some(request)),
+            }
         });
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
-        if !state.in_service.end(seat) {
-            state.threads += 1;
-            return note_late(self.queue);
+        if let Some(request) = came_back {
+            service.metrics.throttled.increment();
+            guard.throttle(request);
         }
-        match served {
-            Served::Answered => state.answer(head, self.request.used_len()),
-            Served::Parked => state.leave_parked(),
+        if let Some(used) = used {
+            self.push(guard, used);
+        }
+        if guard.in_flight.note_returned(slot, self.thread) {
+            service.metrics.stuck_returned.increment();
+            return guard.leadership.readmit_thread();
         }
         // Memory that was replaced meanwhile, and could not be let go for this request.
-        state.follow_memory(self.service);
-        let leads = state.led && state.leadership == mine;
+        guard.follow_memory(service);
+        let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
-        let is_due = state.told.is_none_or(|told| done.saturating_duration_since(told) > BATCH_TIME_MAX);
-        if !leads || state.unsignalled() >= BATCH_LEN_MAX || is_due {
-            publish_and_call(state, self.service);
+        let is_due = guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
+        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due {
+            signal_call(guard, service);
         }
-        self.queue.answered(state);
+        self.queue.note_answered(guard);
     }
 
-    /// Tells the guest what is done and sleeps until there is more.
-    fn sleep(&mut self, state: &mut MutexGuard<'_, State>, runs: bool) {
-        if state.unsignalled() > 0 {
-            // The lock is open while the call is signalled: look again before sleeping.
-            return publish_and_call(state, self.service);
+    fn call(&mut self, guard: &mut Guard<'g>) -> bool {
+        let has_any = guard.unsignalled() > 0;
+        if has_any {
+            signal_call(guard, &self.bound.service);
         }
-        if runs && state.enable_kicks() {
-            return;
-        }
-        let mine = state.leadership;
+        has_any
+    }
+
+    fn enable_kicks(&self, guard: &mut Guard<'g>) -> bool {
+        guard.enable_kicks()
+    }
+
+    fn disable_kicks(&self, guard: &mut Guard<'g>) {
+        guard.disable_kicks();
+    }
+
+    fn sleep(&mut self, guard: &mut Guard<'g>) -> bool {
         let Some(watch) = self.queue.watch() else {
             // Threads start with the first kick, so there is always something to watch.
-            self.queue.followers.wait_for(state, FOLLOWER_IDLE_MAX);
-            return;
+            self.queue.followers.wait_for(guard, FOLLOWER_IDLE_MAX);
+            return false;
         };
-        state.asleep = true;
-        let woken = MutexGuard::unlocked(state, || watch.wait());
-        let leads = state.led && state.leadership == mine;
-        if leads {
-            state.asleep = false;
-        }
+        let woken = MutexGuard::unlocked(guard, || watch.wait());
         if woken.kicked {
-            self.service.metrics.kicks.increment();
+            self.bound.service.metrics.kicks.increment();
         }
-        if !leads || state.ending {
-            // Pass the wake-up on to the current leader; at the end, to whoever else sleeps here.
-            watch.wake();
-        }
-        if runs {
-            state.disable_kicks();
-        }
-        self.now = Instant::now();
-        self.relief.note_activity();
+        true
     }
+
+    fn wake(&self) {
+        self.queue.wake();
+    }
+
+    fn note_awake(&mut self) {
+        self.now = Instant::now();
+        self.bound.activity.note();
+    }
+}
+
+/// Relieves the leader of `queue`, which has not begun another request for a while.
+pub(super) fn relieve(queue: &Arc<Queue>, state: &mut Guard<'_>) {
+    let Some(Bound { service, .. }) = queue.bound() else { return };
+    match state.leadership.give_up() {
+        leadership::Successor::Follower => _ = queue.followers.notify_one(),
+        leadership::Successor::NewThread => add_thread(queue, state),
+    }
+    service.metrics.followers_woken.increment();
+    signal_call(state, service);
 }

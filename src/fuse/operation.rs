@@ -34,6 +34,12 @@ pub struct RequestHeader {
     pub extension_len: usize,
 }
 
+impl RequestHeader {
+    /// The header of a request that has none.
+    pub const NONE: RequestHeader =
+        RequestHeader { len: 0, opcode: 0, unique: Unique(0), node: NodeId(0), uid: GuestUid(0), gid: GuestGid(0), extension_len: 0 };
+}
+
 /// Whether an attribute request speaks of an open file or of the node alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandleOrNode {

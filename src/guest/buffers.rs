@@ -37,10 +37,33 @@ impl ChainBuffers {
         self.memory.take()
     }
 
-    /// The memory that the device may read, and the one that it may write.
-    pub fn split(&mut self) -> (ReadableBuffers<'_>, WritableBuffers<'_>) {
+    /// The memory that the device may read.
+    pub fn readable(&self) -> ReadableBuffers<'_> {
+        ReadableBuffers { list: &self.readable }
+    }
+
+    /// The memory that the device may write.
+    pub fn writable(&mut self) -> WritableBuffers<'_> {
         let map = self.memory.as_deref().map(RingMemory::map);
-        (ReadableBuffers { list: &mut self.readable }, WritableBuffers { list: &mut self.writable, map })
+        WritableBuffers { list: &self.writable, map }
+    }
+
+    /// Sets at most `len` bytes from `skip` on apart for a transfer, of those that the device may write, or read. Until
+    /// [`ChainBuffers::end_transfer`] nothing else may be done with the buffers.
+    pub fn begin_transfer(&mut self, writable: bool, skip: u64, len: u64) {
+        if writable { self.writable.narrow(skip, len) } else { self.readable.narrow(skip, len) }
+    }
+
+    /// The page descriptors that were set apart.
+    pub fn transfer_pages(&self) -> &[PageDescriptor] {
+        let written = self.writable.narrowed();
+        if written.is_empty() { self.readable.narrowed() } else { written }
+    }
+
+    /// The transfer is over.
+    pub fn end_transfer(&mut self) {
+        self.readable.widen();
+        self.writable.widen();
     }
 
     /// Takes the whole pages of the buffers out of their map ([`GuestMap::renewed`] has them still): a host call that goes on
@@ -55,6 +78,11 @@ impl ChainBuffers {
         };
         let written = map.withdraw(&parts_of(&self.writable, usize::MAX), false);
         written.and(map.withdraw(&parts_of(&self.readable, readable_max), true))
+    }
+
+    /// Entries of the ring that the chain came from; 0 without a chain.
+    pub fn ring_size(&self) -> u16 {
+        self.memory.as_deref().map_or(0, RingMemory::size)
     }
 
     /// Bytes that the device may read.
@@ -122,18 +150,13 @@ impl Collector<'_> {
 /// The memory that the guest lets us read: header, arguments, and the payload of a WRITE.
 #[derive(Debug)]
 pub struct ReadableBuffers<'b> {
-    list: &'b mut PageList,
+    list: &'b PageList,
 }
 
 impl ReadableBuffers<'_> {
     /// Bytes in all.
     pub fn bytes(&self) -> u64 {
         self.list.bytes()
-    }
-
-    /// Runs `work` on the page descriptors of at most `len` bytes from `skip` on.
-    pub fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
-        self.list.window(skip, len, work)
     }
 
     /// Copies from byte `skip` on into `to`; the number of bytes that were there.
@@ -151,7 +174,7 @@ impl ReadableBuffers<'_> {
 /// The memory that the guest lets us write: the reply.
 #[derive(Debug)]
 pub struct WritableBuffers<'b> {
-    list: &'b mut PageList,
+    list: &'b PageList,
     /// The map that the list lies in; `None` with an empty list only.
     map: Option<&'b GuestMap>,
 }
@@ -160,11 +183,6 @@ impl WritableBuffers<'_> {
     /// Bytes in all.
     pub fn bytes(&self) -> u64 {
         self.list.bytes()
-    }
-
-    /// Runs `work` on the page descriptors of at most `len` bytes from `skip` on.
-    pub fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
-        self.list.window(skip, len, work)
     }
 
     /// Copies `from` to byte `skip` on and marks the pages dirty; the number of bytes that had room.

@@ -74,6 +74,16 @@ pub(super) struct PageList {
     totals: Totals,
     /// By rising `first`; each ends where the next one begins.
     runs: Vec<Run>,
+    window: Option<Window>,
+}
+
+/// The part that a list is narrowed to, and its end descriptors as they were.
+#[derive(Debug)]
+struct Window {
+    first: usize,
+    end: usize,
+    head: PageDescriptor,
+    tail: PageDescriptor,
 }
 
 /// What a list that needs storage begins with.
@@ -127,6 +137,7 @@ pub(super) struct Part {
 impl PageList {
     /// Forgets the pages, keeps the storage.
     pub fn clear(&mut self) {
+        self.window = None;
         self.totals = Totals::default();
         self.runs.clear();
     }
@@ -186,9 +197,10 @@ impl PageList {
         self.slots.capacity() * size_of::<PageDescriptor>()
     }
 
-    /// Runs `work` on the descriptors of `len` bytes from `skip` on. Both ends are shortened in place and
-    /// restored, so that the list is not copied. Fewer bytes than asked where the list ends.
-    pub fn window<R>(&mut self, skip: u64, len: u64, work: impl FnOnce(&[PageDescriptor]) -> R) -> R {
+    /// Narrows the list to the `len` bytes from `skip` on, or fewer where it ends: both ends are shortened in place, so that
+    /// nothing is copied. Undone by [`PageList::widen`], without which nothing but [`PageList::narrowed`] may be asked.
+    pub fn narrow(&mut self, skip: u64, len: u64) {
+        self.widen();
         let count = self.totals.count;
         let mut first = 0;
         let mut offset = skip;
@@ -197,7 +209,7 @@ impl PageList {
             first += 1;
         }
         if len == 0 || first == count {
-            return work(&[]);
+            return;
         }
         let mut end = first;
         let mut surplus = 0;
@@ -214,14 +226,25 @@ impl PageList {
         // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
         self.slots[first].address = unsafe { head.address.add(offset as usize) };
         self.slots[first].len -= offset as usize;
-        let result = work(&self.slots[first..end]);
-        self.slots[end - 1] = tail;
-        self.slots[first] = head;
-        result
+        self.window = Some(Window { first, end, head, tail });
+    }
+
+    /// The descriptors of the narrowed list; none where it was not narrowed, or to nothing.
+    pub fn narrowed(&self) -> &[PageDescriptor] {
+        self.window.as_ref().map_or(&[], |window| &self.slots[window.first..window.end])
+    }
+
+    /// The whole list again.
+    pub fn widen(&mut self) {
+        if let Some(Window { first, end, head, tail }) = self.window.take() {
+            self.slots[end - 1] = tail;
+            self.slots[first] = head;
+        }
     }
 
     /// Calls `visit` with each contiguous part of at most `len` bytes from `skip` on.
     pub fn each(&self, skip: u64, len: usize, mut visit: impl FnMut(Part)) {
+        debug_assert!(self.window.is_none(), "the list is narrowed");
         let mut offset = skip;
         let mut left = len;
         let mut runs = self.runs.iter().peekable();
@@ -328,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_window_shows_exactly_its_bytes_and_restores_the_list(
+        fn a_narrowed_list_shows_exactly_its_bytes_and_is_restored(
             lens in proptest::collection::vec(1u32..9, 1..9), skip in 0u64..40, len in 0u64..60,
         ) {
             let (memory, map) = map(&[0x40, 0x40]);
@@ -343,12 +366,12 @@ mod tests {
             let flat = bytes_of(&parts(&list, 0, usize::MAX));
             let want: Vec<u8> = flat.iter().copied().skip(skip as usize).take(len as usize).collect();
             let mut got = Vec::new();
-            list.window(skip, len, |pages| {
-                for page in pages {
-                    assert!(page.len > 0);
-                    got.extend(bytes_of(&[Part { host: page.address, len: page.len, region: map.region_of(0, 1).unwrap().0 }]));
-                }
-            });
+            list.narrow(skip, len);
+            for page in list.narrowed() {
+                assert!(page.len > 0);
+                got.extend(bytes_of(&[Part { host: page.address, len: page.len, region: map.region_of(0, 1).unwrap().0 }]));
+            }
+            list.widen();
             prop_assert_eq!(&got, &want);
             let after: Vec<_> = list.pages().iter().map(|p| (p.address(), p.len())).collect();
             prop_assert_eq!(after, before);

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::early_interrupts::EarlyInterrupts;
-use super::locks::{Attempt, Family, LockAnswer, LockOwner, LockWait, Locked, Locks, NodeLocks, Wanted};
+use super::locks::{Attempt, Family, LockAnswer, LockOwner, LockRequest, LockWait, Locked, Locks, NodeLocks};
 use crate::types::{Errno, NodeId, Unique};
 use crate::warn_limited;
 
@@ -29,7 +29,7 @@ const DEADLOCK_DEPTH_MAX: usize = 10;
 
 /// One that waits.
 pub(super) struct Waiter {
-    pub wanted: Wanted,
+    pub wanted: LockRequest,
     /// Its request.
     pub unique: Unique,
     /// When it ends at the latest.
@@ -112,13 +112,13 @@ impl Waits {
     }
 
     /// Adds a waiter to those of a file. ENOLCK where there can be no thread to wait, EINTR where the request was interrupted.
-    pub fn begin(&self, locks: &Arc<Locks>, wanted: &Wanted, wait: &LockWait<'_>, node: &mut NodeLocks) -> Result<Locked, Errno> {
+    pub fn begin(&self, locks: &Arc<Locks>, wanted: &LockRequest, wait: &mut LockWait<'_>, node: &mut NodeLocks) -> Result<Locked, Errno> {
         if !self.has_thread(locks) {
             return Err(Errno::ENOLCK);
         }
         // From here on an INTERRUPT finds the request; it waits for the lock on `node`.
         let deadline = self.enter(wait.unique, wanted.node)?;
-        let answer = (wait.answer)().inspect_err(|_| self.leave(wait.unique, deadline))?;
+        let answer = (wait.suspend)().inspect_err(|_| self.leave(wait.unique, deadline))?;
         node.waiters.push_back(Waiter { wanted: *wanted, unique: wait.unique, deadline, answer });
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Locked::Waits)

@@ -47,7 +47,7 @@ pub struct LockOwner {
 
 /// A lock that is asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct LockRequest {
     /// The file.
     pub node: NodeId,
     /// The open file that the guest asked through.
@@ -69,8 +69,8 @@ pub type LockAnswer = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 pub struct LockWait<'w> {
     /// The request, for an INTERRUPT of it.
     pub unique: Unique,
-    /// Makes what answers it when the wait is over.
-    pub answer: &'w dyn Fn() -> Result<LockAnswer, Errno>,
+    /// Suspends the request, which waits from then on: what answers it when the wait is over.
+    pub suspend: &'w mut dyn FnMut() -> Result<LockAnswer, Errno>,
 }
 
 impl std::fmt::Debug for LockWait<'_> {
@@ -186,7 +186,7 @@ pub(super) enum Attempt {
 
 impl NodeLocks {
     /// Tries to take the lock; the owner has its description.
-    pub fn attempt(&mut self, wanted: &Wanted) -> Attempt {
+    pub fn attempt(&mut self, wanted: &LockRequest) -> Attempt {
         let in_the_way = self.holder_in_the_way(wanted.owner, wanted.span, wanted.kind).map(|(owner, _)| owner);
         let Some(owner) = self.owners.get_mut(&wanted.owner) else { return Attempt::Failed(Errno::ENOLCK) };
         if let Some(other) = in_the_way {
@@ -281,11 +281,11 @@ impl Locks {
     /// for reading only where the lock `needs_write`.
     pub fn lock(
         self: &Arc<Self>,
-        wanted: &Wanted,
+        wanted: &LockRequest,
         needs_write: bool,
         is_known: impl Fn() -> bool,
         open: impl Fn() -> Result<LockFile, Errno>,
-        wait: Option<&LockWait<'_>>,
+        mut wait: Option<LockWait<'_>>,
     ) -> Result<Locked, Errno> {
         let suits = |owner: &Owner| owner.file.is_writable || !needs_write;
         let is_open = self.on_existing(wanted.node, |locks| locks.owners.get(&wanted.owner).is_some_and(suits)).unwrap_or(false);
@@ -310,7 +310,7 @@ impl Locks {
                     }
                     Entry::Occupied(_) => {}
                 }
-                Some(self.lock_or_wait(locks, wanted, wait))
+                Some(self.lock_or_wait(locks, wanted, wait.as_mut()))
             });
             match result {
                 Some(result) => {
@@ -325,7 +325,12 @@ impl Locks {
         }
     }
 
-    fn lock_or_wait(self: &Arc<Self>, locks: &mut NodeLocks, wanted: &Wanted, wait: Option<&LockWait<'_>>) -> Result<Locked, Errno> {
+    fn lock_or_wait(
+        self: &Arc<Self>,
+        locks: &mut NodeLocks,
+        wanted: &LockRequest,
+        wait: Option<&mut LockWait<'_>>,
+    ) -> Result<Locked, Errno> {
         let result = match (locks.attempt(wanted), wait) {
             (Attempt::Granted, _) => Ok(Locked::Done),
             (Attempt::Failed(errno), _) => Err(errno),

@@ -1,8 +1,11 @@
-//! How bytes come and go between guest pages and a host file. Knows nothing of queues or FUSE.
+//! How bytes come and go between guest pages and a host file: a [`Transfer`] is submitted to an [`Engine`], which
+//! finishes it at once or later. Knows nothing of queues or FUSE.
 #![forbid(unsafe_code)]
 
+mod engine;
 mod sync;
 mod transfer;
 
-pub use sync::run;
-pub use transfer::{Direction, Transfer};
+pub use engine::{Engine, Finished, Submission};
+pub use sync::{SyncEngine, run};
+pub use transfer::{Direction, Thread, Transfer, TransferOwner, Unaligned};

@@ -1,25 +1,59 @@
 //! The synchronous engine: one vectored call a transfer, or the least number of calls where a transfer
 //! has more pages than a call takes.
 
-use super::transfer::{Direction, Transfer};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::engine::{Engine, Finished, Submission};
+use super::transfer::{Direction, Transfer, TransferOwner};
 use crate::guest::PageDescriptor;
-use crate::metrics::Counter;
+use crate::metrics::Metrics;
 use crate::sys::vectored::{self, SEGMENTS_MAX};
 use crate::types::Errno;
 
-/// Carries out `transfer` and tells how many bytes moved, counting each host call in `calls`.
+/// Carries out each transfer on the thread that submits it.
+#[derive(Debug)]
+pub struct SyncEngine(Arc<Metrics>);
+
+impl SyncEngine {
+    /// An engine that counts its host calls in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> SyncEngine {
+        SyncEngine(metrics)
+    }
+}
+
+impl<O: TransferOwner> Engine<O> for SyncEngine {
+    fn submit(&self, transfer: Transfer<O>) -> Submission<O> {
+        let owner = &transfer.owner;
+        let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.0);
+        Submission::Finished(Finished { transfer, result })
+    }
+
+    fn reap(&self, _finished: &mut Vec<Finished<O>>) {}
+
+    fn completion_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Moves `pages` between guest memory and `file` at `offset`: how many bytes moved. Each host call is counted in `metrics`.
 ///
 /// A short transfer ends it: on a regular file that is the end of the file or a full disk, and both
-/// are what the guest should hear. An error counts only if nothing moved before it.
-pub fn run(transfer: &Transfer<'_>, calls: &Counter) -> Result<usize, Errno> {
+/// are what the guest should hear. An error (man preadv2(2)) counts only if nothing moved before it.
+pub fn run(file: BorrowedFd<'_>, pages: &[PageDescriptor], offset: u64, direction: Direction, metrics: &Metrics) -> Result<usize, Errno> {
     let mut done = 0;
-    for pages in transfer.pages.chunks(SEGMENTS_MAX) {
-        calls.increment();
+    for pages in pages.chunks(SEGMENTS_MAX) {
         let wanted: usize = pages.iter().map(PageDescriptor::len).sum();
-        let offset = transfer.offset + done as u64;
-        let moved = match transfer.direction {
-            Direction::Read => vectored::read(transfer.file, pages, offset),
-            Direction::Write { append } => vectored::write(transfer.file, pages, offset, if append { vectored::APPEND } else { 0 }),
+        let offset = offset + done as u64;
+        let moved = match direction {
+            Direction::Read => {
+                metrics.host_reads.increment();
+                vectored::read(file, pages, offset)
+            }
+            Direction::Write { append } => {
+                metrics.host_writes.increment();
+                vectored::write(file, pages, offset, if append { vectored::APPEND } else { 0 })
+            }
         };
         match moved {
             Ok(moved) => {

@@ -1,4 +1,4 @@
-//! What is to be moved: a file, an offset, a direction and the guest's pages.
+//! What is to be moved: a file, an offset, a direction and the guest's pages, with the object that owns them.
 
 use std::os::fd::BorrowedFd;
 
@@ -16,15 +16,48 @@ pub enum Direction {
     },
 }
 
-/// One READ or WRITE.
-#[derive(Debug, Clone, Copy)]
-pub struct Transfer<'a> {
+/// Which thread may make the host call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// Any thread, or a kernel worker, with the daemon's own credentials and capabilities.
+    Any,
+    /// Only the thread that submits: it has laid down a capability for this call (CAP_FSETID, so that the kernel clears
+    /// setuid and setgid).
+    Submitting,
+}
+
+/// What follows when direct I/O refuses the transfer because it is not aligned (EINVAL, man open(2), O_DIRECT).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unaligned {
+    /// The error stands.
+    Fail,
+    /// The transfer is made again through a descriptor without O_DIRECT.
+    Buffered,
+}
+
+/// Owns what a transfer needs until it is finished. It may be moved meanwhile; its file and pages stay where they are.
+pub trait TransferOwner: Send {
     /// The host file.
-    pub file: BorrowedFd<'a>,
+    fn file(&self) -> BorrowedFd<'_>;
+
+    /// The guest's pages, in order. They stay mapped as long as the owner lives.
+    fn pages(&self) -> &[PageDescriptor];
+
+    /// An engine takes the transfer over and finishes it later. Called before any other thread can see the transfer.
+    fn note_submitted(&self);
+}
+
+/// One READ or WRITE.
+#[derive(Debug)]
+pub struct Transfer<O> {
+    /// Owns file and pages; comes back with the result.
+    pub owner: O,
     /// Byte offset in the file.
     pub offset: u64,
     /// Which way.
     pub direction: Direction,
-    /// The guest's pages, in order.
-    pub pages: &'a [PageDescriptor],
+    /// Which thread may make the call.
+    pub thread: Thread,
+    /// What follows a refusal for alignment.
+    pub unaligned: Unaligned,
 }

@@ -1,7 +1,7 @@
 //! Handle records: the files that the guest has open. A record holds the number of its descriptor and
 //! counts who uses it, so that a RELEASE during an I/O closes the file behind it, never under it.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
@@ -56,6 +56,24 @@ pub struct OpenFile<'t> {
     slot: u32,
 }
 
+/// A file in use, without a borrow of its table: [`HandleTable::take_up`] makes an [`OpenFile`] of it again. One that is
+/// dropped otherwise keeps its descriptor open for ever.
+#[derive(Debug)]
+#[must_use]
+pub struct HeldFile {
+    slot: u32,
+    fd: RawFd,
+}
+
+impl HeldFile {
+    /// Its descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `OpenFile::hold` read the number of a descriptor that the record owns, and left the user in the count, so
+        // that nothing closes it before `take_up`, which consumes this.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+}
+
 impl HandleTable {
     /// The table in `arena`, `offset` bytes behind its header, for files that have their places in `budget`. Slot 0 is
     /// no file's, for handle 0 means "not open": its state holds the generation that slots without memory begin with.
@@ -107,6 +125,21 @@ impl HandleTable {
                 Err(seen) => state = seen,
             }
         }
+    }
+
+    /// The file that `held` keeps in use, which must come from this table. `None` where that cannot be.
+    pub fn take_up(&self, held: HeldFile) -> Option<OpenFile<'_>> {
+        let HeldFile { slot, fd } = held;
+        let record = self.record(slot)?;
+        debug_assert_eq!(record.fd.load(Ordering::Relaxed), fd, "held by another table");
+        Some(OpenFile { table: self, record, slot })
+    }
+
+    /// Another user of the file that `held` keeps in use. `None` where it is of no file of this table.
+    pub fn user_of(&self, held: &HeldFile) -> Option<OpenFile<'_>> {
+        let record = self.record(held.slot)?;
+        record.state.fetch_add(1, Ordering::AcqRel);
+        Some(OpenFile { table: self, record, slot: held.slot })
     }
 
     /// Ends `handle`. The file is closed when its last user is done. False where there is no such handle.
@@ -180,6 +213,12 @@ impl Drop for HandleTable {
 }
 
 impl OpenFile<'_> {
+    /// The same file in use, without the borrow of the table.
+    pub fn hold(self) -> HeldFile {
+        let file = std::mem::ManuallyDrop::new(self);
+        HeldFile { slot: file.slot, fd: file.record.fd.load(Ordering::Relaxed) }
+    }
+
     /// Its descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the record owns the descriptor and this user keeps it from being closed.
@@ -271,9 +310,11 @@ mod tests {
     fn a_release_during_use_closes_the_file_behind_the_last_user() {
         let table = table();
         let handle = insert(&table, 5);
-        let user = table.get(handle).unwrap();
-        let raw = user.fd().as_raw_fd();
+        let held = table.get(handle).unwrap().hold();
+        let raw = held.fd().as_raw_fd();
         assert!(table.remove(handle));
+        drop(table.user_of(&held));
+        let user = table.take_up(held).unwrap();
         assert!(rustix::io::fcntl_getfd(user.fd()).is_ok(), "still open");
         assert_eq!(user.fd().as_raw_fd(), raw);
         drop(user);

@@ -9,6 +9,6 @@ mod slots;
 
 pub use arena::{Arena, ArenaError};
 pub use budget::{Budget, Reserved};
-pub use handles::{HandleTable, OpenFile, TABLE_LEN as HANDLES_LEN};
+pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use inodes::{InodeIdentity, InodeRecords, inodes_max, table_len as inodes_len};
 pub use slots::TableFull;

@@ -17,6 +17,7 @@ pub struct KickWatch {
 
 const KICK: u64 = 0;
 const WAKE: u64 = 1;
+const COMPLETION: u64 = 2;
 
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,12 @@ impl KickWatch {
         Ok(epoll::add(&self.epoll, kick, epoll::EventData::new_u64(KICK), edge)?)
     }
 
+    /// Watches the completions of an I/O engine: `event` becomes readable with each.
+    pub fn watch_completions(&self, event: impl AsFd) -> io::Result<()> {
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, event, epoll::EventData::new_u64(COMPLETION), edge)?)
+    }
+
     /// Stops watching `kick`.
     pub fn unwatch(&self, kick: impl AsFd) {
         let _ = epoll::delete(&self.epoll, kick);
@@ -51,9 +58,9 @@ impl KickWatch {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Sleeps until a kick or a wake.
+    /// Sleeps until a kick, a completion or a wake.
     pub fn wait(&self) -> Woken {
-        let mut storage = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 2];
+        let mut storage = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 3];
         let count = epoll::wait(&self.epoll, &mut storage[..], None::<&Timespec>).unwrap_or(0);
         Woken { kicked: storage[..count].iter().any(|e| e.data.u64() == KICK) }
     }

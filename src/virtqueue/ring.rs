@@ -1,5 +1,5 @@
-//! The avail and used rings: pop heads, stage answers, publish them with one index store, and the rules
-//! of notification (virtio 1.3 sections 2.7.6 to 2.7.10).
+//! The avail and used rings: pop heads, push used elements, and the rules of notification (virtio 1.3 sections 2.7.6 to
+//! 2.7.10).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -28,18 +28,16 @@ pub struct Ring {
     memory: Option<Arc<RingMemory>>,
     event_idx: bool,
     next_avail: u16,
-    /// Where the next used element goes.
+    /// Where the next used element goes: the used index that the driver sees.
     next_used: u16,
-    /// The used index that the driver sees.
-    published: u16,
-    /// The used index at which the driver was last told.
+    /// The used index at the last call, or when the driver was found not to want one.
     signalled: u16,
 }
 
 impl Ring {
     /// A ring at `memory`, with the indexes that the frontend handed over.
     pub fn new(memory: Arc<RingMemory>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
-        Ring { memory: Some(memory), event_idx, next_avail, next_used, published: next_used, signalled: next_used }
+        Ring { memory: Some(memory), event_idx, next_avail, next_used, signalled: next_used }
     }
 
     /// Moves the ring to another generation of guest memory.
@@ -89,40 +87,31 @@ impl Ring {
         Some((head, Arc::clone(memory)))
     }
 
-    /// Writes a used element: chain `head` is answered with `len` bytes. The driver sees it at `show`.
-    pub fn stage(&mut self, head: u16, len: u32) {
+    /// Chain `head` is answered with `len` bytes: a driver that looks at the used ring sees it from now on.
+    pub fn push_used(&mut self, head: u16, len: u32) {
         if let Some(memory) = &self.memory {
             memory.set_used_element(self.next_used, head, len);
             self.next_used = self.next_used.wrapping_add(1);
+            memory.set_used_index(self.next_used);
         }
     }
 
-    /// Answers that the driver was not told of yet, published or not.
+    /// Used elements since the last call.
     pub fn unsignalled(&self) -> u16 {
         self.next_used.wrapping_sub(self.signalled)
     }
 
-    /// Shows all staged answers to the driver with one index store: a driver that is awake sees them now.
-    pub fn show(&mut self) {
-        if let Some(memory) = self.memory.as_ref().filter(|_| self.published != self.next_used) {
-            memory.set_used_index(self.next_used);
-            self.published = self.next_used;
-        }
-    }
-
-    /// Shows all staged answers. True where the driver wants a call for what it has not been told yet
-    /// (section 2.7.7.2), and without memory, where nothing says whether it does.
-    pub fn publish(&mut self) -> bool {
-        self.show();
-        let old = self.signalled;
-        if old == self.published {
+    /// Whether the driver wants a call for the used elements since the last one (section 2.7.7.2), which is then taken for
+    /// made. True without memory, where nothing says whether it does.
+    pub fn needs_call(&mut self) -> bool {
+        let old = std::mem::replace(&mut self.signalled, self.next_used);
+        if old == self.next_used {
             return false;
         }
-        self.signalled = self.published;
         let Some(memory) = &self.memory else { return true };
         // The index store must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
-        if self.event_idx { need_event(memory.used_event(), self.published, old) } else { memory.avail_flags() & AVAIL_NO_INTERRUPT == 0 }
+        if self.event_idx { need_event(memory.used_event(), self.next_used, old) } else { memory.avail_flags() & AVAIL_NO_INTERRUPT == 0 }
     }
 
     /// Asks the driver for a kick at its next chain. True where chains came meanwhile, so that nobody
@@ -191,16 +180,16 @@ mod tests {
     }
 
     #[test]
-    fn staged_answers_appear_with_one_publish() {
+    fn used_elements_are_seen_at_once_and_one_call_covers_them() {
         let (mut ring, memory) = ring(false);
-        ring.stage(3, 100);
-        ring.stage(1, 16);
-        assert_eq!(get(&memory, USED + 2), 0);
-        assert!(ring.publish());
-        assert_eq!(get(&memory, USED + 2), 2);
+        ring.push_used(3, 100);
+        assert_eq!(get(&memory, USED + 2), 1);
+        ring.push_used(1, 16);
+        assert_eq!((get(&memory, USED + 2), ring.unsignalled()), (2, 2));
         assert_eq!((get(&memory, USED + 4), get(&memory, USED + 8)), (3, 100));
         assert_eq!((get(&memory, USED + 12), get(&memory, USED + 16)), (1, 16));
-        assert!(!ring.publish(), "nothing new");
+        assert!(ring.needs_call());
+        assert!(!ring.needs_call(), "nothing new");
     }
 
     #[test]
@@ -208,32 +197,31 @@ mod tests {
         let (mut ring, memory) = ring(false);
         put(&memory, AVAIL + 2, 2);
         let mapped = ring.pop().unwrap().1;
-        ring.stage(3, 100);
-        ring.show();
+        ring.push_used(3, 100);
         ring.detach();
         assert_eq!((ring.waiting(), ring.size(), ring.next_avail(), ring.next_used()), (Ok(0), 0, 1, 1));
         assert!(ring.pop().is_none() && !ring.enable_kicks());
-        assert!(ring.publish(), "whether the driver wants the call is not known");
+        assert!(ring.needs_call(), "whether the driver wants the call is not known");
         ring.remap(mapped);
-        assert_eq!((ring.waiting(), ring.size(), ring.publish()), (Ok(1), 4, false));
+        assert_eq!((ring.waiting(), ring.size(), ring.needs_call()), (Ok(1), 4, false));
     }
 
     #[test]
     fn verify_spec_2_7_7_2_the_drivers_wish_is_honoured() {
         let (mut plain, memory) = ring(false);
         put(&memory, AVAIL, AVAIL_NO_INTERRUPT);
-        plain.stage(0, 0);
-        assert!(!plain.publish());
+        plain.push_used(0, 0);
+        assert!(!plain.needs_call());
 
         let (mut events, memory) = ring(true);
         let used_event = AVAIL + 4 + 2 * 4;
         put(&memory, used_event, 1);
-        events.stage(0, 0);
-        assert!(!events.publish(), "the driver waits for the second answer");
-        events.stage(1, 0);
-        assert!(events.publish());
-        events.stage(2, 0);
-        assert!(!events.publish());
+        events.push_used(0, 0);
+        assert!(!events.needs_call(), "the driver waits for the second answer");
+        events.push_used(1, 0);
+        assert!(events.needs_call());
+        events.push_used(2, 0);
+        assert!(!events.needs_call());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, StatxFlags, Timespec, Timestamps, UTIM
 use crate::fuse::abi::{AttrOut, StatxOut};
 use crate::fuse::{HandleOrNode, SetTime, Setattr};
 use crate::host::caller::without_fsetid;
-use crate::host::{Share, Translation, attributes};
+use crate::host::{RequestContext, Share, Translation, attributes};
 use crate::sys::stat::{self, Statx};
 use crate::sys::working_dir::DescriptorName;
 use crate::types::{Errno, GuestGid, GuestUid, NodeId};
@@ -47,10 +47,9 @@ impl Share {
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
     /// bit that a change of mode may set. With HANDLE_KILLPRIV_V2 a request without any of them clears setuid
     /// and setgid. EINVAL, and nothing changed, for an id of -1 or a time of a second or more of nanoseconds:
-    /// both mean something of their own to the host's calls. EPERM for a forbidden id. `is_wanted` is asked between the steps:
-    /// once it says no, because the host took too long with one, nothing more is changed and the answer is EIO.
-    pub fn setattr(&self, node: NodeId, set: &Setattr, is_wanted: impl Fn() -> bool) -> Result<AttrOut, Errno> {
-        let go_on = || if is_wanted() { Ok(()) } else { Err(Errno::EIO) };
+    /// both mean something of their own to the host's calls. EPERM for a forbidden id. EIO, and
+    /// nothing more changed, where the request was given up between the steps.
+    pub fn setattr(&self, node: NodeId, set: &Setattr, context: &RequestContext<'_>) -> Result<AttrOut, Errno> {
         self.writable()?;
         let ids = &self.options.translation;
         let uid = set.uid.map(|u| ids.host_uid(u)).transpose()?.map(|u| u.0);
@@ -64,27 +63,27 @@ impl Share {
         // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
         let name = DescriptorName::of(fd);
         if sets_nothing(set) && self.leaves_clearing_to_host() {
-            go_on()?;
+            context.check_wanted()?;
             clear_suidgid(fd, &name)?;
         }
         if uid.is_some() || gid.is_some() {
-            go_on()?;
+            context.check_wanted()?;
             rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
             self.drop_hidden_capability(node, fd)?;
         }
         if let Some(size) = set.size {
-            go_on()?;
+            context.check_wanted()?;
             let truncate = || self.truncate(node, set.target, fd, size);
             if self.kills_suidgid(set.kill_suidgid) { without_fsetid(truncate) } else { truncate() }?;
             self.drop_hidden_capability(node, fd)?;
         }
         if let Some(mode) = set.mode {
-            go_on()?;
+            context.check_wanted()?;
             // Symbolic links have no mode of their own; the guest does not ask.
             rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            go_on()?;
+            context.check_wanted()?;
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         stat::of(fd).map(|st| self.attr_out(node, &st))

@@ -13,10 +13,10 @@ use crate::fuse::{Extensions, SecurityLabel};
 use crate::host::caller::acting_as;
 use crate::host::entries::open_path;
 use crate::host::lacks::is_no_tmpfile;
-use crate::host::{Caller, Share, attributes};
+use crate::host::{Caller, RequestContext, Share, attributes};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
-use crate::types::{Errno, GuestGid, GuestUid, NodeId};
+use crate::types::{Errno, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
@@ -25,18 +25,24 @@ const PERMISSIONS: u32 = 0o777;
 
 /// On whose behalf something is made, and what it gets beside its name and mode.
 #[derive(Debug, Clone, Copy)]
-pub struct Maker<'a> {
+pub struct CreateContext<'a> {
+    request: RequestContext<'a>,
     caller: Caller,
     umask: Mode,
     label: Option<SecurityLabel<'a>>,
 }
 
 impl Share {
-    /// The maker of a create that the guest's `uid` and `gid` sent. EPERM where the caller may not make anything.
-    pub fn maker<'a>(&self, (uid, gid): (GuestUid, GuestGid), umask: u32, extensions: &Extensions<'a>) -> Result<Maker<'a>, Errno> {
-        let caller = Caller::of_guest(&self.options.translation, uid, gid, extensions.group)?;
+    /// What a create gets that `request` asks for. EPERM where its caller may not create anything.
+    pub fn create_context<'a>(
+        &self,
+        request: RequestContext<'a>,
+        umask: u32,
+        extensions: &Extensions<'a>,
+    ) -> Result<CreateContext<'a>, Errno> {
+        let caller = Caller::of_guest(&self.options.translation, request.uid, request.gid, extensions.group)?;
         let umask = Mode::from_raw_mode(if self.has_acls() { umask & PERMISSIONS } else { 0 });
-        Ok(Maker { caller, umask, label: extensions.label })
+        Ok(CreateContext { request, caller, umask, label: extensions.label })
     }
 
     /// Labels the new file behind `fd`.
@@ -46,8 +52,8 @@ impl Share {
     }
 
     /// Labels what was just made as `name` in `dir`, or takes it back: nothing stays without its label.
-    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, maker: &Maker<'_>, removal: AtFlags) -> Result<(), Errno> {
-        let Some(label) = &maker.label else { return Ok(()) };
+    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
+        let Some(label) = &context.label else { return Ok(()) };
         let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
         labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
     }
@@ -56,18 +62,19 @@ impl Share {
     fn create_in<R>(
         &self,
         parent: NodeId,
-        maker: &Maker<'_>,
+        context: &CreateContext<'_>,
         create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
     ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
         self.writable()?;
         let dir = self.path_fd(parent)?;
+        context.request.check_wanted()?;
         let groups_known = self.agreed(init_flags::CREATE_SUPP_GROUP);
-        let made = acting_as(&maker.caller, self.own_ids, groups_known, || {
-            if maker.umask.is_empty() {
+        let made = acting_as(&context.caller, self.own_ids, groups_known, || {
+            if context.umask.is_empty() {
                 return create(dir.as_fd());
             }
             // The umask is this thread's alone (man unshare(2), CLONE_FS).
-            rustix::process::umask(maker.umask);
+            rustix::process::umask(context.umask);
             let made = create(dir.as_fd());
             rustix::process::umask(Mode::empty());
             made
@@ -76,7 +83,7 @@ impl Share {
     }
 
     /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
-    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
+    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
         let (major, minor) = attributes::decode_device(rdev);
         let kind = match mode & libc::S_IFMT {
             0 => FileType::RegularFile,
@@ -87,30 +94,31 @@ impl Share {
         }
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let make = |dir: BorrowedFd<'_>| Ok(rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))?);
-        let (dir, ()) = self.create_in(parent, maker, make)?;
-        self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
+        let (dir, ()) = self.create_in(parent, context, make)?;
+        self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// MKDIR.
-    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
+    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
-        self.label_new(dir.as_fd(), name, maker, AtFlags::REMOVEDIR)?;
+        let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
+        self.label_new(dir.as_fd(), name, context, AtFlags::REMOVEDIR)?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// SYMLINK: `target` is kept as it is; the host never follows it.
-    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, maker: &Maker<'_>) -> Result<EntryOut, Errno> {
-        let (dir, ()) = self.create_in(parent, maker, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
-        self.label_new(dir.as_fd(), name, maker, AtFlags::empty())?;
+    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
+        let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
+        self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// LINK: another name for `node`.
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr) -> Result<EntryOut, Errno> {
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<EntryOut, Errno> {
         self.writable()?;
         let (file, dir) = (self.path_fd(node)?, self.path_fd(parent)?);
+        context.check_wanted()?;
         // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         let old = DescriptorName::of(file.as_fd());
         rustix::fs::linkat(CWD, old.as_c_str(), dir.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
@@ -125,7 +133,7 @@ impl Share {
         flags: u32,
         mode: u32,
         kill_suidgid: bool,
-        maker: &Maker<'_>,
+        context: &CreateContext<'_>,
     ) -> Result<(EntryOut, OpenOut), Errno> {
         let host_flags = self.host_flags(flags);
         // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
@@ -135,9 +143,9 @@ impl Share {
         let make = |dir: BorrowedFd<'_>| {
             Ok(rustix::fs::openat2(dir, name, make_flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
         };
-        match self.create_in(parent, maker, make) {
+        match self.create_in(parent, context, make) {
             Ok((dir, file)) => {
-                if let Some(label) = &maker.label {
+                if let Some(label) = &context.label {
                     let labelled = self.label(file.as_fd(), label);
                     labelled.inspect_err(|_| _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty()))?;
                 }
@@ -147,7 +155,7 @@ impl Share {
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
                 let entry = self.look_up_at(parent, self.path_fd(parent)?.as_fd(), name)?;
                 let node = NodeId(entry.nodeid);
-                let opened = self.open(node, flags, kill_suidgid);
+                let opened = self.open(node, flags, kill_suidgid, &context.request);
                 if opened.is_err() {
                     self.forget(node, 1);
                 }
@@ -159,7 +167,7 @@ impl Share {
 
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
     /// not offered.
-    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, maker: &Maker<'_>) -> Result<(EntryOut, OpenOut), Errno> {
+    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(EntryOut, OpenOut), Errno> {
         if !self.offers_tmpfile() {
             return Err(Errno::ENOSYS);
         }
@@ -172,8 +180,8 @@ impl Share {
             Err(errno) if is_no_tmpfile(errno) => Err(Errno::EOPNOTSUPP),
             made => made,
         };
-        let (_, file) = self.create_in(parent, maker, make)?;
-        if let Some(label) = &maker.label {
+        let (_, file) = self.create_in(parent, context, make)?;
+        if let Some(label) = &context.label {
             self.label(file.as_fd(), label)?;
         }
         let entry = self.look_up_open(parent, file.as_fd())?;

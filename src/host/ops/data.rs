@@ -9,8 +9,9 @@ use crate::guest::PageDescriptor;
 use crate::host::Share;
 use crate::host::caller::{keep_suidgid, without_fsetid};
 use crate::host::handleless::Opened;
-use crate::io::{self, Direction, Transfer};
-use crate::metrics::Counter;
+use crate::host::held_file::{Held, HeldFile};
+use crate::io::{self, Direction, Thread, Unaligned};
+use crate::metrics::Metrics;
 use crate::state::OpenFile;
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
@@ -31,40 +32,62 @@ pub struct WriteRequest {
     pub write_flags: u32,
 }
 
+/// What a READ or WRITE comes to on the host.
+#[derive(Debug)]
+pub struct PreparedTransfer {
+    /// The open file.
+    pub file: HeldFile,
+    /// Which way the bytes go.
+    pub direction: Direction,
+    /// Which thread may move them.
+    pub thread: Thread,
+    /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): what O_DIRECT
+    /// refuses for its alignment then goes through a second descriptor without it.
+    pub unaligned: Unaligned,
+}
+
 impl Share {
-    /// READ into `pages` from `offset`: the bytes that were there. One vectored call, also at end of file.
-    pub fn read(&self, node: NodeId, handle: FileHandle, offset: u64, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
+    /// READ: EBADF where nothing is open, EISDIR for a directory.
+    pub fn prepare_read(&self, node: NodeId, handle: FileHandle) -> Result<PreparedTransfer, Errno> {
         let opened = self.opened(node, handle)?;
-        let transfer = Transfer { file: opened.fd(), offset, direction: Direction::Read, pages };
-        match &opened {
-            Opened::Handle(file) => self.transfer(file, transfer, true, calls),
-            _ => io::run(&transfer, calls),
-        }
+        let unaligned = if let Opened::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
+        let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
+        Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned })
     }
 
-    /// WRITE of `pages`: the bytes taken. One vectored call.
-    pub fn write(&self, write: &WriteRequest, pages: &[PageDescriptor], calls: &Counter) -> Result<usize, Errno> {
+    /// WRITE: EROFS on a read-only share, EBADF where nothing is open. The calling thread clears setuid and setgid bits by its
+    /// next write(2), or keeps them, as the request says.
+    pub fn prepare_write(&self, write: &WriteRequest) -> Result<PreparedTransfer, Errno> {
         self.not_readonly()?;
         let file = self.open_file(write.handle)?;
         // Pages that the guest's cache writes back have their place; only an application's own write appends.
         let from_cache = write.write_flags & WRITE_CACHE != 0;
         let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
-        let transfer = Transfer { file: file.fd(), offset: write.offset, direction: Direction::Write { append }, pages };
         self.drop_hidden_capability(file.node(), file.fd())?;
-        keep_suidgid(!self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0));
-        self.transfer(&file, transfer, from_cache, calls)
+        let kills = self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0);
+        keep_suidgid(!kills);
+        let thread = if kills { Thread::Submitting } else { Thread::Any };
+        let unaligned = when_unaligned(&file, from_cache);
+        let file = HeldFile(Held::Handle(file.hold()));
+        Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned })
     }
 
-    /// Carries a transfer out. A file opened with O_DIRECT also serves the guest's page cache (mmap,
-    /// write-back of an odd-sized file): where `buffered_too` allows, what O_DIRECT refuses for its
-    /// alignment goes through a second descriptor without it.
-    fn transfer(&self, file: &OpenFile<'_>, transfer: Transfer<'_>, buffered_too: bool, calls: &Counter) -> Result<usize, Errno> {
-        match io::run(&transfer, calls) {
-            Err(Errno::EINVAL) if buffered_too && file.flags() & libc::O_DIRECT != 0 && !is_aligned(&transfer) => {
-                io::run(&Transfer { file: self.buffered(file)?, ..transfer }, calls)
-            }
-            result => result,
+    /// Makes a transfer again that O_DIRECT refused, without it. `None` where alignment was not what it complained of. To be
+    /// called on the thread that made it, where it had to stay there.
+    pub fn transfer_buffered(
+        &self,
+        file: &HeldFile,
+        pages: &[PageDescriptor],
+        offset: u64,
+        direction: Direction,
+        metrics: &Metrics,
+    ) -> Option<Result<usize, Errno>> {
+        let Held::Handle(held) = &file.0 else { return None };
+        if is_aligned(pages, offset) {
+            return None;
         }
+        let file = self.handles.user_of(held)?;
+        Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 
     /// The descriptor of `file` without O_DIRECT, opened when it is first needed.
@@ -127,10 +150,15 @@ impl Share {
     }
 }
 
+/// What follows when O_DIRECT refuses a transfer of `file`, which may be made without it where `buffered_too` says so.
+fn when_unaligned(file: &OpenFile<'_>, buffered_too: bool) -> Unaligned {
+    if buffered_too && file.flags() & libc::O_DIRECT != 0 { Unaligned::Buffered } else { Unaligned::Fail }
+}
+
 /// Whether offset and every page are multiples of the smallest block, so that alignment is not what
 /// O_DIRECT complained of.
-fn is_aligned(transfer: &Transfer<'_>) -> bool {
+fn is_aligned(pages: &[PageDescriptor], offset: u64) -> bool {
     const BLOCK: u64 = 4096;
     let page_aligned = |p: &PageDescriptor| (p.address() as u64).is_multiple_of(BLOCK) && (p.len() as u64).is_multiple_of(BLOCK);
-    transfer.offset.is_multiple_of(BLOCK) && transfer.pages.iter().all(page_aligned)
+    offset.is_multiple_of(BLOCK) && pages.iter().all(page_aligned)
 }

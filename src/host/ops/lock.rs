@@ -2,7 +2,7 @@
 
 use crate::fuse::abi::{LK_FLOCK, LkIn, LkOut, init_flags};
 use crate::host::Share;
-use crate::host::locks::{Family, LockFile, LockOwner, LockWait, Locked, Wanted};
+use crate::host::locks::{Family, LockFile, LockOwner, LockRequest, LockWait, Locked};
 use crate::state::OpenFile;
 use crate::sys::lock::{LockKind, Span};
 use crate::sys::stat;
@@ -52,16 +52,16 @@ impl Share {
     }
 
     /// SETLK, and with `wait` SETLKW: takes a lock or takes it off. EAGAIN where another is in the way; with `wait`
-    /// the answer that it makes is called later. EBADF for an exclusive record lock through a file that is open for reading
+    /// the request is suspended, and answered later. EBADF for an exclusive record lock through a file that is open for reading
     /// only; EDEADLK, ENOLCK, EINTR as in man fcntl(2).
-    pub fn setlk(&self, node: NodeId, lk: &LkIn, wait: Option<&LockWait<'_>>) -> Result<Locked, Errno> {
+    pub fn setlk(&self, node: NodeId, lk: &LkIn, wait: Option<LockWait<'_>>) -> Result<Locked, Errno> {
         let (handle, owner) = (FileHandle(lk.fh), owner_of(lk));
         self.lockable(node, handle)?;
         let (span, kind) = decode(lk)?;
         match kind {
             None => self.locks.unlock(node, owner, span).map(|()| Locked::Done),
             Some(kind) => {
-                let wanted = Wanted { node, handle, owner, span, kind, pid: lk.pid };
+                let wanted = LockRequest { node, handle, owner, span, kind, pid: lk.pid };
                 let file = self.open_file(handle)?;
                 let is_writable = file.flags() & libc::O_ACCMODE != libc::O_RDONLY;
                 // Opening for writing is seen by who watches the file, and copies it up on an overlay.

@@ -12,6 +12,6 @@ mod remove;
 mod statfs;
 mod xattr;
 
-pub use create::Maker;
-pub use data::WriteRequest;
+pub use create::CreateContext;
+pub use data::{PreparedTransfer, WriteRequest};
 pub use ioctl::IoctlRequest;

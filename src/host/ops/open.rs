@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::fuse::abi::{OpenOut, init_flags};
-use crate::host::Share;
 use crate::host::caller::without_fsetid;
+use crate::host::{RequestContext, Share};
 use crate::sys::descriptor;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -35,8 +35,8 @@ impl Share {
     }
 
     /// OPEN of a regular file. EBADF for any other type: special files are the guest kernel's own affair.
-    /// ENOSYS where the guest can do without.
-    pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<OpenOut, Errno> {
+    /// ENOSYS where the guest can do without; ESTALE where the file is gone; EIO where a request to truncate was given up.
+    pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool, context: &RequestContext<'_>) -> Result<OpenOut, Errno> {
         if self.has_no_open() {
             return Err(Errno::ENOSYS);
         }
@@ -49,6 +49,9 @@ impl Share {
         }
         let open = || self.open_node(node, host_flags);
         let truncates = host_flags & libc::O_TRUNC != 0;
+        if truncates {
+            context.check_wanted()?;
+        }
         let file = if truncates && self.kills_suidgid(kill_suidgid) { without_fsetid(open) } else { open() }?;
         if truncates {
             self.drop_hidden_capability(node, file.as_fd())?;

@@ -5,39 +5,46 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, RenameFlags, Uid};
 
-use crate::host::{Caller, Share};
+use crate::host::{Caller, RequestContext, Share};
 use crate::sys::stat;
-use crate::types::{Errno, GuestGid, GuestUid, NodeId};
+use crate::types::{Errno, NodeId};
 
 impl Share {
-    /// UNLINK: the name of anything but a directory.
-    pub fn unlink(&self, parent: NodeId, name: &CStr) -> Result<(), Errno> {
-        self.writable()?;
-        Ok(rustix::fs::unlinkat(self.path_fd(parent)?.as_fd(), name, AtFlags::empty())?)
+    /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); ESTALE where `parent` is gone, EIO where the
+    /// request was given up.
+    pub fn unlink(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<(), Errno> {
+        self.remove(parent, name, AtFlags::empty(), context)
     }
 
-    /// RMDIR: an empty directory.
-    pub fn rmdir(&self, parent: NodeId, name: &CStr) -> Result<(), Errno> {
-        self.writable()?;
-        Ok(rustix::fs::unlinkat(self.path_fd(parent)?.as_fd(), name, AtFlags::REMOVEDIR)?)
+    /// RMDIR: an empty directory. Errors as in man rmdir(2), and as of `unlink`.
+    pub fn rmdir(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<(), Errno> {
+        self.remove(parent, name, AtFlags::REMOVEDIR, context)
     }
 
-    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for `caller`; EPERM
-    /// where it may not make anything.
+    fn remove(&self, parent: NodeId, name: &CStr, flags: AtFlags, context: &RequestContext<'_>) -> Result<(), Errno> {
+        self.writable()?;
+        let parent = self.path_fd(parent)?;
+        context.check_wanted()?;
+        Ok(rustix::fs::unlinkat(parent.as_fd(), name, flags)?)
+    }
+
+    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller; EPERM
+    /// where it may not make anything, EIO where the request was given up.
     pub fn rename(
         &self,
         (parent, name): (NodeId, &CStr),
         (new_parent, new_name): (NodeId, &CStr),
         flags: u32,
-        (uid, gid): (GuestUid, GuestGid),
+        context: &RequestContext<'_>,
     ) -> Result<(), Errno> {
         self.writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
         let (from, to) = (self.path_fd(parent)?, self.path_fd(new_parent)?);
+        context.check_wanted()?;
         if !flags.contains(RenameFlags::WHITEOUT) {
             return Ok(rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?);
         }
-        let caller = Caller::of_guest(&self.options.translation, uid, gid, None)?;
+        let caller = Caller::of_guest(&self.options.translation, context.uid, context.gid, None)?;
         rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?;
         self.give_whiteout(from.as_fd(), name, &caller);
         Ok(())

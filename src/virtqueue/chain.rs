@@ -1,12 +1,10 @@
-//! One request: the single walk of its descriptor chain into readable and writable page descriptors,
-//! and the private copy of its header and arguments. Storage is reused from request to request.
+//! A descriptor chain: the single walk of it into readable and writable page descriptors, and the private copy of
+//! what the device reads first. Storage is reused from chain to chain. Knows nothing of what the bytes mean.
 
 use std::io;
 use std::sync::Arc;
 
-use super::claim::Claim;
-use super::responder::Responder;
-use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, ReadableBuffers, RingMemory};
+use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, RingMemory, WritableBuffers};
 
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
@@ -65,53 +63,37 @@ impl Descriptor {
     }
 }
 
-/// A request as it came off a queue. One object serves many requests, one after the other.
-#[derive(Debug)]
-pub struct Request {
+/// A descriptor chain as it came off a queue. One object holds many chains, one after the other.
+#[derive(Debug, Default)]
+pub struct Chain {
     head: u16,
     buffers: ChainBuffers,
     arguments: Vec<u8>,
     fault: Option<ChainFault>,
-    used_len: u32,
     ring_descriptors: u16,
-    claim: Arc<Claim>,
 }
 
-impl Request {
-    /// An object without a request.
-    pub fn new() -> Request {
-        Request {
-            head: 0,
-            buffers: ChainBuffers::default(),
-            arguments: Vec::new(),
-            fault: None,
-            used_len: 0,
-            ring_descriptors: 0,
-            claim: Arc::default(),
-        }
+impl Chain {
+    /// An object without a chain.
+    pub fn new() -> Chain {
+        Chain::default()
     }
 
-    /// The right to answer the request; whoever else may answer it has the other end.
-    pub fn claim(&self) -> &Arc<Claim> {
-        &self.claim
-    }
-
-    /// Takes the whole pages of the request's buffers, of those that are read for the first `readable_max` bytes, out of the map
+    /// Takes the whole pages of the chain's buffers, of those that are read for the first `readable_max` bytes, out of the map
     /// that it was walked with: a host call that goes on with them reaches neither the guest's memory nor what the guest puts
     /// there later. An error where that cannot be done.
     pub fn withdraw_pages(&self, readable_max: usize) -> io::Result<()> {
         self.buffers.withdraw(readable_max)
     }
 
-    /// Walks the chain that begins at `head` in the ring at `memory`, which is held until [`Request::release`] or the next
-    /// walk. What can be read of a faulty chain is kept, so that it can be answered; [`Request::fault`] tells.
+    /// Walks the chain that begins at `head` in the ring at `memory`, which is held until [`Chain::release`] or the next
+    /// walk. What can be read of a faulty chain is kept, so that it can be answered; [`Chain::fault`] tells.
     pub fn walk(&mut self, head: u16, memory: Arc<RingMemory>) {
         self.head = head;
         self.fault = None;
-        self.used_len = 0;
         self.ring_descriptors = 0;
         let (table, mut collector) = self.buffers.begin(memory);
-        let mut chain = Chain::new(table);
+        let mut chain = Walk::new(table);
         let mut next = Some(chain.read(head));
         while let Some(read) = next {
             let d = match read {
@@ -164,14 +146,14 @@ impl Request {
         self.head
     }
 
+    /// Entries of the ring that it came from; 0 without a chain.
+    pub fn ring_size(&self) -> u16 {
+        self.buffers.ring_size()
+    }
+
     /// Descriptors of the ring's own table that the chain takes until it is answered.
     pub fn ring_descriptors(&self) -> u16 {
         self.ring_descriptors
-    }
-
-    /// Bytes that the answer wrote: what the used ring tells of this chain.
-    pub fn used_len(&self) -> u32 {
-        self.used_len
     }
 
     /// Bytes that the guest sent.
@@ -190,18 +172,37 @@ impl Request {
         // `clear` first: growing must not move stale bytes.
         self.arguments.clear();
         self.arguments.resize(len, 0);
-        self.buffers.split().0.copy_to(0, &mut self.arguments);
+        self.buffers.readable().copy_to(0, &mut self.arguments);
         &self.arguments
     }
 
-    /// Takes the request apart: copied arguments, the memory that a WRITE's payload lies in, and the
-    /// responder that must answer it.
-    pub fn parts(&mut self, unique: u64) -> (&[u8], ReadableBuffers<'_>, Responder<'_>) {
-        let (readable, writable) = self.buffers.split();
-        (&self.arguments, readable, Responder::new(unique, writable, &mut self.used_len, &self.claim))
+    /// What was copied.
+    pub fn arguments(&self) -> &[u8] {
+        &self.arguments
     }
 
-    /// Bytes of storage that the page descriptors of the largest request so far took.
+    /// The memory that the device may write.
+    pub fn writable(&mut self) -> WritableBuffers<'_> {
+        self.buffers.writable()
+    }
+
+    /// Sets at most `len` bytes from `skip` on apart for a transfer, of those that the device may write, or read. Until
+    /// [`Chain::end_transfer`] nothing else may be done with the chain's memory.
+    pub fn begin_transfer(&mut self, writable: bool, skip: u64, len: u64) {
+        self.buffers.begin_transfer(writable, skip, len);
+    }
+
+    /// The page descriptors that were set apart.
+    pub fn transfer_pages(&self) -> &[PageDescriptor] {
+        self.buffers.transfer_pages()
+    }
+
+    /// The transfer is over.
+    pub fn end_transfer(&mut self) {
+        self.buffers.end_transfer();
+    }
+
+    /// Bytes of storage that the page descriptors of the largest chain so far took.
     pub fn descriptor_storage_bytes(&self) -> usize {
         self.buffers.storage_bytes()
     }
@@ -217,21 +218,15 @@ impl Request {
     }
 }
 
-impl Default for Request {
-    fn default() -> Self {
-        Request::new()
-    }
-}
-
 /// The rest of a chain: its table, and how many descriptors may follow before it must be a loop.
-struct Chain<'m> {
+struct Walk<'m> {
     table: DescriptorTable<'m>,
     left: usize,
 }
 
-impl<'m> Chain<'m> {
-    fn new(table: DescriptorTable<'m>) -> Chain<'m> {
-        Chain { left: table.count(), table }
+impl<'m> Walk<'m> {
+    fn new(table: DescriptorTable<'m>) -> Walk<'m> {
+        Walk { left: table.count(), table }
     }
 
     /// Descriptors read of the present table.
@@ -338,10 +333,10 @@ mod tests {
         Arc::new(RingMemory::new(Arc::clone(map), size, table, 0xe_0000, 0xf_0000).unwrap())
     }
 
-    fn walk(map: &Arc<GuestMap>, head: u16) -> Request {
-        let mut request = Request::new();
-        request.walk(head, ring(map, TABLE_LEN, 0));
-        request
+    fn walk(map: &Arc<GuestMap>, head: u16) -> Chain {
+        let mut chain = Chain::new();
+        chain.walk(head, ring(map, TABLE_LEN, 0));
+        chain
     }
 
     #[test]
@@ -355,11 +350,11 @@ mod tests {
         }
         put(&memory, 0, 9, 0x5000, 64, DESC_INDIRECT, 0);
         for head in [0, 9] {
-            let request = walk(&map, head);
-            assert_eq!(request.fault(), None);
-            let lens: Vec<usize> = request.readable_pages().iter().map(PageDescriptor::len).collect();
+            let chain = walk(&map, head);
+            assert_eq!(chain.fault(), None);
+            let lens: Vec<usize> = chain.readable_pages().iter().map(PageDescriptor::len).collect();
             assert_eq!(lens, [40, 8192], "adjacent pages merge");
-            assert_eq!((request.readable_bytes(), request.writable_bytes()), (8232, 16));
+            assert_eq!((chain.readable_bytes(), chain.writable_bytes()), (8232, 16));
         }
     }
 
@@ -370,9 +365,9 @@ mod tests {
         put(&memory, 0x10_0000 - 24, 0, 0x10_0000 - 100, 200, DESC_NEXT, 1);
         put(&memory, 0x10_0000 - 24, 1, 0x8000, 16, DESC_WRITE, 0);
         memory.write_slice(&[7; 76], GuestAddress(0x10_0000 - 100)).unwrap();
-        let request = walk(&map, 0);
-        assert_eq!(request.fault(), None);
-        assert_eq!((request.readable_bytes(), request.writable_bytes()), (200, 16));
+        let chain = walk(&map, 0);
+        assert_eq!(chain.fault(), None);
+        assert_eq!((chain.readable_bytes(), chain.writable_bytes()), (200, 16));
     }
 
     #[test]
@@ -405,12 +400,11 @@ mod tests {
         put(&memory, 0, 0, 0x8000, 40, DESC_NEXT, 1);
         put(&memory, 0, 1, 0x40_0000, 4096, DESC_NEXT, 2);
         put(&memory, 0, 2, 0x9000, 16, DESC_WRITE, 0);
-        let mut request = walk(&map, 0);
-        assert!(matches!(request.fault(), Some(ChainFault::Outside { .. })));
-        let (_, _, responder) = request.parts(5);
-        responder.error(crate::types::Errno::EFAULT);
-        assert_eq!(request.used_len(), 16);
-        assert_eq!(memory.read_obj::<i32>(GuestAddress(0x9004)).unwrap(), -14);
+        let mut chain = walk(&map, 0);
+        assert!(matches!(chain.fault(), Some(ChainFault::Outside { .. })));
+        assert_eq!((chain.copy_arguments(80).len(), chain.writable_bytes()), (40, 16));
+        assert_eq!(chain.writable().copy_from(0, &[5; 20]), 16);
+        assert_eq!(memory.read_obj::<[u8; 16]>(GuestAddress(0x9000)).unwrap(), [5; 16]);
     }
 
     #[test]
@@ -425,11 +419,11 @@ mod tests {
                 let next = if i < pages { DESC_NEXT } else { 0 };
                 put(&memory, 0, i, 0x10_0000 + i * 0x2000, 4096, DESC_WRITE | next, i as u16 + 1);
             }
-            let mut request = Request::new();
-            request.walk(0, Arc::clone(&ring));
-            assert_eq!(request.descriptor_storage_bytes(), bytes, "{pages} pages");
-            request.walk(0, Arc::clone(&ring));
-            assert_eq!(request.descriptor_storage_bytes(), bytes, "used again");
+            let mut chain = Chain::new();
+            chain.walk(0, Arc::clone(&ring));
+            assert_eq!(chain.descriptor_storage_bytes(), bytes, "{pages} pages");
+            chain.walk(0, Arc::clone(&ring));
+            assert_eq!(chain.descriptor_storage_bytes(), bytes, "used again");
         }
     }
 
@@ -458,14 +452,14 @@ mod tests {
                 queue.build_desc_chain(&descriptors).unwrap();
             }
             let map = Arc::new(GuestMap::new(memory.clone(), Arc::default()));
-            let mut request = Request::new();
-            request.walk(0, ring(&map, 64, queue.desc_table_addr().0));
-            prop_assert_eq!(request.fault(), None);
+            let mut chain = Chain::new();
+            chain.walk(0, ring(&map, 64, queue.desc_table_addr().0));
+            prop_assert_eq!(chain.fault(), None);
 
             let mut oracle: virtio_queue::Queue = queue.create_queue().unwrap();
-            let chain = virtio_queue::QueueOwnedT::iter(&mut oracle, &memory).unwrap().next().unwrap();
+            let descriptors = virtio_queue::QueueOwnedT::iter(&mut oracle, &memory).unwrap().next().unwrap();
             let mut theirs: [Vec<(usize, usize)>; 2] = Default::default();
-            for d in chain {
+            for d in descriptors {
                 let mut at = d.addr();
                 let mut left = d.len() as usize;
                 while left > 0 {
@@ -479,8 +473,8 @@ mod tests {
             let ours = |pages: &[PageDescriptor]| {
                 flat(&pages.iter().map(|p| (p.address(), p.len())).collect::<Vec<_>>())
             };
-            prop_assert_eq!(ours(request.readable_pages()), flat(&theirs[0]));
-            prop_assert_eq!(ours(request.writable_pages()), flat(&theirs[1]));
+            prop_assert_eq!(ours(chain.readable_pages()), flat(&theirs[0]));
+            prop_assert_eq!(ours(chain.writable_pages()), flat(&theirs[1]));
         }
 
         /// Whatever a guest writes into its table, the walk ends and stays inside memory.
@@ -490,8 +484,8 @@ mod tests {
             for (i, &(address, len, flags, next)) in entries.iter().enumerate() {
                 put(&memory, 0, i as u64, address, len, flags & 7, next);
             }
-            let request = walk(&map, head);
-            for page in request.readable_pages().iter().chain(request.writable_pages()) {
+            let chain = walk(&map, head);
+            for page in chain.readable_pages().iter().chain(chain.writable_pages()) {
                 let inside = |guest| {
                     let region = map.piece(guest, 0x10_0000).unwrap();
                     page.address() >= region.address() && page.address() + page.len() <= region.address() + region.len()

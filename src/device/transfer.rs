@@ -1,0 +1,94 @@
+//! READ and WRITE: what the share prepares, the engine moves, and what it moved becomes the answer.
+
+use super::answer::answer;
+use super::in_flight::{Answered, InFlight};
+use super::served::Served;
+use super::service::Service;
+use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
+use crate::host::{PreparedTransfer, WriteRequest};
+use crate::io::{Direction, Engine, Finished, Submission, Transfer, TransferOwner, Unaligned};
+use crate::types::{Errno, FileHandle};
+
+/// Bytes before a WRITE's payload.
+pub(super) const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
+
+/// READ of `size` bytes.
+pub(super) fn read(
+    service: &Service,
+    engine: &dyn Engine<InFlight>,
+    request: InFlight,
+    handle: FileHandle,
+    offset: u64,
+    size: u32,
+) -> Served {
+    if size as usize > request.room() {
+        return Served::Answered(request.error(Errno::EINVAL));
+    }
+    let prepared = request.share().prepare_read(request.header().node, handle);
+    submit(service, engine, request, prepared, (offset, OUT_HEADER_LEN, size as usize))
+}
+
+/// WRITE of `size` bytes.
+pub(super) fn write(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, write: &WriteRequest, size: u32) -> Served {
+    if u64::from(size) > request.readable_bytes() - WRITE_HEAD_LEN as u64 {
+        return Served::Answered(request.error(Errno::EINVAL));
+    }
+    let prepared = request.share().prepare_write(write);
+    submit(service, engine, request, prepared, (write.offset, WRITE_HEAD_LEN, size as usize))
+}
+
+/// Submits the transfer of `len` bytes, `skip` bytes into the request's memory, at `offset` of the file.
+fn submit(
+    service: &Service,
+    engine: &dyn Engine<InFlight>,
+    mut request: InFlight,
+    prepared: Result<PreparedTransfer, Errno>,
+    (offset, skip, len): (u64, usize, usize),
+) -> Served {
+    let PreparedTransfer { file, direction, thread, unaligned } = match prepared {
+        Ok(prepared) => prepared,
+        Err(errno) => return Served::Answered(request.error(errno)),
+    };
+    request.begin_transfer(file, direction == Direction::Read, skip, len);
+    // What was prepared may have waited for the host.
+    if !request.is_wanted() {
+        request.end_transfer();
+        return Served::Answered(request.error(Errno::EIO));
+    }
+    match engine.submit(Transfer { owner: request, offset, direction, thread, unaligned }) {
+        Submission::Finished(finished) => Served::Answered(finish(service, finished)),
+        Submission::Submitted => {
+            service.metrics.submitted.increment();
+            Served::Submitted(None)
+        }
+        Submission::Full(Transfer { owner: mut request, .. }) => {
+            request.end_transfer();
+            request.leave_thread();
+            Served::Throttled(request)
+        }
+    }
+}
+
+/// Answers a request whose transfer is finished.
+pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
+    let Finished { transfer, mut result } = finished;
+    let Transfer { owner: mut request, offset, direction, unaligned, .. } = transfer;
+    if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered {
+        let share = request.share();
+        let again =
+            request.held_file().and_then(|file| share.transfer_buffered(file, request.pages(), offset, direction, &service.metrics));
+        result = again.unwrap_or(result);
+    }
+    request.end_transfer();
+    match (direction, result) {
+        (_, Err(errno)) => request.error(errno),
+        (Direction::Read, Ok(len)) => {
+            service.metrics.host_read_bytes.add(len as u64);
+            request.reply_filled(len)
+        }
+        (Direction::Write { .. }, Ok(len)) => {
+            service.metrics.host_write_bytes.add(len as u64);
+            answer(Ok(WriteOut { size: len as u32, padding: 0 }), request)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Relieves a leader that sits on a slow request, so that those behind it are served.
+//!
+//! A leader serves a lone request itself, with kicks off: that is what makes a lone request fast. If it
+//! then waits for a disk, nobody watches the ring. One thread a session looks every other millisecond,
+//! while there is activity, for leaders that still sit on the request they sat on before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::activity::Activity;
+use super::leadership::Look;
+use super::queue::Queue;
+use super::worker::relieve;
+
+/// How often leaders are looked at. A request waits at most twice this behind a slow one.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Looks without any leader awake after which the thread sleeps.
+const QUIET_LOOKS_MAX: u32 = 25;
+
+/// Watches the leaders of `queues` until `activity` ends.
+pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>]) {
+    activity.register();
+    let mut turns_seen = vec![0; queues.len()];
+    let mut quiet = 0;
+    while !activity.is_ending() {
+        if quiet > QUIET_LOOKS_MAX {
+            activity.clear();
+            // A leader that woke up before is found by this look.
+            if !look(queues, &mut turns_seen) && !activity.is_noted() {
+                std::thread::park();
+            }
+            quiet = 0;
+            continue;
+        }
+        std::thread::park_timeout(LOOK_EVERY);
+        quiet = if look(queues, &mut turns_seen) { 0 } else { quiet + 1 };
+    }
+}
+
+/// Looks once; true where a leader is awake.
+fn look(queues: &[Arc<Queue>], turns_seen: &mut [u64]) -> bool {
+    let mut is_any_awake = false;
+    for (queue, turns_seen) in queues.iter().zip(turns_seen) {
+        let mut state = queue.state.lock();
+        let has_requests = state.in_flight.in_service() > 0;
+        let found = state.leadership.look(turns_seen, has_requests);
+        is_any_awake |= found != Look::Quiet;
+        if found == Look::Stalled {
+            // Under the lock of the look: a leader that came back meanwhile must not lose the lead while it sleeps.
+            relieve(queue, &mut state);
+        }
+    }
+    is_any_awake
+}

@@ -1,0 +1,40 @@
+//! The interface of I/O engines: submit a transfer, reap what is finished.
+
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+
+use super::transfer::Transfer;
+use crate::types::Errno;
+
+/// A transfer that is done, with its owner.
+#[derive(Debug)]
+pub struct Finished<O> {
+    /// The transfer as it was submitted.
+    pub transfer: Transfer<O>,
+    /// Bytes moved: fewer than asked at end of file or on a full disk. An error only if nothing moved before it.
+    pub result: Result<usize, Errno>,
+}
+
+/// What became of a transfer that was submitted.
+#[derive(Debug)]
+pub enum Submission<O> {
+    /// It was carried out by the calling thread.
+    Finished(Finished<O>),
+    /// The engine has taken it over: [`Engine::reap`] brings it back.
+    Submitted,
+    /// The engine has no room and gives it back. Only while other transfers are with it: the completion event tells when to
+    /// submit again.
+    Full(Transfer<O>),
+}
+
+/// Carries out the transfers of one queue.
+pub trait Engine<O>: Debug + Send + Sync {
+    /// Begins `transfer`. A transfer that must stay on the submitting thread is carried out before this returns.
+    fn submit(&self, transfer: Transfer<O>) -> Submission<O>;
+
+    /// Appends what is finished to `finished`, without waiting.
+    fn reap(&self, finished: &mut Vec<Finished<O>>);
+
+    /// Becomes readable when there is something to reap; `None` for an engine that never takes a transfer over.
+    fn completion_event(&self) -> Option<BorrowedFd<'_>>;
+}
