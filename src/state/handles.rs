@@ -128,6 +128,7 @@ impl HandleTable {
     }
 
     /// The file that `held` keeps in use, which must come from this table. `None` where that cannot be.
+    #[expect(clippy::needless_pass_by_value, reason = "the user that it stands for is the returned one's from now on")]
     pub fn take_up(&self, held: HeldFile) -> Option<OpenFile<'_>> {
         let HeldFile { slot, fd } = held;
         let record = self.record(slot)?;
