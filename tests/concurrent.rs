@@ -4,16 +4,6 @@
 //!
 //! `GATHERFS_SEED` repeats a run as far as threads can be repeated, `GATHERFS_CASES` sets the number of rounds.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-#[path = "reference/operation.rs"]
-#[allow(dead_code, reason = "each of the two tests uses a part")]
-mod operation;
-mod share;
-#[path = "reference/through_daemon.rs"]
-#[allow(dead_code, reason = "each of the two tests uses a part")]
-mod through_daemon;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -21,12 +11,12 @@ use std::path::Path;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use guest::client::Client;
-use guest::frontend::{FIRST_REQUEST, GuestOptions};
-use guest::fuse::ROOT;
-use operation::{Operation, Outcome, sequence};
-use share::{Directory, Setup, Share};
-use through_daemon::ThroughDaemon;
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::reference::operation::{Operation, Outcome, sequence};
+use gatherfs_support::reference::through_daemon::ThroughDaemon;
+use gatherfs_support::share::{self, Directory, Setup, Share};
 
 const WORKERS: usize = 4;
 const ROUNDS: u32 = 40;

@@ -4,22 +4,17 @@
 //!
 //! A guest sees what it has opened by GETATTR of the handle.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use guest::client::{CallError, Client};
-use guest::frontend::{FIRST_REQUEST, GuestOptions};
-use guest::fuse::{ROOT, init};
-use private_mounts::Mount;
+use gatherfs_support::guest::client::{CallError, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use gatherfs_support::guest::fuse::{ROOT, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Directory, Setup, Share};
 use rustix::fs::{CWD, FileType, Mode, makedev};
-use share::{Directory, Setup, Share};
 
 /// Queues that a racing guest uses.
 const QUEUES: usize = 8;

@@ -1,13 +1,8 @@
 //! What the guest may keep: timeouts, names that are not there, and the flags that INIT and OPEN answer with.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
-use guest::fuse::{ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::fuse::{ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Directory, Setup, Share, errno};
 
 #[test]
 fn the_timeout_options_are_what_each_answer_says() {

@@ -1,15 +1,12 @@
 //! Operations on open files: their contents, their life, direct I/O, and what a read-only share refuses.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-use guest::client::{Client, Piece, bytes_of};
-use guest::fuse::{CopyFileRangeIn, CreateIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
-use share::{File, Share, change, errno, noise};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::{Client, Piece, bytes_of};
+use gatherfs_support::guest::fuse::{CopyFileRangeIn, CreateIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
+use gatherfs_support::share::{self, File, Share, change, errno, noise};
 
 /// A page, and the block that direct I/O is aligned to.
 const PAGE: usize = 4096;

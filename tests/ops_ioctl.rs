@@ -1,18 +1,14 @@
 //! IOCTL beside the host's own: flags, extended attributes of the inode, fs-verity.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use guest::client::CallError;
-use guest::fuse::{IoctlIn, ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::CallError;
+use gatherfs_support::guest::fuse::{IoctlIn, ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{self, Directory, Setup, Share, errno};
 
 /// linux/fs.h and linux/fsverity.h.
 const GETFLAGS: u32 = 0x8008_6601;

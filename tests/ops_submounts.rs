@@ -1,18 +1,13 @@
 //! Mounts below the share: their files are served, and each has a number of its own on what the guest takes for
 //! one device.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
-use guest::client::Client;
-use guest::fuse::{EntryOut, ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{EntryOut, ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Directory, Setup, Share, errno};
 
 /// The file systems' own numbers as the host tells them.
 fn host_ino(share: &Share, name: &str) -> u64 {

@@ -1,17 +1,13 @@
 //! Counts the host system calls behind each request, exactly, in a trace of the daemon, and holds them to the
 //! budget in docs/ARCHITECTURE.md.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
 
-use guest::client::{Client, Piece};
-use guest::fuse::{ROOT, flag};
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::client::{Client, Piece};
+use gatherfs_support::guest::fuse::{ROOT, flag};
+use gatherfs_support::share::{Directory, Setup, Share, errno};
 
 /// Requests of each kind.
 const N: usize = 100;

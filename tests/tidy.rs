@@ -169,6 +169,22 @@ fn nothing_is_called_by_a_name_that_says_nothing() {
     fail_with("names that say nothing", &found);
 }
 
+/// What several tests or examples need is in the crate tests/support, once.
+#[test]
+fn no_test_or_example_includes_a_file_of_another() {
+    let mut found = Vec::new();
+    for dir in ["tests", "examples", "benches"] {
+        let mut files = Vec::new();
+        files_below(&repository().join(dir), &mut files);
+        for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
+            let text = fs::read_to_string(file).unwrap();
+            let includes = code_lines(&text).filter(|(_, line)| line.trim_start().starts_with("#[path"));
+            found.extend(includes.map(|(number, line)| format!("{}:{number}: {line}", file.display())));
+        }
+    }
+    fail_with("files that are included by their path", &found);
+}
+
 #[test]
 fn the_daemon_neither_panics_nor_exits_by_the_way() {
     let banned = [".unwrap()", "panic!(", "todo!(", "unimplemented!(", "unreachable!(", "dbg!(", "process::exit(", "println!("];

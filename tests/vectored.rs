@@ -1,15 +1,11 @@
 //! READ and WRITE of many segments: every byte in its place, and one host call for each request.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::FileExt;
 
-use guest::client::{Piece, pages};
-use guest::frontend::GuestOptions;
-use guest::ring::Segment;
-use share::{Counters, File, Share, noise};
+use gatherfs_support::guest::client::{Piece, pages};
+use gatherfs_support::guest::frontend::GuestOptions;
+use gatherfs_support::guest::ring::Segment;
+use gatherfs_support::share::{self, Counters, File, Share, noise};
 
 /// Segments of the requests that must take one call; 1020 is what a queue of 1024 holds.
 const COUNTS: [usize; 4] = [1, 32, 256, 1020];

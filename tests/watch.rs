@@ -1,17 +1,12 @@
 //! `--watch`: what quiet files may be believed for, and that changes of other processes end it.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use guest::client::Client;
-use guest::fuse::{AttrOut, EntryOut, ROOT, flag};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{AttrOut, EntryOut, ROOT, flag};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{self, Directory, Setup, Share};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -3,17 +3,18 @@
 
 use std::os::unix::fs::chown;
 
-use super::private_mounts::{self, Mount};
-use super::share::{Directory, File, Setup, Share, change, is_root};
+use gatherfs_support::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Directory, File, Setup, Share, change, is_root};
+
 use super::{capability, mode, on_host, put, set_mode};
-use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
 
 const V1: u64 = init::HANDLE_KILLPRIV;
 const V2: u64 = init::HANDLE_KILLPRIV_V2;
 
 /// A share with an agreement on `flags` of killpriv, and a file of another user.
 fn agreed_on(options: &[&str], flags: u64) -> (Share, File) {
-    let directory = super::share::Directory::on_disk();
+    let directory = gatherfs_support::share::Directory::on_disk();
     let mut share = Share::start_unmounted(Setup { options, directory, ..Setup::default() });
     share.client().init_with(init::LINUX & !(V1 | V2) | flags).unwrap();
     let file = share.make("file");
@@ -42,7 +43,7 @@ fn changes(share: &mut Share, file: File, kill: bool) -> Vec<(&'static str, u32)
             "open" => {
                 let flags = (libc::O_RDWR | libc::O_TRUNC).cast_unsigned();
                 let open = OpenIn { flags, open_flags: if kill { flag::OPEN_KILL_SUIDGID } else { 0 } };
-                c.raw(opcode::OPEN, file.node, crate::guest::client::bytes_of(&open), 16).unwrap();
+                c.raw(opcode::OPEN, file.node, gatherfs_support::guest::client::bytes_of(&open), 16).unwrap();
             }
             "fallocate" => c.fallocate(file.node, &FallocateIn { fh: file.fh, length: 8192, ..FallocateIn::default() }).unwrap(),
             _ => {

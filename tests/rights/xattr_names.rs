@@ -1,10 +1,11 @@
 //! `--xattrmap`: what the guest calls an attribute and what the host does; and the share as the upper directory of
 //! an overlayfs.
 
-use super::share::places::has_whiteouts;
-use super::share::{Directory, Setup, Share, errno, is_root};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::places::has_whiteouts;
+use gatherfs_support::share::{Directory, Setup, Share, errno, is_root};
+
 use super::{listed, on_host, put};
-use crate::guest::fuse::ROOT;
 
 #[test]
 fn a_prefix_stands_between_the_guests_attributes_and_the_hosts() {
@@ -106,15 +107,15 @@ fn a_file_system_without_attributes_answers_eopnotsupp_and_is_told_once() {
     }
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-    let directory = super::share::Directory::in_memory();
+    let directory = gatherfs_support::share::Directory::in_memory();
     mount("none", directory.path(), "ramfs", MountFlags::empty(), None).unwrap();
     let path = directory.path().to_owned();
     let options = ["--xattr", "--posix-acl=auto", "--security-label=auto"];
-    let mut share = Share::start(super::share::Setup { directory, options: &options, ..Default::default() });
+    let mut share = Share::start(gatherfs_support::share::Setup { directory, options: &options, ..Default::default() });
     let file = share.make("file");
     let c = share.client();
 
-    use crate::guest::fuse::init;
+    use gatherfs_support::guest::fuse::init;
     assert_eq!(c.init_flags() & (init::POSIX_ACL | init::DONT_MASK | init::SECURITY_CTX), 0, "both are off");
     assert_eq!(errno(c.setxattr(file.node, "user.a", b"x", 0)), libc::EOPNOTSUPP);
     assert_eq!(errno(c.getxattr(file.node, "user.a", 10)), libc::EOPNOTSUPP);

@@ -1,6 +1,5 @@
 //! What the file system of a directory offers. It is asked, not its name: /tmp and the build's directory may lie on any,
 //! in a container on overlayfs. And where a program must lie so that every user can run it. Knows nothing of daemons.
-#![allow(dead_code)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

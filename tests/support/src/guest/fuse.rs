@@ -14,7 +14,6 @@ pub const ROOT: u64 = 1;
 pub const EXT_GROUPS: u32 = 32;
 
 /// The opcodes of `enum fuse_opcode`.
-#[allow(missing_docs)]
 pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -70,7 +69,6 @@ pub mod opcode {
 }
 
 /// The INIT flags, `flags2` in the upper half.
-#[allow(missing_docs)]
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const POSIX_LOCKS: u64 = 1 << 1;
@@ -156,7 +154,6 @@ pub mod init {
 }
 
 /// Flags of single requests and replies.
-#[allow(missing_docs)]
 pub mod flag {
     pub const FATTR_MODE: u32 = 1 << 0;
     pub const FATTR_UID: u32 = 1 << 1;
@@ -202,7 +199,6 @@ macro_rules! wire {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
-        #[allow(missing_docs)]
         pub struct $name { $(pub $field: $kind),* }
         const _: () = assert!(size_of::<$name>() == $size);
     )*};

@@ -1,42 +1,24 @@
 //! A running gatherfsd that shares a fresh directory, with a guest that has mounted it.
-//!
-//! Include it beside the guest:
-//!
-//! ```ignore
-//! #[path = "../examples/guest/mod.rs"]
-//! mod guest;
-//! mod share;
-//! ```
-#![allow(dead_code)]
-
-#[path = "../places/mod.rs"]
-pub mod places;
-#[path = "../removal/mod.rs"]
-mod removal;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::daemon::{built_program, program};
 use crate::guest::client::{CallError, Client};
 use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
+use crate::{places, removal};
 
 /// How long the daemon may take to answer a signal or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How the line with the counters begins.
 const METRICS: &str = "{\"share\":";
-
-/// The daemon under test, at a place where every user can run it.
-fn program() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(Path::new(env!("CARGO_BIN_EXE_gatherfsd"))));
-    &PROGRAM
-}
 
 /// A directory with a name of its own, removed on Drop.
 #[derive(Debug)]
@@ -50,7 +32,9 @@ impl Directory {
 
     /// On disk, below the build's own directory.
     pub fn on_disk() -> Directory {
-        Directory::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
+        let program = built_program();
+        let build = program.parent().and_then(Path::parent).expect("target/debug/gatherfsd");
+        Directory::below(&build.join("tmp"))
     }
 
     /// On disk where that `offers` what the test needs, or in memory. `None`, with `need` printed, where neither does.

@@ -1,13 +1,7 @@
 //! The real gatherfsd for a test: started on a fresh share, ended and cleaned up when dropped.
 //!
-//! Include it with `#[path = "../daemon/mod.rs"] mod daemon;`. It knows nothing of guests: give
-//! [`Daemon::socket`] to one. Every wait has a bound and ends in a panic that shows the daemon's log.
-#![allow(dead_code)]
-
-#[path = "../places/mod.rs"]
-pub mod places;
-#[path = "../removal/mod.rs"]
-mod removal;
+//! It knows nothing of guests: give [`Daemon::socket`] to one. Every wait has a bound and ends in a panic that shows the
+//! daemon's log.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,6 +13,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::{places, removal};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 
 /// How long anything the daemon does may take in a test. Far beyond what a busy host needs.
@@ -275,9 +270,19 @@ impl Metrics {
     }
 }
 
+/// The gatherfsd of the build that the running test or example belongs to: cargo names it to a test; by itself a test or an
+/// example lies in a directory beside it, target/debug/deps or target/debug/examples.
+pub fn built_program() -> PathBuf {
+    if let Some(program) = std::env::var_os("CARGO_BIN_EXE_gatherfsd") {
+        return program.into();
+    }
+    let own = std::env::current_exe().expect("the path of this program");
+    own.parent().and_then(Path::parent).expect("a directory in the build's").join("gatherfsd")
+}
+
 /// The daemon under test, at a place where every user can run it.
 pub fn program() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(Path::new(env!("CARGO_BIN_EXE_gatherfsd"))));
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(&built_program()));
     &PROGRAM
 }
 

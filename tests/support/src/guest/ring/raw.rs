@@ -10,7 +10,7 @@ impl Ring {
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         assert!(index < self.options.size);
         let entry = self.table.wrapping_add(index.into());
-        // SAFETY: the entry lies in the table, which `region` keeps mapped.
+        // SAFETY: the entry lies in the table, which `_region` keeps mapped.
         unsafe { entry.write_volatile(descriptor) };
     }
 

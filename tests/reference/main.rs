@@ -7,26 +7,18 @@
 //!
 //! `GATHERFS_SEED` repeats a run, `GATHERFS_CASES` sets the number of sequences.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-#[path = "reference/operation.rs"]
-mod operation;
-mod share;
-#[path = "reference/through_daemon.rs"]
-mod through_daemon;
-#[path = "reference/twin.rs"]
 mod twin;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use gatherfs_support::reference::operation::{Operation, sequence};
+use gatherfs_support::reference::through_daemon::ThroughDaemon;
+use gatherfs_support::share::{self, Share};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
-use operation::{Operation, sequence};
-use share::Share;
-use through_daemon::ThroughDaemon;
 use twin::Twin;
 
 const CASES: u32 = 1500;
