@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 
 use gatherfs_support::guest::fuse::{ROOT, flag, init};
-use gatherfs_support::share::{Setup, Share, errno, is_root};
+use gatherfs_support::share::{Scratch, Setup, Share, errno, is_root};
 
 use super::{listed, mode, on_host, put, set_mode};
 
@@ -30,7 +30,7 @@ fn acls_are_agreed_on_as_a_whole() {
     assert_eq!(acl_share("--posix-acl=never").client().init_flags() & ACL_FLAGS, 0);
     for missing in [init::POSIX_ACL, init::DONT_MASK, init::SETXATTR_EXT] {
         for (option, refused) in [("--posix-acl=auto", false), ("--posix-acl=always", true)] {
-            let directory = gatherfs_support::share::Directory::on_disk();
+            let directory = Scratch::on_disk();
             let mut share = Share::start_unmounted(Setup { options: &[option], directory, ..Setup::default() });
             let init = share.client().init_with(init::LINUX & !missing);
             if refused {
@@ -106,7 +106,7 @@ fn whatever_the_acl_mode_and_umask_new_files_are_as_the_host_makes_them() {
     // The umask of this thread alone.
     gatherfs::sys::process::unshare(rustix::thread::UnshareFlags::FS).unwrap();
     let mut share = acl_share("--posix-acl");
-    let twin = gatherfs_support::share::Directory::on_disk();
+    let twin = Scratch::on_disk();
     let defaults =
         [None, Some(acl_of(7, 5, None, 0)), Some(acl_of(6, 7, Some(5), 1)), Some(acl_of(0, 0, Some(0), 7)), Some(acl_of(5, 2, Some(7), 4))];
     for (i, default) in defaults.iter().enumerate() {

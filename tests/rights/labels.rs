@@ -3,7 +3,7 @@
 use gatherfs_support::guest::client::Client;
 use gatherfs_support::guest::fuse::{self, ROOT, init, opcode};
 use gatherfs_support::places::has_attributes_of;
-use gatherfs_support::share::{Setup, Share, errno};
+use gatherfs_support::share::{Scratch, Setup, Share, errno};
 
 use super::{capability, on_host};
 
@@ -90,7 +90,7 @@ fn labels_go_by_the_names_that_the_map_gives_them() {
 #[test]
 fn a_guest_that_sends_no_labels_is_served_or_refused_as_the_option_says() {
     for (option, refused) in [("--security-label=auto", false), ("--security-label=always", true), ("--security-label", true)] {
-        let directory = gatherfs_support::share::Directory::on_disk();
+        let directory = Scratch::on_disk();
         let mut share = Share::start_unmounted(Setup { options: &[option], directory, ..Setup::default() });
         let init = share.client().init_with(init::LINUX & !init::SECURITY_CTX);
         if refused {
@@ -115,7 +115,7 @@ fn a_create_without_a_word_of_labels_is_refused_once_they_are_agreed_on() {
 
 #[test]
 fn linux_before_6_3_sends_its_label_right_behind_the_names() {
-    let directory = gatherfs_support::share::Directory::on_disk();
+    let directory = Scratch::on_disk();
     let mut share = Share::start_unmounted(Setup { options: &["--security-label"], directory, ..Setup::default() });
     let flags = init::SECURITY_CTX | init::INIT_EXT;
     let words = [7, 37, 0, flags as u32, (flags >> 32) as u32];

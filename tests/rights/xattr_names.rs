@@ -3,7 +3,7 @@
 
 use gatherfs_support::guest::fuse::ROOT;
 use gatherfs_support::places::has_whiteouts;
-use gatherfs_support::share::{Directory, Setup, Share, errno, is_root};
+use gatherfs_support::share::{Scratch, Setup, Share, errno, is_root};
 
 use super::{listed, on_host, put};
 
@@ -62,7 +62,7 @@ fn an_overlay_finds_what_its_upper_directory_needs() {
     // What overlayfs does when it mounts and when a lower file is deleted, renamed or its directory replaced.
     let options = &["--xattrmap", ":map:trusted.:user.virtiofs.:"];
     // An overlay cannot be another one's upper directory.
-    let directory = if is_root() { Directory::with("whiteouts", has_whiteouts) } else { Some(Directory::on_disk()) };
+    let directory = if is_root() { Scratch::with("whiteouts", has_whiteouts) } else { Some(Scratch::on_disk()) };
     let Some(directory) = directory else { return };
     let mut share = Share::start(Setup { directory, options, ..Setup::default() });
     share.put("file", b"contents");
@@ -107,7 +107,7 @@ fn a_file_system_without_attributes_answers_eopnotsupp_and_is_told_once() {
     }
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-    let directory = gatherfs_support::share::Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     mount("none", directory.path(), "ramfs", MountFlags::empty(), None).unwrap();
     let path = directory.path().to_owned();
     let options = ["--xattr", "--posix-acl=auto", "--security-label=auto"];

@@ -7,6 +7,7 @@ pub mod manual;
 pub mod places;
 pub mod private_mounts;
 pub mod reference;
+pub mod scratch;
 pub mod share;
 pub mod slow_file;
 

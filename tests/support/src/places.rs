@@ -64,8 +64,7 @@ pub fn for_every_user(program: &Path) -> PathBuf {
         // SAFETY: `remove_copies` has the signature that atexit(3) calls.
         assert_eq!(unsafe { libc::atexit(remove_copies) }, 0, "a function that is called at the end");
     }
-    // A program that includes this file twice counts both copies in one place: the address tells them apart.
-    let name = format!("gfs-{}-program-{:x}-{}", std::process::id(), &raw const COPIES as usize, copies.len());
+    let name = format!("gfs-{}-program-{}", std::process::id(), copies.len());
     let directory = std::env::temp_dir().join(name);
     std::fs::create_dir(&directory).expect("a directory for the copy");
     copies.push(directory.clone());
