@@ -157,11 +157,6 @@ impl Ring {
         &self.call
     }
 
-    /// Descriptors that are free now.
-    pub fn free_descriptors(&self) -> usize {
-        self.free.len()
-    }
-
     /// Kicks sent and calls received since the ring was made.
     pub fn notifications(&self) -> (u64, u64) {
         (self.kicks, self.calls)
@@ -194,11 +189,6 @@ impl Ring {
     /// The used.idx the device has published.
     pub fn used_idx(&self) -> u16 {
         self.used_word(1).load(Ordering::Acquire)
-    }
-
-    /// The used index up to which the driver has looked.
-    pub fn last_used(&self) -> u16 {
-        self.last_used
     }
 
     /// The indexes and events of both sides, for the message of a test that got stuck.

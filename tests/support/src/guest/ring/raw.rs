@@ -14,13 +14,6 @@ impl Ring {
         unsafe { entry.write_volatile(descriptor) };
     }
 
-    /// Reads entry `index` of the descriptor table.
-    pub fn read_descriptor(&self, index: u16) -> Descriptor {
-        assert!(index < self.options.size);
-        // SAFETY: as in `write_descriptor`.
-        unsafe { self.table.wrapping_add(index.into()).read_volatile() }
-    }
-
     /// Takes `count` descriptors out of the free list for chains written by hand.
     pub fn reserve(&mut self, count: usize) -> Vec<u16> {
         assert!(count <= self.free.len(), "the ring is full");
