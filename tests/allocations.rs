@@ -1,9 +1,6 @@
 //! Counts heap allocations by the serving threads, with the whole device in this process: READ, WRITE, GETATTR
 //! and LOOKUP of a known name make none once they are warm.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::unix::net::UnixListener;
@@ -15,9 +12,9 @@ use gatherfs::device::{ConfigSpace, Service, Session};
 use gatherfs::host::{CachePolicy, Export, FileHandles, Options, Share, Timeouts, Tmpfile};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
-use guest::client::{Client, Piece};
-use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use guest::fuse::ROOT;
+use gatherfs_support::guest::client::{Client, Piece};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
 
 /// Requests of each kind.
 const N: usize = 1000;

@@ -4,16 +4,6 @@
 //!
 //! `GATHERFS_SEED` repeats a run as far as threads can be repeated, `GATHERFS_CASES` sets the number of rounds.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-#[path = "reference/operation.rs"]
-#[allow(dead_code, reason = "each of the two tests uses a part")]
-mod operation;
-mod share;
-#[path = "reference/through_daemon.rs"]
-#[allow(dead_code, reason = "each of the two tests uses a part")]
-mod through_daemon;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -21,12 +11,13 @@ use std::path::Path;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use guest::client::Client;
-use guest::frontend::{FIRST_REQUEST, GuestOptions};
-use guest::fuse::ROOT;
-use operation::{Operation, Outcome, sequence};
-use share::{Directory, Setup, Share};
-use through_daemon::ThroughDaemon;
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::reference::number_from_env;
+use gatherfs_support::reference::operation::{Operation, Outcome, sequence};
+use gatherfs_support::reference::through_daemon::ThroughDaemon;
+use gatherfs_support::share::{self, Scratch, Setup, Share};
 
 const WORKERS: usize = 4;
 const ROUNDS: u32 = 40;
@@ -50,11 +41,6 @@ const POSSIBLE: [i32; 15] = [
     libc::ESTALE,
     libc::EMLINK,
 ];
-
-fn number_from_env(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
-}
 
 /// A file as both sides can see it: mode, owner, group, links, size of anything but a directory.
 type Seen = (u32, u32, u32, u64, u64);
@@ -117,7 +103,7 @@ fn descriptors_of(share: &mut Share, case: &str) -> Vec<String> {
     targets.map(|to| to.display().to_string()).filter(|to| to.starts_with(path.to_str().expect("text"))).collect()
 }
 
-fn run(directory: Directory, options: &[&str]) {
+fn run(directory: Scratch, options: &[&str]) {
     if !share::is_root() {
         return;
     }
@@ -157,16 +143,16 @@ fn run(directory: Directory, options: &[&str]) {
 
 #[test]
 fn workers_on_overlapping_trees_leave_one_tree() {
-    run(Directory::in_memory(), &[]);
+    run(Scratch::on_tmpfs(), &[]);
 }
 
 #[test]
 fn workers_on_overlapping_trees_leave_one_tree_on_disk_with_few_descriptors() {
-    run(Directory::on_disk(), &["--rlimit-nofile", "256"]);
+    run(Scratch::on_disk(), &["--rlimit-nofile", "256"]);
 }
 
 /// With a descriptor for each node, one lookup too many or too few shows.
 #[test]
 fn as_many_lookups_are_forgotten_as_were_counted() {
-    run(Directory::in_memory(), &["--inode-file-handles", "never"]);
+    run(Scratch::on_tmpfs(), &["--inode-file-handles", "never"]);
 }

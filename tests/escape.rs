@@ -5,9 +5,6 @@
 //! It has a main function of its own: the program starts itself again for each attempt, and a process may only
 //! enter a sandbox before it has threads.
 
-#[path = "daemon/mod.rs"]
-mod daemon;
-
 use std::ffi::CString;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -21,10 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
-use daemon::Scratch;
 use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, Seccomp};
 use gatherfs::sys::file_handle::{self, Handle};
 use gatherfs::sys::working_dir::DescriptorDir;
+use gatherfs_support::daemon::Scratch;
+use gatherfs_support::places;
 
 const NOBODY: u32 = 65534;
 /// What the second process of an attempt is started with.
@@ -296,7 +294,7 @@ impl Surroundings {
         let sleeper = |user: &u32| (*user, as_user(Command::new("sleep").arg("600"), *user).spawn().expect("sleep is there"));
         Surroundings {
             scratch,
-            program: daemon::places::for_every_user(&std::env::current_exe().unwrap()),
+            program: places::for_every_user(&std::env::current_exe().unwrap()),
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
             abstract_name,

@@ -1,14 +1,12 @@
 //! The manual page and the completions say what the command has, whatever is added to it.
 
-#[path = "../examples/manual/pages.rs"]
-mod pages;
-
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use clap::Arg;
 use clap_complete::Shell;
+use gatherfs_support::manual;
 
 /// The options that are shown, with their long names.
 fn options() -> Vec<(String, Arg)> {
@@ -47,7 +45,7 @@ fn run(program: &str, arguments: &[&str], input: &[u8]) -> Option<(bool, String,
 
 #[test]
 fn every_option_is_in_the_page_with_its_help_and_its_values() {
-    let page = without_escapes(std::str::from_utf8(&pages::page().expect("the page")).expect("text"));
+    let page = without_escapes(std::str::from_utf8(&manual::page().expect("the page")).expect("text"));
     let options = options();
     assert!(options.len() > 30);
     for (long, arg) in options {
@@ -67,7 +65,7 @@ fn every_option_is_in_the_page_with_its_help_and_its_values() {
 
 #[test]
 fn the_page_is_set_without_a_warning() {
-    let page = pages::page().expect("the page");
+    let page = manual::page().expect("the page");
     let Some((content, text, said)) = run("groff", &["-man", "-Tascii", "-ww", "-P-c", "-P-b", "-P-u"], &page) else { return };
     assert!(content && said.is_empty(), "{said}");
     for words in ["gatherfsd(1)", "System Administration", "--shared-dir", "EXIT STATUS", "-device vhost-user-fs-pci,chardev=share"] {
@@ -96,8 +94,8 @@ fn the_sentences_by_hand_name_options_that_exist() {
 
 #[test]
 fn completions_name_every_option_in_each_shell() {
-    for (shell, name) in pages::COMPLETIONS {
-        let script = String::from_utf8(pages::completion(shell)).expect("text");
+    for (shell, name) in manual::COMPLETIONS {
+        let script = String::from_utf8(manual::completion(shell)).expect("text");
         for (long, _) in options() {
             let written = if shell == Shell::Fish { format!("-l {long} ") } else { format!("--{long}") };
             assert!(script.contains(&written) || script.contains(&format!("-l {long}\n")), "{name} lacks {long}");
@@ -111,7 +109,7 @@ fn completions_name_every_option_in_each_shell() {
 
 #[test]
 fn bash_completes_options_and_their_values() {
-    let script = String::from_utf8(pages::completion(Shell::Bash)).expect("text");
+    let script = String::from_utf8(manual::completion(Shell::Bash)).expect("text");
     let completed = |words: &str, at: usize| {
         let call = format!(
             "COMP_WORDS=(gatherfsd {words}); COMP_CWORD={at}; _gatherfsd gatherfsd \"${{COMP_WORDS[{at}]}}\" \"${{COMP_WORDS[{at}-1]}}\""
@@ -132,9 +130,9 @@ fn bash_completes_options_and_their_values() {
 #[test]
 fn the_files_have_the_names_that_packages_take() {
     let directory = std::env::temp_dir().join(format!("gfs-manual-{}", std::process::id()));
-    pages::write(&directory).expect("the files");
+    manual::write(&directory).expect("the files");
     let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("the manifest");
-    for name in pages::COMPLETIONS.map(|(_, name)| name).iter().chain([&pages::PAGE]) {
+    for name in manual::COMPLETIONS.map(|(_, name)| name).iter().chain([&manual::PAGE]) {
         assert!(fs::metadata(directory.join(name)).expect("a file").len() > 1000, "{name}");
         assert!(manifest.matches(name).count() >= 2, "{name} is not in both packages");
     }

@@ -4,22 +4,17 @@
 //!
 //! A guest sees what it has opened by GETATTR of the handle.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use guest::client::{CallError, Client};
-use guest::frontend::{FIRST_REQUEST, GuestOptions};
-use guest::fuse::{ROOT, init};
-use private_mounts::Mount;
+use gatherfs_support::guest::client::{CallError, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use gatherfs_support::guest::fuse::{ROOT, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Scratch, Setup, Share};
 use rustix::fs::{CWD, FileType, Mode, makedev};
-use share::{Directory, Setup, Share};
 
 /// Queues that a racing guest uses.
 const QUEUES: usize = 8;
@@ -33,7 +28,7 @@ const SPECIAL: [u32; 4] = [libc::S_IFCHR, libc::S_IFIFO, libc::S_IFSOCK, libc::S
 
 /// A share whose root is a file system of type `kind`. `None`, with the reason printed, where it cannot be mounted.
 fn fresh(kind: &str, guest: GuestOptions, before: Vec<String>) -> Option<(Share, Mount)> {
-    let directory = Directory::on_disk();
+    let directory = Scratch::on_disk();
     let mount = match kind {
         "tmpfs" => Mount::new(kind, directory.path()),
         // XFS wants 300 MB; the image is sparse.
@@ -130,7 +125,7 @@ fn the_first_file_of_a_submount_is_opened_by_its_own_type() {
         // O_PATH descriptors by name come from openat2.
         let mut share = Share::start(Setup { before: delaying("openat2", DELAY), ..Setup::default() });
         std::fs::write(share.path("name"), b"").unwrap();
-        let outside = Directory::in_memory();
+        let outside = Scratch::on_tmpfs();
         let there = Mount::new("tmpfs", &outside.path().join("there"));
         let file = outside.path().join("there/file");
         std::fs::write(&file, b"regular").unwrap();

@@ -1,14 +1,10 @@
 //! Attributes: GETATTR, SETATTR, STATX, ACCESS, extended attributes, and what the guest may cache.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
-use guest::fuse::{ROOT, SetattrIn, flag, init};
-use share::{Setup, Share, change, errno};
+use gatherfs_support::guest::fuse::{ROOT, SetattrIn, flag, init};
+use gatherfs_support::share::{self, Setup, Share, change, errno};
 
 /// ACLs are system attributes of their own (man acl(5)): version 2, then tag, permissions and id of each entry.
 fn acl() -> Vec<u8> {

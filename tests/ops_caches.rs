@@ -1,13 +1,8 @@
 //! What the guest may keep: timeouts, names that are not there, and the flags that INIT and OPEN answer with.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
-use guest::fuse::{ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::fuse::{ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Scratch, Setup, Share, errno};
 
 #[test]
 fn the_timeout_options_are_what_each_answer_says() {
@@ -125,8 +120,8 @@ fn an_open_read_and_close_takes_no_more_requests_than_locks_need() {
             let node = share.client().lookup(ROOT, &format!("file{i}")).unwrap().nodeid;
             connection.open_read_close(&mut share, node);
         }
-        let counters = share.counters();
-        let counted = ["OPEN", "READ", "FLUSH", "RELEASE"].map(|opcode| counters.get(opcode));
+        let metrics = share.metrics();
+        let counted = ["OPEN", "READ", "FLUSH", "RELEASE"].map(|opcode| metrics.requests(opcode));
         println!("{options:?}: OPEN, READ, FLUSH, RELEASE of {FILES} files: {counted:?}");
         assert_eq!(counted, expected, "{options:?}");
     }
@@ -137,7 +132,7 @@ fn a_file_system_that_is_not_known_may_report_at_close() {
     if !private_mounts::enter() {
         return;
     }
-    let directory = Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     let _ramfs = Mount::new("ramfs", directory.path());
     let mut share = Share::start(Setup { directory, ..Setup::default() });
 

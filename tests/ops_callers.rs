@@ -1,15 +1,12 @@
 //! On whose behalf things are made: owners, groups, setgid directories, sticky bits and the umask.
 //! Only root may act for others, so these tests are skipped for other users.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-use guest::client::Client;
-use guest::fuse::{EntryOut, ROOT, init};
-use share::{Share, errno};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{EntryOut, ROOT, init};
+use gatherfs_support::share::{self, Share, errno};
 
 const USER: u32 = 1000;
 const GROUP: u32 = 1001;

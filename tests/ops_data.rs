@@ -1,15 +1,12 @@
 //! Operations on open files: their contents, their life, direct I/O, and what a read-only share refuses.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-use guest::client::{Client, Piece, bytes_of};
-use guest::fuse::{CopyFileRangeIn, CreateIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
-use share::{File, Share, change, errno, noise};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::{Client, Piece, bytes_of};
+use gatherfs_support::guest::fuse::{CopyFileRangeIn, CreateIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
+use gatherfs_support::share::{self, File, Scratch, Share, change, errno, noise};
 
 /// A page, and the block that direct I/O is aligned to.
 const PAGE: usize = 4096;
@@ -431,11 +428,8 @@ fn with_writeback_a_file_opened_for_writing_can_be_read_for_the_page_cache() {
 
 #[test]
 fn a_readonly_share_refuses_every_change_with_erofs_and_serves_the_rest() {
-    let mut share = Share::start(share::Setup {
-        options: &["--readonly", "--xattr"],
-        directory: share::Directory::on_disk(),
-        ..share::Setup::default()
-    });
+    let mut share =
+        Share::start(share::Setup { options: &["--readonly", "--xattr"], directory: Scratch::on_disk(), ..share::Setup::default() });
     share.put("file", b"content");
     std::fs::create_dir(share.path("dir")).unwrap();
     let file = share.open("file", libc::O_RDONLY);

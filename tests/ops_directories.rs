@@ -1,15 +1,11 @@
 //! Directories: OPENDIR, READDIR, READDIRPLUS and RELEASEDIR.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirEntryExt, symlink};
 
-use guest::client::Client;
-use guest::fuse::{Dirent, ROOT};
-use share::{Share, errno};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{Dirent, ROOT};
+use gatherfs_support::share::{Share, errno};
 
 /// Entries of a large directory: several of what one getdents64 reads ahead.
 const MANY: usize = 5000;

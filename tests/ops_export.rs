@@ -1,14 +1,10 @@
 //! What an NFS server in the guest, and open_by_handle_at(2) there, rest on: a node that was forgotten is found
 //! again by its id, and a directory leads to its parent.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::collections::BTreeMap;
 
-use guest::fuse::{ROOT, init};
-use share::{Share, errno};
+use gatherfs_support::guest::fuse::{ROOT, init};
+use gatherfs_support::share::{self, Share, errno};
 
 #[test]
 fn a_forgotten_node_is_found_again_by_its_id() {

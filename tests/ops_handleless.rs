@@ -1,14 +1,10 @@
 //! A guest that does not open what it reads: its requests carry handle 0 and are served by node.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::collections::BTreeSet;
 
-use guest::client::Client;
-use guest::fuse::{ROOT, flag, init};
-use share::{Setup, Share, errno};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{ROOT, flag, init};
+use gatherfs_support::share::{Setup, Share, errno};
 
 /// The handle of a guest that has not opened.
 const NONE: u64 = 0;

@@ -1,14 +1,11 @@
 //! Whose files are whose when guest and host count differently: translated ids, forbidden ones, and mounts of the
 //! guest that map ids themselves. Only root may act for others, so these tests are skipped for other users.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-use guest::fuse::{ROOT, SetattrIn, flag, init};
-use share::{Share, change, errno};
+use gatherfs_support::guest;
+use gatherfs_support::guest::fuse::{ROOT, SetattrIn, flag, init};
+use gatherfs_support::share::{self, Share, change, errno};
 
 /// A share whose root every user may write to.
 fn open_share(options: &[&str]) -> Share {

@@ -1,18 +1,14 @@
 //! IOCTL beside the host's own: flags, extended attributes of the inode, fs-verity.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use guest::client::CallError;
-use guest::fuse::{IoctlIn, ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::CallError;
+use gatherfs_support::guest::fuse::{IoctlIn, ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{self, Scratch, Setup, Share, errno};
 
 /// linux/fs.h and linux/fsverity.h.
 const GETFLAGS: u32 = 0x8008_6601;
@@ -76,11 +72,11 @@ fn shares() -> Vec<(Share, [Opened; 2])> {
 }
 
 /// A directory on a file system that has project ids, with its mount. `None`, with the reason printed, where none can be mounted.
-fn projects() -> Option<(Mount, Directory)> {
+fn projects() -> Option<(Mount, Scratch)> {
     if !private_mounts::enter() {
         return None;
     }
-    let directory = Directory::on_disk();
+    let directory = Scratch::on_disk();
     let makers: [&[&str]; 2] = [&["mkfs.xfs", "-q", "-f"], &["mkfs.ext4", "-q", "-O", "project,quota"]];
     let mount = makers.iter().find_map(|mkfs| Mount::image(mkfs, 320 << 20, directory.path()))?;
     Some((mount, directory))

@@ -1,13 +1,10 @@
 //! Operations on names: LOOKUP and FORGET, what makes a name, moves it and takes it away.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 
-use guest::fuse::{ForgetOne, ROOT, opcode};
-use share::{Setup, Share, change, errno};
+use gatherfs_support::guest;
+use gatherfs_support::guest::fuse::{ForgetOne, ROOT, opcode};
+use gatherfs_support::share::{self, Setup, Share, change, errno};
 
 #[test]
 fn lookup_tells_node_type_size_and_owner_of_a_name() {

@@ -1,18 +1,13 @@
 //! Mounts below the share: their files are served, and each has a number of its own on what the guest takes for
 //! one device.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
-use guest::client::Client;
-use guest::fuse::{EntryOut, ROOT, flag, init};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{EntryOut, ROOT, flag, init};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{Scratch, Setup, Share, errno};
 
 /// The file systems' own numbers as the host tells them.
 fn host_ino(share: &Share, name: &str) -> u64 {
@@ -21,7 +16,7 @@ fn host_ino(share: &Share, name: &str) -> u64 {
 
 /// A share that is a fresh tmpfs, so that its numbers begin where another one's do.
 fn fresh(flags: u64) -> (Share, Mount) {
-    let directory = Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     let mount = Mount::new("tmpfs", directory.path());
     let mut share = Share::start_unmounted(Setup { directory, ..Setup::default() });
     share.client().init_with(flags).unwrap();
@@ -130,7 +125,7 @@ fn a_file_bound_over_a_file_is_served_with_a_number_of_its_own() {
     let (mut share, _mount) = fresh(init::LINUX);
     share.put("file", b"below");
     share.put("other", b"");
-    let elsewhere = Directory::in_memory();
+    let elsewhere = Scratch::on_tmpfs();
     let _elsewhere = Mount::new("tmpfs", elsewhere.path());
     // Another tmpfs gives the same numbers: here is the file with that of the share's.
     let wanted = host_ino(&share, "file");
@@ -209,7 +204,7 @@ fn a_file_that_an_overlay_copies_up_stays_the_node_that_it_was() {
 
 fn copy_up(options: &str) {
     let mut share = Share::new();
-    let layers = Directory::in_memory();
+    let layers = Scratch::on_tmpfs();
     let _layers = Mount::new("tmpfs", layers.path());
     for name in ["lower", "upper", "work", "lower/dir"] {
         std::fs::create_dir(layers.path().join(name)).unwrap();

@@ -1,16 +1,14 @@
 //! What qemu/run, tests/run and their libraries say where something is missing or goes wrong, and how they read the
 //! daemon's counters. No guest is booted.
 
-#[path = "daemon/mod.rs"]
-mod daemon;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use daemon::{Scratch, is_root};
+use gatherfs_support::daemon::{self, Scratch, is_root};
+use gatherfs_support::places;
 
 const NOBODY: u32 = 65534;
 
@@ -169,8 +167,8 @@ fn a_program_in_a_private_directory_is_copied_to_where_every_user_can_run_it() {
         Command::new(path).arg("--version").uid(NOBODY).gid(NOBODY).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
     };
     assert!(!run(&program), "root's home is as private");
-    let copy = daemon::places::for_every_user(&program);
+    let copy = places::for_every_user(&program);
     assert!(copy != program && run(&copy));
-    assert_eq!(daemon::places::for_every_user(Path::new("/bin/true")), Path::new("/bin/true"));
+    assert_eq!(places::for_every_user(Path::new("/bin/true")), Path::new("/bin/true"));
     assert!(run(daemon::program()));
 }

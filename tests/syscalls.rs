@@ -1,17 +1,13 @@
 //! Counts the host system calls behind each request, exactly, in a trace of the daemon, and holds them to the
 //! budget in docs/ARCHITECTURE.md.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
 
-use guest::client::{Client, Piece};
-use guest::fuse::{ROOT, flag};
-use share::{Directory, Setup, Share, errno};
+use gatherfs_support::guest::client::{Client, Piece};
+use gatherfs_support::guest::fuse::{ROOT, flag};
+use gatherfs_support::share::{Scratch, Setup, Share, errno};
 
 /// Requests of each kind.
 const N: usize = 100;
@@ -59,12 +55,12 @@ fn can_trace() -> bool {
 struct Traced {
     share: Share,
     phases: Vec<(&'static str, usize)>,
-    directory: Directory,
+    directory: Scratch,
 }
 
 impl Traced {
     fn start(options: &[&str]) -> Traced {
-        let directory = Directory::in_memory();
+        let directory = Scratch::on_tmpfs();
         let trace = directory.path().join("trace");
         let before = ["strace", "-f", "-s", "64", "-o", trace.to_str().unwrap()].map(str::to_owned).to_vec();
         let share = Share::start(Setup { before, options, ..Setup::default() });

@@ -1,6 +1,7 @@
 //! Reads the source text and holds what the compiler does not: the floors of docs/ARCHITECTURE.md, where
 //! `unsafe` may be, how modules begin, what things may not be called.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -167,6 +168,48 @@ fn nothing_is_called_by_a_name_that_says_nothing() {
         }
     }
     fail_with("names that say nothing", &found);
+}
+
+/// What several tests or examples need is in the crate tests/support, once.
+#[test]
+fn no_test_or_example_includes_a_file_of_another() {
+    let mut found = Vec::new();
+    for dir in ["tests", "examples", "benches"] {
+        let mut files = Vec::new();
+        files_below(&repository().join(dir), &mut files);
+        for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
+            let text = fs::read_to_string(file).unwrap();
+            let includes = code_lines(&text).filter(|(_, line)| line.trim_start().starts_with("#[path"));
+            found.extend(includes.map(|(number, line)| format!("{}:{number}: {line}", file.display())));
+        }
+    }
+    fail_with("files that are included by their path", &found);
+}
+
+/// A crate may have what nobody uses, without a warning.
+#[test]
+fn everything_in_the_support_crate_is_used() {
+    let mut files = Vec::new();
+    for dir in ["tests", "examples"] {
+        files_below(&repository().join(dir), &mut files);
+    }
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut uses, mut defined) = (HashMap::<String, u32>::new(), Vec::new());
+    for file in &files {
+        let text = fs::read_to_string(file).unwrap();
+        for (number, line) in code_lines(&text) {
+            let words: Vec<&str> = line.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
+            words.iter().for_each(|word| *uses.entry((*word).to_owned()).or_default() += 1);
+            let is_definition =
+                words.first() == Some(&"pub") && words.get(1).is_some_and(|kind| ["fn", "const", "struct", "enum"].contains(kind));
+            if is_definition && file.starts_with(repository().join("tests/support")) {
+                defined.push((words[2].to_owned(), format!("{}:{number}: {}", file.display(), words[2])));
+            }
+        }
+    }
+    let unused: Vec<String> = defined.into_iter().filter(|(name, _)| uses[name] == 1).map(|(_, place)| place).collect();
+    fail_with("what no test and no example uses", &unused);
 }
 
 #[test]

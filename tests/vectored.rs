@@ -1,15 +1,12 @@
 //! READ and WRITE of many segments: every byte in its place, and one host call for each request.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod share;
-
 use std::os::unix::fs::FileExt;
 
-use guest::client::{Piece, pages};
-use guest::frontend::GuestOptions;
-use guest::ring::Segment;
-use share::{Counters, File, Share, noise};
+use gatherfs_support::daemon::Metrics;
+use gatherfs_support::guest::client::{Piece, pages};
+use gatherfs_support::guest::frontend::GuestOptions;
+use gatherfs_support::guest::ring::Segment;
+use gatherfs_support::share::{self, File, Share, noise};
 
 /// Segments of the requests that must take one call; 1020 is what a queue of 1024 holds.
 const COUNTS: [usize; 4] = [1, 32, 256, 1020];
@@ -52,15 +49,16 @@ struct Calls {
 }
 
 fn counted<R>(share: &mut Share, act: impl FnOnce(&mut Share) -> R) -> (R, Calls) {
-    let before = share.counters();
+    let before = share.metrics();
     let result = act(share);
-    let after = share.counters();
-    let more = |name: &str| {
-        let of = |counters: &Counters| counters.get(name);
-        of(&after) - of(&before)
+    let after = share.metrics();
+    let more = |of: fn(&Metrics, &str) -> u64, name: &str| of(&after, name) - of(&before, name);
+    let calls = Calls {
+        reads: more(Metrics::get, "host_reads"),
+        writes: more(Metrics::get, "host_writes"),
+        read_requests: more(Metrics::requests, "READ"),
+        write_requests: more(Metrics::requests, "WRITE"),
     };
-    let calls =
-        Calls { reads: more("host_reads"), writes: more("host_writes"), read_requests: more("READ"), write_requests: more("WRITE") };
     (result, calls)
 }
 

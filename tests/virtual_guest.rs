@@ -1,7 +1,4 @@
-//! The load generator of `examples/virtual_guest.rs` as a program: no daemon that it started outlives it.
-
-#[path = "daemon/mod.rs"]
-mod daemon;
+//! The load generator of `examples/virtual_guest` as a program: no daemon that it started outlives it.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -9,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
-use daemon::{Scratch, eventually};
+use gatherfs_support::daemon::{Scratch, eventually};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// The program, from the same build as the daemon under test.

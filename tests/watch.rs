@@ -1,17 +1,12 @@
 //! `--watch`: what quiet files may be believed for, and that changes of other processes end it.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-mod private_mounts;
-mod share;
-
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use guest::client::Client;
-use guest::fuse::{AttrOut, EntryOut, ROOT, flag};
-use private_mounts::Mount;
-use share::{Directory, Setup, Share};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{AttrOut, EntryOut, ROOT, flag};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{self, Scratch, Setup, Share};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,8 +31,8 @@ fn may_watch_everything() -> bool {
 /// A directory in memory with a file that is open for writing by a name which it has no more, in a directory that the guest does
 /// not know: what is written is not seen by the mark on the file's own directory. A file that was opened by its handle while the
 /// kernel had forgotten its name is like that.
-fn written_by_another_name() -> (Directory, std::fs::File) {
-    let (directory, elsewhere) = (Directory::in_memory(), Directory::in_memory());
+fn written_by_another_name() -> (Scratch, std::fs::File) {
+    let (directory, elsewhere) = (Scratch::on_tmpfs(), Scratch::on_tmpfs());
     let old_name = elsewhere.path().join("file");
     let writer = std::fs::File::create(&old_name).unwrap();
     std::fs::hard_link(&old_name, directory.path().join("file")).unwrap();
@@ -52,7 +47,7 @@ fn quiet_share(options: &[&str]) -> Share {
 
 /// As `quiet_share`, its daemon started by `before`.
 fn quiet_share_before(options: &[&str], before: Vec<String>) -> Share {
-    let directory = Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     std::fs::create_dir(directory.path().join("dir")).unwrap();
     for name in ["file", "other", "dir/inner"] {
         std::fs::write(directory.path().join(name), b"content").unwrap();

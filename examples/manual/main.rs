@@ -1,17 +1,17 @@
 //! Writes the manual page and the shell completions into a directory:
 //! `cargo run --example manual -- OUTDIR`.
 
-mod pages;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use gatherfs_support::manual;
 
 fn main() -> ExitCode {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
         eprintln!("manual: say where to write: cargo run --example manual -- OUTDIR");
         return ExitCode::from(2);
     };
-    match pages::write(&directory) {
+    match manual::write(&directory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("manual: cannot write to {}: {e}", directory.display());

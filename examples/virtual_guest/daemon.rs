@@ -5,12 +5,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse;
+use gatherfs_support::guest::memory::PAGE_SIZE;
+
 use crate::cpu::pin_tree;
 use crate::figures::Counts;
-use crate::guest::client::Client;
-use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use crate::guest::fuse;
-use crate::guest::memory::PAGE_SIZE;
 use crate::leftovers::Started;
 use crate::load::{Io, LOAD_DIR, LOAD_FILE, Meta, READDIR_SIZE};
 use crate::options::Setup;

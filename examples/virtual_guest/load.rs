@@ -1,8 +1,8 @@
 //! What is done and measured: the rows of a table, and the files they work on.
 
 use clap::ValueEnum;
+use gatherfs_support::guest::memory::PAGE_SIZE;
 
-use crate::guest::memory::PAGE_SIZE;
 use crate::options::Workload;
 
 /// The file every READ and WRITE goes to, in the shared directory.

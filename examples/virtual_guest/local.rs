@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
+use gatherfs_support::guest::memory::PAGE_SIZE;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 
 use crate::figures::{Counts, repeat};
-use crate::guest::memory::PAGE_SIZE;
 use crate::load::{Io, LOAD_DIR, LOAD_FILE, Meta, Op, Pattern, READDIR_SIZE};
 use crate::options::Setup;
 use crate::random::Random;

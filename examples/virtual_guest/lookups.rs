@@ -6,10 +6,11 @@ use std::ops::AddAssign;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use gatherfs_support::guest::fuse::{self, ForgetOne};
+
 use crate::Failure;
 use crate::cpu::process_tree;
 use crate::daemon::Daemon;
-use crate::guest::fuse::{self, ForgetOne};
 
 /// The directory below the share that the files lie in, in directories of this many.
 const LOOKED_UP_DIR: &str = "virtual-guest.looked-up";

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use gatherfs_support::guest::frontend::FIRST_REQUEST;
+use gatherfs_support::guest::fuse::{InHeader, OutHeader, ReadIn, WriteIn, WriteOut, opcode};
+use gatherfs_support::guest::memory::PAGE_SIZE;
+use gatherfs_support::guest::ring::{Ring, Segment};
 use zerocopy::IntoBytes;
 
 use crate::Failure;
 use crate::daemon::Daemon;
 use crate::figures::Counts;
-use crate::guest::frontend::FIRST_REQUEST;
-use crate::guest::fuse::{InHeader, OutHeader, ReadIn, WriteIn, WriteOut, opcode};
-use crate::guest::memory::PAGE_SIZE;
-use crate::guest::ring::{Ring, Segment};
 use crate::load::{Io, Op, Pattern};
 use crate::random::Random;
 

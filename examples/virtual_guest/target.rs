@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use gatherfs_support::daemon::built_program;
+
 use crate::Failure;
 use crate::cpu::{cpu_ns, process_tree};
 use crate::daemon::{Daemon, start};
@@ -69,8 +71,7 @@ const BUILT_OPTIONS: &str = "--shared-dir {dir} --socket-path {sock} --sandbox n
 
 /// The gatherfsd of the same build: target/release/gatherfsd for target/release/examples/virtual_guest.
 fn built_daemon() -> Result<String, Failure> {
-    let path = std::env::current_exe()?.parent().and_then(Path::parent).map(|target| target.join("gatherfsd"));
-    let path = path.ok_or("this program lies in no build directory; give --daemon, --vs, --socket or --local")?;
+    let path = built_program();
     if !path.exists() {
         return Err(format!("{} is missing; run cargo build --release, or give --daemon, --vs, --socket or --local", path.display()).into());
     }

@@ -5,12 +5,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use gatherfs_support::guest::client::{Client, Piece};
+use gatherfs_support::guest::frontend::FIRST_REQUEST;
+use gatherfs_support::guest::fuse;
+use gatherfs_support::guest::memory::PAGE_SIZE;
+use gatherfs_support::guest::ring::Segment;
+
 use crate::daemon::Daemon;
-use crate::guest::client::{Client, Piece};
-use crate::guest::frontend::FIRST_REQUEST;
-use crate::guest::fuse;
-use crate::guest::memory::PAGE_SIZE;
-use crate::guest::ring::Segment;
 use crate::options::Workload;
 use crate::random::Random;
 use crate::{Failure, MIB};

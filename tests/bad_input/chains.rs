@@ -1,12 +1,12 @@
 //! Descriptor chains and ring indexes that break the rules of virtio 1.3 section 2.7.
 
+use gatherfs_support::daemon::{PATIENCE, eventually};
+use gatherfs_support::guest::frontend::Guest;
+use gatherfs_support::guest::fuse::{Attr, AttrOut, GetattrIn, InHeader, OutHeader, ROOT, opcode};
+use gatherfs_support::guest::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::guest::frontend::Guest;
-use super::guest::fuse::{Attr, AttrOut, GetattrIn, InHeader, OutHeader, ROOT, opcode};
-use super::guest::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
 use super::{Mounted, QUEUES};
-use crate::daemon::{PATIENCE, eventually};
 
 /// The unique of every request written by hand.
 const UNIQUE: u64 = 0xfeed;

@@ -1,14 +1,13 @@
 //! Random requests and chains from fixed seeds: whatever comes, the daemon lives and serves.
 
+use gatherfs_support::daemon::{Daemon, PATIENCE};
+use gatherfs_support::guest::client::{Call, CallError};
+use gatherfs_support::guest::frontend::FIRST_REQUEST;
+use gatherfs_support::guest::fuse::{InHeader, ROOT, opcode};
+use gatherfs_support::guest::ring::Descriptor;
 use zerocopy::IntoBytes;
 
-use super::daemon::Daemon;
-use super::guest::client::{Call, CallError};
-use super::guest::frontend::FIRST_REQUEST;
-use super::guest::fuse::{InHeader, ROOT, opcode};
-use super::guest::ring::Descriptor;
 use super::{FILE, Mounted, QUEUES};
-use crate::daemon::PATIENCE;
 
 /// xorshift64*: the same numbers in every run.
 struct Random(u64);

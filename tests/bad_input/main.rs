@@ -4,11 +4,6 @@
 //! `chains.rs` has mistakes of the virtqueue, `requests.rs` those of a FUSE request, `session.rs` those
 //! of their order, `fuzz.rs` whatever comes out of a random generator.
 
-#[path = "../daemon/mod.rs"]
-mod daemon;
-#[path = "../../examples/guest/mod.rs"]
-mod guest;
-
 mod chains;
 mod fuzz;
 mod requests;
@@ -16,10 +11,10 @@ mod session;
 
 use std::sync::Arc;
 
-use daemon::Daemon;
-use guest::client::{Client, Reply};
-use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
-use guest::fuse::ROOT;
+use gatherfs_support::daemon::Daemon;
+use gatherfs_support::guest::client::{Client, Reply};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
+use gatherfs_support::guest::fuse::ROOT;
 
 /// The queues a mistake is made on.
 const QUEUES: [usize; 2] = [HIPRIO, FIRST_REQUEST];

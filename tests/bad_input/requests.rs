@@ -2,11 +2,11 @@
 
 use std::fs;
 
+use gatherfs_support::guest::client::{Call, CallError, Client, Piece};
+use gatherfs_support::guest::frontend::FIRST_REQUEST;
+use gatherfs_support::guest::fuse::*;
 use zerocopy::IntoBytes;
 
-use super::guest::client::{Call, CallError, Client, Piece};
-use super::guest::frontend::FIRST_REQUEST;
-use super::guest::fuse::*;
 use super::{FILE, Mounted, QUEUES, errno};
 
 /// Room for the reply of any request here.

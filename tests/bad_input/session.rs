@@ -1,12 +1,12 @@
 //! Requests in the wrong order, and lookup counts that are wrong.
 
+use gatherfs_support::daemon::{Daemon, eventually};
+use gatherfs_support::guest::client::{Call, CallError, Client};
+use gatherfs_support::guest::frontend::HIPRIO;
+use gatherfs_support::guest::fuse::*;
 use zerocopy::IntoBytes;
 
-use super::guest::client::{Call, CallError, Client};
-use super::guest::frontend::HIPRIO;
-use super::guest::fuse::*;
 use super::{FILE, Mounted, QUEUES, errno};
-use crate::daemon::{Daemon, eventually};
 
 /// Every request that has a reply, other than INIT, is EIO in `client`'s session.
 fn assert_no_session(client: &mut Client) {

@@ -3,8 +3,10 @@
 use std::fs::{create_dir, read_dir, read_link, read_to_string, write};
 use std::path::Path;
 
-use super::guest::fuse::ReleaseIn;
-use super::private_mounts::{Mount, enter};
+use gatherfs_support::daemon;
+use gatherfs_support::guest::fuse::ReleaseIn;
+use gatherfs_support::private_mounts::{Mount, enter};
+
 use super::*;
 
 /// The access modes with which the daemon has `path` open, sorted; O_PATH descriptors left out.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::daemon::eventually;
+use gatherfs_support::daemon::eventually;
+
 use super::*;
 
 /// Waits until `count` requests wait for a lock or have waited.

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use super::guest::frontend::GuestOptions;
-use super::guest::fuse::{FlushIn, ReleaseIn, flag, init, opcode};
+use gatherfs_support::daemon;
+use gatherfs_support::guest::frontend::GuestOptions;
+use gatherfs_support::guest::fuse::{FlushIn, ReleaseIn, flag, init, opcode};
+
 use super::*;
 
 fn open_files(daemon: &Daemon) -> usize {
@@ -195,7 +197,7 @@ fn an_id_of_an_earlier_daemon_is_no_other_file() {
     daemon.put(FILE, b"one");
     daemon.put("other", b"two");
     let (_process, _scratch, socket) = second(&daemon);
-    let id = |entry: super::guest::fuse::EntryOut| (entry.nodeid, entry.generation);
+    let id = |entry: gatherfs_support::guest::fuse::EntryOut| (entry.nodeid, entry.generation);
     let look_up = |socket: &std::path::Path, name: &str| {
         let guest = Guest::connect(socket, &GuestOptions::default()).expect("a connection");
         let mut client = Client::new(&guest, FIRST_REQUEST);

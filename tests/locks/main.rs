@@ -1,12 +1,5 @@
 //! Locks: those of a guest's processes, of another guest's, of host processes; waits that no thread holds.
 
-#[path = "../daemon/mod.rs"]
-mod daemon;
-#[path = "../../examples/guest/mod.rs"]
-mod guest;
-#[path = "../private_mounts/mod.rs"]
-mod private_mounts;
-
 mod access;
 mod ends;
 mod holders;
@@ -19,10 +12,11 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use daemon::{Daemon, Process, Scratch, gatherfsd};
-use guest::client::{Call, Client, Pending};
-use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use guest::fuse::{FileLock, LkIn, ROOT, flag, opcode};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd};
+use gatherfs_support::guest;
+use gatherfs_support::guest::client::{Call, Client, Pending};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, flag, opcode};
 
 const FILE: &str = "locked";
 const READ: i32 = libc::F_RDLCK;

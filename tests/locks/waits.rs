@@ -1,7 +1,8 @@
 //! SETLKW: waits that hold no thread, and what ends them.
 
-use super::daemon::eventually;
-use super::guest::fuse::{FlushIn, ReleaseIn};
+use gatherfs_support::daemon::eventually;
+use gatherfs_support::guest::fuse::{FlushIn, ReleaseIn};
+
 use super::*;
 
 /// Waits until `count` requests wait for a lock.

@@ -5,11 +5,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
+use gatherfs_support::guest::client::{Caller, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
-use super::guest::client::{Caller, Client};
-use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use super::{assert_serves, command, mount, refused};
 
 /// A user without any rights.

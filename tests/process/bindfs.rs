@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::daemon::eventually;
+use gatherfs_support::daemon::eventually;
 
 /// A directory of the host seen through a FUSE file system, whose handles open as long as the kernel has their inodes.
 pub struct Fuse {

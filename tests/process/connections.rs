@@ -5,12 +5,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use gatherfs_support::daemon::{Daemon, PATIENCE, eventually};
+use gatherfs_support::guest::client::{Call, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::{ROOT, opcode};
 use zerocopy::IntoBytes;
 
-use super::daemon::{Daemon, PATIENCE, eventually};
-use super::guest::client::{Call, Client};
-use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use super::guest::fuse::{ROOT, opcode};
 use super::{assert_serves, mount};
 
 #[test]

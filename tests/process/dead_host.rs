@@ -5,14 +5,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
+use gatherfs_support::daemon::{Daemon, Metrics, Scratch, eventually};
+use gatherfs_support::guest::client::{Call, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest};
+use gatherfs_support::guest::fuse::{self, FileLock, LkIn, OpenIn, ROOT, SetattrIn, flag, opcode};
+use gatherfs_support::private_mounts;
 use zerocopy::IntoBytes;
 
 use super::bindfs::Fuse;
-use super::daemon::{Daemon, Metrics, Scratch, eventually};
-use super::guest::client::{Call, Client};
-use super::guest::frontend::{FIRST_REQUEST, Guest};
-use super::guest::fuse::{self, FileLock, LkIn, OpenIn, ROOT, SetattrIn, flag, opcode};
-use super::{assert_serves, mount, private_mounts};
+use super::{assert_serves, mount};
 
 /// A local share with a FUSE file system below it, in which "data" is a file of ten bytes, and a guest that has mounted it.
 /// `None`, with the reason printed, where there can be none.

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use super::daemon::places::is_served_by_handles;
-use super::daemon::{Daemon, Scratch};
-use super::guest::client::{CallError, Client};
-use super::guest::fuse::ROOT;
+use gatherfs_support::daemon::{Daemon, Scratch};
+use gatherfs_support::guest::client::{CallError, Client};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::places::is_served_by_handles;
+
 use super::{assert_serves, mount};
 
 const ENFILE: Option<CallError> = Some(CallError::Errno(libc::ENFILE));

@@ -2,13 +2,14 @@
 
 use std::fs;
 
+use gatherfs_support::daemon::{Daemon, Scratch};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{ROOT, init};
+use gatherfs_support::places::is_served_by_handles;
+use gatherfs_support::private_mounts::{self, Mount};
+
 use super::bindfs::Fuse;
-use super::daemon::places::is_served_by_handles;
-use super::daemon::{Daemon, Scratch};
-use super::guest::client::Client;
-use super::guest::fuse::{ROOT, init};
 use super::mount;
-use super::private_mounts::{self, Mount};
 
 const SAYS: &str = "the file system of";
 

@@ -6,7 +6,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use super::daemon::{PATIENCE, Process, Scratch, gatherfsd, is_root};
+use gatherfs_support::daemon::{PATIENCE, Process, Scratch, gatherfsd, is_root};
+
 use super::{assert_serves, command, mount};
 
 /// What the daemon said until it ended, when its guest left.

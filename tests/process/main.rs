@@ -1,14 +1,5 @@
 //! The life of the process: its command line, its socket, its connections, signals and sandbox.
 
-#[path = "../daemon/mod.rs"]
-mod daemon;
-#[path = "../../examples/guest/mod.rs"]
-mod guest;
-#[path = "../private_mounts/mod.rs"]
-mod private_mounts;
-#[path = "../slow_file/mod.rs"]
-mod slow_file;
-
 mod arguments;
 mod bindfs;
 mod connections;
@@ -34,10 +25,10 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
-use daemon::{Process, Scratch, gatherfsd};
-use guest::client::Client;
-use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use guest::fuse::ROOT;
+use gatherfs_support::daemon::{Process, Scratch, gatherfsd};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
 
 /// A guest that has mounted the share behind `socket`.
 fn mount(socket: &Path) -> (Arc<Guest>, Client) {

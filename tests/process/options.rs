@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use super::daemon::{Daemon, Process, Scratch, gatherfsd};
-use super::guest::client::Client;
-use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use super::guest::fuse::init;
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::init;
+
 use super::{assert_serves, command, mount, refused};
 
 /// A guest with queues of `queue_size` entries and what INIT told it.

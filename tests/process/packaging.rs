@@ -6,9 +6,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use gatherfs_support::daemon::{Process, Scratch, gatherfsd, is_root};
 use rustix::process::Signal;
 
-use super::daemon::{Process, Scratch, gatherfsd, is_root};
 use super::{assert_serves, inherit, mount, refused};
 
 fn packaging(name: &str) -> PathBuf {

@@ -9,8 +9,8 @@ use std::path::Path;
 use gatherfs::config::{self, Checked, Listening};
 use gatherfs::host::CachePolicy;
 use gatherfs::sandbox::Mode;
+use gatherfs_support::daemon::{Process, Scratch, gatherfsd, is_root};
 
-use super::daemon::{Process, Scratch, gatherfsd, is_root};
 use super::{assert_serves, inherit, mount};
 
 /// The number of the inherited socket in these words.
@@ -209,7 +209,7 @@ impl Line {
         let mut process = Process::spawn(&mut command);
         if inherited.is_none() {
             let pid = scratch.join("s.pid");
-            assert!(super::daemon::eventually(|| pid.exists()), "{:?}\n{}", self.words, process.log());
+            assert!(gatherfs_support::daemon::eventually(|| pid.exists()), "{:?}\n{}", self.words, process.log());
         }
         let (guest, mut client) = mount(&socket);
         assert_serves(&mut client, "dir");

@@ -1,6 +1,7 @@
 //! Rules of ids and attributes on the command line: what is refused and in which words.
 
-use super::daemon::{Scratch, gatherfsd};
+use gatherfs_support::daemon::{Scratch, gatherfsd};
+
 use super::{command, refused};
 
 #[test]

@@ -5,11 +5,11 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
+use gatherfs_support::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, status_field};
+use gatherfs_support::guest::fuse::{ROOT, SetattrIn, flag};
+use gatherfs_support::private_mounts::{self, Mount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, status_field};
-use super::guest::fuse::{ROOT, SetattrIn, flag};
-use super::private_mounts::{self, Mount};
 use super::{assert_serves, mount};
 
 const SANDBOXES: [&str; 2] = ["namespace", "chroot"];

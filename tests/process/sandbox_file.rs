@@ -5,8 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
-use super::daemon::{Process, Scratch, gatherfsd, is_root};
-use super::guest::fuse::{ROOT, SetattrIn, flag};
+use gatherfs_support::daemon::{Process, Scratch, gatherfsd, is_root};
+use gatherfs_support::guest::fuse::{ROOT, SetattrIn, flag};
+
 use super::mount;
 
 /// A daemon that shares one file.

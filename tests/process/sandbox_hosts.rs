@@ -7,15 +7,15 @@ use std::path::Path;
 use std::process::Command;
 
 use caps::{CapSet, Capability};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::places::is_served_by_handles;
+use gatherfs_support::private_mounts::{self, Mount};
 use rustix::fs::{Gid, Uid};
 use rustix::pipe::pipe;
 use rustix::thread::UnshareFlags;
 
-use super::daemon::places::is_served_by_handles;
-use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
-use super::guest::client::Client;
-use super::guest::fuse::ROOT;
-use super::private_mounts::{self, Mount};
 use super::{assert_serves, mount, refused};
 
 /// A user without any rights.

@@ -7,11 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use gatherfs_support::daemon::{Process, Scratch, eventually, gatherfsd, is_root, status_field};
+use gatherfs_support::guest::client::{Caller, Client};
+use gatherfs_support::guest::fuse::ROOT;
 use rustix::process::Signal;
 
-use super::daemon::{Process, Scratch, eventually, gatherfsd, is_root, status_field};
-use super::guest::client::{Caller, Client};
-use super::guest::fuse::ROOT;
 use super::{mount, refused};
 
 /// A user without any rights.

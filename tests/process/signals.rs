@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use gatherfs_support::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root};
+use gatherfs_support::guest::client::{Call, CallError, Client, Pending};
+use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use gatherfs_support::slow_file::{SlowFile, WaitingRead};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use zerocopy::IntoBytes;
 
-use super::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root};
-use super::guest::client::{Call, CallError, Client, Pending};
-use super::guest::fuse::{ROOT, ReadIn, opcode};
-use super::slow_file::{SlowFile, WaitingRead};
 use super::{assert_serves, command, mount};
 
 const ENDING: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
@@ -273,7 +273,7 @@ fn a_log_that_nobody_reads_any_more_does_not_end_the_daemon() {
     let (guest, mut client) = mount(&scratch.join("s"));
     for _ in 0..3 {
         // A mistake that is worth a warning, and the counters.
-        let head = guest.lock(1).submit(&[super::guest::ring::Segment::readable(1 << 50, 40)]);
+        let head = guest.lock(1).submit(&[gatherfs_support::guest::ring::Segment::readable(1 << 50, 40)]);
         assert!(eventually(|| guest.lock(1).take_used(head).is_some()), "the chain comes back");
         kill_process(pid, Signal::USR1).expect("the process is there");
         assert_serves(&mut client, "dir");

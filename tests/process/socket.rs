@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
 
-use super::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
 use super::{assert_serves, command, inherit, mount, refused};
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, Uid};
 use rustix::io::{Errno, Result};
 
-use crate::operation::{Attributes, Directory, Operation, Outcome, Place, SLOTS, identity};
+use gatherfs_support::reference::operation::{Attributes, Directory, Operation, Outcome, Place, SLOTS, identity};
 
 /// The twin directory and the files that are open in it.
 pub struct Twin {
@@ -211,7 +211,7 @@ impl Twin {
                 Ok(Outcome::Bytes(bytes))
             }
             Operation::Write { offset, len, seed, .. } => {
-                let bytes = crate::share::noise(seed.into(), len as usize);
+                let bytes = gatherfs_support::share::noise(seed.into(), len as usize);
                 Ok(Outcome::Number(file.write_at(&bytes, offset).map_err(|e| errno(&e))? as u64))
             }
             Operation::TruncateOpen { len, .. } => {

@@ -2,9 +2,10 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use super::share::{Setup, Share, errno, is_root};
+use gatherfs_support::guest::fuse::{ROOT, flag, init};
+use gatherfs_support::share::{Scratch, Setup, Share, errno, is_root};
+
 use super::{listed, mode, on_host, put, set_mode};
-use crate::guest::fuse::{ROOT, flag, init};
 
 const ACL_FLAGS: u64 = init::POSIX_ACL | init::DONT_MASK | init::SETXATTR_EXT;
 const ACCESS: &str = "system.posix_acl_access";
@@ -29,7 +30,7 @@ fn acls_are_agreed_on_as_a_whole() {
     assert_eq!(acl_share("--posix-acl=never").client().init_flags() & ACL_FLAGS, 0);
     for missing in [init::POSIX_ACL, init::DONT_MASK, init::SETXATTR_EXT] {
         for (option, refused) in [("--posix-acl=auto", false), ("--posix-acl=always", true)] {
-            let directory = super::share::Directory::on_disk();
+            let directory = Scratch::on_disk();
             let mut share = Share::start_unmounted(Setup { options: &[option], directory, ..Setup::default() });
             let init = share.client().init_with(init::LINUX & !missing);
             if refused {
@@ -69,7 +70,7 @@ fn a_default_acl_takes_the_umasks_place_and_without_one_the_umask_counts() {
     let c = share.client();
     c.umask = 0o077;
     let dir = c.lookup(ROOT, "dir").unwrap().nodeid;
-    let modes = |c: &mut crate::guest::client::Client, parent| {
+    let modes = |c: &mut gatherfs_support::guest::client::Client, parent| {
         [
             c.create(parent, "file", 0o666, libc::O_RDWR).unwrap().entry.attr,
             c.mknod(parent, "fifo", libc::S_IFIFO | 0o666, 0).unwrap().attr,
@@ -105,7 +106,7 @@ fn whatever_the_acl_mode_and_umask_new_files_are_as_the_host_makes_them() {
     // The umask of this thread alone.
     gatherfs::sys::process::unshare(rustix::thread::UnshareFlags::FS).unwrap();
     let mut share = acl_share("--posix-acl");
-    let twin = super::share::Directory::on_disk();
+    let twin = Scratch::on_disk();
     let defaults =
         [None, Some(acl_of(7, 5, None, 0)), Some(acl_of(6, 7, Some(5), 1)), Some(acl_of(0, 0, Some(0), 7)), Some(acl_of(5, 2, Some(7), 4))];
     for (i, default) in defaults.iter().enumerate() {

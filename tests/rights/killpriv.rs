@@ -3,17 +3,18 @@
 
 use std::os::unix::fs::chown;
 
-use super::private_mounts::{self, Mount};
-use super::share::{Directory, File, Setup, Share, change, is_root};
+use gatherfs_support::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
+use gatherfs_support::private_mounts::{self, Mount};
+use gatherfs_support::share::{File, Scratch, Setup, Share, change, is_root};
+
 use super::{capability, mode, on_host, put, set_mode};
-use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, OpenIn, ROOT, SetattrIn, flag, init, opcode};
 
 const V1: u64 = init::HANDLE_KILLPRIV;
 const V2: u64 = init::HANDLE_KILLPRIV_V2;
 
 /// A share with an agreement on `flags` of killpriv, and a file of another user.
 fn agreed_on(options: &[&str], flags: u64) -> (Share, File) {
-    let directory = super::share::Directory::on_disk();
+    let directory = Scratch::on_disk();
     let mut share = Share::start_unmounted(Setup { options, directory, ..Setup::default() });
     share.client().init_with(init::LINUX & !(V1 | V2) | flags).unwrap();
     let file = share.make("file");
@@ -42,7 +43,7 @@ fn changes(share: &mut Share, file: File, kill: bool) -> Vec<(&'static str, u32)
             "open" => {
                 let flags = (libc::O_RDWR | libc::O_TRUNC).cast_unsigned();
                 let open = OpenIn { flags, open_flags: if kill { flag::OPEN_KILL_SUIDGID } else { 0 } };
-                c.raw(opcode::OPEN, file.node, crate::guest::client::bytes_of(&open), 16).unwrap();
+                c.raw(opcode::OPEN, file.node, gatherfs_support::guest::client::bytes_of(&open), 16).unwrap();
             }
             "fallocate" => c.fallocate(file.node, &FallocateIn { fh: file.fh, length: 8192, ..FallocateIn::default() }).unwrap(),
             _ => {
@@ -67,12 +68,12 @@ fn changes(share: &mut Share, file: File, kill: bool) -> Vec<(&'static str, u32)
 fn the_second_version_is_agreed_on_and_the_first_with_guests_that_have_no_other() {
     let (on, off) = (&["--killpriv-v2"][..], &["--no-killpriv-v2"][..]);
     for (options, guest, agreed) in [(on, V1 | V2, V2), (on, V1, V1), (on, 0, 0), (off, V1 | V2, 0)] {
-        assert_eq!(agreement(Directory::in_memory(), options, guest), agreed, "{options:?} {guest:#x}");
+        assert_eq!(agreement(Scratch::on_tmpfs(), options, guest), agreed, "{options:?} {guest:#x}");
     }
 }
 
 /// What of killpriv a share agrees on with a guest that knows `guest`.
-fn agreement(directory: Directory, options: &[&str], guest: u64) -> u64 {
+fn agreement(directory: Scratch, options: &[&str], guest: u64) -> u64 {
     let mut share = Share::start_unmounted(Setup { directory, options, ..Setup::default() });
     share.client().init_with(init::LINUX & !(V1 | V2) | guest).unwrap();
     share.client().init_flags() & (V1 | V2)
@@ -81,13 +82,13 @@ fn agreement(directory: Directory, options: &[&str], guest: u64) -> u64 {
 #[test]
 fn without_an_option_the_second_version_is_agreed_on_where_the_file_system_is_known_to_clear_bits() {
     // /dev/shm is a tmpfs.
-    assert_eq!(agreement(Directory::in_memory(), &[], V1 | V2), V2);
-    assert_eq!(agreement(Directory::in_memory(), &[], V1), 0, "the first version is for those who ask for it: root would lose bits");
+    assert_eq!(agreement(Scratch::on_tmpfs(), &[], V1 | V2), V2);
+    assert_eq!(agreement(Scratch::on_tmpfs(), &[], V1), 0, "the first version is for those who ask for it: root would lose bits");
     if !private_mounts::enter() {
         return;
     }
     for (options, agreed) in [(&[][..], 0), (&["--killpriv-v2"], V2)] {
-        let directory = Directory::in_memory();
+        let directory = Scratch::on_tmpfs();
         let _mount = Mount::new("ramfs", directory.path());
         assert_eq!(agreement(directory, options, V1 | V2), agreed, "{options:?} on a file system that is not on the list");
     }
@@ -258,7 +259,7 @@ fn a_daemon_of_another_user_writes_what_it_could_not_open_again() {
     }
     let before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"].map(str::to_owned).to_vec();
     let options = &["--xattrmap", ":map::user.v.:"];
-    let directory = Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     std::os::unix::fs::chown(directory.path(), Some(65_534), Some(65_534)).unwrap();
     let mut share = Share::start(Setup { directory, options, before, ..Setup::default() });
     let made = share.client().create(ROOT, "object", 0o444, libc::O_RDWR).unwrap();

@@ -1,14 +1,15 @@
 //! Labels of new files: set before the guest is told of them, or there is no new file.
 
-use super::share::places::has_attributes_of;
-use super::share::{Setup, Share, errno};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::fuse::{self, ROOT, init, opcode};
+use gatherfs_support::places::has_attributes_of;
+use gatherfs_support::share::{Scratch, Setup, Share, errno};
+
 use super::{capability, on_host};
-use crate::guest::client::Client;
-use crate::guest::fuse::{self, ROOT, init, opcode};
 
 /// What each create is answered with; an errno where it failed. Existing names are used again.
 fn make_each(c: &mut Client) -> Vec<(&'static str, Result<u64, i32>)> {
-    let node = |result: Result<u64, crate::guest::client::CallError>| result.map_err(|e| e.errno().unwrap());
+    let node = |result: Result<u64, gatherfs_support::guest::client::CallError>| result.map_err(|e| e.errno().unwrap());
     vec![
         ("file", node(c.create(ROOT, "file", 0o666, libc::O_RDWR | libc::O_EXCL).map(|o| o.entry.nodeid))),
         ("dir", node(c.mkdir(ROOT, "dir", 0o777).map(|e| e.nodeid))),
@@ -89,7 +90,7 @@ fn labels_go_by_the_names_that_the_map_gives_them() {
 #[test]
 fn a_guest_that_sends_no_labels_is_served_or_refused_as_the_option_says() {
     for (option, refused) in [("--security-label=auto", false), ("--security-label=always", true), ("--security-label", true)] {
-        let directory = super::share::Directory::on_disk();
+        let directory = Scratch::on_disk();
         let mut share = Share::start_unmounted(Setup { options: &[option], directory, ..Setup::default() });
         let init = share.client().init_with(init::LINUX & !init::SECURITY_CTX);
         if refused {
@@ -114,7 +115,7 @@ fn a_create_without_a_word_of_labels_is_refused_once_they_are_agreed_on() {
 
 #[test]
 fn linux_before_6_3_sends_its_label_right_behind_the_names() {
-    let directory = super::share::Directory::on_disk();
+    let directory = Scratch::on_disk();
     let mut share = Share::start_unmounted(Setup { options: &["--security-label"], directory, ..Setup::default() });
     let flags = init::SECURITY_CTX | init::INIT_EXT;
     let words = [7, 37, 0, flags as u32, (flags >> 32) as u32];

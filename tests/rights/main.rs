@@ -1,13 +1,6 @@
 //! Rights beyond mode bits: names of extended attributes, POSIX ACLs, labels of new files, and who clears setuid
 //! bits and capabilities.
 
-#[path = "../../examples/guest/mod.rs"]
-mod guest;
-#[path = "../private_mounts/mod.rs"]
-mod private_mounts;
-#[path = "../share/mod.rs"]
-mod share;
-
 mod acls;
 mod killpriv;
 mod labels;
@@ -15,8 +8,8 @@ mod xattr_names;
 
 use std::path::Path;
 
-use guest::client::Client;
-use share::Share;
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::share::Share;
 
 /// Attribute `name` of the host's file; an error where it has none.
 fn on_host(path: &Path, name: &str) -> rustix::io::Result<Vec<u8>> {

@@ -1,10 +1,11 @@
 //! `--xattrmap`: what the guest calls an attribute and what the host does; and the share as the upper directory of
 //! an overlayfs.
 
-use super::share::places::has_whiteouts;
-use super::share::{Directory, Setup, Share, errno, is_root};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::places::has_whiteouts;
+use gatherfs_support::share::{Scratch, Setup, Share, errno, is_root};
+
 use super::{listed, on_host, put};
-use crate::guest::fuse::ROOT;
 
 #[test]
 fn a_prefix_stands_between_the_guests_attributes_and_the_hosts() {
@@ -61,7 +62,7 @@ fn an_overlay_finds_what_its_upper_directory_needs() {
     // What overlayfs does when it mounts and when a lower file is deleted, renamed or its directory replaced.
     let options = &["--xattrmap", ":map:trusted.:user.virtiofs.:"];
     // An overlay cannot be another one's upper directory.
-    let directory = if is_root() { Directory::with("whiteouts", has_whiteouts) } else { Some(Directory::on_disk()) };
+    let directory = if is_root() { Scratch::with("whiteouts", has_whiteouts) } else { Some(Scratch::on_disk()) };
     let Some(directory) = directory else { return };
     let mut share = Share::start(Setup { directory, options, ..Setup::default() });
     share.put("file", b"contents");
@@ -106,15 +107,15 @@ fn a_file_system_without_attributes_answers_eopnotsupp_and_is_told_once() {
     }
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-    let directory = super::share::Directory::in_memory();
+    let directory = Scratch::on_tmpfs();
     mount("none", directory.path(), "ramfs", MountFlags::empty(), None).unwrap();
     let path = directory.path().to_owned();
     let options = ["--xattr", "--posix-acl=auto", "--security-label=auto"];
-    let mut share = Share::start(super::share::Setup { directory, options: &options, ..Default::default() });
+    let mut share = Share::start(gatherfs_support::share::Setup { directory, options: &options, ..Default::default() });
     let file = share.make("file");
     let c = share.client();
 
-    use crate::guest::fuse::init;
+    use gatherfs_support::guest::fuse::init;
     assert_eq!(c.init_flags() & (init::POSIX_ACL | init::DONT_MASK | init::SECURITY_CTX), 0, "both are off");
     assert_eq!(errno(c.setxattr(file.node, "user.a", b"x", 0)), libc::EOPNOTSUPP);
     assert_eq!(errno(c.getxattr(file.node, "user.a", 10)), libc::EOPNOTSUPP);

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::daemon::{Daemon, eventually};
-use super::guest::client::Client;
-use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
-use super::guest::memory::PAGE_SIZE;
-use super::guest::ring::Segment;
+use gatherfs_support::daemon::{Daemon, eventually};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
+use gatherfs_support::guest::memory::PAGE_SIZE;
+use gatherfs_support::guest::ring::Segment;
+
 use super::{FILE, mapping_of, mounted, open};
 
 const MIB: u64 = 1 << 20;

@@ -1,13 +1,6 @@
 //! The vhost-user session: what the device offers, how queues start, stop and start again, memory that
 //! comes and goes, the log of a migration, and the order of completions.
 
-#[path = "../daemon/mod.rs"]
-mod daemon;
-#[path = "../../examples/guest/mod.rs"]
-mod guest;
-#[path = "../slow_file/mod.rs"]
-mod slow_file;
-
 mod log;
 mod memory;
 mod offers;
@@ -20,11 +13,11 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use daemon::Daemon;
-use guest::client::Client;
-use guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use guest::fuse::ROOT;
-use guest::memory::Region;
+use gatherfs_support::daemon::Daemon;
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::guest::memory::Region;
 
 /// A file in the share, and what it holds.
 const FILE: &str = "witness";

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use gatherfs_support::daemon::{PATIENCE, eventually};
+use gatherfs_support::guest::client::{Call, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
+use gatherfs_support::guest::fuse::*;
+use gatherfs_support::guest::ring::Segment;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::guest::client::{Call, Client};
-use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
-use super::guest::fuse::*;
-use super::guest::ring::Segment;
 use super::{FILE, assert_serves, content, mapping_of, mounted, open};
-use crate::daemon::{PATIENCE, eventually};
 
 const MIB: u64 = 1 << 20;
 /// A gap of the default layout.

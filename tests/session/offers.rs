@@ -1,10 +1,10 @@
 //! Features, protocol features and the configuration space.
 
+use gatherfs_support::guest::frontend::*;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures as Protocol};
 
-use super::guest::frontend::*;
 use super::{assert_serves, mounted};
 
 #[test]

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
+use gatherfs_support::daemon::{Daemon, eventually};
+use gatherfs_support::guest::client::{Call, Client, Pending};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
+use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use gatherfs_support::slow_file::SlowFile;
 use zerocopy::IntoBytes;
 
-use super::daemon::{Daemon, eventually};
-use super::guest::client::{Call, Client, Pending};
-use super::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
-use super::guest::fuse::{ROOT, ReadIn, opcode};
-use super::slow_file::SlowFile;
 use super::{FILE, assert_serves, mapping_of, mounted, open};
 
 const SLOW: &str = "slow";

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::guest::client::{Call, Client, pages};
-use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
-use super::guest::fuse::{ROOT, init, opcode};
+use gatherfs_support::daemon::eventually;
+use gatherfs_support::guest::client::{Call, Client, pages};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
+use gatherfs_support::guest::fuse::{ROOT, init, opcode};
+
 use super::{FILE, assert_serves, mounted};
-use crate::daemon::eventually;
 
 /// Writes and reads back a megabyte in requests that fit `client`'s queue.
 fn assert_moves_data(client: &mut Client) {
@@ -60,10 +61,10 @@ fn queues_of_every_size_move_data_and_bound_the_request() {
 #[test]
 fn a_queue_of_two_entries_is_served() {
     for indirect in [false, true] {
-        let daemon = crate::daemon::Daemon::start(&[]);
+        let daemon = gatherfs_support::daemon::Daemon::start(&[]);
         daemon.put(FILE, super::content());
         let options = GuestOptions { queue_size: 2, indirect, ..GuestOptions::default() };
-        let guest = crate::guest::frontend::Guest::connect(daemon.socket(), &options).expect("a connection");
+        let guest = gatherfs_support::guest::frontend::Guest::connect(daemon.socket(), &options).expect("a connection");
         let mut client = Client::new(&guest, FIRST_REQUEST);
         // One descriptor for the request, one for the reply: a header may share with what follows.
         (client.split_request, client.split_reply) = (vec![], vec![]);

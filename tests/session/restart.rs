@@ -2,13 +2,13 @@
 
 use std::fs;
 
+use gatherfs_support::daemon::{Daemon, eventually};
+use gatherfs_support::guest::client::Call;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
+use gatherfs_support::guest::fuse::{ROOT, opcode};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
-use super::daemon::{Daemon, eventually};
-use super::guest::client::Call;
-use super::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
-use super::guest::fuse::{ROOT, opcode};
 use super::{FILE, assert_serves, content, mounted, open};
 
 /// Whether the daemon holds an open descriptor of the file in its share, other than O_PATH.

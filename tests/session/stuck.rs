@@ -1,15 +1,15 @@
 //! Requests that the host does not finish: they keep neither a queue from stopping nor the daemon from ending, and what
 //! the host does with them later reaches nobody. The host is a file whose READs wait until the test lets them go on.
 
+use gatherfs_support::daemon::eventually;
+use gatherfs_support::guest::client::{Call, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
+use gatherfs_support::guest::fuse::{self, CreateIn, OpenIn, ROOT, ReadIn, opcode};
+use gatherfs_support::guest::ring::Segment;
+use gatherfs_support::slow_file::{SlowFile, WaitingRead};
 use zerocopy::IntoBytes;
 
-use super::daemon::eventually;
-use super::guest::client::{Call, Client};
-use super::guest::frontend::{FIRST_REQUEST, GuestOptions};
-use super::guest::fuse::{self, CreateIn, OpenIn, ROOT, ReadIn, opcode};
-use super::guest::ring::Segment;
 use super::restart::has_open;
-use super::slow_file::{SlowFile, WaitingRead};
 use super::{FILE, assert_serves, mounted, open};
 
 const PAGE: usize = 4096;

@@ -47,7 +47,8 @@ struct Indirect {
 pub struct Ring {
     options: RingOptions,
     memory: Arc<Memory>,
-    region: Arc<Region>,
+    /// Keeps mapped what `table`, `avail` and `used` lead into.
+    _region: Arc<Region>,
     gpa: u64,
     len: u64,
     table: *mut Descriptor,
@@ -71,7 +72,7 @@ pub struct Ring {
     calls: u64,
 }
 
-// SAFETY: the pointers lead into `region`, which the ring keeps mapped; moving the ring to another
+// SAFETY: the pointers lead into `_region`, which the ring keeps mapped; moving the ring to another
 // thread moves its only driver.
 unsafe impl Send for Ring {}
 
@@ -89,7 +90,7 @@ impl Ring {
             table: region.host(gpa).cast(),
             avail: region.host(gpa + avail).cast(),
             used: region.host(gpa + used).cast(),
-            region,
+            _region: region,
             gpa,
             len,
             kick: EventFd::new(EFD_NONBLOCK)?,
@@ -156,11 +157,6 @@ impl Ring {
         &self.call
     }
 
-    /// Descriptors that are free now.
-    pub fn free_descriptors(&self) -> usize {
-        self.free.len()
-    }
-
     /// Kicks sent and calls received since the ring was made.
     pub fn notifications(&self) -> (u64, u64) {
         (self.kicks, self.calls)
@@ -195,11 +191,6 @@ impl Ring {
         self.used_word(1).load(Ordering::Acquire)
     }
 
-    /// The used index up to which the driver has looked.
-    pub fn last_used(&self) -> u16 {
-        self.last_used
-    }
-
     /// The indexes and events of both sides, for the message of a test that got stuck.
     pub fn describe(&self) -> String {
         let size = usize::from(self.options.size);
@@ -219,7 +210,7 @@ impl Ring {
     /// Word `index` of the available ring: flags, idx, ring[size], used_event.
     fn avail_word(&self, index: usize) -> &AtomicU16 {
         debug_assert!(index < 3 + usize::from(self.options.size));
-        // SAFETY: the index lies in the ring, which `region` keeps mapped and is 2-aligned.
+        // SAFETY: the index lies in the ring, which `_region` keeps mapped and is 2-aligned.
         unsafe { AtomicU16::from_ptr(self.avail.wrapping_add(index)) }
     }
 

@@ -13,15 +13,6 @@ impl Ring {
         head
     }
 
-    /// Offers several chains with one index store and at most one kick; appends their heads.
-    pub fn submit_many(&mut self, chains: &[&[Segment]], heads: &mut Vec<u16>) {
-        for chain in chains {
-            let head = self.add(chain);
-            heads.push(head);
-        }
-        self.publish();
-    }
-
     /// Writes a chain of `segments` and enters it in the available ring, not yet visible to the
     /// device. Panics when the ring has not enough free descriptors.
     pub fn add(&mut self, segments: &[Segment]) -> u16 {

@@ -2,7 +2,6 @@
 //!
 //! Made of fanotify permission events (man fanotify(7)), which need root. Make it before the daemon
 //! opens the file; the test itself must not read it.
-#![allow(dead_code)]
 
 use std::fs::File;
 use std::io::{Read, Write};

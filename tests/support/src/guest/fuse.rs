@@ -14,7 +14,6 @@ pub const ROOT: u64 = 1;
 pub const EXT_GROUPS: u32 = 32;
 
 /// The opcodes of `enum fuse_opcode`.
-#[allow(missing_docs)]
 pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -70,7 +69,6 @@ pub mod opcode {
 }
 
 /// The INIT flags, `flags2` in the upper half.
-#[allow(missing_docs)]
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const POSIX_LOCKS: u64 = 1 << 1;
@@ -97,13 +95,11 @@ pub mod init {
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
-    pub const MAP_ALIGNMENT: u64 = 1 << 26;
     pub const SUBMOUNTS: u64 = 1 << 27;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const SECURITY_CTX: u64 = 1 << 32;
-    pub const HAS_INODE_DAX: u64 = 1 << 33;
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
@@ -111,7 +107,6 @@ pub mod init {
     pub const NO_EXPORT_SUPPORT: u64 = 1 << 38;
     pub const HAS_RESEND: u64 = 1 << 39;
     pub const ALLOW_IDMAP: u64 = 1 << 40;
-    pub const OVER_IO_URING: u64 = 1 << 41;
     pub const REQUEST_TIMEOUT: u64 = 1 << 42;
 
     /// What Linux sends when it mounts a virtiofs without DAX.
@@ -156,7 +151,6 @@ pub mod init {
 }
 
 /// Flags of single requests and replies.
-#[allow(missing_docs)]
 pub mod flag {
     pub const FATTR_MODE: u32 = 1 << 0;
     pub const FATTR_UID: u32 = 1 << 1;
@@ -167,32 +161,24 @@ pub mod flag {
     pub const FATTR_FH: u32 = 1 << 6;
     pub const FATTR_ATIME_NOW: u32 = 1 << 7;
     pub const FATTR_MTIME_NOW: u32 = 1 << 8;
-    pub const FATTR_LOCKOWNER: u32 = 1 << 9;
-    pub const FATTR_CTIME: u32 = 1 << 10;
     pub const FATTR_KILL_SUIDGID: u32 = 1 << 11;
 
     pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
     pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-    pub const FOPEN_NONSEEKABLE: u32 = 1 << 2;
     pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
-    pub const FOPEN_STREAM: u32 = 1 << 4;
     pub const FOPEN_NOFLUSH: u32 = 1 << 5;
     pub const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
-    pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
     pub const GETATTR_FH: u32 = 1 << 0;
-    pub const RELEASE_FLUSH: u32 = 1 << 0;
     pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
     pub const LK_FLOCK: u32 = 1 << 0;
     pub const WRITE_CACHE: u32 = 1 << 0;
-    pub const WRITE_LOCKOWNER: u32 = 1 << 1;
     pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
     pub const READ_LOCKOWNER: u32 = 1 << 1;
     pub const FSYNC_FDATASYNC: u32 = 1 << 0;
     pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
     pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
     pub const ATTR_SUBMOUNT: u32 = 1 << 0;
-    pub const ATTR_DAX: u32 = 1 << 1;
 }
 
 /// Defines wire structures and holds their sizes to those of the C header.
@@ -202,7 +188,6 @@ macro_rules! wire {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
-        #[allow(missing_docs)]
         pub struct $name { $(pub $field: $kind),* }
         const _: () = assert!(size_of::<$name>() == $size);
     )*};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::guest::client::{Client, Result};
 use crate::guest::fuse::{Attr, CopyFileRangeIn, EntryOut, FallocateIn, ROOT, SetattrIn, flag};
-use crate::operation::{Attributes, Directory, Operation, Outcome, Place, SLOTS, identity};
+use crate::reference::operation::{Attributes, Directory, Operation, Outcome, Place, SLOTS, identity};
 
 /// A file that the guest has open.
 #[derive(Clone, Copy)]

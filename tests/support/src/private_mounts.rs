@@ -1,5 +1,4 @@
 //! Mounts that only the test's thread and the daemons that it starts can see.
-#![allow(dead_code)]
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};

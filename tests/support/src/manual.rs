@@ -8,8 +8,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 /// What stands before the options, and after them.
-const BEFORE_OPTIONS: &str = include_str!("../../docs/manual/description.roff");
-const AFTER_OPTIONS: &[&str] = &[include_str!("../../docs/manual/examples.roff"), include_str!("../../docs/manual/operation.roff")];
+const BEFORE_OPTIONS: &str = include_str!("../../../docs/manual/description.roff");
+const AFTER_OPTIONS: &[&str] = &[include_str!("../../../docs/manual/examples.roff"), include_str!("../../../docs/manual/operation.roff")];
 
 /// The name of the page.
 pub const PAGE: &str = "gatherfsd.1";

@@ -10,15 +10,8 @@ impl Ring {
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         assert!(index < self.options.size);
         let entry = self.table.wrapping_add(index.into());
-        // SAFETY: the entry lies in the table, which `region` keeps mapped.
+        // SAFETY: the entry lies in the table, which `_region` keeps mapped.
         unsafe { entry.write_volatile(descriptor) };
-    }
-
-    /// Reads entry `index` of the descriptor table.
-    pub fn read_descriptor(&self, index: u16) -> Descriptor {
-        assert!(index < self.options.size);
-        // SAFETY: as in `write_descriptor`.
-        unsafe { self.table.wrapping_add(index.into()).read_volatile() }
     }
 
     /// Takes `count` descriptors out of the free list for chains written by hand.

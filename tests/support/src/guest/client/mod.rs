@@ -44,8 +44,6 @@ pub struct Caller {
 /// A reply as it came.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// Length in the used ring.
-    pub used_len: u32,
     /// The FUSE header.
     pub header: OutHeader,
     /// What follows the header in the reply room.

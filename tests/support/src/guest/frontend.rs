@@ -107,7 +107,7 @@ pub struct Guest {
     socket: Arc<OwnedFd>,
     peer_pid: Option<u32>,
     memory: Arc<Memory>,
-    rings: Vec<Arc<Mutex<Ring>>>,
+    rings: Vec<Mutex<Ring>>,
     info: DeviceInfo,
     unique: AtomicU64,
     log: Mutex<Option<Region>>,
@@ -147,7 +147,7 @@ impl Guest {
         let ring = |_| {
             let mut ring = Ring::new(&memory, ring_options)?;
             ring.set_peer(Arc::clone(&socket));
-            Ok(Arc::new(Mutex::new(ring)))
+            Ok(Mutex::new(ring))
         };
         let rings = (0..queues).map(ring).collect::<io::Result<Vec<_>>>()?;
         let guest = Self {
@@ -182,11 +182,6 @@ impl Guest {
     /// Number of request queues that are set up.
     pub fn request_queues(&self) -> usize {
         self.rings.len() - FIRST_REQUEST
-    }
-
-    /// Virtqueue `index` (0 is hiprio).
-    pub fn ring(&self, index: usize) -> &Arc<Mutex<Ring>> {
-        &self.rings[index]
     }
 
     /// Locks virtqueue `index` for its driver.

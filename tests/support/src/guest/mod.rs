@@ -4,8 +4,6 @@
 //! FUSE requests a Linux guest would send. It shares no code with the daemon, so it can judge one:
 //! whatever virtio 1.3 section 5.11 and `linux/fuse.h` promise is checked here a second time.
 //!
-//! Include it with `#[path = "../examples/guest/mod.rs"] mod guest;`, then:
-//!
 //! ```ignore
 //! let guest = Guest::connect(socket, &GuestOptions::default())?;
 //! let mut client = Client::new(&guest, FIRST_REQUEST);
@@ -14,7 +12,6 @@
 //! client.write(file.entry.nodeid, file.open.fh, 0, b"content")?;
 //! assert_eq!(client.lookup(ROOT, "other"), Err(libc::ENOENT.into()));
 //! ```
-#![allow(dead_code)]
 
 pub mod client;
 pub mod frontend;

@@ -7,36 +7,24 @@
 //!
 //! `GATHERFS_SEED` repeats a run, `GATHERFS_CASES` sets the number of sequences.
 
-#[path = "../examples/guest/mod.rs"]
-mod guest;
-#[path = "reference/operation.rs"]
-mod operation;
-mod share;
-#[path = "reference/through_daemon.rs"]
-mod through_daemon;
-#[path = "reference/twin.rs"]
 mod twin;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use gatherfs_support::reference::number_from_env;
+use gatherfs_support::reference::operation::{Operation, sequence};
+use gatherfs_support::reference::through_daemon::ThroughDaemon;
+use gatherfs_support::share::{self, Scratch, Share};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
-use operation::{Operation, sequence};
-use share::Share;
-use through_daemon::ThroughDaemon;
 use twin::Twin;
 
 const CASES: u32 = 1500;
 /// Half of this on average; short ones are what a failure shrinks to.
 const SEQUENCE_LEN_MAX: usize = 80;
-
-fn number_from_env(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
-}
 
 /// Every file below `directory`: type and mode, owner, group, links, and contents or target.
 fn tree(directory: &Path) -> BTreeMap<String, (u32, u32, u32, u64, Vec<u8>)> {
@@ -125,7 +113,7 @@ fn the_daemon_does_what_the_host_does_in_memory() {
 #[test]
 fn the_daemon_does_what_the_host_does_on_disk() {
     // Few kept descriptors, so that nodes are opened again and again.
-    let directory = share::Directory::on_disk();
+    let directory = Scratch::on_disk();
     let share = Share::start(share::Setup { directory, options: &["--rlimit-nofile", "256"], ..share::Setup::default() });
     // Whether ext4 calls preallocated space data or a hole depends on what it has written back.
     run(share, CASES / 3, |operation| !matches!(operation, Operation::Seek { .. }));

@@ -2,32 +2,18 @@
 //!
 //! `cargo run --release --example virtual_guest -- --help`
 
-#[path = "virtual_guest/cpu.rs"]
 mod cpu;
-#[path = "virtual_guest/daemon.rs"]
 mod daemon;
-#[path = "virtual_guest/figures.rs"]
 mod figures;
-mod guest;
-#[path = "virtual_guest/leftovers.rs"]
 mod leftovers;
-#[path = "virtual_guest/load.rs"]
 mod load;
-#[path = "virtual_guest/local.rs"]
 mod local;
-#[path = "virtual_guest/lookups.rs"]
 mod lookups;
-#[path = "virtual_guest/options.rs"]
 mod options;
-#[path = "virtual_guest/pump.rs"]
 mod pump;
-#[path = "virtual_guest/random.rs"]
 mod random;
-#[path = "virtual_guest/report.rs"]
 mod report;
-#[path = "virtual_guest/target.rs"]
 mod target;
-#[path = "virtual_guest/verify.rs"]
 mod verify;
 
 use std::error::Error;

@@ -1,6 +1,5 @@
 //! What the file system of a directory offers. It is asked, not its name: /tmp and the build's directory may lie on any,
 //! in a container on overlayfs. And where a program must lie so that every user can run it. Knows nothing of daemons.
-#![allow(dead_code)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -65,8 +64,7 @@ pub fn for_every_user(program: &Path) -> PathBuf {
         // SAFETY: `remove_copies` has the signature that atexit(3) calls.
         assert_eq!(unsafe { libc::atexit(remove_copies) }, 0, "a function that is called at the end");
     }
-    // A program that includes this file twice counts both copies in one place: the address tells them apart.
-    let name = format!("gfs-{}-program-{:x}-{}", std::process::id(), &raw const COPIES as usize, copies.len());
+    let name = format!("gfs-{}-program-{}", std::process::id(), copies.len());
     let directory = std::env::temp_dir().join(name);
     std::fs::create_dir(&directory).expect("a directory for the copy");
     copies.push(directory.clone());

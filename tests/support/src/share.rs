@@ -1,133 +1,22 @@
 //! A running gatherfsd that shares a fresh directory, with a guest that has mounted it.
-//!
-//! Include it beside the guest:
-//!
-//! ```ignore
-//! #[path = "../examples/guest/mod.rs"]
-//! mod guest;
-//! mod share;
-//! ```
-#![allow(dead_code)]
 
-#[path = "../places/mod.rs"]
-pub mod places;
-#[path = "../removal/mod.rs"]
-mod removal;
-
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
+use crate::daemon::{self, Metrics, Process, gatherfsd_by};
 use crate::guest::client::{CallError, Client};
 use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use crate::guest::fuse::{CreateOut, ROOT, SetattrIn, init};
+use crate::places;
 
-/// How long the daemon may take to answer a signal or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How the line with the counters begins.
-const METRICS: &str = "{\"share\":";
-
-/// The daemon under test, at a place where every user can run it.
-fn program() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| places::for_every_user(Path::new(env!("CARGO_BIN_EXE_gatherfsd"))));
-    &PROGRAM
-}
-
-/// A directory with a name of its own, removed on Drop.
-#[derive(Debug)]
-pub struct Directory(PathBuf);
-
-impl Directory {
-    /// In memory: /dev/shm is a tmpfs.
-    pub fn in_memory() -> Directory {
-        Directory::below(Path::new("/dev/shm"))
-    }
-
-    /// On disk, below the build's own directory.
-    pub fn on_disk() -> Directory {
-        Directory::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
-    }
-
-    /// On disk where that `offers` what the test needs, or in memory. `None`, with `need` printed, where neither does.
-    pub fn with(need: &str, offers: fn(&Path) -> bool) -> Option<Directory> {
-        let found = [Directory::on_disk, Directory::in_memory].iter().map(|make| make()).find(|d| offers(d.path()));
-        if found.is_none() {
-            eprintln!("skipped: no {need} in the build's directory or in /dev/shm");
-        }
-        found
-    }
-
-    fn below(parent: &Path) -> Directory {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("gatherfs-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).expect("a directory for the test");
-        Directory(path)
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        removal::remove(&self.0);
-    }
-}
-
-/// What a daemon printed so far.
-#[derive(Debug, Default)]
-struct Log {
-    lines: Mutex<Vec<String>>,
-    more: Condvar,
-}
-
-impl Log {
-    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first line from number `from` on that `wanted` accepts.
-    fn wait_for(&self, from: usize, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.lines();
-        loop {
-            if let Some(line) = lines[from..].iter().find(|l| wanted(l)) {
-                return line.clone();
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the daemon did not print what was waited for; it printed {lines:#?}");
-            lines = self.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// The daemon's counters at one moment, as it printed them.
-#[derive(Clone, Debug)]
-pub struct Counters(String);
-
-impl Counters {
-    /// The counter called `name`, an opcode's name or another; 0 where it was not printed.
-    pub fn get(&self, name: &str) -> u64 {
-        let Some((_, rest)) = self.0.split_once(&format!("\"{name}\":")) else { return 0 };
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        rest[..digits].parse().expect("a counter is a number")
-    }
-}
+pub use crate::scratch::Scratch;
 
 /// How to start a share.
 #[derive(Debug)]
 pub struct Setup<'a> {
     /// Where the shared directory lies.
-    pub directory: Directory,
+    pub directory: Scratch,
     /// Options beside --shared-dir, --socket-path, --sandbox and --log-level.
     pub options: &'a [&'a str],
     /// The guest.
@@ -138,7 +27,7 @@ pub struct Setup<'a> {
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Setup { directory: Directory::in_memory(), options: &[], guest: GuestOptions::default(), before: Vec::new() }
+        Setup { directory: Scratch::on_tmpfs(), options: &[], guest: GuestOptions::default(), before: Vec::new() }
     }
 }
 
@@ -147,12 +36,10 @@ impl Default for Setup<'_> {
 #[derive(Debug)]
 pub struct Share {
     client: Option<Client>,
-    daemon: Child,
-    log: Arc<Log>,
-    reader: Option<JoinHandle<()>>,
+    daemon: Process,
     // Removed last.
-    shared: Directory,
-    run: Directory,
+    shared: Scratch,
+    run: Scratch,
 }
 
 impl Share {
@@ -175,7 +62,7 @@ impl Share {
 
     /// A share on disk.
     pub fn on_disk(options: &[&str]) -> Share {
-        Share::start(Setup { options, directory: Directory::on_disk(), ..Setup::default() })
+        Share::start(Setup { options, directory: Scratch::on_disk(), ..Setup::default() })
     }
 
     /// A share in memory and one on disk; the latter is left out, with the reason printed, where files have no handles.
@@ -204,45 +91,20 @@ impl Share {
         let Setup { directory: shared, options, guest, before } = setup;
         let everyone = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(shared.path(), everyone).expect("the shared directory's mode");
-        let run = Directory::in_memory();
+        let run = Scratch::on_tmpfs();
         // A daemon that runs as another user makes its socket here.
         std::fs::set_permissions(run.path(), std::fs::Permissions::from_mode(0o777)).expect("the socket's directory");
         let socket = run.path().join("socket");
-        let program = program().to_str().expect("text").to_owned();
-        let words: Vec<String> = before.into_iter().chain([program]).collect();
-        let mut daemon = Command::new(&words[0])
-            .args(&words[1..])
-            .arg("--shared-dir")
-            .arg(shared.path())
-            .arg("--socket-path")
-            .arg(&socket)
-            .args(["--sandbox", "none", "--log-level", "warn"])
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("gatherfsd starts");
-        let stderr = daemon.stderr.take().expect("stderr is piped");
-        let log = Arc::new(Log::default());
-        let reader = {
-            let log = Arc::clone(&log);
-            std::thread::spawn(move || {
-                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                    log.lines().push(line);
-                    log.more.notify_all();
-                }
-            })
-        };
-        let mut share = Share { client: None, daemon, log, reader: Some(reader), shared, run };
-        let guest = Guest::connect(&socket, &guest);
-        let guest = guest.unwrap_or_else(|e| panic!("the guest cannot start: {e}; the daemon printed {:#?}", share.log.lines()));
+        let mut command = gatherfsd_by(&before);
+        command.arg("--shared-dir").arg(shared.path()).arg("--socket-path").arg(&socket);
+        command.args(["--sandbox", "none", "--log-level", "warn"]).args(options).stdout(Stdio::null());
+        let daemon = Process::spawn(&mut command);
+        let guest = Guest::connect(&socket, &guest).unwrap_or_else(|e| panic!("the guest cannot start: {e}"));
         let mut client = Client::new(&guest, FIRST_REQUEST);
         // A daemon that is not root can act for nobody else.
         client.caller.uid = rustix::process::geteuid().as_raw();
         client.caller.gid = rustix::process::getegid().as_raw();
-        share.client = Some(client);
-        share
+        Share { client: Some(client), daemon, shared, run }
     }
 
     /// The mounted client.
@@ -315,55 +177,34 @@ impl Share {
 
     /// The daemon's process.
     pub fn pid(&self) -> u32 {
-        self.daemon.id()
+        self.daemon.pid()
     }
 
     /// What the daemon printed so far, without its counters.
     pub fn printed(&mut self) -> Vec<String> {
         // What it prints now comes after all that it printed before.
-        self.counters();
-        self.log.lines().iter().filter(|l| !l.starts_with(METRICS)).cloned().collect()
+        self.metrics();
+        self.daemon.log().lines().filter(|line| !Metrics::is(line)).map(str::to_owned).collect()
     }
 
     /// The daemon's counters now.
-    pub fn counters(&mut self) -> Counters {
-        let seen = self.log.lines().len();
+    pub fn metrics(&mut self) -> Metrics {
         let pid = self.client().guest().peer_pid().expect("the daemon's process is known");
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id is not 0");
-        rustix::process::kill_process(pid, rustix::process::Signal::USR1).expect("the daemon runs");
-        Counters(self.log.wait_for(seen, |l| l.starts_with(METRICS)))
-    }
-
-    /// Ends the guest's connection and waits until the daemon has ended.
-    fn end(&mut self) -> Option<std::process::ExitStatus> {
-        let connected = self.client.take().is_some();
-        let deadline = Instant::now() + PATIENCE;
-        let mut status = None;
-        while connected && status.is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-            status = self.daemon.try_wait().expect("the daemon is our child");
-        }
-        if status.is_none() {
-            let _ = self.daemon.kill();
-            let _ = self.daemon.wait();
-        }
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
-        status
+        self.daemon.metrics_of(pid)
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let status = self.end();
-        let lines = self.log.lines();
+        // The daemon ends with its guest's connection.
+        let connected = self.client.take().is_some();
+        let status = if connected { self.daemon.end() } else { None };
         if std::thread::panicking() {
-            eprintln!("the daemon ended with {status:?} and printed {lines:#?}");
-            return;
+            return eprintln!("the daemon ended with {status:?}");
         }
-        assert!(status.is_some_and(|s| s.success()), "the daemon ended with {status:?} and printed {lines:#?}");
-        assert!(!lines.iter().any(|l| l.contains("panicked at")), "the daemon panicked: {lines:#?}");
+        let log = self.daemon.log();
+        assert!(status.is_some_and(|s| s.success()), "the daemon ended with {status:?}\n{log}");
+        assert!(!log.contains("panicked at"), "the daemon panicked\n{log}");
     }
 }
 
@@ -396,13 +237,9 @@ pub fn change(valid: u32) -> SetattrIn {
     SetattrIn { valid, ..SetattrIn::default() }
 }
 
-/// Whether the test runs as root; tells why a test is skipped where not.
+/// Whether the test runs as root; says that it is skipped where not.
 pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: only root may act for other users");
-    }
-    root
+    daemon::is_root("acting for other users")
 }
 
 /// `len` bytes that look random and are the same for the same `seed`.

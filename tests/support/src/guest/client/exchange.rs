@@ -36,7 +36,7 @@ impl Client {
         let header_len = size_of::<OutHeader>() as u32;
         let args_len = (header.len - header_len).min(out_len - header_len);
         let payload = memory.read_vec(reply.gpa + u64::from(header_len), args_len as usize);
-        Ok(Reply { used_len, header, payload })
+        Ok(Reply { header, payload })
     }
 
     /// Sends any request and returns its reply, errno or not; `Err` only when the reply is missing
