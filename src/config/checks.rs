@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::arguments::Arguments;
 use super::listen::Listening;
-use super::summary::{Summary, summary};
-use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
+use super::policy_summary::{PolicySummary, policy_summary};
+use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{
     CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted,
@@ -105,7 +106,7 @@ pub struct Checked {
     /// Whether to wait for the next monitor.
     pub keep_listening: bool,
     /// What to say at the start.
-    pub summary: Summary,
+    pub summary: PolicySummary,
 }
 
 /// Checks `arguments`; `is_root` decides which sandboxes there are, `cpus` the default number of queues.
@@ -199,9 +200,9 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             host_locks: a.locks == Locks::Host,
             lock_wait: a.lock_wait,
             tmpfile: match a.tmpfile {
-                super::Tmpfile::Auto => Tmpfile::Auto,
-                super::Tmpfile::Always => Tmpfile::Always,
-                super::Tmpfile::Never => Tmpfile::Never,
+                values::Tmpfile::Auto => Tmpfile::Auto,
+                values::Tmpfile::Always => Tmpfile::Always,
+                values::Tmpfile::Never => Tmpfile::Never,
             },
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
@@ -213,7 +214,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
-        summary: summary(a),
+        summary: policy_summary(a),
     })
 }
 
@@ -279,7 +280,7 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse;
+    use crate::config::command_line::parse;
     use std::time::Duration;
 
     fn parsed_by(is_root: bool, line: &str) -> Result<Checked, ConfigError> {

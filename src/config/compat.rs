@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use super::words::command;
+use super::command::command;
 
 /// What a key stands for.
 #[derive(Debug, Clone, Copy)]

@@ -4,11 +4,10 @@ use std::num::{IntErrorKind, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::file::nearest;
-use super::words::command;
+use super::command::command;
 
 /// One sentence for `e`.
-pub fn sentence(e: &clap::Error) -> String {
+pub fn diagnostic(e: &clap::Error) -> String {
     let texts = |kind| match e.get(kind) {
         Some(ContextValue::String(s)) => vec![s.clone()],
         Some(ContextValue::Strings(s)) => s.clone(),
@@ -70,9 +69,29 @@ fn alternatives(values: &[String]) -> String {
     }
 }
 
+/// The name with the fewest changes from `name`, if they are few.
+pub fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
+    let name = name.trim_start_matches('-').replace('_', "-");
+    let best = names.map(|known| (changes(&name, known), known)).min()?;
+    (best.0 <= 2).then(|| best.1.to_owned())
+}
+
+/// Letters to add, take out or replace to make one word of the other.
+fn changes(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let next = (row[j + 1] + 1).min(row[j] + 1).min(diagonal + usize::from(x != y));
+            diagonal = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::config::command;
+    use crate::config::command::command;
 
     #[test]
     fn each_mistake_is_one_sentence_with_option_and_fix() {
@@ -98,7 +117,7 @@ mod tests {
         ];
         for (words, expected) in cases {
             let e = command().try_get_matches_from(std::iter::once(&"gatherfsd").chain(words)).unwrap_err();
-            assert_eq!(super::sentence(&e), expected, "{words:?}");
+            assert_eq!(super::diagnostic(&e), expected, "{words:?}");
         }
     }
 }

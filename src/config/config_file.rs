@@ -13,8 +13,8 @@ use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::sentence;
-use super::words::command;
+use super::command::command;
+use super::diagnostics::{diagnostic, nearest};
 
 /// Options that have no meaning in a file.
 const NOT_IN_A_FILE: &[&str] = &["config", "help", "print-capabilities", "version"];
@@ -136,7 +136,7 @@ fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>,
         for word in file.words_of_entry(option, name, value)? {
             let given = [OsString::from("gatherfsd"), word.clone()];
             if let Err(e) = command.clone().try_get_matches_from(given) {
-                return Err(FileError::Value { path: path(), line, what: sentence(&e) });
+                return Err(FileError::Value { path: path(), line, what: diagnostic(&e) });
             }
             words.push(word);
         }
@@ -248,26 +248,6 @@ fn described(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
-}
-
-/// The name with the fewest changes from `name`, if they are few.
-pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
-    let name = name.trim_start_matches('-').replace('_', "-");
-    let best = names.map(|known| (changes(&name, known), known)).min()?;
-    (best.0 <= 2).then(|| best.1.to_owned())
-}
-
-/// Letters to add, take out or replace to make one word of the other.
-fn changes(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let next = (row[j + 1] + 1).min(row[j] + 1).min(diagonal + usize::from(x != y));
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! What is worth a word in the log although it is granted: older spellings, and options that do less than
 //! their name says.
 
-use super::{Arguments, InodeFileHandles};
+use super::arguments::Arguments;
+use super::values::InodeFileHandles;
 
 /// A line for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remark {
+pub enum Deprecation {
     /// Change the command line.
     Warn(String),
     /// Nothing to change.
@@ -13,12 +14,12 @@ pub enum Remark {
 }
 
 /// What there is to say about `arguments`, one sentence each.
-pub fn remarks(arguments: &Arguments) -> Vec<Remark> {
+pub fn deprecations(arguments: &Arguments) -> Vec<Deprecation> {
     let a = arguments;
     let mut said = Vec::new();
     let mut warn = |is_so: bool, text: &str| {
         if is_so {
-            said.push(Remark::Warn(text.to_owned()));
+            said.push(Deprecation::Warn(text.to_owned()));
         }
     };
     warn(a.socket.is_some(), "--socket is an older name; write --socket-path");
@@ -32,7 +33,7 @@ pub fn remarks(arguments: &Arguments) -> Vec<Remark> {
     warn(names_migration, "the --migration options have no effect: a machine with this share cannot migrate");
     if a.thread_pool_size > 1 {
         let n = a.thread_pool_size;
-        said.push(Remark::Info(format!(
+        said.push(Deprecation::Info(format!(
             "--thread-pool-size {n}: at most {n} thread(s) serve each queue; there is no pool to size, threads come and go with the requests"
         )));
     }
@@ -44,8 +45,8 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    fn said(line: &str) -> Vec<Remark> {
-        remarks(&Arguments::try_parse_from(std::iter::once("gatherfsd").chain(line.split_whitespace())).unwrap())
+    fn said(line: &str) -> Vec<Deprecation> {
+        deprecations(&Arguments::try_parse_from(std::iter::once("gatherfsd").chain(line.split_whitespace())).unwrap())
     }
 
     #[test]
@@ -64,13 +65,13 @@ mod tests {
         ];
         for (line, advice) in cases {
             let said = said(line);
-            assert!(matches!(&said[..], [Remark::Warn(text)] if text.contains(advice)), "{line}: {said:?}");
+            assert!(matches!(&said[..], [Deprecation::Warn(text)] if text.contains(advice)), "{line}: {said:?}");
         }
     }
 
     #[test]
     fn nothing_is_said_of_a_plain_command_line() {
         assert_eq!(said("--shared-dir /d --socket-path /s --cache never --thread-pool-size=0"), []);
-        assert!(matches!(&said("--thread-pool-size 2")[..], [Remark::Info(text)] if text.contains("at most 2 thread")));
+        assert!(matches!(&said("--thread-pool-size 2")[..], [Deprecation::Info(text)] if text.contains("at most 2 thread")));
     }
 }

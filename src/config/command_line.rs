@@ -4,12 +4,13 @@
 
 use std::ffi::OsString;
 
-use clap::builder::BoolValueParser;
-use clap::{ArgAction, CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
+use super::arguments::Arguments;
+use super::command::command;
 use super::compat::{self, CompatError};
-use super::file::{self, FileError};
-use super::{Arguments, sentence};
+use super::config_file::{self, FileError};
+use super::diagnostics::diagnostic;
 
 /// Why words are no command line. Each is one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -18,33 +19,14 @@ pub enum ParseError {
     #[error("usage: gatherfsd --shared-dir DIR --socket-path PATH [OPTION]...; gatherfsd --help lists the options")]
     NoArguments,
     /// Help or version were asked for, or a word makes no sense.
-    #[error("{}", sentence(.0))]
-    Words(#[from] clap::Error),
+    #[error("{}", diagnostic(.0))]
+    Clap(#[from] clap::Error),
     /// A `-o` list makes no sense.
     #[error(transparent)]
     Compat(#[from] CompatError),
     /// The file makes no sense.
     #[error(transparent)]
     File(#[from] FileError),
-}
-
-/// The command, as help, manual page and completions show it. Each flag with a long name can be taken back
-/// with `=false`.
-pub fn command() -> clap::Command {
-    Arguments::command().mut_args(|arg| {
-        if !matches!(arg.get_action(), ArgAction::SetTrue) || arg.get_long().is_none() {
-            return arg;
-        }
-        arg.action(ArgAction::Set)
-            .num_args(0..=1)
-            .require_equals(true)
-            .value_name("BOOL")
-            .value_parser(BoolValueParser::new())
-            .default_value("false")
-            .default_missing_value("true")
-            .hide_default_value(true)
-            .hide_possible_values(true)
-    })
 }
 
 /// Parses a command line; the first word is the program's name.
@@ -60,7 +42,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Par
     }
     let mut all: Vec<OsString> = typed.iter().take(1).cloned().collect();
     if let Some(path) = &first.config {
-        all.extend(file::words(path)?);
+        all.extend(config_file::words(path)?);
     }
     all.extend(typed.into_iter().skip(1));
     all.extend(compat::expand(&first.compat_options)?);
@@ -70,7 +52,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Par
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cache, LogLevel, Sandbox};
+    use crate::config::values::{Cache, LogLevel, Sandbox};
 
     fn parsed(line: &str) -> Result<Arguments, ParseError> {
         parse(std::iter::once("gatherfsd").chain(line.split_whitespace()).map(OsString::from))

@@ -3,13 +3,14 @@
 
 use std::ffi::OsString;
 
-use super::{Arguments, ConfigError};
+use super::arguments::Arguments;
+use super::checks::ConfigError;
 
 /// The first descriptor that is passed on.
 const FIRST: i32 = 3;
 
 /// `arguments` with the passed socket as their `--fd`, where they name no socket themselves.
-pub fn with_passed_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
+pub fn with_inherited_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
     if arguments.socket_path.is_none() && arguments.socket.is_none() && arguments.fd.is_none() {
         arguments.fd = passed_to(std::process::id(), std::env::var_os("LISTEN_PID"), std::env::var_os("LISTEN_FDS"))?;
     }
