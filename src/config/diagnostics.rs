@@ -69,24 +69,11 @@ fn alternatives(values: &[String]) -> String {
     }
 }
 
-/// The name with the fewest changes from `name`, if they are few.
+/// The one of `names` that is closest to `name`, if at most two letters differ.
 pub fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
     let name = name.trim_start_matches('-').replace('_', "-");
-    let best = names.map(|known| (changes(&name, known), known)).min()?;
-    (best.0 <= 2).then(|| best.1.to_owned())
-}
-
-/// Letters to add, take out or replace to make one word of the other.
-fn changes(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let next = (row[j + 1] + 1).min(row[j] + 1).min(diagonal + usize::from(x != y));
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
+    let (distance, known) = names.map(|known| (strsim::levenshtein(&name, known), known)).min()?;
+    (distance <= 2).then(|| known.to_owned())
 }
 
 #[cfg(test)]

@@ -75,6 +75,14 @@ pub enum ListenError {
     /// No such group.
     #[error("--socket-group {0}: there is no such group; give its name or number")]
     NoGroup(String),
+    /// The group databases could not be read.
+    #[error("--socket-group {group}: the group database cannot be read: {source}; give the group's number")]
+    GroupDatabase {
+        /// The group.
+        group: String,
+        /// What the C library said.
+        source: io::Error,
+    },
     /// The group could not be set.
     #[error("cannot give {path} to group {group}: {source}")]
     Chown {
@@ -217,7 +225,7 @@ fn is_bound(path: &Path) -> io::Result<bool> {
 }
 
 fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
-    let gid = gid_of(group).or_else(|| group.parse().ok()).ok_or_else(|| ListenError::NoGroup(group.to_owned()))?;
+    let gid = gid_of(group)?;
     let chown = || -> io::Result<()> {
         std::os::unix::fs::chown(path, None, Some(gid))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
@@ -226,21 +234,32 @@ fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
     chown().map_err(|source| ListenError::Chown { path: path.to_owned(), group: group.to_owned(), source })
 }
 
-/// A group's number by its name: from /etc/group, else from whatever the C library's getent(1) asks (LDAP, sssd).
-fn gid_of(name: &str) -> Option<u32> {
-    let in_database = |database: &str| {
-        database.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
-        })
-    };
-    let local = fs::read_to_string("/etc/group").ok().and_then(|database| in_database(&database));
-    local.or_else(|| {
-        let asked = std::process::Command::new("getent").args(["group", "--", name]).output().ok()?;
-        in_database(&String::from_utf8_lossy(&asked.stdout))
-    })
+/// The number of `group`, by its name in the C library's group databases (nsswitch.conf(5)), else as a number.
+fn gid_of(group: &str) -> Result<u32, ListenError> {
+    let found = nix::unistd::Group::from_name(group);
+    match (found, group.parse()) {
+        (Ok(Some(found)), _) => Ok(found.gid.as_raw()),
+        (_, Ok(gid)) => Ok(gid),
+        (Ok(None), _) => Err(ListenError::NoGroup(group.to_owned())),
+        (Err(source), _) => Err(ListenError::GroupDatabase { group: group.to_owned(), source: source.into() }),
+    }
 }
 
 fn inherit(fd: i32) -> Result<UnixListener, ListenError> {
     crate::sys::descriptor::inherited_listener(fd).map_err(|source| ListenError::Inherited { fd, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_name_or_number() {
+        let root = nix::unistd::Group::from_gid(0.into()).unwrap().unwrap();
+        assert_eq!(gid_of(&root.name).unwrap(), 0);
+        assert_eq!(gid_of("54321").unwrap(), 54321);
+        for unknown in ["no-such-group", "", "-1"] {
+            assert!(matches!(gid_of(unknown), Err(ListenError::NoGroup(group)) if group == unknown), "{unknown}");
+        }
+    }
 }
