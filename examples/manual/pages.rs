@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -25,17 +26,46 @@ pub fn page() -> io::Result<Vec<u8>> {
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
     page.extend_from_slice(BEFORE_OPTIONS.as_bytes());
-    man.render_options_section(&mut page)?;
+    page.extend_from_slice(options(&man)?.as_bytes());
     for section in AFTER_OPTIONS {
         page.extend_from_slice(section.as_bytes());
     }
     Ok(page)
 }
 
-/// The completion script of `shell`.
+/// The options in the groups of the help, which clap_mangen would give sections of their own, then those without effect, which
+/// the help hides.
+fn options(man: &Man) -> io::Result<String> {
+    let mut sections = Vec::new();
+    man.render_options_section(&mut sections)?;
+    let sections = String::from_utf8_lossy(&sections);
+    let mut text = String::from(".SH OPTIONS\n");
+    let command = gatherfs::config::command();
+    for line in sections.lines() {
+        let title = line.strip_prefix(".SH ").map(|title| title.trim_matches('"'));
+        let group = title.and_then(|title| command.get_arguments().filter_map(Arg::get_help_heading).find(|h| h.to_uppercase() == title));
+        text += &group.map_or_else(|| format!("{line}\n"), |group| format!(".SS \"{group}\"\n"));
+    }
+    text += ".PP\nAccepted as by virtiofsd, without effect:\n";
+    let hidden: Vec<String> = command.get_arguments().filter(|arg| arg.is_hide_set()).map(spelling).collect();
+    text += &format!("{}.\n", hidden.join(",\n"));
+    Ok(text)
+}
+
+/// The option as it is typed, in bold.
+fn spelling(option: &Arg) -> String {
+    let name = option.get_long().map_or_else(|| option.get_short().map(String::from).unwrap_or_default(), |long| format!("-{long}"));
+    format!("\\fB\\-{}\\fR", name.replace('-', "\\-"))
+}
+
+/// The completion script of `shell`, without the options that the help hides.
 pub fn completion(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut gatherfs::config::command(), "gatherfsd", &mut script);
+    let whole = gatherfs::config::command();
+    let shown = whole.get_arguments().filter(|arg| !arg.is_hide_set()).cloned();
+    let mut command =
+        Command::new("gatherfsd").version(env!("CARGO_PKG_VERSION")).disable_help_flag(true).disable_version_flag(true).args(shown);
+    clap_complete::generate(shell, &mut command, "gatherfsd", &mut script);
     script
 }
 

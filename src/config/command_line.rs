@@ -5,9 +5,10 @@
 use std::ffi::OsString;
 
 use clap::FromArgMatches;
+use clap::error::ErrorKind;
 
 use super::arguments::Arguments;
-use super::command::command;
+use super::command::{command, short_command};
 use super::compat::{self, CompatError};
 use super::config_file::{self, FileError};
 use super::diagnostics::diagnostic;
@@ -35,7 +36,6 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Par
     if typed.len() <= 1 {
         return Err(ParseError::NoArguments);
     }
-    let read = |words: &[OsString]| Arguments::from_arg_matches(&command().try_get_matches_from(words)?);
     let first = read(&typed)?;
     if first.config.is_none() && first.compat_options.is_empty() {
         return Ok(first);
@@ -47,6 +47,15 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Par
     all.extend(typed.into_iter().skip(1));
     all.extend(compat::expand(&first.compat_options)?);
     Ok(read(&all)?)
+}
+
+fn read(arguments: &[OsString]) -> Result<Arguments, clap::Error> {
+    let matches = command().try_get_matches_from(arguments).map_err(|e| {
+        let is_short = e.kind() == ErrorKind::DisplayHelp && arguments.iter().any(|argument| argument == "-h");
+        let short = is_short.then(|| short_command().try_get_matches_from(["gatherfsd", "-h"]).err());
+        short.flatten().unwrap_or(e)
+    })?;
+    Arguments::from_arg_matches(&matches)
 }
 
 #[cfg(test)]

@@ -5,45 +5,45 @@ use clap::ValueEnum;
 /// `--cache`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Cache {
-    /// Names and attributes for a second; file contents until they change
+    /// Lookups and attributes cached for 1 s; file data revalidated at open
     Auto,
-    /// Everything for a day: only this guest changes the share
+    /// Lookups, attributes and file data cached for 24 h: only if nothing else changes the share
     Always,
-    /// Nothing
+    /// Nothing cached
     Never,
-    /// Names and attributes for a day, no file contents
+    /// Lookups and attributes cached for 24 h, no file data
     Metadata,
 }
 
 /// `--inode-file-handles`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum InodeFileHandles {
-    /// Keep a descriptor open for each
+    /// An open descriptor per inode
     Never,
-    /// Keep a file handle where that is possible
+    /// A file handle if the file system and the capabilities allow it, otherwise a descriptor
     Prefer,
-    /// An older name of prefer
+    /// Deprecated spelling of prefer
     #[value(hide = true)]
     Fallback,
-    /// Keep a file handle or refuse
+    /// A file handle; exit if the share has none
     Mandatory,
 }
 
 /// `--locks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Locks {
-    /// Held by the guest's kernel: they exclude processes of one guest, and a signal ends a wait
+    /// In the guest's kernel: other guests and the host do not see them; a signal interrupts a wait
     Guest,
-    /// Held on the host: other guests and host processes see them; a wait cannot be killed under Linux
+    /// On the host: other guests and host processes see them; Linux guests cannot interrupt a wait
     Host,
 }
 
 /// `--tmpfile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tmpfile {
-    /// Guests of FUSE 7.46 (Linux 7.3) and newer, whose overlayfs bears it
+    /// Guests with FUSE 7.46 (Linux 7.3) or newer, whose overlayfs supports it
     Auto,
-    /// Every guest
+    /// All guests
     Always,
     /// No guest
     Never,
@@ -52,19 +52,18 @@ pub enum Tmpfile {
 /// `--sandbox`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
-    /// Own mount, pid and network namespaces with the share as root; for users who are not root, in a user
-    /// namespace
+    /// Own mount, pid and network namespaces, with the share as root directory; in a user namespace if not run as root
     Namespace,
-    /// The share as root; only for root
+    /// chroot(2) to the share; requires root
     Chroot,
-    /// No change of root
+    /// The root directory and the namespaces of the host
     None,
 }
 
 /// `--migration-mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MigrationMode {
-    /// By paths below the share
+    /// By paths relative to the share
     FindPaths,
     /// By file handles
     FileHandles,
@@ -73,22 +72,22 @@ pub enum MigrationMode {
 /// `--migration-on-error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MigrationOnError {
-    /// End the migration
+    /// Abort the migration
     Abort,
-    /// Let the guest see errors
+    /// Return errors to the guest
     GuestError,
 }
 
 /// `--seccomp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Seccomp {
-    /// End the daemon
+    /// Kill the daemon
     Kill,
-    /// Make the call and write it to the kernel's log
+    /// Allow it and write it to the kernel's log
     Log,
     /// Send SIGSYS to the thread
     Trap,
-    /// Have no list
+    /// No filter
     None,
 }
 
@@ -97,20 +96,20 @@ pub enum Seccomp {
 pub enum LogLevel {
     /// Nothing
     Off,
-    /// What went wrong
+    /// Errors
     Error,
-    /// And what looks wrong
+    /// Warnings, too
     Warn,
-    /// And what the daemon does
+    /// Start, connections and mounts, too
     Info,
-    /// And why
+    /// Debugging detail, too
     Debug,
-    /// And everything else
+    /// Everything
     Trace,
 }
 
 impl LogLevel {
-    /// As the log filter spells it.
+    /// The level as the log filter spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             LogLevel::Off => "off",
@@ -126,10 +125,10 @@ impl LogLevel {
 /// `--posix-acl` and `--security-label`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Negotiation {
-    /// Do without
+    /// Disabled
     Never,
-    /// Where guest and file system have it
+    /// Enabled if the guest and the file system support it
     Auto,
-    /// Refuse a guest without it
+    /// Required, guests without support are rejected
     Always,
 }
