@@ -1,6 +1,5 @@
-//! The words of a command line: those of a `--config` file first, then those that were typed, then those
-//! that `-o` lists stand for. The last one wins, so a file says what is usual and the command line what is
-//! not; `-o` lists win as they do in virtiofsd.
+//! Parses the command line: the options of a `--config` file, then the arguments, then the options that `-o` lists stand for.
+//! The last one wins: arguments override the file, and `-o` lists override arguments as in virtiofsd.
 
 use std::ffi::OsString;
 
@@ -13,26 +12,29 @@ use super::compat::{self, CompatError};
 use super::config_file::{self, FileError};
 use super::diagnostics::diagnostic;
 
-/// Why words are no command line. Each is one sentence.
+/// Why the command line is invalid. Each message is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     /// No argument at all.
     #[error("usage: gatherfsd --shared-dir DIR --socket-path PATH [OPTION]...; gatherfsd --help lists the options")]
     NoArguments,
-    /// Help or version were asked for, or a word makes no sense.
+    /// `--help` or `--version`, or an invalid argument.
     #[error("{}", diagnostic(.0))]
     Clap(#[from] clap::Error),
-    /// A `-o` list makes no sense.
+    /// An invalid `-o` list.
     #[error(transparent)]
     Compat(#[from] CompatError),
-    /// The file makes no sense.
+    /// An invalid `--config` file.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// Parses a command line; the first word is the program's name.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, ParseError> {
-    let typed: Vec<OsString> = words.into_iter().collect();
+/// Parses a command line; the first argument is the program's name.
+///
+/// # Errors
+/// No arguments, an invalid argument, `-o` list or `--config` file; `--help` and `--version` are [`ParseError::Clap`] too.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, ParseError> {
+    let typed: Vec<OsString> = arguments.into_iter().collect();
     if typed.len() <= 1 {
         return Err(ParseError::NoArguments);
     }
@@ -42,7 +44,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Par
     }
     let mut all: Vec<OsString> = typed.iter().take(1).cloned().collect();
     if let Some(path) = &first.config {
-        all.extend(config_file::words(path)?);
+        all.extend(config_file::arguments(path)?);
     }
     all.extend(typed.into_iter().skip(1));
     all.extend(compat::expand(&first.compat_options)?);
@@ -68,14 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_wins_and_a_flag_can_be_taken_back() {
+    fn the_last_argument_wins_and_a_flag_can_be_disabled() {
         let a = parsed("--cache never --cache ALWAYS --xattr --xattr=false --readonly=true --log-level Debug --sandbox None").unwrap();
         assert_eq!((a.cache, a.log_level, a.sandbox), (Cache::Always, LogLevel::Debug, Sandbox::None));
         assert!(!a.xattr && a.readonly);
     }
 
     #[test]
-    fn lists_win_over_words_wherever_they_stand() {
+    fn lists_override_arguments_wherever_they_stand() {
         let a = parsed("-o no_xattr,cache=none --xattr --cache auto -o source=/srv").unwrap();
         assert!(!a.xattr);
         assert_eq!((a.cache, a.shared_dir), (Cache::Never, Some("/srv".into())));
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_takes_no_value_but_true_and_false_and_none_from_the_next_word() {
+    fn a_flag_takes_only_true_or_false_and_only_behind_an_equals_sign() {
         assert!(parsed("--xattr=maybe").unwrap_err().to_string().contains("--xattr"));
         assert!(parsed("--xattr false").unwrap_err().to_string().contains("write --OPTION=false"));
     }

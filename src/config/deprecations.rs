@@ -1,19 +1,18 @@
-//! What is worth a word in the log although it is granted: older spellings, and options that do less than
-//! their name says.
+//! Options that are deprecated, have no effect, or mean something else than in virtiofsd: messages for the log at start.
 
 use super::arguments::Arguments;
 use super::values::InodeFileHandles;
 
-/// A line for the log.
+/// A message for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deprecation {
-    /// Change the command line.
+    /// The command line should be changed.
     Warn(String),
-    /// Nothing to change.
+    /// Information only.
     Info(String),
 }
 
-/// What there is to say about `arguments`, one sentence each.
+/// The messages about `arguments`, one sentence each.
 pub fn deprecations(arguments: &Arguments) -> Vec<Deprecation> {
     let a = arguments;
     let mut said = Vec::new();
@@ -22,19 +21,19 @@ pub fn deprecations(arguments: &Arguments) -> Vec<Deprecation> {
             said.push(Deprecation::Warn(text.to_owned()));
         }
     };
-    warn(a.socket.is_some(), "--socket is an older name; write --socket-path");
-    warn(a.compat_foreground, "-f has no effect: the daemon stays in the foreground; leave it out");
-    warn(a.compat_debug, "-d is an older spelling; write --log-level debug");
-    warn(!a.compat_options.is_empty(), "-o is an older spelling; write each option of its own, as --cache auto for -o cache=auto");
-    warn(a.inode_file_handles == InodeFileHandles::Fallback, "--inode-file-handles fallback is an older name; write prefer");
-    // Also where the default is named.
+    warn(a.socket.is_some(), "--socket is deprecated; use --socket-path");
+    warn(a.compat_foreground, "-f has no effect: the daemon always stays in the foreground; leave it out");
+    warn(a.compat_debug, "-d is deprecated; use --log-level debug");
+    warn(!a.compat_options.is_empty(), "-o is deprecated; use an option for each item, for example --cache auto for -o cache=auto");
+    warn(a.inode_file_handles == InodeFileHandles::Fallback, "--inode-file-handles fallback is deprecated; use prefer");
+    // Also if the value is the default.
     let names_migration =
         a.migration_mode.is_some() || a.migration_on_error.is_some() || a.migration_verify_handles || a.migration_confirm_paths;
-    warn(names_migration, "the --migration options have no effect: a machine with this share cannot migrate");
+    warn(names_migration, "the --migration options have no effect: gatherfsd does not support migration; leave them out");
     if a.thread_pool_size > 1 {
         let n = a.thread_pool_size;
         said.push(Deprecation::Info(format!(
-            "--thread-pool-size {n}: at most {n} thread(s) serve each queue; there is no pool to size, threads come and go with the requests"
+            "--thread-pool-size {n}: at most {n} threads per queue; threads are started while requests wait, and exit when idle"
         )));
     }
     said
@@ -50,18 +49,18 @@ mod tests {
     }
 
     #[test]
-    fn older_spellings_are_warned_of_with_the_newer_one() {
+    fn deprecated_spellings_are_warned_of_with_the_current_one() {
         let cases = [
             ("--socket /s", "--socket-path"),
             ("-f", "leave it out"),
             ("-d", "--log-level debug"),
             ("-o cache=auto,xattr -o writeback", "--cache auto"),
             ("--inode-file-handles=fallback", "prefer"),
-            ("--migration-mode=file-handles --migration-on-error guest-error", "cannot migrate"),
-            ("--migration-mode find-paths", "cannot migrate"),
-            ("--migration-on-error=abort", "cannot migrate"),
-            ("--migration-verify-handles", "cannot migrate"),
-            ("--migration-confirm-paths", "cannot migrate"),
+            ("--migration-mode=file-handles --migration-on-error guest-error", "does not support migration"),
+            ("--migration-mode find-paths", "does not support migration"),
+            ("--migration-on-error=abort", "does not support migration"),
+            ("--migration-verify-handles", "does not support migration"),
+            ("--migration-confirm-paths", "does not support migration"),
         ];
         for (line, advice) in cases {
             let said = said(line);
@@ -72,6 +71,6 @@ mod tests {
     #[test]
     fn nothing_is_said_of_a_plain_command_line() {
         assert_eq!(said("--shared-dir /d --socket-path /s --cache never --thread-pool-size=0"), []);
-        assert!(matches!(&said("--thread-pool-size 2")[..], [Deprecation::Info(text)] if text.contains("at most 2 thread")));
+        assert!(matches!(&said("--thread-pool-size 2")[..], [Deprecation::Info(text)] if text.contains("at most 2 threads")));
     }
 }

@@ -1,4 +1,4 @@
-//! What the parser of the command line found, as one sentence that names the option and the fix.
+//! Errors of clap as one sentence with the option and the fix, and suggestions for misspelt names.
 
 use std::num::{IntErrorKind, ParseIntError};
 
@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::command::command;
 
-/// One sentence for `e`.
+/// One sentence for `e`, without a full stop.
 pub fn diagnostic(e: &clap::Error) -> String {
     let texts = |kind| match e.get(kind) {
         Some(ContextValue::String(s)) => vec![s.clone()],
@@ -15,7 +15,7 @@ pub fn diagnostic(e: &clap::Error) -> String {
         _ => Vec::new(),
     };
     let text = |kind| texts(kind).into_iter().next().unwrap_or_default();
-    // With the name of its value: "--cache <POLICY>".
+    // With its value: "--cache <POLICY>".
     let whole = text(ContextKind::InvalidArg);
     let option = whole.split([' ', '[', '=']).next().unwrap_or_default();
     let value = text(ContextKind::InvalidValue);
@@ -23,40 +23,41 @@ pub fn diagnostic(e: &clap::Error) -> String {
     let known = text(ContextKind::SuggestedArg);
     match e.kind() {
         ErrorKind::UnknownArgument if !option.starts_with('-') => {
-            format!("unexpected argument {whole}; {}", advice_for(&whole))
+            format!("unexpected argument '{whole}'; {}", advice_for(&whole))
         }
-        ErrorKind::UnknownArgument if known.is_empty() => format!("there is no option {option}; gatherfsd --help lists the options"),
-        ErrorKind::UnknownArgument => format!("there is no option {option}; did you mean {known}?"),
-        ErrorKind::InvalidValue if value.is_empty() && possible.is_empty() => format!("{option} needs a value; write {whole}"),
-        ErrorKind::InvalidValue if value.is_empty() => format!("{option} needs a value; give {}", alternatives(&possible)),
-        ErrorKind::InvalidValue => format!("{option} {value} is not possible; give {}", alternatives(&possible)),
+        ErrorKind::UnknownArgument if known.is_empty() => format!("unknown option '{option}'; gatherfsd --help lists the options"),
+        ErrorKind::UnknownArgument => format!("unknown option '{option}'; did you mean {known}?"),
+        ErrorKind::InvalidValue if value.is_empty() && possible.is_empty() => format!("missing value for {option}; write {whole}"),
+        ErrorKind::InvalidValue if value.is_empty() => format!("missing value for {option}; expected {}", alternatives(&possible)),
+        ErrorKind::InvalidValue => format!("invalid value '{value}' for {option}; expected {}", alternatives(&possible)),
         ErrorKind::ValueValidation => {
             let source = std::error::Error::source(e);
             let reason = match source.and_then(|source| source.downcast_ref::<ParseIntError>()).map(ParseIntError::kind) {
-                Some(IntErrorKind::PosOverflow | IntErrorKind::NegOverflow) => "give a smaller number".to_owned(),
-                Some(_) => "give a whole number".to_owned(),
+                Some(IntErrorKind::PosOverflow) => "the number is too large".to_owned(),
+                Some(IntErrorKind::NegOverflow) => "the number is too small".to_owned(),
+                Some(_) => "expected an integer".to_owned(),
                 None => source.map(ToString::to_string).unwrap_or_default(),
             };
-            format!("{option} {value} is not possible: {reason}")
+            format!("invalid value '{value}' for {option}: {reason}")
         }
-        ErrorKind::TooManyValues => format!("{option} takes no value {value}; write {option} alone"),
-        ErrorKind::NoEquals => format!("{option} takes its value behind =; write {whole}"),
+        ErrorKind::TooManyValues => format!("unexpected value '{value}' for {option}; write {option} alone"),
+        ErrorKind::NoEquals => format!("missing = before the value of {option}; write {whole}"),
         ErrorKind::ArgumentConflict => {
             let other = text(ContextKind::PriorArg);
             format!("{option} and {} exclude each other; give one of them", other.split(' ').next().unwrap_or_default())
         }
-        ErrorKind::InvalidUtf8 => "a value is no UTF-8 text; only paths may be other bytes".to_owned(),
+        ErrorKind::InvalidUtf8 => "invalid UTF-8 in a value; only paths may contain other bytes".to_owned(),
         _ => e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     }
 }
 
-/// What an argument that is neither an option nor the value of one may have been meant for.
-fn advice_for(word: &str) -> String {
-    if ["true", "false"].contains(&word) {
-        return format!("the value of a flag follows =: write --OPTION={word}");
+/// A suggestion for an argument that is neither an option nor the value of one.
+fn advice_for(argument: &str) -> String {
+    if ["true", "false"].contains(&argument) {
+        return format!("the value of a flag follows =: write --OPTION={argument}");
     }
     let command = command();
-    let known = nearest(word, command.get_arguments().filter_map(clap::Arg::get_long));
+    let known = nearest(argument, command.get_arguments().filter_map(clap::Arg::get_long));
     format!("did you mean --{}?", known.as_deref().unwrap_or("shared-dir"))
 }
 
@@ -83,24 +84,27 @@ mod tests {
     #[test]
     fn each_mistake_is_one_sentence_with_option_and_fix() {
         let cases: [(&[&str], &str); 18] = [
-            (&["--shared-dri", "/srv"], "there is no option --shared-dri; did you mean --shared-dir?"),
-            (&["--quux"], "there is no option --quux; gatherfsd --help lists the options"),
-            (&["-x"], "there is no option -x; gatherfsd --help lists the options"),
-            (&["/srv"], "unexpected argument /srv; did you mean --shared-dir?"),
-            (&["share"], "unexpected argument share; did you mean --shared-dir?"),
-            (&["socket_path", "/s"], "unexpected argument socket_path; did you mean --socket-path?"),
-            (&["--xattr", "false"], "unexpected argument false; the value of a flag follows =: write --OPTION=false"),
-            (&["--cache", "sometimes"], "--cache sometimes is not possible; give auto, always, never or metadata"),
-            (&["--cache"], "--cache needs a value; give auto, always, never or metadata"),
-            (&["--tag"], "--tag needs a value; write --tag <TAG>"),
-            (&["-o"], "-o needs a value; write -o <KEY[=VALUE],...>"),
-            (&["--xattr=maybe"], "--xattr maybe is not possible; give true or false"),
-            (&["--fd", "three"], "--fd three is not possible: give a whole number"),
-            (&["--max-pages", "0"], "--max-pages 0 is not possible: 0 is not in 1..=65535"),
-            (&["--max-pages=65536"], "--max-pages 65536 is not possible: 65536 is not in 1..=65535"),
-            (&["--rlimit-nofile=99999999999999999999"], "--rlimit-nofile 99999999999999999999 is not possible: give a smaller number"),
-            (&["--thread-pool-size", "-1"], "there is no option -1; gatherfsd --help lists the options"),
-            (&["--thread-pool-size=-1"], "--thread-pool-size -1 is not possible: give a whole number"),
+            (&["--shared-dri", "/srv"], "unknown option '--shared-dri'; did you mean --shared-dir?"),
+            (&["--quux"], "unknown option '--quux'; gatherfsd --help lists the options"),
+            (&["-x"], "unknown option '-x'; gatherfsd --help lists the options"),
+            (&["/srv"], "unexpected argument '/srv'; did you mean --shared-dir?"),
+            (&["share"], "unexpected argument 'share'; did you mean --shared-dir?"),
+            (&["socket_path", "/s"], "unexpected argument 'socket_path'; did you mean --socket-path?"),
+            (&["--xattr", "false"], "unexpected argument 'false'; the value of a flag follows =: write --OPTION=false"),
+            (&["--cache", "sometimes"], "invalid value 'sometimes' for --cache; expected auto, always, never or metadata"),
+            (&["--cache"], "missing value for --cache; expected auto, always, never or metadata"),
+            (&["--tag"], "missing value for --tag; write --tag <TAG>"),
+            (&["-o"], "missing value for -o; write -o <KEY[=VALUE],...>"),
+            (&["--xattr=maybe"], "invalid value 'maybe' for --xattr; expected true or false"),
+            (&["--fd", "three"], "invalid value 'three' for --fd: expected an integer"),
+            (&["--max-pages", "0"], "invalid value '0' for --max-pages: 0 is not in 1..=65535"),
+            (&["--max-pages=65536"], "invalid value '65536' for --max-pages: 65536 is not in 1..=65535"),
+            (
+                &["--rlimit-nofile=99999999999999999999"],
+                "invalid value '99999999999999999999' for --rlimit-nofile: the number is too large",
+            ),
+            (&["--thread-pool-size", "-1"], "unknown option '-1'; gatherfsd --help lists the options"),
+            (&["--thread-pool-size=-1"], "invalid value '-1' for --thread-pool-size: expected an integer"),
         ];
         for (words, expected) in cases {
             let e = command().try_get_matches_from(std::iter::once(&"gatherfsd").chain(words)).unwrap_err();

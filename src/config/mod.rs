@@ -1,7 +1,7 @@
 //! The command line: parsing and checks. Each room gets its own options; no room reads these.
 //!
 //! `command_line.rs` joins a `--config` file (`config_file.rs`), the arguments and their `-o` lists (`compat.rs`) into one
-//! command line; `diagnostics.rs` words what clap rejects; `checks.rs` finds options that do not go together;
+//! command line; `diagnostics.rs` formats the errors of clap; `checks.rs` finds options that do not go together;
 //! `deprecations.rs` and `policy_summary.rs` are for the log at start.
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,6 @@ pub use command_line::{ParseError, parse};
 pub use compat::CompatError;
 pub use config_file::FileError;
 pub use deprecations::{Deprecation, deprecations};
-pub use diagnostics::diagnostic;
 pub use inherited_socket::with_inherited_socket;
 pub use listen::{ListenError, Listening, SocketFile, listen};
 pub use policy_summary::PolicySummary;

@@ -1,16 +1,16 @@
-//! What the command line comes to, for the log at the start: the policies, and what they turn off.
+//! The policies in effect and what they turn off, for the log at start.
 
 use clap::ValueEnum;
 
 use super::arguments::Arguments;
 use super::values::{Cache, InodeFileHandles, Tmpfile};
 
-/// What to say at the start.
+/// The policies in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicySummary {
-    /// Cache policy, sandbox, system calls and locks.
+    /// Cache policy, sandbox, seccomp action and locks.
     pub policies: String,
-    /// What the guest or the daemon would have by default, each with the option that turned it off.
+    /// Features that are on by default, each with the option that turned it off.
     pub turned_off: Vec<String>,
 }
 
@@ -18,7 +18,7 @@ fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// The summary of `arguments`.
+/// The policies of `arguments`.
 pub fn policy_summary(arguments: &Arguments) -> PolicySummary {
     let a = arguments;
     let policies =
