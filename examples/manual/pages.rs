@@ -1,4 +1,4 @@
-//! The manual page and the completions, made of gatherfsd's command and of the sections in docs/manual.
+//! The manual page and the completions, generated from gatherfsd's command and the sections in docs/manual.
 
 use std::fs;
 use std::io;
@@ -8,19 +8,21 @@ use clap::{Arg, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-/// What stands before the options, and after them.
+/// The sections before the options and after them.
 const BEFORE_OPTIONS: &str = include_str!("../../docs/manual/description.roff");
 const AFTER_OPTIONS: &[&str] = &[include_str!("../../docs/manual/examples.roff"), include_str!("../../docs/manual/operation.roff")];
 
 /// The name of the page.
 pub const PAGE: &str = "gatherfsd.1";
-/// The shells that are completed, with the names of their files.
+/// The shells with completions, and the names of the files.
 pub const COMPLETIONS: [(Shell, &str); 3] = [(Shell::Bash, "gatherfsd.bash"), (Shell::Zsh, "_gatherfsd"), (Shell::Fish, "gatherfsd.fish")];
 
 /// The manual page, as roff.
+///
+/// # Errors
+/// None in practice: the writer is memory.
 pub fn page() -> io::Result<Vec<u8>> {
-    // A page of the same sources is the same page, so it has no date. An empty one would be left out and
-    // what follows take its place.
+    // Without a date, so that the build is reproducible. The title would omit an empty one, and the next field move to its place.
     let man = Man::new(gatherfs::config::command()).manual("System Administration").date(" ");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
@@ -69,7 +71,10 @@ pub fn completion(shell: Shell) -> Vec<u8> {
     script
 }
 
-/// Writes all of them into `directory`, which is made where it is missing.
+/// Writes all of them into `directory`, which is created if it does not exist.
+///
+/// # Errors
+/// A file or the directory cannot be written.
 pub fn write(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     fs::write(directory.join(PAGE), page()?)?;
