@@ -65,7 +65,7 @@ fn every_option_is_in_the_page_with_its_help_and_its_values() {
 
 #[test]
 fn the_page_has_the_groups_of_the_help_and_names_the_options_without_effect() {
-    let page = String::from_utf8(pages::page().expect("the page")).expect("text");
+    let page = String::from_utf8(manual::page().expect("the page")).expect("text");
     let from = page.find(".SH OPTIONS").expect("options");
     let section = &page[from..from + page[from..].find(".SH EXAMPLES").expect("the next section")];
     let groups: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix(".SS ")).map(|title| title.trim_matches('"')).collect();
