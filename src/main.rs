@@ -2,20 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Service, Session, Stopper};
+use gatherfs::device::{Server, ServerOptions, ServerStopper};
 use gatherfs::fuse::Opcode;
-use gatherfs::host::{Descriptors, Export, FileSystemWatch, Share};
+use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
 use gatherfs::sys::signal;
@@ -27,7 +23,7 @@ const EXIT_USAGE: u8 = 2;
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    // Our own bug: a monitor that sees its connection closed is better off than one with a queue that hangs.
+    // Our own bug. A VMM that sees its connection closed is better off than one with a queue that hangs.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         report(info);
@@ -108,7 +104,7 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Serves one monitor after the other, or only the first.
+/// Serves one VMM after the other, or only the first.
 fn serve(
     listener: &UnixListener,
     checked: Checked,
@@ -117,10 +113,10 @@ fn serve(
     socket: &SocketFile,
 ) -> Result<(), AnyError> {
     let root = jail.share.try_clone()?;
-    let export = Arc::new(Export::new(Share::export(checked.share, jail.share, jail.descriptor_dir)?));
-    let share = export.share();
-    let metrics = Arc::new(Metrics::new());
-    let stop = Arc::new(Stop::new()?);
+    let share = Share::export(checked.share, jail.share, jail.descriptor_dir)?;
+    let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
+    let server = Server::new(share, ServerOptions { device, config_space, keep_listening })?;
+    let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach)?;
@@ -134,14 +130,14 @@ fn serve(
         tracing::info!("--watch sees {}", share.watch_sees());
     }
     let path = share.path().to_owned();
-    watch_signals(signals, Arc::clone(&stop), path.clone(), Arc::clone(&metrics))?;
+    watch_signals(signals, server.stopper(), path.clone(), Arc::clone(server.metrics()))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
     };
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
-    say_policies(checked.summary, &share, has_landlock);
+    log_policies(checked.summary, &share, has_landlock);
     if !share.lacks().is_empty() {
         let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
         tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
@@ -150,35 +146,13 @@ fn serve(
     drop(share);
     // Kata Containers goes on when it reads this sentence.
     tracing::info!("Waiting for vhost-user socket connection...");
-    while stop.wait_for_monitor(listener)? {
-        let service = Arc::new(Service::new(Arc::clone(&export), Arc::clone(&metrics)).with(checked.device));
-        let session = match Session::accept(listener.try_clone()?, &service, checked.config_space.clone()) {
-            Ok(session) => session,
-            Err(e) if checked.keep_listening => {
-                tracing::error!("{e}");
-                continue;
-            }
-            Err(e) => return Err(e.into()),
-        };
-        tracing::info!("a monitor connected");
-        stop.began(session.stopper());
-        match session.wait() {
-            Ok(()) => tracing::info!("the monitor disconnected"),
-            Err(_) if stop.wanted.load(Ordering::Acquire) => {}
-            Err(e) if checked.keep_listening => tracing::error!("{e}"),
-            Err(e) => return Err(e.into()),
-        }
-        stop.began(None);
-        if !checked.keep_listening {
-            break;
-        }
-    }
-    tracing::debug!("metrics {}", metrics_line(&path, &metrics));
+    server.serve(listener)?;
+    tracing::debug!("metrics {}", metrics_line(&path, server.metrics()));
     Ok(())
 }
 
-/// Says what the command line came to here, and what is off: by an option, or as the host does not let it be on.
-fn say_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
+/// Logs the policies in force, and what is turned off, by an option or because the host does not have it.
+fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     let mut off = summary.turned_off;
     if share.refuses_handles() {
         off.push("file handles (the host refuses open_by_handle_at; each inode that the guest knows keeps a descriptor open)".to_owned());
@@ -190,62 +164,13 @@ fn say_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-/// What a signal ends: the wait for a monitor, or the session with one.
-struct Stop {
-    wanted: AtomicBool,
-    /// Readable once stopping is wanted.
-    event: OwnedFd,
-    session: Mutex<Option<Stopper>>,
-}
-
-impl Stop {
-    fn new() -> std::io::Result<Stop> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Stop { wanted: AtomicBool::new(false), event, session: Mutex::new(None) })
-    }
-
-    /// Sleeps until a monitor connects; false where the daemon is to end. The listener itself is left as it
-    /// is: an inherited one belongs to whoever made it.
-    fn wait_for_monitor(&self, listener: &UnixListener) -> std::io::Result<bool> {
-        let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
-        loop {
-            match poll(&mut watched, None) {
-                Ok(_) if !watched[1].revents().is_empty() => return Ok(false),
-                Ok(_) if !watched[0].revents().is_empty() => return Ok(true),
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    /// A session began, or ended.
-    fn began(&self, session: Option<Stopper>) {
-        let mut current = self.session.lock();
-        *current = session;
-        if self.wanted.load(Ordering::Acquire)
-            && let Some(session) = current.as_ref()
-        {
-            session.stop();
-        }
-    }
-
-    fn stop(&self) {
-        let current = self.session.lock();
-        self.wanted.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-        if let Some(session) = current.as_ref() {
-            session.stop();
-        }
-    }
-}
-
 fn metrics_line(path: &Path, metrics: &Metrics) -> String {
     metrics.to_json(&path.to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
 }
 
 fn watch_signals(
     mut signals: signal_hook::iterator::Signals,
-    stop: Arc<Stop>,
+    stopper: ServerStopper,
     path: PathBuf,
     metrics: Arc<Metrics>,
 ) -> std::io::Result<()> {
@@ -259,8 +184,8 @@ fn watch_signals(
                 let line = metrics_line(&path, &metrics) + "\n";
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {
-                tracing::info!("ending: what is in flight is finished first");
-                stop.stop();
+                let in_flight = stopper.stop();
+                tracing::info!("shutting down; waiting for {in_flight} requests in flight");
             }
         }
     })?;

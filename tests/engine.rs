@@ -132,7 +132,8 @@ fn start(options: Options) -> (Device, Arc<Gate>) {
     let for_engines = Arc::clone(&gate);
     let device = Device::start(in_process::share_options(), move |service: Service| {
         let metrics = Arc::clone(&service.metrics);
-        service.with(options).with_engine(move || Box::new(LaterEngine::new(Arc::clone(&for_engines), Arc::clone(&metrics))))
+        let gate = Arc::clone(&for_engines);
+        service.with(options).with_engine(move || Box::new(LaterEngine::new(Arc::clone(&gate), Arc::clone(&metrics))))
     });
     (device, gate)
 }
@@ -199,4 +200,41 @@ fn a_stop_does_not_wait_for_an_engine_that_does_not_finish() {
     assert_eq!(errors.iter().filter(|error| **error == -libc::EIO).count() as u64, withdrawn, "{errors:?}");
     assert!(eventually(|| metrics.withdrawn_finished.get() == withdrawn), "what came late was taken back");
     assert_eq!(c.read(node, fh, 0, PAGE as u32).unwrap(), [7; PAGE]);
+}
+
+/// An engine that loses what it is given.
+#[derive(Debug)]
+struct LossyEngine(OwnedFd);
+
+impl Engine<InFlight> for LossyEngine {
+    fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
+        transfer.owner.note_submitted();
+        std::thread::spawn(move || drop(transfer)).join().unwrap();
+        Submission::Submitted
+    }
+
+    fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}
+
+    fn completion_event(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}
+
+#[test]
+fn a_request_that_is_lost_is_answered_with_eio() {
+    let event = || rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    let mut device = Device::start(in_process::share_options(), move |service| service.with_engine(move || Box::new(LossyEngine(event()))));
+    std::fs::write(device.path("file"), [7; PAGE]).unwrap();
+    let c = device.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let fh = c.open(node, libc::O_RDONLY).unwrap().fh;
+    for _ in 0..100 {
+        assert_eq!(c.read(node, fh, 0, PAGE as u32).unwrap_err().errno(), Some(libc::EIO));
+    }
+    c.release(node, fh).unwrap();
+    // Its file was let go of each time, so that the release has closed it.
+    let path = device.path("file");
+    let targets = || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    let is_open_for_reading = targets().filter(|target| *target == path).count();
+    assert!(is_open_for_reading <= 1, "{is_open_for_reading} descriptors; one may be the node's own");
 }

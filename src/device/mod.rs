@@ -1,8 +1,14 @@
 //! The only floor that connects transport, protocol and file system.
 //!
-//! `session.rs` is one frontend's connection; `vring.rs` sees what the frontend says of its queues; `queue.rs` is a queue's state,
-//! `in_flight.rs` a request from its pop to its answer, `leadership.rs` which thread watches the ring, `worker.rs` the threads,
-//! `stop.rs` how a queue stops; `serve.rs` turns one request into an operation on the share, `transfer.rs` those that move data.
+//! | file | what it holds |
+//! |---|---|
+//! | `server.rs`, `session.rs`, `vring.rs` | frontends one after the other; one connection; what it says of its queues |
+//! | `service.rs` | what the queues of a session share: export, guest memory, the FUSE session |
+//! | `queue.rs`, `stop.rs` | a queue's state; how it stops |
+//! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
+//! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
+//! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
+//! | `answer.rs`, `reply.rs` | a result becomes the answer; its bytes in guest memory |
 #![forbid(unsafe_code)]
 
 mod activity;
@@ -16,6 +22,7 @@ mod queue;
 mod reply;
 mod serve;
 mod served;
+mod server;
 mod service;
 mod session;
 mod stop;
@@ -26,5 +33,6 @@ mod worker;
 
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
 pub use in_flight::InFlight;
+pub use server::{ServeError, Server, ServerOptions, ServerStopper};
 pub use service::{Options, Service};
 pub use session::{Session, SessionError, Stopper};

@@ -426,6 +426,10 @@ impl SessionQueue for Queue {
         self.state.lock().is_runnable()
     }
 
+    fn requests_in_flight(&self) -> u32 {
+        self.state.lock().in_flight.in_service()
+    }
+
     fn wake(&self) {
         Queue::wake(self);
     }

@@ -39,6 +39,9 @@ pub(super) trait SessionQueue: Send + Sync {
     /// Whether the frontend has set the queue up and started it.
     fn is_started(&self) -> bool;
 
+    /// Requests that a thread or an engine has.
+    fn requests_in_flight(&self) -> u32;
+
     /// Wakes a leader that sleeps.
     fn wake(&self);
 }
@@ -119,6 +122,12 @@ impl Service {
     pub(super) fn running_request_queues(&self) -> usize {
         let request_queues = self.queues.get().into_iter().flatten().skip(1);
         request_queues.filter_map(Weak::upgrade).filter(|queue| queue.is_started()).count()
+    }
+
+    /// Requests of the session that a thread or an engine has.
+    pub(super) fn requests_in_flight(&self) -> u32 {
+        let queues = self.queues.get().into_iter().flatten();
+        queues.filter_map(Weak::upgrade).map(|queue| queue.requests_in_flight()).sum()
     }
 
     /// The same with other bounds.

@@ -36,7 +36,7 @@ fn what_the_file_system_lacks_is_said_once_at_start() {
         let (daemon, mounted) = share_of(kind, options);
         let (_guest, _client) = mount(daemon.socket());
         // Said before a guest connects.
-        daemon.wait_for_line("a monitor connected");
+        daemon.wait_for_line("a VMM connected");
         let log = daemon.log();
         let said: Vec<&str> = log.lines().filter(|l| l.contains(SAYS)).collect();
         assert_eq!(said.len(), usize::from(!lacks.is_empty()), "{kind}: {log}");

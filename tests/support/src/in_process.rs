@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, Descriptors, Export, FileHandles, Options, Share, Timeouts, Tmpfile};
+use gatherfs::device::{self, ConfigSpace, Server, ServerOptions, Service};
+use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, Tmpfile};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 
@@ -52,7 +52,7 @@ pub fn share_options() -> Options {
 
 impl Device {
     /// Starts a device that shares a new directory on tmpfs; `change` may give the service other parts.
-    pub fn start(options: Options, change: impl FnOnce(Service) -> Service) -> Device {
+    pub fn start(options: Options, change: impl Fn(Service) -> Service + Send + 'static) -> Device {
         let scratch = Scratch::on_tmpfs();
         let shared_dir = scratch.path().join("shared");
         std::fs::create_dir_all(&shared_dir).expect("the shared directory");
@@ -61,13 +61,11 @@ impl Device {
         let root = std::fs::File::open(&shared_dir).expect("the shared directory").into();
         let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
         let share = Share::export(Options { shared_dir, ..options }, root, descriptor_dir).expect("a share");
-        let metrics = Arc::new(Metrics::new());
-        let service = Arc::new(change(Service::new(Arc::new(Export::new(share)), Arc::clone(&metrics))));
-        let server = std::thread::spawn(move || {
-            let config = ConfigSpace::new("tag", 1).expect("a tag");
-            let session = Session::accept(listener, &service, Some(config)).expect("a connection");
-            session.wait().expect("a session");
-        });
+        let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
+        let server_options = ServerOptions { device: device::Options::default(), config_space, keep_listening: false };
+        let server = Server::new(share, server_options).expect("a server");
+        let metrics = Arc::clone(server.metrics());
+        let server = std::thread::spawn(move || server.serve_with(&listener, change).expect("a session"));
         let guest = Guest::connect(&socket, &GuestOptions::default()).expect("the device's socket");
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.caller.uid = rustix::process::geteuid().as_raw();

@@ -1,0 +1,178 @@
+//! Serves frontends on a listening socket, one after the other, until it is stopped. Owns what outlives a connection: the
+//! exported directory, counters and bounds. Knows nothing of command lines, signals or confinement.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::config_space::ConfigSpace;
+use super::service::{Options, Service};
+use super::session::{Session, SessionError, Stopper};
+use crate::host::{Export, Share};
+use crate::metrics::Metrics;
+
+/// How frontends are served.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Bounds of each session.
+    pub device: Options,
+    /// What frontends that ask for it read as configuration space.
+    pub config_space: Option<ConfigSpace>,
+    /// Wait for another frontend when one has disconnected.
+    pub keep_listening: bool,
+}
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Waiting for a connection failed.
+    #[error("cannot wait for a connection: {0}")]
+    Wait(#[from] io::Error),
+    /// A session failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// An exported directory with all that its sessions share.
+#[derive(Debug)]
+pub struct Server {
+    export: Arc<Export>,
+    metrics: Arc<Metrics>,
+    options: ServerOptions,
+    stop: Arc<Stop>,
+}
+
+impl Server {
+    /// Serves `share`, and those that follow it in later FUSE sessions. An error where the process is out of descriptors.
+    pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
+        Ok(Server { export: Arc::new(Export::new(share)), metrics: Arc::new(Metrics::new()), options, stop: Arc::new(Stop::new()?) })
+    }
+
+    /// The share of the present FUSE session, or of the next one.
+    pub fn share(&self) -> Arc<Share> {
+        self.export.share()
+    }
+
+    /// Counters of all sessions.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What stops serving from another thread.
+    pub fn stopper(&self) -> ServerStopper {
+        ServerStopper(Arc::clone(&self.stop))
+    }
+
+    /// Serves whoever connects to `listener`, or only the first frontend, until [`ServerStopper::stop`]. Without
+    /// `keep_listening` a session's error is returned, else logged.
+    pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
+        self.serve_with(listener, |service| service)
+    }
+
+    /// As [`Server::serve`]; `change` may give each session's service other parts.
+    pub fn serve_with(&self, listener: &UnixListener, change: impl Fn(Service) -> Service) -> Result<(), ServeError> {
+        let options = &self.options;
+        while self.stop.wait_for_frontend(listener)? {
+            let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics)).with(options.device);
+            match self.serve_one(listener, &Arc::new(change(service))) {
+                Err(e) if options.keep_listening => tracing::error!("{e}"),
+                Err(e) => return Err(e),
+                Ok(()) => {}
+            }
+            if !options.keep_listening {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the frontend that connects next.
+    fn serve_one(&self, listener: &UnixListener, service: &Arc<Service>) -> Result<(), ServeError> {
+        let session = Session::accept(listener.try_clone()?, service, self.options.config_space.clone())?;
+        tracing::info!("a VMM connected");
+        self.stop.set_session(session.stopper().map(|stopper| (stopper, Arc::downgrade(service))));
+        let ended = session.wait();
+        self.stop.set_session(None);
+        match ended {
+            Ok(()) => tracing::info!("the VMM disconnected"),
+            // The connection was shut down under the frontend's message.
+            Err(_) if self.stop.is_wanted.load(Ordering::Acquire) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Stops a [`Server`] from another thread.
+#[derive(Debug, Clone)]
+pub struct ServerStopper(Arc<Stop>);
+
+impl ServerStopper {
+    /// Ends the wait for a frontend, or the session with one: what is in flight is finished first. How many requests that are.
+    pub fn stop(&self) -> u32 {
+        self.0.stop()
+    }
+}
+
+type CurrentSession = (Stopper, Weak<Service>);
+
+/// What is to be ended by a stop.
+struct Stop {
+    is_wanted: AtomicBool,
+    /// Readable once stopping is wanted.
+    event: OwnedFd,
+    session: Mutex<Option<CurrentSession>>,
+}
+
+impl std::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stop").field("is_wanted", &self.is_wanted).finish_non_exhaustive()
+    }
+}
+
+impl Stop {
+    fn new() -> io::Result<Stop> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Stop { is_wanted: AtomicBool::new(false), event, session: Mutex::new(None) })
+    }
+
+    /// Sleeps until a frontend connects; false where a stop is wanted. The listener itself is left as it is: an inherited one
+    /// belongs to whoever made it.
+    fn wait_for_frontend(&self, listener: &UnixListener) -> io::Result<bool> {
+        let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
+        loop {
+            match poll(&mut watched, None) {
+                Ok(_) if !watched[1].revents().is_empty() => return Ok(false),
+                Ok(_) if !watched[0].revents().is_empty() => return Ok(true),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// A session began, or ended.
+    fn set_session(&self, session: Option<CurrentSession>) {
+        let mut current = self.session.lock();
+        *current = session;
+        if self.is_wanted.load(Ordering::Acquire)
+            && let Some((stopper, _)) = current.as_ref()
+        {
+            stopper.stop();
+        }
+    }
+
+    fn stop(&self) -> u32 {
+        let current = self.session.lock();
+        self.is_wanted.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        let Some((stopper, service)) = current.as_ref() else { return 0 };
+        let in_flight = service.upgrade().map_or(0, |service| service.requests_in_flight());
+        stopper.stop();
+        in_flight
+    }
+}
