@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use gatherfs::config::{self, Arguments, Checked, Listening, ParseError, Remark, SocketFile, Summary};
+use gatherfs::config::{self, Arguments, Checked, Deprecation, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Service, Session, Stopper};
 use gatherfs::fuse::Opcode;
 use gatherfs::host::{Descriptors, Export, FileSystemWatch, Share};
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let arguments = match config::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         // Help and version, which were asked for.
-        Err(ParseError::Words(e)) if !e.use_stderr() => {
+        Err(ParseError::Clap(e)) if !e.use_stderr() => {
             let _ = e.print();
             return ExitCode::SUCCESS;
         }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     start_log(&arguments);
     let is_root = rustix::process::geteuid().is_root();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let checked = match config::with_passed_socket(arguments).and_then(|arguments| config::check(&arguments, is_root, cpus)) {
+    let checked = match config::with_inherited_socket(arguments).and_then(|arguments| config::check(&arguments, is_root, cpus)) {
         Ok(checked) => checked,
         Err(e) => return fail(&e, EXIT_USAGE),
     };
@@ -66,10 +66,10 @@ fn start_log(arguments: &Arguments) {
     if let Err(e) = trace::start(level, destination) {
         tracing::warn!("--syslog: cannot log to {}: {e}; the log goes to standard error", trace::SYSLOG_SOCKET);
     }
-    for remark in config::remarks(arguments) {
-        match remark {
-            Remark::Warn(text) => tracing::warn!("{text}"),
-            Remark::Info(text) => tracing::info!("{text}"),
+    for deprecation in config::deprecations(arguments) {
+        match deprecation {
+            Deprecation::Warn(text) => tracing::warn!("{text}"),
+            Deprecation::Info(text) => tracing::info!("{text}"),
         }
     }
 }
@@ -178,7 +178,7 @@ fn serve(
 }
 
 /// Says what the command line came to here, and what is off: by an option, or as the host does not let it be on.
-fn say_policies(summary: Summary, share: &Share, has_landlock: bool) {
+fn say_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     let mut off = summary.turned_off;
     if share.refuses_handles() {
         off.push("file handles (the host refuses open_by_handle_at; each inode that the guest knows keeps a descriptor open)".to_owned());

@@ -3,18 +3,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gatherfs::device::{ConfigSpace, Service, Session};
-use gatherfs::host::{CachePolicy, Export, FileHandles, Options, Share, Timeouts, Tmpfile};
-use gatherfs::metrics::Metrics;
-use gatherfs::sys::working_dir::DescriptorDir;
+use gatherfs::host::{CachePolicy, FileHandles, Options};
 use gatherfs_support::guest::client::{Client, Piece};
-use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::in_process::{self, Device};
 
 /// Requests of each kind.
 const N: usize = 1000;
@@ -85,65 +79,9 @@ static ALLOCATOR: Counting = Counting;
 
 static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// The device in this process, and the guest that has mounted it.
-struct Device {
-    client: Option<Client>,
-    server: Option<std::thread::JoinHandle<()>>,
-    directory: PathBuf,
-}
-
-impl Device {
-    fn start(file_handles: FileHandles, readonly: bool) -> Device {
-        let directory = PathBuf::from(format!("/dev/shm/gatherfs-allocations-{}-{readonly}", std::process::id()));
-        let shared_dir = directory.join("shared");
-        std::fs::create_dir_all(&shared_dir).unwrap();
-        let socket = directory.join("socket");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let options = Options {
-            shared_dir: shared_dir.clone(),
-            readdirplus: true,
-            preserve_noatime: false,
-            cache: if readonly { CachePolicy::Always } else { CachePolicy::Auto },
-            timeouts: Timeouts::of(CachePolicy::Auto),
-            allow_mmap: false,
-            announce_submounts: true,
-            host_locks: false,
-            lock_wait: None,
-            tmpfile: Tmpfile::Auto,
-            readonly,
-            allow_direct_io: false,
-            writeback: false,
-            xattr: false,
-            allow_project_ids: false,
-            translation: Default::default(),
-            rights: Default::default(),
-            file_handles,
-            descriptors: gatherfs::host::Descriptors::of(4096),
-        };
-        let root = std::fs::File::open(&shared_dir).unwrap().into();
-        let share = Share::export(options, root, DescriptorDir::open().unwrap()).unwrap();
-        let service = Arc::new(Service::new(Arc::new(Export::new(share)), Arc::new(Metrics::new())));
-        let server = std::thread::spawn(move || {
-            let session = Session::accept(listener, &service, Some(ConfigSpace::new("tag", 1).unwrap())).unwrap();
-            session.wait().unwrap();
-        });
-        let guest = Guest::connect(&socket, &GuestOptions::default()).unwrap();
-        let mut client = Client::new(&guest, FIRST_REQUEST);
-        client.caller.uid = rustix::process::geteuid().as_raw();
-        client.caller.gid = rustix::process::getegid().as_raw();
-        client.init().unwrap();
-        Device { client: Some(client), server: Some(server), directory }
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        self.client = None;
-        if let Some(server) = self.server.take() {
-            let _ = server.join();
-        }
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
+fn start(file_handles: FileHandles, readonly: bool) -> Device {
+    let cache = if readonly { CachePolicy::Always } else { CachePolicy::Auto };
+    Device::start(Options { file_handles, readonly, cache, ..in_process::share_options() }, |service| service)
 }
 
 /// The fewest allocations that the serving threads made over `N` calls of `request`, after a warm-up.
@@ -167,8 +105,8 @@ fn read_write_getattr_and_lookup_of_a_known_name_allocate_nothing() {
 }
 
 fn the_hot_requests_allocate_nothing(file_handles: FileHandles) {
-    let mut device = Device::start(file_handles, false);
-    let c = device.client.as_mut().unwrap();
+    let mut device = start(file_handles, false);
+    let c = device.client();
     let file = c.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
     let (node, fh) = (file.entry.nodeid, file.open.fh);
     let link = c.symlink(ROOT, "link", "target").unwrap().nodeid;
@@ -203,9 +141,9 @@ fn the_hot_requests_allocate_nothing(file_handles: FileHandles) {
 #[test]
 fn a_read_of_a_file_that_was_not_opened_allocates_nothing() {
     let _alone = ONE_AT_A_TIME.lock();
-    let mut device = Device::start(FileHandles::Prefer, true);
-    std::fs::write(device.directory.join("shared/file"), [1; 4096]).unwrap();
-    let c = device.client.as_mut().unwrap();
+    let mut device = start(FileHandles::Prefer, true);
+    std::fs::write(device.path("file"), [1; 4096]).unwrap();
+    let c = device.client();
     let node = c.lookup(ROOT, "file").unwrap().nodeid;
     let room = c.place(&[Piece { offset: 0, len: 4096 }], true);
     let count = allocations_over(c, |c| assert_eq!(c.read_segments(node, 0, 0, &room).unwrap(), 4096));

@@ -64,6 +64,20 @@ fn every_option_is_in_the_page_with_its_help_and_its_values() {
 }
 
 #[test]
+fn the_page_has_the_groups_of_the_help_and_names_the_options_without_effect() {
+    let page = String::from_utf8(manual::page().expect("the page")).expect("text");
+    let from = page.find(".SH OPTIONS").expect("options");
+    let section = &page[from..from + page[from..].find(".SH EXAMPLES").expect("the next section")];
+    let groups: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix(".SS ")).map(|title| title.trim_matches('"')).collect();
+    let of_help = gatherfs::config::command();
+    let mut expected: Vec<&str> = of_help.get_arguments().filter_map(Arg::get_help_heading).collect();
+    expected.dedup();
+    assert_eq!(groups, expected);
+    let without_effect = without_escapes(section.split("without effect:").nth(1).expect("the list"));
+    assert_eq!(without_effect, "-f, --migration-mode, --migration-on-error, --migration-verify-handles, --migration-confirm-paths.");
+}
+
+#[test]
 fn the_page_is_set_without_a_warning() {
     let page = manual::page().expect("the page");
     let Some((content, text, said)) = run("groff", &["-man", "-Tascii", "-ww", "-P-c", "-P-b", "-P-u"], &page) else { return };

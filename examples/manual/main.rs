@@ -8,7 +8,7 @@ use gatherfs_support::manual;
 
 fn main() -> ExitCode {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("manual: say where to write: cargo run --example manual -- OUTDIR");
+        eprintln!("manual: no output directory; use: cargo run --example manual -- OUTDIR");
         return ExitCode::from(2);
     };
     match manual::write(&directory) {

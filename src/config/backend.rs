@@ -1,11 +1,10 @@
 //! What `--print-capabilities` prints: the description of a vhost-user backend program that
 //! `docs/interop/vhost-user.json` of QEMU defines and libvirt reads.
 
-use super::words::command;
+use super::command::command;
 
-/// What libvirt may rely on, and the option that is behind it. `docs/packaging/50-gatherfsd.json` names the
-/// same. With `separate-options` libvirt writes long options and no `-o` lists; `migrate-precopy` is not
-/// there.
+/// Features that libvirt may use, each with the option that implements it; `docs/packaging/50-gatherfsd.json` lists the same.
+/// With `separate-options` libvirt passes long options instead of `-o` lists. `migrate-precopy` is not supported.
 const FEATURES: &[(&str, &str)] = &[
     ("posix-acl-negotiation-mode", "posix-acl"),
     ("security-label-negotiation-mode", "security-label"),

@@ -1,41 +1,42 @@
-//! Wishes that do not fit together, and what is the default where nothing was said.
+//! Options that exclude each other, and the defaults of those that were not given.
 
 use std::path::PathBuf;
 
+use super::arguments::Arguments;
 use super::listen::Listening;
-use super::summary::{Summary, summary};
-use super::{Arguments, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
+use super::policy_summary::{PolicySummary, policy_summary};
+use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{
     CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted,
 };
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
-/// The tag for monitors that ask, when none was given.
+/// The mount tag when none was given.
 const TAG_DEFAULT: &str = "gatherfs";
 
-/// A wish that cannot be granted, and what to write instead.
+/// Options that do not go together, and what to give instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// No directory.
-    #[error("say what to share: --shared-dir DIR")]
+    /// No shared directory.
+    #[error("no shared directory; give --shared-dir DIR")]
     NoSharedDir,
     /// No socket.
-    #[error("say where to listen: --socket-path PATH, or --fd N for a socket that was inherited")]
+    #[error("no socket to listen on; give --socket-path PATH, or --fd FD for an inherited socket")]
     NoSocket,
     /// Two sockets.
-    #[error("--socket-path and --fd are two places to listen; give one of them")]
+    #[error("--socket-path and --fd exclude each other; give one of them")]
     TwoSockets,
-    /// A group for a socket that is not ours.
-    #[error("--socket-group goes with --socket-path; whoever made the socket of --fd has chosen its group")]
+    /// A group for an inherited socket.
+    #[error("--socket-group needs --socket-path; the group of an inherited socket is set by its creator")]
     GroupOfInherited,
-    /// Not a descriptor, or one that messages go to.
-    #[error("--fd {0} is no inherited socket; give its number, 0 or 3 and higher")]
+    /// Not a descriptor, or standard output or error.
+    #[error("invalid value '{0}' for --fd: expected the number of an inherited socket, 0 or 3 and higher")]
     BadFd(i32),
-    /// A service manager passed something else than one socket on.
+    /// A service manager passed something other than one socket.
     #[error("LISTEN_FDS={0} is not one socket; leave one ListenStream= in the socket unit, or give --socket-path or --fd")]
-    Passed(String),
-    /// The tag does not fit.
+    ListenFds(String),
+    /// The tag is empty, too long or contains a NUL byte.
     #[error("--tag: {0}")]
     Tag(#[from] TagError),
     /// Rules of one option that contradict each other.
@@ -46,69 +47,70 @@ pub enum ConfigError {
         /// What is wrong.
         source: IdMapError,
     },
-    /// ACLs hold ids, which are not translated.
-    #[error(
-        "--posix-acl does not go with --translate-uid or --translate-gid: the ids in ACLs would stay untranslated; leave one of them out"
-    )]
+    /// Ids in ACLs are not translated.
+    #[error("--posix-acl excludes --translate-uid and --translate-gid: ids in ACLs are not translated; leave one of them out")]
     AclsWithTranslation,
     /// No or too many queues.
-    #[error("--num-request-queues {0} is not possible; give 1 to {REQUEST_QUEUES_MAX}")]
+    #[error("invalid value '{0}' for --num-request-queues: expected 1 to {REQUEST_QUEUES_MAX}")]
     Queues(u16),
-    /// A watch where nothing is to be seen.
-    #[error("--watch goes with --cache auto: the other policies do not look at what the host changes; leave one of them out")]
+    /// `--watch` with another cache policy.
+    #[error("--watch needs --cache auto: the timeouts of the other policies are fixed; leave one of them out")]
     WatchPolicy,
-    /// A limit of waits that the daemon does not see.
-    #[error("--lock-wait goes with --locks host: the guest's kernel does not limit waits for its own locks; leave it out")]
+    /// A limit for locks that the guest's kernel holds.
+    #[error("--lock-wait needs --locks host: the guest's kernel does not limit waits for its own locks; leave it out")]
     LockWait,
-    /// A check of paths where there are none.
-    #[error("{0} goes with --migration-mode find-paths; file handles need no such check, so leave it out")]
+    /// A check that applies to paths only.
+    #[error("{0} needs --migration-mode find-paths; leave it out")]
     MigrationCheck(&'static str),
-    /// chroot(2) is root's.
-    #[error("--sandbox chroot needs root; run gatherfsd as root, or say --sandbox namespace")]
+    /// chroot(2) requires root.
+    #[error("--sandbox chroot requires root; run gatherfsd as root, or use --sandbox namespace")]
     ChrootOfUser,
-    /// Maps without a user namespace.
-    #[error("{0} goes with --sandbox namespace and a user who is not root: only then is there a user namespace; leave it out")]
+    /// Id maps without a user namespace.
+    #[error("{0} needs --sandbox namespace and a user other than root: there is no user namespace otherwise; leave it out")]
     NoUserNamespace(&'static str),
     /// A map is malformed.
     #[error("{option}: {error}")]
     IdMap {
         /// The option.
         option: &'static str,
-        /// What is wrong, where, and how it is written.
+        /// The error, its position and the expected form.
         error: sandbox::IdMapError,
     },
-    /// The changes of capabilities are malformed.
+    /// `--modcaps` is malformed.
     #[error("--modcaps: {0}")]
     Capabilities(#[from] CapabilityError),
 }
 
-/// Wishes that fit together.
+/// The options after the checks, by the room that they are for.
 #[derive(Debug, Clone)]
 pub struct Checked {
     /// Where to listen.
     pub listening: Listening,
-    /// The configuration space for monitors that ask, if there is something in it that was asked for. QEMU
-    /// 7.1 to 8.0 may crash when it is offered one.
+    /// The device's configuration space, if `--tag` or `--num-request-queues` was given: QEMU 7.1 to 8.0 may crash when one is
+    /// offered.
     pub config_space: Option<ConfigSpace>,
-    /// The tag, for the log.
+    /// The mount tag, for the log.
     pub tag: String,
-    /// The queues and what they carry.
+    /// Limits of queues, requests and threads.
     pub device: DeviceOptions,
-    /// How to confine the daemon.
+    /// The sandbox.
     pub sandbox: sandbox::Options,
-    /// The share; `descriptors` is set when the limit of open files is known.
+    /// The share; the caller sets `descriptors` when the limit of open files is known.
     pub share: Options,
-    /// The limit of open files that was asked for.
+    /// `--rlimit-nofile`, if given.
     pub open_files: Option<u64>,
     /// Whether to watch the share for changes.
     pub watch: bool,
-    /// Whether to wait for the next monitor.
+    /// Whether to wait for the next VMM after one disconnects.
     pub keep_listening: bool,
-    /// What to say at the start.
-    pub summary: Summary,
+    /// For the log at start.
+    pub summary: PolicySummary,
 }
 
-/// Checks `arguments`; `is_root` decides which sandboxes there are, `cpus` the default number of queues.
+/// Checks `arguments`. `is_root` decides which sandboxes are possible, `cpus` is the default number of request queues.
+///
+/// # Errors
+/// An option is missing, has a value out of range, or excludes another one.
 pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checked, ConfigError> {
     let a = arguments;
     let shared_dir: PathBuf = a.shared_dir.clone().ok_or(ConfigError::NoSharedDir)?;
@@ -140,14 +142,14 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         Cache::Metadata => CachePolicy::Metadata,
     };
     if a.writeback && matches!(a.cache, Cache::Never | Cache::Metadata) {
-        // virtiofsd starts with these, so we do.
+        // A warning only, since virtiofsd accepts the combination.
         tracing::warn!(
-            "--writeback has little to keep: --cache {} has the guest bypass its cache",
+            "--writeback has little effect: with --cache {} the guest bypasses its page cache",
             if a.cache == Cache::Never { "never" } else { "metadata" }
         );
     }
     if a.allow_mmap && !cache.bypasses_cache() {
-        tracing::warn!("--allow-mmap has no effect: files can be mapped anyway unless --cache is never or metadata");
+        tracing::warn!("--allow-mmap has no effect: mmap is always allowed unless --cache is never or metadata");
     }
     if a.watch && cache != CachePolicy::Auto {
         return Err(ConfigError::WatchPolicy);
@@ -186,7 +188,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             },
             allow_mmap: a.allow_mmap,
             readonly: a.readonly,
-            // Names that hold for no time are not worth listing with their attributes.
+            // With --cache never the guest cannot use the attributes.
             readdirplus: !a.no_readdirplus && a.cache != Cache::Never,
             announce_submounts: a.announce_submounts && !a.no_announce_submounts,
             preserve_noatime: a.preserve_noatime,
@@ -199,9 +201,9 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             host_locks: a.locks == Locks::Host,
             lock_wait: a.lock_wait,
             tmpfile: match a.tmpfile {
-                super::Tmpfile::Auto => Tmpfile::Auto,
-                super::Tmpfile::Always => Tmpfile::Always,
-                super::Tmpfile::Never => Tmpfile::Never,
+                values::Tmpfile::Auto => Tmpfile::Auto,
+                values::Tmpfile::Always => Tmpfile::Always,
+                values::Tmpfile::Never => Tmpfile::Never,
             },
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
@@ -213,7 +215,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
-        summary: summary(a),
+        summary: policy_summary(a),
     })
 }
 
@@ -239,7 +241,7 @@ fn translation(a: &Arguments) -> Result<Translation, ConfigError> {
 fn device_options(a: &Arguments) -> DeviceOptions {
     let default = DeviceOptions::default();
     let threads_per_queue = match a.thread_pool_size {
-        // virtiofsd's pool of one, which some programs ask for, is none: a slow request would hold its queue up.
+        // Kata Containers passes 1. With one thread, a slow request would block its queue.
         0 | 1 => default.threads_per_queue,
         n => u16::try_from(n).unwrap_or(u16::MAX),
     };
@@ -257,11 +259,11 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
         Sandbox::Chroot => Mode::Chroot,
         Sandbox::None => Mode::None,
     };
-    let map = |option, words: &[String]| {
-        if !words.is_empty() && (is_root || mode != Mode::Namespace) {
+    let map = |option, ranges: &[String]| {
+        if !ranges.is_empty() && (is_root || mode != Mode::Namespace) {
             return Err(ConfigError::NoUserNamespace(option));
         }
-        parse_id_map(words).map_err(|error| ConfigError::IdMap { option, error })
+        parse_id_map(ranges).map_err(|error| ConfigError::IdMap { option, error })
     };
     Ok(sandbox::Options {
         mode,
@@ -279,12 +281,12 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse;
+    use crate::config::command_line::parse;
     use std::time::Duration;
 
     fn parsed_by(is_root: bool, line: &str) -> Result<Checked, ConfigError> {
-        let words = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
-        check(&parse(words).unwrap(), is_root, 4)
+        let arguments = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
+        check(&parse(arguments).unwrap(), is_root, 4)
     }
 
     fn parsed(line: &str) -> Result<Checked, ConfigError> {
@@ -315,7 +317,7 @@ mod tests {
         let refused = |is_root, more: &str| mode_of(is_root, more).unwrap_err().to_string();
         assert!(refused(false, "--sandbox chroot").contains("--sandbox namespace"));
         for (is_root, more) in [(true, "--uid-map :0:1:1:"), (false, "--sandbox none --uid-map :0:1:1:")] {
-            assert!(refused(is_root, more).contains("--uid-map goes with --sandbox namespace"), "{}", refused(is_root, more));
+            assert!(refused(is_root, more).contains("--uid-map needs --sandbox namespace"), "{}", refused(is_root, more));
         }
         assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; write"));
         assert!(refused(true, "--modcaps=chown").starts_with("--modcaps: entry 1 (chown)"));

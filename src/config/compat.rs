@@ -1,22 +1,22 @@
-//! `-o` lists of older virtiofsd, in Rust and in C, as the long options that they stand for. Knows names
-//! and no meanings: an option that comes later works here as soon as it exists.
+//! `-o` lists of older virtiofsd (in Rust and in C), expanded to long options. Knows the names of options only, not their
+//! meaning.
 
 use std::ffi::OsString;
 
-use super::words::command;
+use super::command::command;
 
-/// What a key stands for.
+/// The long options for a key.
 #[derive(Debug, Clone, Copy)]
 enum Meaning {
-    /// A word.
-    Word(&'static str),
+    /// An option, with its value if it has one.
+    Fixed(&'static str),
     /// Options that take the value as it is.
     Value(&'static [&'static str]),
-    /// An option, and the values with what each is called now.
+    /// An option whose values have other names now.
     Renamed(&'static str, &'static [(&'static str, &'static str)]),
 }
 
-use Meaning::{Renamed, Value, Word};
+use Meaning::{Fixed, Renamed, Value};
 
 const CACHE: &[(&str, &str)] = &[("auto", "auto"), ("always", "always"), ("none", "never"), ("never", "never"), ("metadata", "metadata")];
 const LEVEL: &[(&str, &str)] = &[("debug", "debug"), ("info", "info"), ("warn", "warn"), ("err", "error")];
@@ -28,43 +28,43 @@ const KEYS: &[(&str, Meaning)] = &[
     ("cache", Renamed("cache", CACHE)),
     ("loglevel", Renamed("log-level", LEVEL)),
     ("log_level", Renamed("log-level", LEVEL)),
-    ("debug", Word("log-level=debug")),
+    ("debug", Fixed("log-level=debug")),
     ("sandbox", Renamed("sandbox", SANDBOX)),
     ("modcaps", Value(&["modcaps"])),
     ("xattrmap", Value(&["xattrmap"])),
     ("timeout", Value(&["entry-timeout", "attr-timeout"])),
-    ("xattr", Word("xattr")),
-    ("no_xattr", Word("xattr=false")),
-    ("readdirplus", Word("no-readdirplus=false")),
-    ("no_readdirplus", Word("no-readdirplus")),
-    ("writeback", Word("writeback")),
-    ("no_writeback", Word("writeback=false")),
-    ("allow_direct_io", Word("allow-direct-io")),
-    ("no_allow_direct_io", Word("allow-direct-io=false")),
-    ("announce_submounts", Word("announce-submounts")),
-    ("killpriv_v2", Word("killpriv-v2")),
-    ("no_killpriv_v2", Word("no-killpriv-v2")),
-    ("posix_acl", Word("posix-acl=always")),
-    ("no_posix_acl", Word("posix-acl=never")),
-    ("security_label", Word("security-label=always")),
-    ("no_security_label", Word("security-label=never")),
-    ("posix_lock", Word("locks=host")),
-    ("no_posix_lock", Word("locks=guest")),
-    ("flock", Word("locks=host")),
-    ("no_flock", Word("locks=guest")),
+    ("xattr", Fixed("xattr")),
+    ("no_xattr", Fixed("xattr=false")),
+    ("readdirplus", Fixed("no-readdirplus=false")),
+    ("no_readdirplus", Fixed("no-readdirplus")),
+    ("writeback", Fixed("writeback")),
+    ("no_writeback", Fixed("writeback=false")),
+    ("allow_direct_io", Fixed("allow-direct-io")),
+    ("no_allow_direct_io", Fixed("allow-direct-io=false")),
+    ("announce_submounts", Fixed("announce-submounts")),
+    ("killpriv_v2", Fixed("killpriv-v2")),
+    ("no_killpriv_v2", Fixed("no-killpriv-v2")),
+    ("posix_acl", Fixed("posix-acl=always")),
+    ("no_posix_acl", Fixed("posix-acl=never")),
+    ("security_label", Fixed("security-label=always")),
+    ("no_security_label", Fixed("security-label=never")),
+    ("posix_lock", Fixed("locks=host")),
+    ("no_posix_lock", Fixed("locks=guest")),
+    ("flock", Fixed("locks=host")),
+    ("no_flock", Fixed("locks=guest")),
 ];
 
-/// What is wrong with an item of a list. `at` counts the items of all lists from 1.
+/// An invalid item of a list. `at` counts the items of all lists from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompatError {
     /// Nothing between two commas.
-    #[error("-o: item {at} is empty; take the comma out, or write ,, for a comma in a value")]
+    #[error("-o: item {at} is empty; remove the comma, or write ,, for a comma in a value")]
     Empty {
         /// Its position.
         at: usize,
     },
     /// No such key.
-    #[error("-o: there is no key {key} (item {at}); gatherfsd --help lists the options, each to be written of its own")]
+    #[error("-o: unknown key '{key}' (item {at}); use one of the options that gatherfsd --help lists")]
     Unknown {
         /// Its position.
         at: usize,
@@ -72,7 +72,7 @@ pub enum CompatError {
         key: String,
     },
     /// A key that needs a value.
-    #[error("-o: {key} (item {at}) needs a value; write {key}=VALUE")]
+    #[error("-o: missing value for {key} (item {at}); write {key}=VALUE")]
     NoValue {
         /// Its position.
         at: usize,
@@ -80,15 +80,15 @@ pub enum CompatError {
         key: String,
     },
     /// A key that takes no value.
-    #[error("-o: {key} (item {at}) takes no value; write {key} alone")]
+    #[error("-o: unexpected value for {key} (item {at}); write {key} alone")]
     HasValue {
         /// Its position.
         at: usize,
         /// The key.
         key: String,
     },
-    /// A value that the key does not have.
-    #[error("-o: {key}={value} (item {at}) is not possible; {key} is one of {possible}")]
+    /// A value that is not allowed for the key.
+    #[error("-o: invalid value '{value}' for {key} (item {at}); expected one of {possible}")]
     BadValue {
         /// Its position.
         at: usize,
@@ -96,11 +96,11 @@ pub enum CompatError {
         key: String,
         /// The value.
         value: String,
-        /// What can be written.
+        /// The allowed values.
         possible: String,
     },
-    /// A key whose option this daemon does not have.
-    #[error("-o: {key} (item {at}) stands for --{option}, which gatherfsd does not have; leave it out")]
+    /// A key whose option is not supported.
+    #[error("-o: {key} (item {at}) is --{option}, which gatherfsd does not support; leave it out")]
     NoOption {
         /// Its position.
         at: usize,
@@ -111,26 +111,29 @@ pub enum CompatError {
     },
 }
 
-/// The words that `lists` stand for, in order.
+/// The long options that `lists` stand for, in order.
+///
+/// # Errors
+/// The first invalid item.
 pub fn expand(lists: &[String]) -> Result<Vec<OsString>, CompatError> {
-    let mut words = Vec::new();
-    let command = if lists.is_empty() { return Ok(words) } else { command() };
+    let mut arguments = Vec::new();
+    let command = if lists.is_empty() { return Ok(arguments) } else { command() };
     let has = |name: &str| command.get_arguments().any(|a| a.get_long() == Some(name));
     for (i, item) in lists.iter().flat_map(|list| items(list)).enumerate() {
         let at = i + 1;
-        for word in words_of(&item, at)? {
-            let option = word.split('=').next().unwrap_or_default();
-            if !has(option) {
+        for option in options_of(&item, at)? {
+            let name = option.split('=').next().unwrap_or_default();
+            if !has(name) {
                 let key = item.split('=').next().unwrap_or_default().to_owned();
-                return Err(CompatError::NoOption { at, key, option: option.to_owned() });
+                return Err(CompatError::NoOption { at, key, option: name.to_owned() });
             }
-            words.push(format!("--{word}").into());
+            arguments.push(format!("--{option}").into());
         }
     }
-    Ok(words)
+    Ok(arguments)
 }
 
-/// The items of a list. Two commas are one that belongs to the item: libvirt writes paths so.
+/// The items of a list. Two commas are one comma in the item, as libvirt escapes paths.
 fn items(list: &str) -> Vec<String> {
     let mut items = vec![String::new()];
     let mut rest = list.chars().peekable();
@@ -145,7 +148,7 @@ fn items(list: &str) -> Vec<String> {
 }
 
 /// The long options with their values, without the dashes.
-fn words_of(item: &str, at: usize) -> Result<Vec<String>, CompatError> {
+fn options_of(item: &str, at: usize) -> Result<Vec<String>, CompatError> {
     if item.is_empty() {
         return Err(CompatError::Empty { at });
     }
@@ -155,8 +158,8 @@ fn words_of(item: &str, at: usize) -> Result<Vec<String>, CompatError> {
         return Err(CompatError::Unknown { at, key: key_owned() });
     };
     match (meaning, value) {
-        (Word(word), None) => Ok(vec![(*word).to_owned()]),
-        (Word(_), Some(_)) => Err(CompatError::HasValue { at, key: key_owned() }),
+        (Fixed(option), None) => Ok(vec![(*option).to_owned()]),
+        (Fixed(_), Some(_)) => Err(CompatError::HasValue { at, key: key_owned() }),
         (Value(_) | Renamed(..), None | Some("")) => Err(CompatError::NoValue { at, key: key_owned() }),
         (Value(options), Some(value)) => Ok(options.iter().map(|option| format!("{option}={value}")).collect()),
         (Renamed(option, values), Some(value)) => match values.iter().find(|(older, _)| *older == value) {
@@ -200,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_options_that_are_not_there_are_refused_until_they_are() {
+    fn keys_of_options_that_are_not_supported_are_rejected() {
         let command = command();
         for (key, meaning) in KEYS {
             let (item, option) = match meaning {
-                Word(word) => ((*key).to_owned(), word.split('=').next().unwrap()),
+                Fixed(word) => ((*key).to_owned(), word.split('=').next().unwrap()),
                 Value(options) => (format!("{key}=x"), options[0]),
                 Renamed(option, values) => (format!("{key}={}", values[0].0), *option),
             };
@@ -219,14 +222,14 @@ mod tests {
     #[test]
     fn a_mistake_is_named_with_its_position_and_the_fix() {
         let cases: [(&[&str], &[&str]); 8] = [
-            (&["xattr,quux"], &["no key quux", "item 2"]),
-            (&["xattr", "cache=auto,,quux=3"], &["cache=auto,quux=3", "item 2", "none"]),
+            (&["xattr,quux"], &["unknown key 'quux'", "item 2"]),
+            (&["xattr", "cache=auto,,quux=3"], &["'auto,quux=3' for cache", "item 2", "none"]),
             (&["xattr,", "cache"], &["item 2 is empty"]),
             (&[""], &["item 1 is empty"]),
-            (&["cache"], &["cache", "needs a value", "cache=VALUE"]),
-            (&["source="], &["source", "needs a value"]),
-            (&["xattr=on"], &["xattr", "no value", "alone"]),
-            (&["loglevel=loud"], &["loglevel=loud", "err"]),
+            (&["cache"], &["missing value for cache", "cache=VALUE"]),
+            (&["source="], &["missing value for source"]),
+            (&["xattr=on"], &["unexpected value for xattr", "alone"]),
+            (&["loglevel=loud"], &["'loud' for loglevel", "err"]),
         ];
         for (lists, parts) in cases {
             let said = expanded(lists).unwrap_err().to_string();
@@ -238,7 +241,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_lists_are_words_that_the_parser_takes_or_one_sentence(lists in proptest::collection::vec("(xattr|no_xattr|cache=|source=|,|,,|none|/a|=|[ -~]){0,6}", 0..4)) {
+        fn any_lists_are_options_that_the_parser_takes_or_one_sentence(lists in proptest::collection::vec("(xattr|no_xattr|cache=|source=|,|,,|none|/a|=|[ -~]){0,6}", 0..4)) {
             match expand(&lists) {
                 Ok(words) => proptest::prop_assert!(words.iter().all(|word| word.to_string_lossy().starts_with("--"))),
                 Err(e) => proptest::prop_assert!(e.to_string().starts_with("-o: ") && !e.to_string().contains('\n')),

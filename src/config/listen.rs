@@ -1,4 +1,4 @@
-//! The socket that monitors connect to: made here, inherited, or found taken.
+//! The listening socket: created at a path, or inherited.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,93 +19,101 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listening {
-    /// On a socket that we make.
+    /// On a socket that is created.
     Path {
         /// Its path.
         path: PathBuf,
         /// Its group, by name or number.
         group: Option<String>,
     },
-    /// On a socket that was inherited.
+    /// On an inherited descriptor.
     Inherited(i32),
 }
 
-/// Why there is no socket.
+/// Why the socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody listens there.
-    #[error("another process listens on {0}; end it or choose another --socket-path")]
+    /// Another process listens there.
+    #[error("another process listens on {0}; stop it or choose another --socket-path")]
     Taken(PathBuf),
-    /// Something else lies there.
-    #[error("{0} exists and is no socket; remove it or choose another --socket-path")]
+    /// The path is another kind of file.
+    #[error("{0} exists and is not a socket; remove it or choose another --socket-path")]
     NotASocket(PathBuf),
-    /// The kernel refused.
+    /// A system call failed.
     #[error("cannot listen on {path}: {source}")]
     Bind {
         /// The socket's path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
-    /// The path is longer than a socket's address.
+    /// The path does not fit into a socket address.
     #[error(
-        "cannot listen on {path}: the path is {} bytes long and the limit is {SOCKET_PATH_MAX}; choose a shorter --socket-path",
+        "cannot listen on {path}: the path has {} bytes, at most {SOCKET_PATH_MAX} are allowed; choose a shorter --socket-path",
         .path.as_os_str().len()
     )]
     TooLong {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The directory of the socket is missing.
+    /// The directory of the socket does not exist.
     #[error("cannot listen on {path}: {what}; create the directory or choose another --socket-path")]
     NoDirectory {
         /// The socket's path.
         path: PathBuf,
-        /// Which directory, and what is there instead.
+        /// The missing directory, or the file in its place.
         what: String,
     },
     /// The process id could not be written.
-    #[error("cannot write the process id to {path}, which another daemon may hold: {source}; remove it or choose another --socket-path")]
+    #[error("cannot write the pid file {path}, which another daemon may have locked: {source}; remove it or choose another --socket-path")]
     PidFile {
-        /// The file beside the socket.
+        /// The pid file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
     /// No such group.
-    #[error("--socket-group {0}: there is no such group; give its name or number")]
+    #[error("--socket-group {0}: no such group; give the name or number of a group")]
     NoGroup(String),
+    /// The group databases could not be read.
+    #[error("--socket-group {group}: the group database cannot be read: {source}; give the group's number")]
+    GroupDatabase {
+        /// The group.
+        group: String,
+        /// The C library's error.
+        source: io::Error,
+    },
     /// The group could not be set.
-    #[error("cannot give {path} to group {group}: {source}")]
+    #[error("cannot change the group of {path} to {group}: {source}; this requires root or membership of the group")]
     Chown {
         /// The socket's path.
         path: PathBuf,
         /// The group.
         group: String,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
-    /// Not a listening socket.
-    #[error("--fd {fd} is no listening unix socket: {source}; where systemd made it, its unit needs ListenStream=PATH")]
+    /// The descriptor is not a listening socket.
+    #[error("--fd {fd} is not a listening Unix socket: {source}; in a systemd socket unit, use ListenStream=PATH")]
     Inherited {
         /// The descriptor.
         fd: i32,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
 }
 
-/// The socket's file and the one with the process id beside it; removed by whoever made them, when that ends.
-/// They are found by their directory, since a sandbox may have taken the path away by then.
+/// The socket's file and its pid file. The process that created them removes them when it exits, relative to their directory:
+/// in a sandbox the path may not be reachable.
 #[derive(Debug)]
 pub struct SocketFile {
     place: Option<(OwnedFd, OsString)>,
-    /// Locked while the daemon lives.
+    /// Locked while the daemon runs.
     _pid_file: Option<File>,
 }
 
 impl SocketFile {
-    /// Removes the files, if we made them.
+    /// Removes the files, if this process created them.
     pub fn remove(&mut self) {
         if let Some((directory, name)) = self.place.take() {
             let pid_file = pid_file::path_of(Path::new(&name));
@@ -114,12 +122,12 @@ impl SocketFile {
         }
     }
 
-    /// Leaves the files alone and forgets its directory: another process of ours removes it.
+    /// Closes the directory: the files are removed by the process outside the sandbox.
     pub fn leave(&mut self) {
         self.place = None;
     }
 
-    /// The directory that it lies in, if we made it.
+    /// The directory of the files, if this process created them.
     pub fn directory(&self) -> Option<BorrowedFd<'_>> {
         self.place.as_ref().map(|(directory, _)| directory.as_fd())
     }
@@ -134,14 +142,18 @@ impl SocketFile {
     }
 }
 
-/// Listens. A socket file that nobody listens on any more is replaced.
+/// Creates or takes over the socket. A socket file on which no process listens is replaced.
+///
+/// # Errors
+/// The path is in use, too long, not a socket or in a directory that does not exist; the group does not exist or cannot be set;
+/// the pid file is locked; the inherited descriptor is not a listening socket.
 pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), ListenError> {
     match listening {
         Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
         Listening::Path { path, group } => {
             let typed = path;
             let path = std::path::absolute(typed).map_err(|source| ListenError::Bind { path: typed.clone(), source })?;
-            look_for_directory(&path)?;
+            check_directory(&path)?;
             let bindable = if path.as_os_str().len() <= SOCKET_PATH_MAX { &path } else { typed };
             if bindable.as_os_str().len() > SOCKET_PATH_MAX {
                 return Err(ListenError::TooLong { path: typed.clone() });
@@ -151,22 +163,22 @@ pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), Liste
                 io::ErrorKind::WouldBlock if fs::symlink_metadata(&path).is_ok() => ListenError::Taken(path.clone()),
                 _ => ListenError::PidFile { path: pid_path, source },
             })?;
-            // Whoever connects has the share: nobody but us, unless a group is named.
+            // A connection gives access to the share: for the daemon's user only, unless a group is given.
             let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
             let bound = bind(bindable);
             rustix::process::umask(umask);
             let listener = bound?;
             let given = group.as_ref().map_or(Ok(()), |group| give_to_group(&path, group));
-            // Last, since whoever waits for the process id connects next.
+            // Last, since programs that wait for the pid file connect next.
             let file = given.and_then(|()| SocketFile::at(&path, claimed));
             Ok((listener, file.inspect_err(|_| _ = fs::remove_file(&path))?))
         }
     }
 }
 
-/// Fails where the directory of the socket at `path` is not there, and names the first one that is missing. What else may be
-/// wrong with it is the kernel's to say.
-fn look_for_directory(path: &Path) -> Result<(), ListenError> {
+/// Fails if the directory of the socket at `path` does not exist, with the first missing directory in the message. Other errors
+/// are left to bind(2).
+fn check_directory(path: &Path) -> Result<(), ListenError> {
     let failed = |what| ListenError::NoDirectory { path: path.to_owned(), what };
     let above: Vec<&Path> = path.ancestors().skip(1).collect();
     for directory in above.into_iter().rev() {
@@ -198,8 +210,8 @@ fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     }
 }
 
-/// Whether a living process has a socket bound to `path`. Connecting would tell too, but a daemon that
-/// serves one monitor would take the attempt for it.
+/// Whether a process has a socket bound to `path`. A connection attempt would use up the only connection of a daemon without
+/// `--keep-listening`.
 fn is_bound(path: &Path) -> io::Result<bool> {
     // Columns: address, references, protocol, flags, type, state, inode, path.
     let sockets = fs::read("/proc/net/unix")?;
@@ -217,7 +229,7 @@ fn is_bound(path: &Path) -> io::Result<bool> {
 }
 
 fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
-    let gid = gid_of(group).or_else(|| group.parse().ok()).ok_or_else(|| ListenError::NoGroup(group.to_owned()))?;
+    let gid = gid_of(group)?;
     let chown = || -> io::Result<()> {
         std::os::unix::fs::chown(path, None, Some(gid))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
@@ -226,21 +238,32 @@ fn give_to_group(path: &Path, group: &str) -> Result<(), ListenError> {
     chown().map_err(|source| ListenError::Chown { path: path.to_owned(), group: group.to_owned(), source })
 }
 
-/// A group's number by its name: from /etc/group, else from whatever the C library's getent(1) asks (LDAP, sssd).
-fn gid_of(name: &str) -> Option<u32> {
-    let in_database = |database: &str| {
-        database.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
-        })
-    };
-    let local = fs::read_to_string("/etc/group").ok().and_then(|database| in_database(&database));
-    local.or_else(|| {
-        let asked = std::process::Command::new("getent").args(["group", "--", name]).output().ok()?;
-        in_database(&String::from_utf8_lossy(&asked.stdout))
-    })
+/// The number of `group`, by its name in the C library's group databases (nsswitch.conf(5)), else as a number.
+fn gid_of(group: &str) -> Result<u32, ListenError> {
+    let found = nix::unistd::Group::from_name(group);
+    match (found, group.parse()) {
+        (Ok(Some(found)), _) => Ok(found.gid.as_raw()),
+        (_, Ok(gid)) => Ok(gid),
+        (Ok(None), _) => Err(ListenError::NoGroup(group.to_owned())),
+        (Err(source), _) => Err(ListenError::GroupDatabase { group: group.to_owned(), source: source.into() }),
+    }
 }
 
 fn inherit(fd: i32) -> Result<UnixListener, ListenError> {
     crate::sys::descriptor::inherited_listener(fd).map_err(|source| ListenError::Inherited { fd, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_name_or_number() {
+        let root = nix::unistd::Group::from_gid(0.into()).unwrap().unwrap();
+        assert_eq!(gid_of(&root.name).unwrap(), 0);
+        assert_eq!(gid_of("54321").unwrap(), 54321);
+        for unknown in ["no-such-group", "", "-1"] {
+            assert!(matches!(gid_of(unknown), Err(ListenError::NoGroup(group)) if group == unknown), "{unknown}");
+        }
+    }
 }

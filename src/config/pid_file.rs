@@ -1,5 +1,5 @@
-//! The file beside the socket that says which process listens there: `SOCKET.pid`. Programs that start the
-//! daemon in the background wait for it and end the daemon by it.
+//! The pid file `SOCKET.pid` beside the socket. Programs that start the daemon in the background wait for it and signal the
+//! process. It is locked while the daemon runs.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Where the file lies for a socket.
+/// The path of the pid file of `socket`.
 pub fn path_of(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".pid");
@@ -22,8 +22,11 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
     Ok(file)
 }
 
-/// Locks the file at `path`, if there is one, before anything of the socket's is touched: another daemon may live
-/// where neither its process nor its socket can be seen from here. Fails with EWOULDBLOCK where one does.
+/// Locks the file at `path`, if it exists, before the socket is touched: another daemon may run in a network or pid namespace
+/// where neither its socket nor its process is visible.
+///
+/// # Errors
+/// EWOULDBLOCK if another process has locked it; errors of open(2).
 pub fn claim(path: &Path) -> io::Result<Option<File>> {
     match open(path, false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -31,12 +34,15 @@ pub fn claim(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Writes our process id to the file at `path`, which stays locked as long as the result lives; `claimed` is what
-/// [`claim`] brought. Fails with EWOULDBLOCK where a living process has locked it.
+/// Writes the process id to the file at `path`, which stays locked until the result is dropped. `claimed` is the result of
+/// [`claim`].
+///
+/// # Errors
+/// EWOULDBLOCK if another process has locked it; errors of open(2) and write(2).
 pub fn write(path: &Path, mut claimed: Option<File>) -> io::Result<File> {
     loop {
         let mut file = claimed.take().map_or_else(|| open(path, true), Ok)?;
-        // Whoever held the lock before may have removed the file meanwhile.
+        // The previous holder of the lock may have removed the file in the meantime.
         let is_there = std::fs::symlink_metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
         if is_there {
             file.set_len(0)?;

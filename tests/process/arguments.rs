@@ -17,19 +17,68 @@ const NOBODY: u32 = 65534;
 /// The exit status of a command line that makes no sense.
 const USAGE: Option<i32> = Some(2);
 
+/// What `option` prints, which must succeed.
+fn help_by(option: &str) -> String {
+    let output = gatherfsd().arg(option).output().expect("the program starts");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("text")
+}
+
 #[test]
 fn help_lists_every_option_and_the_signals() {
-    let output = gatherfsd().arg("--help").output().expect("the program starts");
-    assert!(output.status.success());
-    let help = String::from_utf8(output.stdout).expect("text");
-    for argument in gatherfs::config::command().get_arguments() {
+    let (help, short) = (help_by("--help"), help_by("-h"));
+    for argument in gatherfs::config::command().get_arguments().filter(|argument| !argument.is_hide_set()) {
         let name = argument.get_long().map_or_else(|| format!("-{}", argument.get_short().expect("a name")), |long| format!("--{long}"));
-        assert!(help.contains(&name), "{name} is missing in\n{help}");
+        assert!(help.contains(&name) && short.contains(&name), "{name} is missing in\n{help}");
         assert!(argument.get_help().is_some(), "{name} has no help");
     }
     for word in ["--shared-dir", "--socket-path", "--fd", "--tag", "--sandbox", "--keep-listening", "SIGTERM", "SIGUSR1"] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
+}
+
+#[test]
+fn help_begins_with_two_examples_and_has_the_options_in_groups() {
+    let groups = ["Share", "Socket and device", "Caching", "Ids and attributes", "Security", "Locks", "Logging", "Compatibility"]
+        .map(|g| format!("{g}:"));
+    for option in ["--help", "-h"] {
+        let help = help_by(option);
+        let titles: Vec<&str> = help.lines().filter(|line| line.ends_with(':') && !line.starts_with(' ')).collect();
+        assert_eq!((titles[0], &titles[1..]), ("Examples:", &groups.each_ref().map(String::as_str)[..]), "{option}");
+        let examples: Vec<&str> = help.lines().map(str::trim).filter(|line| line.starts_with("gatherfsd --shared-dir")).collect();
+        assert_eq!(examples.len(), 2, "{help}");
+        for example in examples {
+            let arguments = gatherfs::config::parse(example.split(' ').map(Into::into)).expect(example);
+            gatherfs::config::check(&arguments, true, 1).expect(example);
+        }
+    }
+}
+
+#[test]
+fn short_help_has_one_line_for_each_option() {
+    let (help, short) = (help_by("--help"), help_by("-h"));
+    assert!(short.lines().count() * 2 < help.lines().count(), "{short}");
+    let shown = gatherfs::config::command().get_arguments().filter(|argument| !argument.is_hide_set()).count();
+    let lines: Vec<&str> = short.lines().skip_while(|line| *line != "Share:").filter(|line| line.starts_with(' ')).collect();
+    assert_eq!(lines.len(), shown, "{short}");
+    assert!(lines.iter().all(|line| line.trim_start().starts_with('-') && line.len() <= 100), "{short}");
+}
+
+#[test]
+fn options_without_effect_are_accepted_and_not_in_the_help() {
+    let hidden = [
+        "--migration-mode=find-paths",
+        "--migration-on-error=guest-error",
+        "--migration-verify-handles",
+        "--migration-confirm-paths",
+        "-f",
+    ];
+    for help in [help_by("--help"), help_by("-h")] {
+        assert!(!help.contains("--migration") && !help.contains("  -f"), "{help}");
+    }
+    let daemon = Daemon::start(&hidden);
+    let (_guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "dir");
 }
 
 #[test]
@@ -43,12 +92,12 @@ fn version_is_the_name_and_the_version() {
 fn a_misspelt_option_is_refused_with_the_right_one() {
     let (status, said) = refused(gatherfsd().args(["--shared-dri", "/srv"]));
     assert_eq!(status.code(), USAGE);
-    assert_eq!(said, "gatherfsd: there is no option --shared-dri; did you mean --shared-dir?");
+    assert_eq!(said, "gatherfsd: unknown option '--shared-dri'; did you mean --shared-dir?");
     let (status, said) = refused(gatherfsd().arg("--quux"));
     assert_eq!(status.code(), USAGE);
-    assert!(said.contains("no option --quux") && said.contains("--help"), "{said}");
+    assert!(said.contains("unknown option '--quux'") && said.contains("--help"), "{said}");
     let (status, said) = refused(gatherfsd().arg("/srv"));
-    assert_eq!((status.code(), &said[..]), (USAGE, "gatherfsd: unexpected argument /srv; did you mean --shared-dir?"));
+    assert_eq!((status.code(), &said[..]), (USAGE, "gatherfsd: unexpected argument '/srv'; did you mean --shared-dir?"));
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn older_spellings_work_and_are_warned_of_once() {
         return;
     }
     let said = said(&mut command, &scratch);
-    for advice in ["write --socket-path", "-f has no effect", "-o is an older spelling", "fallback is an older name", "cannot migrate"] {
+    for advice in ["use --socket-path", "-f has no effect", "-o is deprecated", "fallback is deprecated", "does not support migration"] {
         assert_eq!(said.matches(advice).count(), 1, "{advice}\n{said}");
     }
     assert!(said.contains("sharing "), "{said}");
@@ -114,7 +114,7 @@ fn with_the_option_the_log_goes_to_syslog_from_every_sandbox() {
         let started = received(&syslog, "Waiting for vhost-user socket connection...");
         let name = format!("gatherfsd[{}]: ", process.pid());
         assert!(started.iter().all(|message| message.contains(&name)), "{started:?}");
-        assert!(started[0].starts_with(&format!("<12>{name}-d is an older spelling")), "a warning: {started:?}");
+        assert!(started[0].starts_with(&format!("<12>{name}-d is deprecated")), "a warning: {started:?}");
         let sharing = started.iter().find(|message| message.contains("sharing ")).expect("the start line");
         assert!(sharing.starts_with("<14>") && !sharing.contains('\n') && !sharing.contains("INFO"), "{sharing}");
         let (guest, client) = mount(&scratch.join("s"));

@@ -83,10 +83,13 @@ fn a_file_with_a_mistake_is_refused_with_file_line_and_fix() {
     let file = scratch.join("gatherfsd.toml");
     let name = file.to_str().expect("text");
     let cases = [
-        ("xattr = true\nsharde-dir = '/srv'\n", format!("gatherfsd: {name}:2: there is no option sharde-dir; did you mean shared-dir?")),
+        ("xattr = true\nsharde-dir = '/srv'\n", format!("gatherfsd: {name}:2: unknown option 'sharde-dir'; did you mean shared-dir?")),
         ("xattr = 'yes'\n", format!("gatherfsd: {name}:1: xattr is a string; write xattr = true or xattr = false")),
-        ("\ncache = always\n", format!("gatherfsd: {name}:2: the value of cache is no TOML; write cache = \"always\"")),
-        ("\ncache = 'often'\n", format!("gatherfsd: {name}:2: --cache often is not possible; give auto, always, never or metadata")),
+        ("\ncache = always\n", format!("gatherfsd: {name}:2: the value of cache is not TOML; write cache = \"always\"")),
+        (
+            "\ncache = 'often'\n",
+            format!("gatherfsd: {name}:2: invalid value 'often' for --cache; expected auto, always, never or metadata"),
+        ),
     ];
     for (text, expected) in cases {
         fs::write(&file, text).expect("a file");
@@ -124,20 +127,20 @@ fn the_capabilities_are_the_json_that_libvirt_reads_and_the_packaged_description
 fn a_mistake_on_the_command_line_is_one_sentence_with_option_position_and_fix() {
     let whole = ["--shared-dir", "/tmp", "--socket-path", "/tmp/gfs-none"];
     let cases: [(&[&str], &str); 9] = [
-        (&["--cache", "sometimes"], "--cache sometimes is not possible; give auto, always, never or metadata"),
-        (&["--cache=always", "--sandbox"], "--sandbox needs a value; give namespace, chroot or none"),
-        (&["--max-pages", "0"], "--max-pages 0 is not possible: 0 is not in 1..=65535"),
-        (&["--rlimit-nofile", "many"], "--rlimit-nofile many is not possible: give a whole number"),
-        (&["--readonly=maybe"], "--readonly maybe is not possible; give true or false"),
+        (&["--cache", "sometimes"], "invalid value 'sometimes' for --cache; expected auto, always, never or metadata"),
+        (&["--cache=always", "--sandbox"], "missing value for --sandbox; expected namespace, chroot or none"),
+        (&["--max-pages", "0"], "invalid value '0' for --max-pages: 0 is not in 1..=65535"),
+        (&["--rlimit-nofile", "many"], "invalid value 'many' for --rlimit-nofile: expected an integer"),
+        (&["--readonly=maybe"], "invalid value 'maybe' for --readonly; expected true or false"),
         (
             &["-o", "xattr", "-o", "cache=none,no_such"],
-            "-o: there is no key no_such (item 3); gatherfsd --help lists the options, each to be written of its own",
+            "-o: unknown key 'no_such' (item 3); use one of the options that gatherfsd --help lists",
         ),
-        (&["-o", "cache=often"], "-o: cache=often (item 1) is not possible; cache is one of auto, always, none, never, metadata"),
-        (&["--migration-mode", "by-hand"], "--migration-mode by-hand is not possible; give find-paths or file-handles"),
+        (&["-o", "cache=often"], "-o: invalid value 'often' for cache (item 1); expected one of auto, always, none, never, metadata"),
+        (&["--migration-mode", "by-hand"], "invalid value 'by-hand' for --migration-mode; expected find-paths or file-handles"),
         (
             &["--migration-mode", "file-handles", "--migration-verify-handles"],
-            "--migration-verify-handles goes with --migration-mode find-paths; file handles need no such check, so leave it out",
+            "--migration-verify-handles needs --migration-mode find-paths; leave it out",
         ),
     ];
     for (words, expected) in cases {

@@ -69,7 +69,7 @@ fn two_passed_sockets_are_refused_and_none_is_as_if_nothing_was_said() {
     assert_eq!(status.code(), Some(2));
     assert!(said.contains("LISTEN_FDS=2 is not one socket"), "{said}");
     let (_, said) = refused(&mut started_with(&listener, 0, &["--shared-dir", share]));
-    assert!(said.contains("say where to listen"), "{said}");
+    assert!(said.contains("no socket to listen on"), "{said}");
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn a_map_that_is_not_allowed_is_refused_with_what_to_do() {
         assert!(said.starts_with(&format!("gatherfsd: {option}: range 1 ({map})")) && said.lines().count() == 1, "{said}");
     }
     let (_, said) = refused(&mut daemon(&scratch, &["--sandbox", "none", "--uid-map", ":0:65534:1:"]));
-    assert!(said.contains("--uid-map goes with --sandbox namespace"), "{said}");
+    assert!(said.contains("--uid-map needs --sandbox namespace"), "{said}");
     assert!(!scratch.join("s").exists(), "it left a socket");
 }
 

@@ -76,7 +76,7 @@ fn a_path_that_is_no_socket_is_refused_and_left_alone() {
     let scratch = Scratch::new();
     fs::write(scratch.join("s"), "a letter").expect("a file");
     let (_, said) = refused(&mut command(&scratch, &[]));
-    assert!(said.contains("no socket") && said.contains(scratch.join("s").to_str().expect("text")), "{said}");
+    assert!(said.contains("is not a socket") && said.contains(scratch.join("s").to_str().expect("text")), "{said}");
     assert_eq!(fs::read(scratch.join("s")).expect("the file"), b"a letter");
 }
 
@@ -90,7 +90,7 @@ fn a_path_that_cannot_be_a_socket_is_refused() {
         ("missing/s", format!("the directory {} does not exist; create the directory or choose another --socket-path", shown("missing"))),
         ("missing/below/s", format!("the directory {} does not exist", shown("missing"))),
         ("file/s", format!("{} is not a directory", shown("file"))),
-        (&long, format!("the path is {} bytes long and the limit is 107; choose a shorter --socket-path", shown(&long).len())),
+        (&long, format!("the path has {} bytes, at most 107 are allowed; choose a shorter --socket-path", shown(&long).len())),
     ];
     for (name, expected) in cases {
         let mut command = gatherfsd();
@@ -181,7 +181,7 @@ fn a_descriptor_that_is_no_listening_socket_is_refused() {
         refused(&mut command).1
     };
     for said in [start(None), start(Some(&file)), start(Some(&connected))] {
-        assert!(said.contains("--fd 900 is no listening unix socket"), "{said}");
+        assert!(said.contains("--fd 900 is not a listening Unix socket"), "{said}");
     }
 }
 
@@ -258,7 +258,7 @@ fn a_process_id_that_cannot_be_written_is_refused_and_leaves_no_socket() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.join("s.pid")).expect("a directory");
     let (_, said) = refused(&mut command(&scratch, &[]));
-    assert!(said.contains("process id") && said.contains(scratch.join("s.pid").to_str().expect("text")), "{said}");
+    assert!(said.contains("cannot write the pid file") && said.contains(scratch.join("s.pid").to_str().expect("text")), "{said}");
     assert!(!scratch.join("s").exists());
 
     // Another daemon holds it, though its socket is gone.
@@ -268,6 +268,6 @@ fn a_process_id_that_cannot_be_written_is_refused_and_leaves_no_socket() {
     let mut second = gatherfsd();
     second.arg("--shared-dir").arg(first.share()).arg("--socket-path").arg(first.socket()).args(["--sandbox", "none"]);
     let (_, said) = refused(&mut second);
-    assert!(said.contains("another daemon may hold"), "{said}");
+    assert!(said.contains("another daemon may have locked"), "{said}");
     assert_eq!(pid_in(&first.socket().with_file_name("s.pid")), Some(first.pid()));
 }

@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod guest;
+pub mod in_process;
 pub mod manual;
 pub mod places;
 pub mod private_mounts;

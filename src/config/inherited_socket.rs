@@ -1,29 +1,33 @@
-//! The socket that a service manager made and passed on (man sd_listen_fds(3)), for a daemon that was told
-//! nothing of sockets.
+//! A listening socket passed by a service manager (LISTEN_PID and LISTEN_FDS, man sd_listen_fds(3)), used if neither
+//! `--socket-path` nor `--fd` is given.
 
 use std::ffi::OsString;
 
-use super::{Arguments, ConfigError};
+use super::arguments::Arguments;
+use super::checks::ConfigError;
 
-/// The first descriptor that is passed on.
+/// SD_LISTEN_FDS_START.
 const FIRST: i32 = 3;
 
-/// `arguments` with the passed socket as their `--fd`, where they name no socket themselves.
-pub fn with_passed_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
+/// `arguments` with the passed socket as `--fd`, if they name no socket.
+///
+/// # Errors
+/// [`ConfigError::ListenFds`] if the number of sockets passed to this process is neither 0 nor 1.
+pub fn with_inherited_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
     if arguments.socket_path.is_none() && arguments.socket.is_none() && arguments.fd.is_none() {
-        arguments.fd = passed_to(std::process::id(), std::env::var_os("LISTEN_PID"), std::env::var_os("LISTEN_FDS"))?;
+        arguments.fd = inherited_by(std::process::id(), std::env::var_os("LISTEN_PID"), std::env::var_os("LISTEN_FDS"))?;
     }
     Ok(arguments)
 }
 
-/// What was passed to process `pid`. Variables that were meant for another process count for nothing.
-fn passed_to(pid: u32, listen_pid: Option<OsString>, listen_fds: Option<OsString>) -> Result<Option<i32>, ConfigError> {
+/// The descriptor passed to process `pid`. Variables for another process are ignored.
+fn inherited_by(pid: u32, listen_pid: Option<OsString>, listen_fds: Option<OsString>) -> Result<Option<i32>, ConfigError> {
     let is_ours = listen_pid.and_then(|pid| pid.to_str()?.parse().ok()) == Some(pid);
     match listen_fds {
         Some(count) if is_ours => match count.to_str() {
             Some("0") => Ok(None),
             Some("1") => Ok(Some(FIRST)),
-            _ => Err(ConfigError::Passed(count.to_string_lossy().into_owned())),
+            _ => Err(ConfigError::ListenFds(count.to_string_lossy().into_owned())),
         },
         _ => Ok(None),
     }
@@ -35,7 +39,7 @@ mod tests {
 
     #[test]
     fn one_socket_for_this_process_is_taken_and_others_are_not() {
-        let passed = |pid: Option<&str>, fds: Option<&str>| passed_to(42, pid.map(Into::into), fds.map(Into::into));
+        let passed = |pid: Option<&str>, fds: Option<&str>| inherited_by(42, pid.map(Into::into), fds.map(Into::into));
         assert_eq!(passed(Some("42"), Some("1")), Ok(Some(3)));
         let nothing =
             [(None, None), (Some("42"), None), (None, Some("1")), (Some("43"), Some("1")), (Some("x"), Some("2")), (Some("42"), Some("0"))];

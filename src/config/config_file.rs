@@ -1,6 +1,6 @@
-//! A `--config` file as the words of a command line. Keys are the names of the long options; flags take
-//! true or false, options that may be repeated take a list. Knows what kind of value an option takes from
-//! the command itself, so that every option can stand in a file.
+//! Reads a `--config` file (TOML) into arguments of the command line. Keys are the names of the long options; flags take true
+//! or false, repeatable options take a list. The type of a value is taken from clap's command, so that the file supports every
+//! option.
 
 use std::any::TypeId;
 use std::ffi::OsString;
@@ -13,13 +13,13 @@ use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::sentence;
-use super::words::command;
+use super::command::command;
+use super::diagnostics::{diagnostic, nearest};
 
-/// Options that have no meaning in a file.
+/// Options that are not allowed in a file.
 const NOT_IN_A_FILE: &[&str] = &["config", "help", "print-capabilities", "version"];
 
-/// What is wrong with a file. Each is one sentence with the file and the line.
+/// An error in a file. Each message is one sentence with the file and the line.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
@@ -27,21 +27,21 @@ pub enum FileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The system call's error.
         source: std::io::Error,
     },
-    /// It is no TOML.
-    #[error("{path}:{line}: {what}; write KEY = VALUE as in TOML")]
-    NoToml {
+    /// A syntax error.
+    #[error("{path}:{line}: {what}; expected KEY = VALUE (TOML)")]
+    Syntax {
         /// The file.
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
-        /// What the parser found.
+        /// The TOML parser's message.
         what: String,
     },
-    /// An option whose value is a bare word.
-    #[error("{path}:{line}: the value of {key} is no TOML; write {wanted}")]
+    /// A value without quotes.
+    #[error("{path}:{line}: the value of {key} is not TOML; write {wanted}")]
     Unquoted {
         /// The file.
         path: PathBuf,
@@ -49,12 +49,12 @@ pub enum FileError {
         line: usize,
         /// The key.
         key: String,
-        /// What to write.
+        /// The correct form.
         wanted: String,
     },
-    /// A key that is no option.
-    #[error("{path}:{line}: there is no option {key}{}", .nearest.as_ref().map_or_else(
-        || "; gatherfsd --help lists the options, written here without dashes in front".to_owned(),
+    /// A key that is not an option.
+    #[error("{path}:{line}: unknown option '{key}'{}", .nearest.as_ref().map_or_else(
+        || "; gatherfsd --help lists the options; omit their dashes in the file".to_owned(),
         |known| format!("; did you mean {known}?")
     ))]
     Unknown {
@@ -64,11 +64,11 @@ pub enum FileError {
         line: usize,
         /// The key.
         key: String,
-        /// An option with a name like it.
+        /// The option with the most similar name.
         nearest: Option<String>,
     },
-    /// An option for the command line alone.
-    #[error("{path}:{line}: {key} belongs on the command line; take it out of the file")]
+    /// An option that is allowed on the command line only.
+    #[error("{path}:{line}: {key} is allowed on the command line only; remove it from the file")]
     NotInAFile {
         /// The file.
         path: PathBuf,
@@ -86,30 +86,33 @@ pub enum FileError {
         line: usize,
         /// The key.
         key: String,
-        /// What stands there.
+        /// The type of the value.
         found: &'static str,
-        /// What to write.
+        /// The correct form.
         wanted: String,
     },
-    /// A value that the option refuses.
+    /// An invalid value.
     #[error("{path}:{line}: {what}")]
     Value {
         /// The file.
         path: PathBuf,
         /// Its line, from 1.
         line: usize,
-        /// What the option says of it.
+        /// The message about the option.
         what: String,
     },
 }
 
-/// The words that the file at `path` stands for, in its order.
-pub fn words(path: &Path) -> Result<Vec<OsString>, FileError> {
+/// The arguments that the file at `path` stands for, in its order.
+///
+/// # Errors
+/// The file cannot be read, is not TOML, or contains an unknown option or an invalid value.
+pub fn arguments(path: &Path) -> Result<Vec<OsString>, FileError> {
     let text = fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
-    words_of(path, &text, &command())
+    arguments_of(path, &text, &command())
 }
 
-fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>, FileError> {
+fn arguments_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>, FileError> {
     let file = File { path, text };
     let table = DeTable::parse(text).map_err(|e| {
         let line = file.line(e.span());
@@ -117,11 +120,11 @@ fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>,
             return FileError::Unquoted { path: path.to_owned(), line, key, wanted };
         }
         let what = e.message().lines().collect::<Vec<_>>().join(", ");
-        FileError::NoToml { path: path.to_owned(), line, what }
+        FileError::Syntax { path: path.to_owned(), line, what }
     })?;
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
-    let mut words = Vec::new();
+    let mut arguments = Vec::new();
     for (key, value) in entries {
         let line = file.line(Some(key.span()));
         let name = key.get_ref().as_ref();
@@ -133,18 +136,18 @@ fn words_of(path: &Path, text: &str, command: &Command) -> Result<Vec<OsString>,
             let names = command.get_arguments().filter_map(Arg::get_long);
             return Err(FileError::Unknown { path: path(), line, key: name.to_owned(), nearest: nearest(name, names) });
         };
-        for word in file.words_of_entry(option, name, value)? {
-            let given = [OsString::from("gatherfsd"), word.clone()];
+        for argument in file.arguments_of_entry(option, name, value)? {
+            let given = [OsString::from("gatherfsd"), argument.clone()];
             if let Err(e) = command.clone().try_get_matches_from(given) {
-                return Err(FileError::Value { path: path(), line, what: sentence(&e) });
+                return Err(FileError::Value { path: path(), line, what: diagnostic(&e) });
             }
-            words.push(word);
+            arguments.push(argument);
         }
     }
-    Ok(words)
+    Ok(arguments)
 }
 
-/// The file, for what is said about it.
+/// The file, for error messages.
 struct File<'f> {
     path: &'f Path,
     text: &'f str,
@@ -156,8 +159,7 @@ impl File<'_> {
         1 + self.text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count()
     }
 
-    /// For a line `KEY = WORD` whose key is an option and whose word is none of TOML's values: the key, and the line as the
-    /// option wants it.
+    /// For a line `KEY = VALUE` with an option as key and a value that is not TOML: the key, and the line in its correct form.
     fn unquoted(&self, line: usize, command: &Command) -> Option<(String, String)> {
         let text = self.text.lines().nth(line - 1)?;
         if DeTable::parse(text).is_ok() {
@@ -177,15 +179,15 @@ impl File<'_> {
         Some((key.to_owned(), wanted))
     }
 
-    fn words_of_entry(&self, option: &Arg, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<OsString>, FileError> {
+    fn arguments_of_entry(&self, option: &Arg, name: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<OsString>, FileError> {
         let is_list = matches!(option.get_action(), ArgAction::Append);
         match value.get_ref() {
-            DeValue::Array(values) if is_list => values.iter().map(|value| self.word(option, name, value)).collect(),
-            _ => Ok(vec![self.word(option, name, value)?]),
+            DeValue::Array(values) if is_list => values.iter().map(|value| self.argument(option, name, value)).collect(),
+            _ => Ok(vec![self.argument(option, name, value)?]),
         }
     }
 
-    fn word(&self, option: &Arg, name: &str, value: &Spanned<DeValue<'_>>) -> Result<OsString, FileError> {
+    fn argument(&self, option: &Arg, name: &str, value: &Spanned<DeValue<'_>>) -> Result<OsString, FileError> {
         let kind = Kind::of(option);
         let text = match (kind, value.get_ref()) {
             (Kind::Flag, DeValue::Boolean(flag)) => flag.to_string(),
@@ -203,7 +205,7 @@ impl File<'_> {
     }
 }
 
-/// What kind of value an option takes.
+/// The type of an option's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Flag,
@@ -228,11 +230,11 @@ impl Kind {
 }
 
 impl Kind {
-    /// How an option of this kind is written in a file.
+    /// How an option of this type is written in a file.
     fn form(self, option: &Arg, name: &str) -> String {
         match self {
             Kind::Flag => format!("{name} = true or {name} = false"),
-            Kind::Number => format!("{name} = N with a number in place of N, without quotes"),
+            Kind::Number => format!("{name} = N, a number without quotes"),
             Kind::Text if matches!(option.get_action(), ArgAction::Append) => format!("{name} = [\"VALUE\", ...]"),
             Kind::Text => format!("{name} = \"VALUE\", in quotes"),
         }
@@ -250,26 +252,6 @@ fn described(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// The name with the fewest changes from `name`, if they are few.
-pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
-    let name = name.trim_start_matches('-').replace('_', "-");
-    let best = names.map(|known| (changes(&name, known), known)).min()?;
-    (best.0 <= 2).then(|| best.1.to_owned())
-}
-
-/// Letters to add, take out or replace to make one word of the other.
-fn changes(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let next = (row[j + 1] + 1).min(row[j] + 1).min(diagonal + usize::from(x != y));
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,7 +261,7 @@ mod tests {
     }
 
     fn read_for(text: &str, command: &Command) -> Result<Vec<String>, String> {
-        let words = words_of(Path::new("f.toml"), text, command).map_err(|e| e.to_string())?;
+        let words = arguments_of(Path::new("f.toml"), text, command).map_err(|e| e.to_string())?;
         Ok(words.into_iter().map(|word| word.into_string().unwrap()).collect())
     }
 
@@ -289,16 +271,13 @@ mod tests {
         let command = command().arg(Arg::new("wait").long("wait").value_parser(seconds));
         assert_eq!(read_for("wait = 0.5", &command).unwrap(), ["--wait=0.5"]);
         assert_eq!(read_for("wait = 3", &command).unwrap(), ["--wait=3"]);
-        assert_eq!(
-            read_for("wait = '3'", &command).unwrap_err(),
-            "f.toml:1: wait is a string; write wait = N with a number in place of N, without quotes"
-        );
+        assert_eq!(read_for("wait = '3'", &command).unwrap_err(), "f.toml:1: wait is a string; write wait = N, a number without quotes");
     }
 
     #[test]
-    fn a_list_is_a_word_for_each_value_of_an_option_that_may_be_repeated() {
+    fn a_list_is_an_argument_for_each_value_of_a_repeatable_option() {
         let command = command().arg(Arg::new("map").long("map").action(ArgAction::Append));
-        assert_eq!(read_for("map = ['a', 'b']\nmap2 = 1", &command).unwrap_err(), "f.toml:2: there is no option map2; did you mean map?");
+        assert_eq!(read_for("map = ['a', 'b']\nmap2 = 1", &command).unwrap_err(), "f.toml:2: unknown option 'map2'; did you mean map?");
         assert_eq!(read_for("map = ['a', 'b']", &command).unwrap(), ["--map=a", "--map=b"]);
         assert_eq!(read_for("map = 'a'", &command).unwrap(), ["--map=a"]);
         assert_eq!(read_for("map = []", &command).unwrap(), [""; 0]);
@@ -308,14 +287,14 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_words_or_one_sentence(text in "[a-z=\\[\\]{}'\", \\n0-9#.-]{0,60}") {
+        fn any_text_is_arguments_or_one_sentence(text in "[a-z=\\[\\]{}'\", \\n0-9#.-]{0,60}") {
             if let Err(said) = read(&text) {
                 proptest::prop_assert!(said.starts_with("f.toml:") && !said.contains('\n'), "{said}");
             }
         }
 
         #[test]
-        fn any_value_of_any_option_is_words_or_one_sentence(at in 0usize..40, value in "('[ -&(-~]{0,20}'|[0-9_.+-]{1,12}|true|false|\\[\\])") {
+        fn any_value_of_any_option_is_arguments_or_one_sentence(at in 0usize..40, value in "('[ -&(-~]{0,20}'|[0-9_.+-]{1,12}|true|false|\\[\\])") {
             let command = command();
             let names: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
             let name = names[at % names.len()];
@@ -326,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_value_becomes_its_word_in_the_files_order() {
+    fn each_type_of_value_becomes_its_argument_in_the_files_order() {
         let text = "# usual\nxattr = true\nshared-dir = \"/srv/a b\"\nrlimit-nofile = 1_000\ncache = 'never'\nreadonly = false\n";
         let words = ["--xattr=true", "--shared-dir=/srv/a b", "--rlimit-nofile=1000", "--cache=never", "--readonly=false"];
         assert_eq!(read(text).unwrap(), words);
@@ -334,18 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn every_option_with_a_long_name_can_stand_in_a_file() {
+    fn every_option_with_a_long_name_is_supported_in_a_file() {
         for option in command().get_arguments() {
             let Some(name) = option.get_long().filter(|name| !NOT_IN_A_FILE.contains(name)) else { continue };
             let named = option.get_possible_values().iter().find(|v| !v.is_hide_set()).map(|v| v.get_name().to_owned());
             let value = match Kind::of(option) {
                 Kind::Flag => "true".to_owned(),
                 Kind::Number => "3".to_owned(),
-                // Options with a grammar of their own refuse this word, and then they name themselves.
+                // Options with a syntax of their own reject this value, and name themselves.
                 Kind::Text => format!("'{}'", named.unwrap_or_else(|| "x".to_owned())),
             };
             if let Err(said) = read(&format!("{name} = {value}")) {
-                assert!(said.starts_with("f.toml:1: --") && said.contains(name), "{said}");
+                assert!(said.starts_with("f.toml:1: invalid value") && said.contains(&format!("--{name}")), "{said}");
             }
         }
     }
@@ -353,26 +332,26 @@ mod tests {
     #[test]
     fn a_mistake_is_named_with_file_line_key_and_fix() {
         let cases: [(&str, &[&str]); 20] = [
-            ("\nxatr = true", &["f.toml:2:", "no option xatr", "did you mean xattr?"]),
+            ("\nxatr = true", &["f.toml:2:", "unknown option 'xatr'", "did you mean xattr?"]),
             ("shared_dir = '/x'", &["f.toml:1:", "did you mean shared-dir?"]),
-            ("quux = 1", &["no option quux", "--help"]),
+            ("quux = 1", &["unknown option 'quux'", "--help"]),
             ("xattr = 1", &["f.toml:1: xattr is a number", "xattr = true"]),
             ("xattr = 'true'", &["xattr is a string", "xattr = true"]),
             ("tag = 5", &["tag is a number", "in quotes"]),
             ("\n\nrlimit-nofile = '5'", &["f.toml:3: rlimit-nofile is a string", "without quotes"]),
             ("fd = 0x10", &["fd is a number", "fd = N"]),
             ("tag = ['a']", &["tag is a list"]),
-            ("[share]\ntag = 'a'", &["f.toml:1:", "no option share"]),
-            ("cache = 'sometimes'", &["f.toml:1:", "--cache sometimes", "metadata"]),
-            ("config = 'other.toml'", &["f.toml:1: config belongs on the command line"]),
+            ("[share]\ntag = 'a'", &["f.toml:1:", "unknown option 'share'"]),
+            ("cache = 'sometimes'", &["f.toml:1:", "'sometimes' for --cache", "metadata"]),
+            ("config = 'other.toml'", &["f.toml:1: config is allowed on the command line only"]),
             ("xattr = true\nxattr = false", &["f.toml:2:", "duplicate key"]),
-            ("cache = always", &["f.toml:1: the value of cache is no TOML; write cache = \"always\""]),
+            ("cache = always", &["f.toml:1: the value of cache is not TOML; write cache = \"always\""]),
             ("\nshared-dir = /srv/share # the share", &["f.toml:2:", "write shared-dir = \"/srv/share\""]),
-            ("xattr = yes", &["f.toml:1: the value of xattr is no TOML; write xattr = true or xattr = false"]),
-            ("rlimit-nofile = many", &["f.toml:1:", "write rlimit-nofile = N with a number"]),
-            ("cache = \"always", &["f.toml:1:", "as in TOML"]),
-            ("cash = always", &["f.toml:1:", "as in TOML"]),
-            ("cache =", &["f.toml:1:", "as in TOML"]),
+            ("xattr = yes", &["f.toml:1: the value of xattr is not TOML; write xattr = true or xattr = false"]),
+            ("rlimit-nofile = many", &["f.toml:1:", "write rlimit-nofile = N, a number"]),
+            ("cache = \"always", &["f.toml:1:", "(TOML)"]),
+            ("cash = always", &["f.toml:1:", "(TOML)"]),
+            ("cache =", &["f.toml:1:", "(TOML)"]),
         ];
         for (text, parts) in cases {
             let said = read(text).unwrap_err();

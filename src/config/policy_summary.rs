@@ -1,15 +1,16 @@
-//! What the command line comes to, for the log at the start: the policies, and what they turn off.
+//! The policies in effect and what they turn off, for the log at start.
 
 use clap::ValueEnum;
 
-use super::{Arguments, Cache, InodeFileHandles, Tmpfile};
+use super::arguments::Arguments;
+use super::values::{Cache, InodeFileHandles, Tmpfile};
 
-/// What to say at the start.
+/// The policies in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Cache policy, sandbox, system calls and locks.
+pub struct PolicySummary {
+    /// Cache policy, sandbox, seccomp action and locks.
     pub policies: String,
-    /// What the guest or the daemon would have by default, each with the option that turned it off.
+    /// Features that are on by default, each with the option that turned it off.
     pub turned_off: Vec<String>,
 }
 
@@ -17,8 +18,8 @@ fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// The summary of `arguments`.
-pub fn summary(arguments: &Arguments) -> Summary {
+/// The policies of `arguments`.
+pub fn policy_summary(arguments: &Arguments) -> PolicySummary {
     let a = arguments;
     let policies =
         format!("cache {}, sandbox {}, seccomp {}, locks {}", name(&a.cache), name(&a.sandbox), name(&a.seccomp), name(&a.locks));
@@ -30,16 +31,16 @@ pub fn summary(arguments: &Arguments) -> Summary {
         (a.inode_file_handles == InodeFileHandles::Never, "file handles (--inode-file-handles never)"),
         (a.readonly, "changes (--readonly)"),
     ];
-    Summary { policies, turned_off: off.into_iter().filter(|(is_off, _)| *is_off).map(|(_, what)| what.to_owned()).collect() }
+    PolicySummary { policies, turned_off: off.into_iter().filter(|(is_off, _)| *is_off).map(|(_, what)| what.to_owned()).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse;
+    use crate::config::command_line::parse;
 
-    fn summary_of(line: &str) -> Summary {
-        summary(&parse(std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into)).unwrap())
+    fn summary_of(line: &str) -> PolicySummary {
+        policy_summary(&parse(std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into)).unwrap())
     }
 
     #[test]

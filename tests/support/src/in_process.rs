@@ -1,0 +1,102 @@
+//! The whole device in the test's own process, with the synthetic guest on the other end of its socket: for tests that look
+//! into the process, or give the device a part of their own.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use gatherfs::device::{ConfigSpace, Service, Session};
+use gatherfs::host::{CachePolicy, Descriptors, Export, FileHandles, Options, Share, Timeouts, Tmpfile};
+use gatherfs::metrics::Metrics;
+use gatherfs::sys::working_dir::DescriptorDir;
+
+use crate::guest::client::Client;
+use crate::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use crate::scratch::Scratch;
+
+/// A device and the guest that has mounted it. The device ends when this is dropped.
+pub struct Device {
+    /// The guest's side of the first request queue.
+    pub client: Option<Client>,
+    /// What the device counts.
+    pub metrics: Arc<Metrics>,
+    server: Option<JoinHandle<()>>,
+    scratch: Scratch,
+}
+
+/// Options of a share that no test has an opinion on, for a directory that is not known yet.
+pub fn share_options() -> Options {
+    Options {
+        shared_dir: PathBuf::new(),
+        readdirplus: true,
+        preserve_noatime: false,
+        cache: CachePolicy::Auto,
+        timeouts: Timeouts::of(CachePolicy::Auto),
+        allow_mmap: false,
+        announce_submounts: true,
+        host_locks: false,
+        lock_wait: None,
+        tmpfile: Tmpfile::Auto,
+        readonly: false,
+        allow_direct_io: false,
+        writeback: false,
+        xattr: false,
+        allow_project_ids: false,
+        translation: Default::default(),
+        rights: Default::default(),
+        file_handles: FileHandles::Prefer,
+        descriptors: Descriptors::of(4096),
+    }
+}
+
+impl Device {
+    /// Starts a device that shares a new directory on tmpfs; `change` may give the service other parts.
+    pub fn start(options: Options, change: impl FnOnce(Service) -> Service) -> Device {
+        let scratch = Scratch::on_tmpfs();
+        let shared_dir = scratch.path().join("shared");
+        std::fs::create_dir_all(&shared_dir).expect("the shared directory");
+        let socket = scratch.path().join("socket");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let root = std::fs::File::open(&shared_dir).expect("the shared directory").into();
+        let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
+        let share = Share::export(Options { shared_dir, ..options }, root, descriptor_dir).expect("a share");
+        let metrics = Arc::new(Metrics::new());
+        let service = Arc::new(change(Service::new(Arc::new(Export::new(share)), Arc::clone(&metrics))));
+        let server = std::thread::spawn(move || {
+            let config = ConfigSpace::new("tag", 1).expect("a tag");
+            let session = Session::accept(listener, &service, Some(config)).expect("a connection");
+            session.wait().expect("a session");
+        });
+        let guest = Guest::connect(&socket, &GuestOptions::default()).expect("the device's socket");
+        let mut client = Client::new(&guest, FIRST_REQUEST);
+        client.caller.uid = rustix::process::geteuid().as_raw();
+        client.caller.gid = rustix::process::getegid().as_raw();
+        client.init().expect("INIT");
+        Device { client: Some(client), metrics, server: Some(server), scratch }
+    }
+
+    /// The guest's side of the first request queue.
+    pub fn client(&mut self) -> &mut Client {
+        self.client.as_mut().expect("a client, until the device is dropped")
+    }
+
+    /// A path in the shared directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join("shared").join(name)
+    }
+
+    /// Disconnects the guest and waits until the device has ended.
+    pub fn end(&mut self) {
+        self.client = None;
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
