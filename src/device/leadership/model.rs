@@ -4,6 +4,7 @@
 //! out, so that no property rests on a timeout, unless a run tries that too.
 //!
 //! A lost wake-up is a deadlock here, which the checker reports with its schedule.
+#![cfg(test)]
 
 use std::cell::Cell;
 

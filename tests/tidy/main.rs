@@ -2,10 +2,14 @@
 //! `unsafe` may be, how modules begin, what things may not be called.
 
 use std::collections::HashMap;
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
+use imports::{File, Modules, cycle};
 
 /// Rooms and their floors: a room imports from floors below its own only.
 const FLOORS: &[(&str, u32)] = &[
@@ -60,7 +64,9 @@ fn sources() -> Vec<Source> {
         .into_iter()
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
+            // Tests at the end, or a file of tests.
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let text = text.split("#![cfg(test)]").next().unwrap().to_owned();
             Source { path: path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), text }
         })
         .collect()
@@ -109,6 +115,23 @@ fn imports_go_down_the_floors() {
         }
     }
     fail_with("imports that do not go down", &found);
+}
+
+/// A reader who starts at any file of a room comes to an end.
+#[test]
+fn no_files_of_a_room_import_each_other_in_a_circle() {
+    let sources = sources();
+    let files: Vec<File<'_>> = sources.iter().map(|source| File { path: &source.path, text: &source.text }).collect();
+    let modules = Modules::new(&files);
+    let mut found = Vec::new();
+    for (room, _) in FLOORS.iter().filter(|(room, _)| !["host", "guest"].contains(room)) {
+        let of_room = files.iter().filter(|file| room_of(file.path) == *room);
+        let edges: BTreeMap<&str, BTreeSet<&str>> =
+            of_room.map(|file| (file.path, modules.imports(file).into_iter().filter(|path| room_of(path) == *room).collect())).collect();
+        assert!(*room != "device" || edges["device/worker.rs"].contains("device/queue.rs"), "imports are not found");
+        found.extend(cycle(&edges).map(|cycle| format!("{room}: {}", cycle.join(" -> "))));
+    }
+    fail_with("files that import each other in a circle", &found);
 }
 
 #[test]
