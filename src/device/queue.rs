@@ -16,6 +16,7 @@ use super::claim::Claim;
 use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
 use super::in_flight_table::{InFlightTable, Popped};
 use super::leadership::{Leadership, Next};
+use super::queue_engine::QueueEngine;
 use super::reply;
 use super::service::{Service, SessionQueue};
 use crate::guest::RingMemory;
@@ -92,7 +93,7 @@ pub(super) struct Bound {
     pub index: QueueIndex,
     pub service: Arc<Service>,
     pub activity: Arc<Activity>,
-    pub engine: Box<dyn Engine<InFlight>>,
+    pub engine: QueueEngine,
 }
 
 /// One virtqueue.
@@ -357,6 +358,9 @@ impl Queue {
 
     /// Gives the answers to suspended requests that came, where the queue runs.
     pub fn answer_late(&self, state: &mut MutexGuard<'_, State>) {
+        if state.late.is_empty() {
+            return;
+        }
         let Some(Bound { service, .. }) = self.bound() else { return };
         while let Some((id, memory, result)) = state.next_late(service) {
             // In service again, so that nobody stops the queue meanwhile.

@@ -12,13 +12,13 @@ mod session;
 
 use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_listed, answer_open};
 use super::in_flight::{Answered, InFlight};
+use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use super::transfer;
 use crate::fuse::abi::{CopyFileRangeOut, IN_HEADER_LEN, LseekOut, WriteOut};
 use crate::fuse::{Opcode, Operation, decode, decode_header};
 use crate::host::WriteRequest;
-use crate::io::Engine;
 use crate::types::Errno;
 use crate::virtqueue::ChainFault;
 use crate::warn_limited;
@@ -27,7 +27,7 @@ use crate::warn_limited;
 pub(super) const FIRST_LEN: usize = transfer::WRITE_HEAD_LEN;
 
 /// Serves `request`, of which [`FIRST_LEN`] bytes were copied. `scratch` is room for replies that are put together here.
-pub(super) fn serve(service: &Service, engine: &dyn Engine<InFlight>, mut request: InFlight, scratch: &mut Vec<u8>) -> Served {
+pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlight, scratch: &mut Vec<u8>) -> Served {
     let Some(header) = decode_header(request.arguments()) else {
         return Served::Answered(refuse_headerless(service, request));
     };
@@ -54,13 +54,13 @@ pub(super) fn serve(service: &Service, engine: &dyn Engine<InFlight>, mut reques
 }
 
 /// Serves a request again that was throttled.
-pub(super) fn serve_again(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, scratch: &mut Vec<u8>) -> Served {
+pub(super) fn serve_again(service: &Service, engine: &QueueEngine, request: InFlight, scratch: &mut Vec<u8>) -> Served {
     request.enter_thread();
     carry_out(service, engine, request, scratch)
 }
 
 /// Decodes the operation and carries it out.
-fn carry_out(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, scratch: &mut Vec<u8>) -> Served {
+fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch: &mut Vec<u8>) -> Served {
     let header = *request.header();
     let negotiated = service.negotiated();
     let operation = match decode(&header, &request.arguments()[IN_HEADER_LEN..], negotiated.as_ref()) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use super::in_flight::InFlight;
+use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
@@ -47,7 +48,7 @@ pub(super) trait SessionQueue: Send + Sync {
 }
 
 /// Makes the I/O engine of a queue.
-type MakeEngine = dyn Fn() -> Box<dyn Engine<InFlight>> + Send + Sync;
+type MakeEngine = dyn Fn() -> QueueEngine + Send + Sync;
 
 /// The shared state of a session's workers.
 pub struct Service {
@@ -77,7 +78,7 @@ impl Service {
     /// A service without guest memory.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
         let counters = Arc::clone(&metrics);
-        let make_engine = move || -> Box<dyn Engine<InFlight>> { Box::new(SyncEngine::new(Arc::clone(&counters))) };
+        let make_engine = move || QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
             export,
@@ -98,11 +99,11 @@ impl Service {
 
     /// The same with another I/O engine for each queue.
     pub fn with_engine(self, make_engine: impl Fn() -> Box<dyn Engine<InFlight>> + Send + Sync + 'static) -> Service {
-        Service { make_engine: Box::new(make_engine), ..self }
+        Service { make_engine: Box::new(move || QueueEngine::Other(make_engine())), ..self }
     }
 
     /// The I/O engine of a queue that starts.
-    pub(super) fn make_engine(&self) -> Box<dyn Engine<InFlight>> {
+    pub(super) fn make_engine(&self) -> QueueEngine {
         (self.make_engine)()
     }
 

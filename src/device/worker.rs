@@ -17,7 +17,7 @@ use super::queue::{Bound, Queue, State, Work, signal_call};
 use super::serve::{FIRST_LEN, serve, serve_again};
 use super::served::Served;
 use super::transfer;
-use crate::io::Finished;
+use crate::io::{Engine, Finished};
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -231,7 +231,6 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     fn answer_late(&mut self, guard: &mut Guard<'g>) {
         self.queue.answer_late(guard);
         self.reap(guard);
-        self.follow_share(guard);
     }
 
     fn next(&mut self, guard: &mut Guard<'g>) -> Next<Work> {
@@ -264,9 +263,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let (used, came_back) = MutexGuard::unlocked(guard, || {
             let served = match request {
                 Ok((spare, Popped { head, memory })) => {
-                    serve(service, &*self.bound.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
+                    serve(service, &self.bound.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
                 }
-                Err(request) => serve_again(service, &*self.bound.engine, request, &mut self.scratch),
+                Err(request) => serve_again(service, &self.bound.engine, request, &mut self.scratch),
             };
             match served {
                 Served::Answered(answered) => (Some(self.take_back(answered)), None),
@@ -325,6 +324,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             return false;
         };
         let woken = MutexGuard::unlocked(guard, || watch.wait());
+        self.follow_share(guard);
         if woken.kicked {
             self.bound.service.metrics.kicks.increment();
         }

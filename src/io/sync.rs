@@ -23,6 +23,7 @@ impl SyncEngine {
 }
 
 impl<O: TransferOwner> Engine<O> for SyncEngine {
+    #[inline]
     fn submit(&self, transfer: Transfer<O>) -> Submission<O> {
         let owner = &transfer.owner;
         let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.0);
