@@ -144,7 +144,7 @@ fn serve(
     }
     // The first session's; from the second on it is another one.
     drop(share);
-    // Kata Containers goes on when it reads this sentence.
+    // Kata Containers waits for this line.
     tracing::info!("Waiting for vhost-user socket connection...");
     server.serve(listener)?;
     tracing::debug!("metrics {}", metrics_line(&path, server.metrics()));
@@ -180,7 +180,7 @@ fn watch_signals(
         }
         for signal in signals.forever() {
             if signal == signal_hook::consts::SIGUSR1 {
-                // In one write, so that no other line comes in between. Whoever read standard error may have gone.
+                // In one write, so that no other line comes in between. The reader of standard error may have gone.
                 let line = metrics_line(&path, &metrics) + "\n";
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {

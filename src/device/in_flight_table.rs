@@ -117,7 +117,7 @@ impl InFlightTable {
         self.slots.iter().flatten().any(|slot| slot.stuck == Some(thread))
     }
 
-    /// Takes away the requests that nobody is about to answer.
+    /// Withdraws the requests whose reply is not being written.
     pub fn withdraw(&mut self) -> Vec<Withdrawn> {
         let mut withdrawn = Vec::new();
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.request.is_some()) {
@@ -131,8 +131,8 @@ impl InFlightTable {
         withdrawn
     }
 
-    /// The request `id` at `index` is suspended: it is in nobody's service. ENOLCK where those that are would take more than
-    /// half of a ring of `ring_len`, which must have room for the requests that end their waits.
+    /// Suspends the request `id` at `index`: it is no longer in service. ENOLCK if suspended requests would take more than half
+    /// of a ring of `ring_len` descriptors: the requests that end their waits need the rest.
     pub fn suspend(&mut self, index: SlotIndex, id: RequestId, ring_descriptors: u16, ring_len: u16) -> Result<SuspendedKey, Errno> {
         let sum = self.suspended_descriptors + u32::from(ring_descriptors);
         if sum > u32::from(ring_len / 2) {
@@ -153,7 +153,7 @@ impl InFlightTable {
         Some(id)
     }
 
-    /// Forgets the suspended requests: the guest has reset the queue, and waits for none of them.
+    /// Forgets the suspended requests, because the guest has reset the queue.
     pub fn clear_suspended(&mut self) {
         self.suspended.clear();
         self.suspended_descriptors = 0;

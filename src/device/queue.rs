@@ -87,7 +87,7 @@ pub(super) struct State {
     is_engine_full: bool,
 }
 
-/// What a queue is given before the frontend can say anything.
+/// What a queue is given before the frontend sends messages about it.
 #[derive(Debug)]
 pub(super) struct Bound {
     pub index: QueueIndex,
@@ -102,7 +102,7 @@ pub(super) struct Queue {
     pub state: Mutex<State>,
     /// Followers wait here for the lead.
     pub followers: Condvar,
-    /// Whoever stops the queue waits here until nothing is in service.
+    /// The thread that stops the queue waits here until nothing is in service.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
     pub bound: OnceLock<Bound>,
@@ -239,13 +239,13 @@ impl State {
         if wanted { self.setup.call.clone() } else { None }
     }
 
-    /// Asks for a kick; true where chains came meanwhile.
+    /// Requests a kick for the next chain; true if chains arrived meanwhile.
     pub fn enable_kicks(&mut self) -> bool {
         let Some(ring) = &mut self.ring else { return false };
         ring.enable_kicks() && ring.waiting().is_ok()
     }
 
-    /// Tells the guest that kicks are not needed.
+    /// Suppresses kicks.
     pub fn disable_kicks(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.disable_kicks();
@@ -262,12 +262,12 @@ pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service) 
 }
 
 impl Queue {
-    /// What the queue was given; set before the frontend can say anything.
+    /// What the queue was given; set before the frontend sends messages about it.
     pub fn bound(&self) -> Option<&Bound> {
         self.bound.get()
     }
 
-    /// Wakes whoever sleeps on the ring.
+    /// Wakes the thread that sleeps on the ring.
     pub fn wake(&self) {
         if let Some(watch) = self.watch.get() {
             watch.wake();
@@ -313,14 +313,14 @@ impl Queue {
         }
     }
 
-    /// Changes the setup and lets the leader look at it.
+    /// Changes the setup and wakes the leader, which checks it.
     pub fn configure(&self, change: impl FnOnce(&mut Setup)) {
         let mut state = self.state.lock();
         change(&mut state.setup);
         self.wake();
     }
 
-    /// Guest memory was replaced: the ring follows at once, and the leader looks whether it runs now.
+    /// Guest memory was replaced: maps the ring again at once, and wakes the leader, which checks whether the ring runs now.
     pub fn follow_memory(&self) {
         if let Some(bound) = self.bound() {
             self.state.lock().follow_memory(&bound.service);
@@ -349,21 +349,21 @@ impl Queue {
         state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
     }
 
-    /// To be called when a request went out of service: wakes whoever waits for the last one.
+    /// To be called when a request leaves service: wakes the thread that waits for the last one to stop the queue.
     pub fn note_answered(&self, state: &State) {
         if state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
     }
 
-    /// Gives the answers to suspended requests that came, where the queue runs.
+    /// Writes the answers to suspended requests that are ready, if the queue runs.
     pub fn answer_late(&self, state: &mut MutexGuard<'_, State>) {
         if state.late.is_empty() {
             return;
         }
         let Some(Bound { service, .. }) = self.bound() else { return };
         while let Some((id, memory, result)) = state.next_late(service) {
-            // In service again, so that nobody stops the queue meanwhile.
+            // In service again, so that the queue is not stopped meanwhile.
             let (slot, claim) = state.in_flight.enter();
             let popped = Popped { head: id.head, memory };
             state.in_flight.begin(slot, &popped, Instant::now(), std::thread::current().id());
@@ -400,7 +400,7 @@ impl Origin for Queue {
 
     fn suspend(&self, slot: SlotIndex, claim: &Claim, id: RequestId, ring_descriptors: u16) -> Result<SuspendedKey, Errno> {
         let mut state = self.state.lock();
-        // Nobody withdraws it while the state is locked. Taken last: what follows an error here may wait for the host.
+        // It cannot be withdrawn while the state is locked. Taken last: after an error the caller may still wait for the host.
         if claim.is_withdrawn() {
             return Err(Errno::EIO);
         }

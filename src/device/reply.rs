@@ -1,5 +1,5 @@
 //! The bytes of a reply in guest memory: used.len always equals the length in the reply's header, because newer guests
-//! turn a difference into EIO (`fs/fuse/virtio_fs.c`). Knows nothing of who answers.
+//! turn a difference into EIO (`fs/fuse/virtio_fs.c`). Does not know requests or who answers them.
 
 use zerocopy::IntoBytes;
 
@@ -27,7 +27,7 @@ pub(super) fn write_filled(chain: &mut Chain, unique: Unique, payload_len: usize
     write_header(chain, unique, 0, payload_len)
 }
 
-/// Where even the header has no room the chain goes back with length 0.
+/// Returns 0 if the reply buffers have no room for a header.
 fn write_header(chain: &mut Chain, unique: Unique, error: i32, payload_len: usize) -> u32 {
     if chain.writable_bytes() < OUT_HEADER_LEN as u64 {
         return 0;

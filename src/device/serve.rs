@@ -75,11 +75,11 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
     };
     let (share, node) = (request.share(), header.node);
-    // A wait for a lock looks for its INTERRUPT itself.
+    // SETLKW checks for an early INTERRUPT itself.
     if !matches!(operation, Operation::Setlkw(_)) {
         share.forget_interrupt(header.unique);
     }
-    // What an operation comes to is known before the request, in which its names and values lie, is consumed by the answer.
+    // Each result is computed before the request, which its names and values borrow, is consumed by the answer.
     Served::Answered(match operation {
         // The session.
         Operation::Init(init) => session::init(service, &init, request),
@@ -205,7 +205,7 @@ fn answer_error(errno: Errno, request: InFlight) -> Answered {
     if opcode.is_none_or(Opcode::wants_reply) { request.error(errno) } else { request.none() }
 }
 
-/// A chain without even a header: the guest is told which errno, if there is room, and nothing else.
+/// Answers a chain that is too short for a header, if its reply buffers have room.
 fn refuse_headerless(service: &Service, request: InFlight) -> Answered {
     let errno = match request.fault() {
         Some(fault) => refuse_chain(service, fault),

@@ -33,8 +33,8 @@ const BATCH_LEN_MAX: u16 = 32;
 const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 /// Storage that a thread keeps for requests to come, where an engine finishes some later.
 const SPARES_MAX: usize = 64;
-/// Threads that the host does not let go: with as many the daemon starts no more. A host that does not answer would else take
-/// threads and memory with each reset of the VM.
+/// Threads that may be stuck in the host, with requests that were withdrawn. With more no thread is started: a host that does not
+/// answer would otherwise take threads and memory at each reset of the VM.
 const STUCK_MAX: u64 = 512;
 
 /// Starts the queue's first thread once the frontend starts the queue.
@@ -86,7 +86,7 @@ fn serve_queue(queue: &Arc<Queue>) {
     let entered = share.enter_thread();
     let mut state = queue.state.lock();
     if let Err(e) = entered {
-        // A descriptor's name would then mean some file of the share: better no thread than this one.
+        // Without it the name of a descriptor would be a path in the share.
         tracing::error!("a worker cannot enter /proc/self/fd and leaves: {e}");
         state.leadership.end_thread();
         return;
@@ -105,7 +105,7 @@ fn serve_queue(queue: &Arc<Queue>) {
     };
     leadership::run(&mut worker, &mut state);
     state.leadership.end_thread();
-    // Storage takes the lock when it goes.
+    // Storage takes the lock when it is dropped.
     drop(state);
 }
 
@@ -140,7 +140,7 @@ impl Worker<'_> {
             let (slot, claim) = state.in_flight.enter();
             return new_storage(self.queue, self.bound, slot, claim, service.present_share());
         };
-        // Behind the request, which may be the first that this thread has of a new session.
+        // After the pop: the request may be the first of a new session.
         if spare.share_generation() != service.export.generation() {
             drop(spare.set_share(service.present_share()));
         }
@@ -154,7 +154,7 @@ impl Worker<'_> {
         }
     }
 
-    /// An answer is in guest memory, and the storage back: what is left is the used ring.
+    /// Keeps the storage of an answered request; its used element is still to be pushed.
     fn take_back(&mut self, answered: Answered) -> UsedEntry {
         let (used, vacant) = answered.finish();
         self.keep_spare(vacant);
@@ -172,7 +172,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Lets go of the share of a FUSE session that ended.
+    /// Releases the share of a FUSE session that ended.
     fn follow_share(&mut self, state: &mut Guard<'_>) {
         let service = &self.bound.service;
         let generation = service.export.generation();
@@ -247,7 +247,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
         let service = &self.bound.service;
-        // What a thread that takes over would signal.
+        // The lead was handed over: the next leader may sleep before these answers are signalled.
         let leads = guard.leadership.leads(term);
         let (slot, request) = match chain {
             Work::New { popped, .. } => {
@@ -290,7 +290,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             service.metrics.stuck_returned.increment();
             return guard.leadership.readmit_thread();
         }
-        // Memory that was replaced meanwhile, and could not be let go for this request.
+        // Guest memory that was replaced while this request used it.
         guard.follow_memory(service);
         let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.

@@ -15,7 +15,7 @@ pub struct Finished<O> {
     pub result: Result<usize, Errno>,
 }
 
-/// What became of a transfer that was submitted.
+/// The outcome of submitting a transfer.
 #[derive(Debug)]
 pub enum Submission<O> {
     /// It was carried out by the calling thread.

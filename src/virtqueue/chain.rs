@@ -80,8 +80,8 @@ impl Chain {
     }
 
     /// Takes the whole pages of the chain's buffers, of those that are read for the first `readable_max` bytes, out of the map
-    /// that it was walked with: a host call that goes on with them reaches neither the guest's memory nor what the guest puts
-    /// there later. An error where that cannot be done.
+    /// that it was walked with: a host call that still uses them then reaches neither the guest's memory nor what the guest
+    /// puts there later. An error where that cannot be done.
     pub fn withdraw_pages(&self, readable_max: usize) -> io::Result<()> {
         self.buffers.withdraw(readable_max)
     }
@@ -130,7 +130,7 @@ impl Chain {
         }
     }
 
-    /// Lets go of the chain and of the memory that it lies in, which is given back: a thread without a request keeps
+    /// Releases the chain and returns the memory that it lies in: a thread without a request keeps
     /// no guest memory mapped.
     pub fn release(&mut self) -> Option<Arc<RingMemory>> {
         self.buffers.release()
