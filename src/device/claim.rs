@@ -36,7 +36,7 @@ impl Claim {
         let _ = self.0.compare_exchange(SERVED, SUBMITTED, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// A thread serves the request again.
+    /// A thread serves the request again, or finishes its transfer.
     pub fn enter_thread(&self) {
         let _ = self.0.compare_exchange(SUBMITTED, SERVED, Ordering::AcqRel, Ordering::Acquire);
     }

@@ -106,6 +106,11 @@ impl Vacant {
         self.0.slot
     }
 
+    /// Bytes of the lists that it keeps for the next request.
+    pub fn storage_bytes(&self) -> usize {
+        self.0.chain.storage_bytes()
+    }
+
     /// The generation of the share that its requests go to.
     pub fn share_generation(&self) -> u64 {
         self.0.share_generation
@@ -217,11 +222,6 @@ impl InFlight {
     /// The request leaves its thread: it waits to be served again.
     pub(super) fn leave_thread(&self) {
         self.0.claim.leave_thread();
-    }
-
-    /// A thread serves the request again.
-    pub(super) fn enter_thread(&self) {
-        self.0.claim.enter_thread();
     }
 
     /// Suspends the request: releases its guest memory and its storage, and returns what answers it later. On an

@@ -73,9 +73,10 @@ impl InFlightTable {
         (SlotIndex(free.unwrap_or(self.slots.len() - 1)), claim)
     }
 
-    /// The storage at `index` is gone.
+    /// The storage at `index` is gone. Its request was ended before.
     pub fn leave(&mut self, index: SlotIndex) {
-        self.end(index);
+        let is_there = self.end(index);
+        debug_assert!(!is_there, "a request in service loses its storage");
         self.slots[index.0] = None;
     }
 
@@ -86,6 +87,15 @@ impl InFlightTable {
             slot.request = Some(Record { popped: popped.clone(), since, thread });
             self.in_service += 1;
         }
+    }
+
+    /// `thread` serves the request at `index` again, or finishes its transfer. False if it was withdrawn meanwhile.
+    pub fn resume(&mut self, index: SlotIndex, thread: ThreadId) -> bool {
+        let Some(slot) = &mut self.slots[index.0] else { return false };
+        let Some(request) = &mut slot.request else { return false };
+        request.thread = thread;
+        slot.claim.enter_thread();
+        true
     }
 
     /// The request at `index` is answered. False where it was withdrawn meanwhile: somebody else has answered it.

@@ -23,6 +23,8 @@ pub(super) struct Leadership {
     term: u64,
     /// Requests that leaders began to serve. If it does not change, the leader is still in the same request.
     turns: u64,
+    /// Threads that are serving a request.
+    serving: u16,
     /// The leader sleeps until a kick.
     is_asleep: bool,
     /// Followers that wait for the lead.
@@ -109,6 +111,12 @@ impl Leadership {
     /// A leader begins to serve a request.
     pub fn begin_turn(&mut self) {
         self.turns = self.turns.wrapping_add(1);
+        self.serving += 1;
+    }
+
+    /// The request is served, or has another holder.
+    pub fn end_turn(&mut self) {
+        self.serving = self.serving.saturating_sub(1);
     }
 
     /// Gives up the lead; which thread the caller must wake or start.
@@ -117,13 +125,13 @@ impl Leadership {
         if self.idle > 0 { Successor::Follower } else { Successor::NewThread }
     }
 
-    /// Checks the leader. `turns_seen` keeps the count of the last check; `has_requests` is whether requests are being served.
+    /// Checks the leader. `turns_seen` keeps the count of the last check; `has_requests` is whether a thread or an engine has requests.
     pub fn look(&self, turns_seen: &mut u64, has_requests: bool) -> Look {
         if !self.is_led || self.is_asleep {
             return Look::Quiet;
         }
         let before = std::mem::replace(turns_seen, self.turns);
-        if before == self.turns && has_requests { Look::Stalled } else { Look::Awake }
+        if before == self.turns && (has_requests || self.serving > 0) { Look::Stalled } else { Look::Awake }
     }
 }
 
@@ -244,6 +252,7 @@ fn turn<G, S: Station<G>>(station: &mut S, guard: &mut G, chain: S::Chain, term:
         hand_over(station, guard);
     }
     station.serve(guard, chain, term);
+    station.leadership(guard).end_turn();
 }
 
 /// Signals the call for what is answered, and sleeps until there is more to do.

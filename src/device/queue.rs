@@ -83,7 +83,9 @@ pub(super) struct State {
     late: VecDeque<Late>,
     /// Requests that the engine had no room for, in order.
     throttled: VecDeque<InFlight>,
-    /// The engine has finished nothing since it had no room.
+    /// Counts how often the engine may have got room for more transfers.
+    engine_room: u64,
+    /// It has got none since it refused a transfer.
     is_engine_full: bool,
 }
 
@@ -93,7 +95,6 @@ pub(super) struct Bound {
     pub index: QueueIndex,
     pub service: Arc<Service>,
     pub activity: Arc<Activity>,
-    pub engine: QueueEngine,
 }
 
 /// One virtqueue.
@@ -105,6 +106,7 @@ pub(super) struct Queue {
     /// The thread that stops the queue waits here until nothing is in service.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
+    engine: OnceLock<QueueEngine>,
     pub bound: OnceLock<Bound>,
     pub handles: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -190,10 +192,16 @@ impl State {
         Next::Chain(Work::New { popped: Popped { head, memory }, waiting: waiting - 1 })
     }
 
-    /// The engine has no room for `request`: it is taken up again when the engine has finished something.
-    pub fn throttle(&mut self, request: InFlight) {
+    /// A number that changes when the engine may have got room for more transfers.
+    pub fn engine_room(&self) -> u64 {
+        self.engine_room
+    }
+
+    /// The engine had no room for `request`, which is served again when it has some. `room_before` is
+    /// [`State::engine_room`] before the request was submitted.
+    pub fn throttle(&mut self, request: InFlight, room_before: u64) {
         self.throttled.push_back(request);
-        self.is_engine_full = true;
+        self.is_engine_full = self.engine_room == room_before;
     }
 
     /// Takes out the requests that were throttled.
@@ -201,9 +209,11 @@ impl State {
         std::mem::take(&mut self.throttled)
     }
 
-    /// The engine has finished something.
-    pub fn note_engine_room(&mut self) {
+    /// The engine has finished something, and may have room for more. True if requests wait for that.
+    pub fn note_engine_room(&mut self) -> bool {
+        self.engine_room = self.engine_room.wrapping_add(1);
         self.is_engine_full = false;
+        !self.throttled.is_empty()
     }
 
     /// The next answer to a suspended request, with the memory to give it in.
@@ -267,6 +277,11 @@ impl Queue {
         self.bound.get()
     }
 
+    /// Its I/O engine. Made with the first kick, as the watch is.
+    pub fn engine(&self) -> Option<&QueueEngine> {
+        self.engine.get()
+    }
+
     /// Wakes the thread that sleeps on the ring.
     pub fn wake(&self) {
         if let Some(watch) = self.watch.get() {
@@ -283,8 +298,11 @@ impl Queue {
     pub fn set_kick(&self, kick: Option<OwnedFd>) -> std::io::Result<()> {
         if self.watch.get().is_none() && kick.is_some() {
             let watch = KickWatch::new()?;
-            if let Some(completions) = self.bound().and_then(|bound| bound.engine.completion_event()) {
-                watch.watch_completions(completions)?;
+            if let Some(bound) = self.bound() {
+                let engine = self.engine.get_or_init(|| bound.service.make_engine());
+                if let Some(completions) = engine.completion_event() {
+                    watch.watch_completions(completions)?;
+                }
             }
             let _ = self.watch.set(watch);
         }
@@ -363,15 +381,15 @@ impl Queue {
         }
         let Some(Bound { service, .. }) = self.bound() else { return };
         while let Some((id, memory, result)) = state.next_late(service) {
-            // In service again, so that the queue is not stopped meanwhile.
+            // In service again, so that the queue is not stopped meanwhile, and not to be withdrawn: the lock is the guest's.
             let (slot, claim) = state.in_flight.enter();
             let popped = Popped { head: id.head, memory };
             state.in_flight.begin(slot, &popped, Instant::now(), std::thread::current().id());
+            claim.take();
             let used_len = MutexGuard::unlocked(state, || {
                 let mut chain = Chain::new();
                 chain.walk(popped.head, popped.memory);
                 match result {
-                    _ if !claim.take() => 0,
                     Ok(()) => reply::write_parts(&mut chain, id.unique, &[], &[]),
                     Err(errno) => reply::write_error(&mut chain, id.unique, errno),
                 }
@@ -392,10 +410,15 @@ impl Origin for Queue {
         if state.in_flight.end(slot) {
             state.push_used(head, used_len);
         }
+        // An engine that loses a request has room for another one.
+        state.note_engine_room();
         if let Some(bound) = self.bound() {
+            state.follow_memory(&bound.service);
             signal_call(&mut state, &bound.service);
         }
         self.note_answered(&state);
+        drop(state);
+        Queue::wake(self);
     }
 
     fn suspend(&self, slot: SlotIndex, claim: &Claim, id: RequestId, ring_descriptors: u16) -> Result<SuspendedKey, Errno> {

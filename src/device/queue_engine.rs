@@ -36,4 +36,10 @@ impl Engine<InFlight> for QueueEngine {
             QueueEngine::Other(engine) => engine.completion_event(),
         }
     }
+
+    fn end(&self) {
+        if let QueueEngine::Other(engine) = self {
+            engine.end();
+        }
+    }
 }

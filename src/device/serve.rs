@@ -55,7 +55,9 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
 
 /// Serves a request again that was throttled.
 pub(super) fn serve_again(service: &Service, engine: &QueueEngine, request: InFlight, scratch: &mut Vec<u8>) -> Served {
-    request.enter_thread();
+    if !request.is_wanted() {
+        return Served::Answered(request.error(Errno::EIO));
+    }
     carry_out(service, engine, request, scratch)
 }
 

@@ -191,8 +191,7 @@ impl Session {
         let activity = Arc::new(Activity::default());
         for (index, queue) in queues.iter().enumerate() {
             let (index, service, activity) = (QueueIndex(index as u16), Arc::clone(service), Arc::clone(&activity));
-            let engine = service.make_engine();
-            let _ = queue.bound.set(Bound { index, service, activity, engine });
+            let _ = queue.bound.set(Bound { index, service, activity });
         }
         let _ = device.queues.set(queues.clone());
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());

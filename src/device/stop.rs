@@ -13,6 +13,7 @@ use super::queue::{Bound, Queue, State, signal_call};
 use super::reply;
 use crate::fuse::abi::IN_HEADER_LEN;
 use crate::fuse::{Opcode, decode_header};
+use crate::io::Engine;
 use crate::types::{Errno, Unique};
 use crate::virtqueue::{Chain, Ring};
 
@@ -66,6 +67,10 @@ impl Queue {
         self.followers.notify_one();
         // A leader that was not stuck sleeps on the watch: it leaves, so that two threads never sleep there.
         self.wake();
+        // None of them waits to be served again. Storage takes the lock when it is dropped.
+        let throttled = state.take_throttled();
+        state.note_engine_room();
+        MutexGuard::unlocked(state, || drop(throttled));
         // The pages that are taken out of the old mappings are still there in the new ones.
         service.set_memory(service.memory().renewed());
         state.follow_memory(service);
@@ -103,8 +108,9 @@ impl Queue {
             // A thread that panicked has said so; the others still must be waited for.
             let _ = handle.join();
         }
-        // Requests that were withdrawn while they waited to be served again: their storage refers to the queue.
-        let throttled = self.state.lock().take_throttled();
-        drop(throttled);
+        // What the engine still finishes was withdrawn, and refers to the queue.
+        if let Some(engine) = self.engine() {
+            engine.end();
+        }
     }
 }

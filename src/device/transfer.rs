@@ -66,12 +66,11 @@ fn submit(
 /// Answers a request whose transfer is finished.
 pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
     let Finished { transfer, mut result } = finished;
-    let Transfer { owner: mut request, offset, direction, unaligned, .. } = transfer;
-    if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered {
-        let share = request.share();
-        let again =
-            request.held_file().and_then(|file| share.transfer_buffered(file, request.pages(), offset, direction, &service.metrics));
-        result = again.unwrap_or(result);
+    let Transfer { owner: mut request, offset, direction, thread, unaligned } = transfer;
+    if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered && request.is_wanted() {
+        let (share, pages) = (request.share(), request.pages());
+        let retry = |file| share.transfer_buffered(file, pages, offset, (direction, thread), &service.metrics);
+        result = request.held_file().and_then(retry).unwrap_or(result);
     }
     request.end_transfer();
     match (direction, result) {

@@ -35,6 +35,8 @@ impl<O: TransferOwner> Engine<O> for SyncEngine {
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    fn end(&self) {}
 }
 
 /// Moves `pages` between guest memory and `file` at `offset`: how many bytes moved. Each host call is counted in `metrics`.

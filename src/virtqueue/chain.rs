@@ -207,6 +207,11 @@ impl Chain {
         self.buffers.storage_bytes()
     }
 
+    /// Bytes of storage that are kept for the next chain.
+    pub fn storage_bytes(&self) -> usize {
+        self.descriptor_storage_bytes() + self.arguments.capacity()
+    }
+
     /// The page descriptors that the device may write to.
     pub fn writable_pages(&self) -> &[PageDescriptor] {
         self.buffers.writable_pages()
