@@ -165,7 +165,8 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
 }
 
 fn metrics_line(path: &Path, metrics: &Metrics) -> String {
-    metrics.to_json(&path.to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
+    metrics
+        .to_json(&path.to_string_lossy(), |number| u32::try_from(number).ok().and_then(Opcode::from_number).map_or("unknown", Opcode::name))
 }
 
 fn watch_signals(

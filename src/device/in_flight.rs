@@ -192,7 +192,9 @@ impl InFlight {
 
     /// Bytes that a reply may have behind its header.
     pub(super) fn room(&self) -> usize {
-        self.0.chain.writable_bytes().saturating_sub(OUT_HEADER_LEN as u64).min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64) as usize
+        let room = self.0.chain.writable_bytes().saturating_sub(OUT_HEADER_LEN as u64);
+        // The header's length has 32 bits.
+        usize::try_from(room.min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64)).unwrap_or(usize::MAX)
     }
 
     /// Whether the request still waits for this answer. An operation of several steps goes on only then.

@@ -44,7 +44,7 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
         return Served::Answered(answer_error(Errno::EINVAL, request));
     }
     if opcode != Some(Opcode::Write) && readable > FIRST_LEN as u64 {
-        request.copy_arguments(readable as usize);
+        request.copy_arguments(usize::try_from(readable).unwrap_or(usize::MAX));
         if (request.arguments().len() as u64) < readable {
             service.metrics.malformed_requests.increment();
             return Served::Answered(answer_error(Errno::E2BIG, request));
@@ -112,7 +112,9 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
             answer(share.copy_file_range(&copy, header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }), request)
         }
         Operation::CopyFileRange { copy, wide_reply: false } => {
-            answer(share.copy_file_range(&copy, header.uid).map(|size| WriteOut { size: size as u32, padding: 0 }), request)
+            // At most 2 GiB: `copy_file_range` has a limit.
+            let size = share.copy_file_range(&copy, header.uid).map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+            answer(size.map(|size| WriteOut { size, padding: 0 }), request)
         }
         Operation::Ioctl { request: ioctl, data } => {
             attributes::answer_ioctl(attributes::ioctl(&request, &ioctl, data, scratch), scratch, request)

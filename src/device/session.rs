@@ -189,8 +189,8 @@ impl Session {
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
         let activity = Arc::new(Activity::default());
-        for (index, queue) in queues.iter().enumerate() {
-            let (index, service, activity) = (QueueIndex(index as u16), Arc::clone(service), Arc::clone(&activity));
+        for (index, queue) in (0..).zip(&queues) {
+            let (index, service, activity) = (QueueIndex(index), Arc::clone(service), Arc::clone(&activity));
             let _ = queue.bound.set(Bound { index, service, activity });
         }
         let _ = device.queues.set(queues.clone());

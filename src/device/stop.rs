@@ -63,7 +63,7 @@ impl Queue {
         // Its threads count no more, and none of them leads: the next start finds or makes others.
         let stuck = withdrawn.iter().filter(|withdrawn| withdrawn.holder == Holder::Thread).count();
         service.metrics.stuck.add(stuck as u64);
-        state.leadership.lose_threads(stuck as u16);
+        state.leadership.lose_threads(u16::try_from(stuck).unwrap_or(u16::MAX));
         self.followers.notify_one();
         // A leader that was not stuck sleeps on the watch: it leaves, so that two threads never sleep there.
         self.wake();

@@ -81,7 +81,7 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         }
         (Direction::Write { .. }, Ok(len)) => {
             service.metrics.host_write_bytes.add(len as u64);
-            answer(Ok(WriteOut { size: len as u32, padding: 0 }), request)
+            answer(Ok(WriteOut { size: u32::try_from(len).unwrap_or(u32::MAX), padding: 0 }), request)
         }
     }
 }

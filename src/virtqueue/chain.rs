@@ -57,6 +57,7 @@ struct Descriptor {
 impl Descriptor {
     /// The entry that lies in these two words of guest memory.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the fields of the second word")]
     fn of(words: [u64; 2]) -> Descriptor {
         let [address, rest] = words.map(u64::from_le);
         Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
@@ -168,7 +169,8 @@ impl Chain {
 
     /// Copies the first `len` readable bytes, or as many as there are, and forgets an earlier copy.
     pub fn copy_arguments(&mut self, len: usize) -> &[u8] {
-        let len = len.min(self.buffers.readable_bytes() as usize).min(ARGUMENTS_LEN_MAX);
+        let readable = usize::try_from(self.buffers.readable_bytes()).unwrap_or(usize::MAX);
+        let len = len.min(readable).min(ARGUMENTS_LEN_MAX);
         // `clear` first: growing must not move stale bytes.
         self.arguments.clear();
         self.arguments.resize(len, 0);
@@ -235,6 +237,7 @@ impl<'m> Walk<'m> {
     }
 
     /// Descriptors read of the present table.
+    #[expect(clippy::cast_possible_truncation, reason = "a table has at most CHAIN_LEN_MAX descriptors")]
     fn taken(&self) -> u16 {
         (self.table.count() - self.left) as u16
     }
