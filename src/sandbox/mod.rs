@@ -8,6 +8,7 @@ mod landlock;
 mod limits;
 mod namespace;
 mod seccomp;
+mod system_calls;
 mod user_namespace;
 
 use std::io;
