@@ -29,16 +29,22 @@ impl Span {
     pub const WHOLE: Span = Span { start: 0, end: i64::MAX as u64 };
 }
 
+/// A constant of `struct flock` in the type of its field.
+#[expect(clippy::cast_possible_truncation, reason = "the constants are 0, 1 and 2")]
+const fn short(constant: i32) -> i16 {
+    constant as i16
+}
+
 fn describe(span: Span, kind: Option<LockKind>) -> libc::flock {
     let l_type = match kind {
-        Some(LockKind::Shared) => libc::F_RDLCK as i16,
-        Some(LockKind::Exclusive) => libc::F_WRLCK as i16,
-        None => libc::F_UNLCK as i16,
+        Some(LockKind::Shared) => short(libc::F_RDLCK),
+        Some(LockKind::Exclusive) => short(libc::F_WRLCK),
+        None => short(libc::F_UNLCK),
     };
     let to_the_end = span.end >= Span::WHOLE.end;
     // A length of zero is up to the end of the file, however it grows.
     let l_len = if to_the_end { 0 } else { (span.end - span.start + 1).cast_signed() };
-    libc::flock { l_type, l_whence: libc::SEEK_SET as i16, l_start: span.start.cast_signed(), l_len, l_pid: 0 }
+    libc::flock { l_type, l_whence: short(libc::SEEK_SET), l_start: span.start.cast_signed(), l_len, l_pid: 0 }
 }
 
 /// Sets the lock of `file`'s description on `span`, or removes it. EAGAIN where a lock of another description or of a process
