@@ -74,7 +74,7 @@ pub enum ConfigError {
         /// The option.
         option: &'static str,
         /// The error, its position and the expected form.
-        error: sandbox::IdMapError,
+        error: sandbox::IdRangeError,
     },
     /// `--modcaps` is malformed.
     #[error("--modcaps: {0}")]
@@ -319,7 +319,7 @@ mod tests {
         for (is_root, more) in [(true, "--uid-map :0:1:1:"), (false, "--sandbox none --uid-map :0:1:1:")] {
             assert!(refused(is_root, more).contains("--uid-map needs --sandbox namespace"), "{}", refused(is_root, more));
         }
-        assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; write"));
+        assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; expected"));
         assert!(refused(true, "--modcaps=chown").starts_with("--modcaps: entry 1 (chown)"));
     }
 

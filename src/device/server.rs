@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::config_space::ConfigSpace;
 use super::service::{Options, Service};
 use super::session::{Session, SessionError, Stopper};
+use crate::fuse::Opcode;
 use crate::host::{Export, Share};
 use crate::metrics::Metrics;
 
@@ -50,7 +51,8 @@ pub struct Server {
 impl Server {
     /// Serves `share`, and those that follow it in later FUSE sessions. An error where the process is out of descriptors.
     pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
-        Ok(Server { export: Arc::new(Export::new(share)), metrics: Arc::new(Metrics::new()), options, stop: Arc::new(Stop::new()?) })
+        let metrics = Arc::new(Metrics::new(&share.path().to_string_lossy(), &Opcode::NAMES));
+        Ok(Server { export: Arc::new(Export::new(share)), metrics, options, stop: Arc::new(Stop::new()?) })
     }
 
     /// The share of the present FUSE session, or of the next one.
