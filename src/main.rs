@@ -142,7 +142,7 @@ fn serve(
     }
     // The first session's; from the second on it is another one.
     drop(share);
-    // Kata Containers goes on when it reads this sentence.
+    // Kata Containers waits for this line.
     tracing::info!("Waiting for vhost-user socket connection...");
     server.serve(listener)?;
     tracing::debug!("metrics {}", server.metrics().to_json());
@@ -169,7 +169,7 @@ fn watch_signals(mut signals: signal_hook::iterator::Signals, stopper: ServerSto
         }
         for signal in signals.forever() {
             if signal == signal_hook::consts::SIGUSR1 {
-                // In one write, so that no other line comes in between. Whoever read standard error may have gone.
+                // In one write, so that no other line comes in between. The reader of standard error may have gone.
                 let line = metrics.to_json() + "\n";
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {

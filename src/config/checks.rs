@@ -126,7 +126,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     let queues = match a.num_request_queues {
         Some(n) if n == 0 || n > REQUEST_QUEUES_MAX => return Err(ConfigError::Queues(n)),
         Some(n) => n,
-        None => cpus.clamp(1, usize::from(REQUEST_QUEUES_MAX)) as u16,
+        None => u16::try_from(cpus).unwrap_or(REQUEST_QUEUES_MAX).clamp(1, REQUEST_QUEUES_MAX),
     };
     for (is_set, option) in
         [(a.migration_verify_handles, "--migration-verify-handles"), (a.migration_confirm_paths, "--migration-confirm-paths")]

@@ -70,7 +70,7 @@ impl Server {
         ServerStopper(Arc::clone(&self.stop))
     }
 
-    /// Serves whoever connects to `listener`, or only the first frontend, until [`ServerStopper::stop`]. Without
+    /// Serves the frontends that connect to `listener`, one after the other, or only the first, until [`ServerStopper::stop`]. Without
     /// `keep_listening` a session's error is returned, else logged.
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
         self.serve_with(listener, |service| service)
@@ -115,7 +115,7 @@ impl Server {
 pub struct ServerStopper(Arc<Stop>);
 
 impl ServerStopper {
-    /// Ends the wait for a frontend, or the session with one: what is in flight is finished first. How many requests that are.
+    /// Ends the wait for a frontend, or the session with one, whose requests in flight are finished first. Returns their number.
     pub fn stop(&self) -> u32 {
         self.0.stop()
     }
@@ -123,7 +123,7 @@ impl ServerStopper {
 
 type CurrentSession = (Stopper, Weak<Service>);
 
-/// What is to be ended by a stop.
+/// State that [`ServerStopper`] and the serving thread share.
 struct Stop {
     is_wanted: AtomicBool,
     /// Readable once stopping is wanted.
@@ -143,8 +143,8 @@ impl Stop {
         Ok(Stop { is_wanted: AtomicBool::new(false), event, session: Mutex::new(None) })
     }
 
-    /// Sleeps until a frontend connects; false where a stop is wanted. The listener itself is left as it is: an inherited one
-    /// belongs to whoever made it.
+    /// Sleeps until a frontend connects; false where a stop is wanted. Does not change the listener: an inherited one may be
+    /// shared with another process.
     fn wait_for_frontend(&self, listener: &UnixListener) -> io::Result<bool> {
         let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
         loop {

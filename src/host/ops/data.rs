@@ -79,7 +79,7 @@ impl Share {
         file: &HeldFile,
         pages: &[PageDescriptor],
         offset: u64,
-        direction: Direction,
+        (direction, thread): (Direction, Thread),
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
         let Held::Handle(held) = &file.0 else { return None };
@@ -87,6 +87,10 @@ impl Share {
             return None;
         }
         let file = self.handles.user_of(held)?;
+        // The calling thread may have laid down CAP_FSETID for a WRITE of its own.
+        if thread == Thread::Any && matches!(direction, Direction::Write { .. }) {
+            keep_suidgid(true);
+        }
         Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 
