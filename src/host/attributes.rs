@@ -1,7 +1,7 @@
 //! What statx says, as the protocol's structures.
 
-use super::id_map::Translation;
 use crate::fuse::abi::{Attr, Statx as WireStatx, SxTime};
+use crate::host::rights::id_map::Translation;
 use crate::sys::stat::{self, Statx};
 
 /// A device number as the guest's kernel packs it into 32 bits (new_encode_dev of linux/kdev_t.h).

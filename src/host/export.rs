@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::share::Share;
+use crate::host::share::Share;
 use crate::types::Errno;
 
 /// Sessions whose files the host has not closed. With more no session begins: each keeps a thread, descriptors and memory.

@@ -11,24 +11,24 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
-use super::by_node::{ByNode, Pinnable};
-use super::cache::{CachePolicy, Timeouts};
-use super::caller::keep_suidgid;
-use super::descriptors::Descriptors;
-use super::directory::Directory;
-use super::entries::identity_of;
-use super::handleless::Handleless;
-use super::id_map::Translation;
-use super::inode_numbers::InodeNumbers;
-use super::inodes::InodeTable;
-use super::lacks::{self, Lack};
-use super::locks::Locks;
-use super::mounts::Mounts;
-use super::rights::{self, Rights};
-use super::share_error::ShareError;
-use super::watch::{FileSystemWatch, Watch};
 use crate::fuse::Negotiated;
 use crate::fuse::abi::init_flags;
+use crate::host::caching::policy::{CachePolicy, Timeouts};
+use crate::host::caching::watch::{FileSystemWatch, Watch};
+use crate::host::directories::stream::Directory;
+use crate::host::files::by_node::{ByNode, Pinnable};
+use crate::host::files::descriptors::Descriptors;
+use crate::host::files::no_open::Handleless;
+use crate::host::fs_limits::{self, Lack};
+use crate::host::inodes::entries::identity_of;
+use crate::host::inodes::mounts::Mounts;
+use crate::host::inodes::numbers::InodeNumbers;
+use crate::host::inodes::table::InodeTable;
+use crate::host::locks::table::Locks;
+use crate::host::rights::caller::keep_suidgid;
+use crate::host::rights::id_map::Translation;
+use crate::host::rights::policy::{self as rights, Rights};
+use crate::host::share_error::ShareError;
 use crate::state::{Arena, ArenaError, Budget, HANDLES_LEN, HandleTable, InodeIdentity, InodeRecords, OpenFile, inodes_len, inodes_max};
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::identity;
@@ -186,7 +186,7 @@ impl Share {
             root: InodeIdentity { handle, ..identity_of(&st, None) },
             by_handle,
             is_local: stat::is_local(root_fd.as_fd())?,
-            lacks: lacks::of(root_fd.as_fd(), &st, options.readonly)?,
+            lacks: fs_limits::of(root_fd.as_fd(), &st, options.readonly)?,
             watch: OnceLock::new(),
             options,
         };

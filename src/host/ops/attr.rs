@@ -6,7 +6,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, StatxFlags, Timespec, Timestamps, UTIM
 
 use crate::fuse::abi::{AttrOut, StatxOut};
 use crate::fuse::{HandleOrNode, SetTime, Setattr};
-use crate::host::caller::without_fsetid;
+use crate::host::rights::caller::without_fsetid;
 use crate::host::{RequestContext, Share, Translation, attributes};
 use crate::sys::stat::{self, Statx};
 use crate::sys::working_dir::DescriptorName;

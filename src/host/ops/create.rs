@@ -10,9 +10,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
 use crate::fuse::{Extensions, SecurityLabel};
-use crate::host::caller::acting_as;
-use crate::host::entries::open_path;
-use crate::host::lacks::is_no_tmpfile;
+use crate::host::fs_limits::is_no_tmpfile;
+use crate::host::inodes::entries::open_path;
+use crate::host::rights::caller::acting_as;
 use crate::host::{Caller, RequestContext, Share, attributes};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use crate::fuse::abi::{ATTR_SUBMOUNT, EntryOut, OpenOut};
 use crate::fuse::dirent::{self, Entry};
 use crate::host::Share;
-use crate::host::directory::Directory;
-use crate::host::inodes::FileKey;
+use crate::host::directories::stream::Directory;
+use crate::host::inodes::table::FileKey;
 use crate::sys::dirent::HostEntry;
 use crate::types::{Errno, FileHandle, NodeId};
 

@@ -2,7 +2,7 @@
 
 use crate::fuse::abi::{LK_FLOCK, LkIn, LkOut, init_flags};
 use crate::host::Share;
-use crate::host::locks::{Family, LockFile, LockOwner, LockRequest, LockWait, Locked};
+use crate::host::locks::table::{Family, LockFile, LockOwner, LockRequest, LockWait, Locked};
 use crate::state::OpenFile;
 use crate::sys::lock::{LockKind, Span};
 use crate::sys::stat;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::fuse::abi::{OpenOut, init_flags};
-use crate::host::caller::without_fsetid;
+use crate::host::rights::caller::without_fsetid;
 use crate::host::{RequestContext, Share};
 use crate::sys::descriptor;
 use crate::types::{Errno, FileHandle, NodeId};

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::early_interrupts::EarlyInterrupts;
-use super::locks::{Attempt, Family, LockAnswer, LockOwner, LockRequest, LockWait, Locked, Locks, NodeLocks};
+use crate::host::locks::early_interrupts::EarlyInterrupts;
+use crate::host::locks::table::{Attempt, Family, LockAnswer, LockOwner, LockRequest, LockWait, Locked, Locks, NodeLocks};
 use crate::types::{Errno, NodeId, Unique};
 use crate::warn_limited;
 
@@ -28,7 +28,7 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 const DEADLOCK_DEPTH_MAX: usize = 10;
 
 /// One that waits.
-pub(super) struct Waiter {
+pub(in crate::host) struct Waiter {
     pub wanted: LockRequest,
     /// Its request.
     pub unique: Unique,
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Waiter {
 
 /// The waits of all files.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+pub(in crate::host) struct Waits {
     due: Mutex<Due>,
     changed: Condvar,
     /// How many wait.

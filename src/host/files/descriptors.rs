@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::by_node::Pinnable;
-use super::share::Share;
+use crate::host::files::by_node::Pinnable;
+use crate::host::share::Share;
 use crate::state::{Budget, Reserved};
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -85,7 +85,7 @@ impl Share {
     }
 
     /// Takes in a file that the guest opened; `flags` are those it was opened with. ENFILE where there are too many.
-    pub(super) fn keep_open(&self, file: OwnedFd, node: NodeId, flags: i32) -> Result<FileHandle, Errno> {
+    pub(in crate::host) fn keep_open(&self, file: OwnedFd, node: NodeId, flags: i32) -> Result<FileHandle, Errno> {
         let reserved = self.reserve(crate::state::HandleTable::descriptors_of(flags), 0)?;
         let handle = self.handles.insert(file, node, flags, reserved).map_err(|_| Errno::ENFILE)?;
         // The session may have ended meanwhile, and its handles been closed.
@@ -97,12 +97,12 @@ impl Share {
     }
 
     /// Makes `fd` one that a node may keep. ENFILE where there are too many.
-    pub(super) fn pinnable(&self, fd: OwnedFd) -> Result<Pinnable<'_, OwnedFd>, Errno> {
+    pub(in crate::host) fn pinnable(&self, fd: OwnedFd) -> Result<Pinnable<'_, OwnedFd>, Errno> {
         Ok(Pinnable::new(fd, self.reserve(1, self.budget.max() / FOR_OPEN_FILES)?))
     }
 
     /// What `open` opens, counted. ENFILE where there are too many, and nothing is opened then.
-    pub(super) fn counted(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Counted, Errno> {
+    pub(in crate::host) fn counted(&self, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Counted, Errno> {
         let reserved = self.reserve(1, 0)?;
         Ok(Counted::new(open()?, reserved, &self.budget))
     }

@@ -16,9 +16,9 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::descriptors::Counted;
-use super::lock_ranges::{Held, LockRanges};
-use super::lock_waits::{Waiter, Waits};
+use crate::host::files::descriptors::Counted;
+use crate::host::locks::ranges::{Held, LockRanges};
+use crate::host::locks::waits::{Waiter, Waits};
 use crate::sys::lock::{self, LockKind, Span};
 use crate::types::{Errno, FileHandle, NodeId, Unique};
 
@@ -96,12 +96,12 @@ pub struct Locks {
     files: AtomicUsize,
     /// Ranges that are held, of all owners.
     ranges: Arc<AtomicUsize>,
-    pub(super) waits: Waits,
+    pub(in crate::host) waits: Waits,
 }
 
 /// The locks on one file.
 #[derive(Debug, Default)]
-pub(super) struct NodeLocks {
+pub(in crate::host) struct NodeLocks {
     owners: FxHashMap<LockOwner, Owner>,
     /// Those of `owners` that hold something: few, where many wait.
     holders: FxHashSet<LockOwner>,
@@ -175,7 +175,7 @@ impl Drop for Owner {
 
 /// How an attempt came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Attempt {
+pub(in crate::host) enum Attempt {
     Granted,
     /// Another owner of this guest is in the way.
     Local(LockOwner),
@@ -252,7 +252,7 @@ impl Locks {
     }
 
     /// As `on`, where there is an entry.
-    pub(super) fn on_existing<R>(&self, node: NodeId, act: impl FnOnce(&mut MutexGuard<'_, NodeLocks>) -> R) -> Option<R> {
+    pub(in crate::host) fn on_existing<R>(&self, node: NodeId, act: impl FnOnce(&mut MutexGuard<'_, NodeLocks>) -> R) -> Option<R> {
         let entry = self.nodes.lock().get(&node).cloned()?;
         let mut locks = entry.lock();
         if locks.gone {
@@ -356,7 +356,7 @@ impl Locks {
     }
 
     /// Closes the description of an owner that holds nothing and waits for nothing.
-    pub(super) fn drop_owner_if_unused(&self, locks: &mut NodeLocks, owner: LockOwner) {
+    pub(in crate::host) fn drop_owner_if_unused(&self, locks: &mut NodeLocks, owner: LockOwner) {
         let is_unused = locks.owners.get(&owner).is_some_and(|o| o.ranges.is_empty());
         if is_unused && !locks.waiters.iter().any(|w| w.wanted.owner == owner) {
             locks.owners.remove(&owner);

@@ -8,7 +8,7 @@
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
-use super::inodes::FileKey;
+use crate::host::inodes::table::FileKey;
 
 /// Numbers below this are kept in the lower bits; higher ones are hashed into them.
 const EXACT_BITS: u32 = 48;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHasher};
 use rustix::fs::{Mode, OFlags};
 
-use super::entries::device_of;
+use crate::host::inodes::entries::device_of;
 use crate::sys::fanotify::{Change, Event, Fanotify};
 use crate::sys::file_handle::Handle;
 use crate::sys::stat;

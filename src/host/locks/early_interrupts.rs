@@ -14,7 +14,7 @@ const AGE_MAX: Duration = Duration::from_secs(60);
 
 /// The requests that were interrupted, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct EarlyInterrupts(VecDeque<(Unique, Instant)>);
+pub(in crate::host) struct EarlyInterrupts(VecDeque<(Unique, Instant)>);
 
 impl EarlyInterrupts {
     /// Remembers an INTERRUPT of `unique` that came at `now`.

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::share::{Options, Share};
-use super::xattr_map::XattrMap;
 use crate::fuse::abi::init_flags as f;
+use crate::host::rights::xattr_map::XattrMap;
+use crate::host::share::{Options, Share};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
 use crate::types::{Errno, GuestUid, NodeId};
@@ -68,14 +68,14 @@ pub enum GuestLacks {
 
 /// Takes back what the file system behind `root` cannot do and says so, once. False where labels are
 /// demanded and cannot be: each create would fail.
-pub(super) fn fit(options: &mut Options, root: BorrowedFd<'_>) -> bool {
+pub(in crate::host) fn fit(options: &mut Options, root: BorrowedFd<'_>) -> bool {
     let lacks = |name| xattr::of_open(root, name) == Err(Errno::EOPNOTSUPP);
     let path = options.shared_dir.display();
     let rights = &mut options.rights;
     if let Some(map) = &rights.xattr_map
         && !map.is_complete()
     {
-        let say = super::xattr_map::CATCH_ALL;
+        let say = crate::host::rights::xattr_map::CATCH_ALL;
         tracing::warn!("--xattrmap does not say what becomes of every name; others are refused and hidden: end it with {say}");
     }
     if options.xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
@@ -132,30 +132,30 @@ impl Share {
     }
 
     /// Whether the guest enforces POSIX ACLs and leaves the umask to the daemon.
-    pub(super) fn has_acls(&self) -> bool {
+    pub(in crate::host) fn has_acls(&self) -> bool {
         self.agreed(f::POSIX_ACL)
     }
 
     /// Whether a write or truncation clears setuid and setgid: always where the first version of killpriv was
     /// agreed on, else where the request says so.
-    pub(super) fn kills_suidgid(&self, requested: bool) -> bool {
+    pub(in crate::host) fn kills_suidgid(&self, requested: bool) -> bool {
         requested || self.agreed(f::HANDLE_KILLPRIV)
     }
 
     /// As `kills_suidgid`, for requests that have no way to say so: every caller's but root's. A guest whose mounts may map ids
     /// (Linux 6.12) names no caller, and asks before such a request.
-    pub(super) fn kills_suidgid_for(&self, caller: GuestUid) -> bool {
+    pub(in crate::host) fn kills_suidgid_for(&self, caller: GuestUid) -> bool {
         self.kills_suidgid(self.leaves_clearing_to_host() && caller != GuestUid(0) && caller != GuestUid(u32::MAX))
     }
 
     /// Whether the guest leaves it to the daemon to clear setuid and setgid, and says when.
-    pub(super) fn leaves_clearing_to_host(&self) -> bool {
+    pub(in crate::host) fn leaves_clearing_to_host(&self) -> bool {
         self.agreed(f::HANDLE_KILLPRIV_V2)
     }
 
     /// Removes the capabilities of the file behind `fd`, where the host's kernel does not know them by their
     /// name. The host does it itself otherwise.
-    pub(super) fn drop_hidden_capability(&self, node: NodeId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    pub(in crate::host) fn drop_hidden_capability(&self, node: NodeId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let Some(name) = self.options.rights.xattr_map.as_ref().and_then(XattrMap::hidden_capability) else { return Ok(()) };
         if self.kind(node)? != libc::S_IFREG {
             return Ok(());
@@ -175,7 +175,7 @@ impl Share {
 
     /// What the guest's attribute `name` is called on the host. EOPNOTSUPP for ACLs unless they were agreed on:
     /// without the guest's help they would not be enforced. EPERM and EOPNOTSUPP where the map says so.
-    pub(super) fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+    pub(in crate::host) fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
         if ACL_NAMES.contains(&name) && !self.has_acls() {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -188,7 +188,7 @@ impl Share {
     }
 
     /// What the host's attribute `name` (without NUL) is called in the guest; `None` where it is hidden.
-    pub(super) fn guest_xattr_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+    pub(in crate::host) fn guest_xattr_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
         let name = match &self.options.rights.xattr_map {
             Some(map) => map.to_guest(name)?,
             None => name,
@@ -198,7 +198,7 @@ impl Share {
     }
 
     /// Whether `name` is the access ACL, as the guest calls it.
-    pub(super) fn is_access_acl(name: &CStr) -> bool {
+    pub(in crate::host) fn is_access_acl(name: &CStr) -> bool {
         name == ACL_NAMES[0]
     }
 }

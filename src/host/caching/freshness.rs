@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cache::{CachePolicy, Timeouts};
-use super::entries::ino_in_handle;
-use super::inodes::FileKey;
-use super::share::Share;
-use super::watch::{Watch, Watched};
 use crate::fuse::abi::{Attr, EntryOut, open_flags};
+use crate::host::caching::policy::{CachePolicy, Timeouts};
+use crate::host::caching::watch::{Watch, Watched};
+use crate::host::inodes::entries::ino_in_handle;
+use crate::host::inodes::table::FileKey;
+use crate::host::share::Share;
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::stat;
 use crate::types::NodeId;
@@ -22,7 +22,7 @@ fn unwatched() -> Timeouts {
 
 /// A directory that is watched.
 #[derive(Debug)]
-pub(super) struct WatchedDirectory {
+pub(in crate::host) struct WatchedDirectory {
     node: NodeId,
     device: u64,
     handle: Handle,
@@ -53,13 +53,13 @@ impl Share {
     }
 
     /// Whether the guest may know the file that has `handle` in the share's file system.
-    pub(super) fn may_know(&self, handle: &Handle) -> bool {
+    pub(in crate::host) fn may_know(&self, handle: &Handle) -> bool {
         let Some(ino) = ino_in_handle(handle) else { return true };
         self.inodes.knows(&FileKey { device: self.root.device, ino, mount_id: self.root.mount_id })
     }
 
     /// Watches the directory `node`, which the guest knows from now on.
-    pub(super) fn watch_directory(&self, node: NodeId) {
+    pub(in crate::host) fn watch_directory(&self, node: NodeId) {
         let Some(watch) = self.watch() else { return };
         match self.handle_of(node) {
             Some((device, handle)) if watch.lacks(node, device, &handle) => {
@@ -83,14 +83,14 @@ impl Share {
     }
 
     /// What it takes to end the watch over `node`, which the guest may be about to forget.
-    pub(super) fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
+    pub(in crate::host) fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
         let watch = self.watch().filter(|_| self.kind(node) == Ok(libc::S_IFDIR))?;
         let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(node, *device, handle))?;
         Some(WatchedDirectory { node, device, handle, fd: self.path_fd(node).ok()? })
     }
 
     /// Ends the watch over a directory that the guest forgot.
-    pub(super) fn unwatch(&self, watched: Option<WatchedDirectory>) {
+    pub(in crate::host) fn unwatch(&self, watched: Option<WatchedDirectory>) {
         if let (Some(watch), Some(w)) = (self.watch(), watched) {
             watch.uncover(w.node, w.device, &w.handle, w.fd.as_fd());
         }
@@ -98,14 +98,14 @@ impl Share {
 
     /// The answer to a LOOKUP of a name that is not in `parent`: `None` where the guest may not keep it, which
     /// makes the answer ENOENT.
-    pub(super) fn no_entry(&self, parent: NodeId) -> Option<EntryOut> {
+    pub(in crate::host) fn no_entry(&self, parent: NodeId) -> Option<EntryOut> {
         let negative = self.names_hold(parent).negative;
         let entry = EntryOut { entry_valid: negative.as_secs(), entry_valid_nsec: negative.subsec_nanos(), ..EntryOut::default() };
         (!negative.is_zero()).then_some(entry)
     }
 
     /// For how long names in `parent` may be believed; `attr` means nothing in it.
-    pub(super) fn names_hold(&self, parent: NodeId) -> Timeouts {
+    pub(in crate::host) fn names_hold(&self, parent: NodeId) -> Timeouts {
         let t = self.options.timeouts;
         let Some(watch) = self.watch() else { return t };
         let quiet = self.handle_of(parent).and_then(|(device, handle)| watch.names_hold(device, &handle));
@@ -114,7 +114,7 @@ impl Share {
     }
 
     /// For how long the attributes of `node` may be believed.
-    pub(super) fn attributes_hold(&self, node: NodeId, attr: &Attr) -> Duration {
+    pub(in crate::host) fn attributes_hold(&self, node: NodeId, attr: &Attr) -> Duration {
         let max = self.options.timeouts.attr;
         let Some(watch) = self.watch() else { return max };
         // What is changed through a name in a directory that the guest does not know is not seen.
@@ -125,14 +125,14 @@ impl Share {
     }
 
     /// The flag for OPEN of what no other process changed lately: what the guest's cache has of it stays.
-    pub(super) fn kept_flags(&self, node: NodeId) -> u32 {
+    pub(in crate::host) fn kept_flags(&self, node: NodeId) -> u32 {
         let Some(watch) = self.watch() else { return 0 };
         let is_quiet = self.by_event(node, |file| !watch.has_changed(file)) == Some(true);
         if is_quiet { open_flags::KEEP_CACHE } else { 0 }
     }
 
     /// As `kept_flags`, for a directory: the guest may keep its entries too.
-    pub(super) fn kept_directory_flags(&self, node: NodeId) -> u32 {
+    pub(in crate::host) fn kept_directory_flags(&self, node: NodeId) -> u32 {
         let kept = self.kept_flags(node);
         if kept != 0 { kept | open_flags::CACHE_DIR } else { 0 }
     }

@@ -55,7 +55,7 @@ impl CachePolicy {
 
     /// INIT flags of this policy. `allow_mmap` counts only where the guest's cache is bypassed; elsewhere
     /// a file can be mapped anyway.
-    pub(super) fn init_flags(self, allow_mmap: bool) -> u64 {
+    pub(in crate::host) fn init_flags(self, allow_mmap: bool) -> u64 {
         let mut flags = match self {
             // Nobody else changes the data: size or mtime that moved are the guest's own doing.
             CachePolicy::Always => init_flags::EXPLICIT_INVAL_DATA,
@@ -69,7 +69,7 @@ impl CachePolicy {
 
     /// What the guest is told of an open file. `needs_flush`: somebody wants to know when a descriptor of
     /// it is closed.
-    pub(super) fn file_flags(self, needs_flush: bool) -> u32 {
+    pub(in crate::host) fn file_flags(self, needs_flush: bool) -> u32 {
         let cached = match self {
             CachePolicy::Never | CachePolicy::Metadata => open_flags::DIRECT_IO | open_flags::PARALLEL_DIRECT_WRITES,
             CachePolicy::Always => open_flags::KEEP_CACHE,
@@ -79,7 +79,7 @@ impl CachePolicy {
     }
 
     /// What the guest is told of an open directory.
-    pub(super) fn directory_flags(self) -> u32 {
+    pub(in crate::host) fn directory_flags(self) -> u32 {
         match self {
             CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
             CachePolicy::Auto | CachePolicy::Never => 0,

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::by_node::ByNode;
-use super::cache::CachePolicy;
-use super::directory::Directory;
-use super::share::Share;
 use crate::fuse::abi::init_flags;
+use crate::host::caching::policy::CachePolicy;
+use crate::host::directories::stream::Directory;
+use crate::host::files::by_node::ByNode;
+use crate::host::share::Share;
 use crate::state::{Budget, OpenFile};
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -27,7 +27,7 @@ pub struct Handleless {
 
 /// A directory with its stream.
 #[derive(Debug)]
-pub(super) struct OpenDirectory {
+pub(in crate::host) struct OpenDirectory {
     file: OwnedFd,
     stream: Mutex<Directory>,
 }
@@ -54,7 +54,7 @@ impl Handleless {
 
 /// What a request on an open file speaks of.
 #[derive(Debug)]
-pub(super) enum Opened<'s> {
+pub(in crate::host) enum Opened<'s> {
     /// What the guest has opened.
     Handle(OpenFile<'s>),
     /// What was opened for it, for reading.
@@ -87,7 +87,7 @@ impl Share {
     /// INIT flags by which the guest need not open. Directories: where it may keep what it listed. Files: where
     /// besides nobody removes or changes them, so that none must be kept alive by a handle, and O_DIRECT, which
     /// comes with OPEN, means nothing.
-    pub(super) fn handleless_flags(&self) -> u64 {
+    pub(in crate::host) fn handleless_flags(&self) -> u64 {
         let o = &self.options;
         match o.cache {
             CachePolicy::Always if o.readonly && !o.allow_direct_io => init_flags::NO_OPENDIR_SUPPORT | init_flags::NO_OPEN_SUPPORT,
@@ -97,18 +97,18 @@ impl Share {
     }
 
     /// Whether the guest does not open files. A lock on the host is held by an open file, so it must then.
-    pub(super) fn has_no_open(&self) -> bool {
+    pub(in crate::host) fn has_no_open(&self) -> bool {
         self.agreed(init_flags::NO_OPEN_SUPPORT) && !self.has_host_locks()
     }
 
     /// Whether the guest does not open directories.
-    pub(super) fn has_no_opendir(&self) -> bool {
+    pub(in crate::host) fn has_no_opendir(&self) -> bool {
         self.agreed(init_flags::NO_OPENDIR_SUPPORT)
     }
 
     /// What is open behind `handle`; EBADF where there is nothing. Without a handle, where the guest may do
     /// without: what is open of `node`, opened if need be; ESTALE where that is gone.
-    pub(super) fn opened(&self, node: NodeId, handle: FileHandle) -> Result<Opened<'_>, Errno> {
+    pub(in crate::host) fn opened(&self, node: NodeId, handle: FileHandle) -> Result<Opened<'_>, Errno> {
         if handle != FileHandle::NONE {
             return self.open_file(handle).map(Opened::Handle);
         }
@@ -142,7 +142,7 @@ impl Share {
 
     /// Runs `list` on the directory behind `handle`, or on `node` where there are no handles; then one that was
     /// removed meanwhile has no entries.
-    pub(super) fn with_directory(
+    pub(in crate::host) fn with_directory(
         &self,
         node: NodeId,
         handle: FileHandle,

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use caps::Capability;
 
-use super::id_map::Translation;
+use crate::host::rights::id_map::Translation;
 use crate::sys::identity;
 use crate::types::{Errno, GuestGid, GuestUid, HostGid, HostUid};
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::attributes;
-use super::share::Share;
+use crate::host::attributes;
+use crate::host::share::Share;
 use crate::state::InodeIdentity;
 use crate::sys::file_handle;
 use crate::sys::stat;
@@ -17,7 +17,7 @@ use crate::types::{Errno, NodeId};
 impl Share {
     /// An O_PATH descriptor of `node`: kept, or opened by its handle. ESTALE where the node or its file is
     /// gone.
-    pub(super) fn path_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+    pub(in crate::host) fn path_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = self.path_fds.get(node) {
             return Ok(fd);
         }
@@ -29,7 +29,7 @@ impl Share {
     }
 
     /// Closes what was just kept of `node` where the guest has forgotten it since: its FORGET came too early to close this.
-    pub(super) fn drop_if_forgotten(&self, node: NodeId) {
+    pub(in crate::host) fn drop_if_forgotten(&self, node: NodeId) {
         if !self.inodes.is_looked_up(node) {
             self.close_node(node);
         }
@@ -40,7 +40,7 @@ impl Share {
     ///
     /// The first time it looks at the object behind an O_PATH descriptor: a record may have the type of one file and the
     /// handle of another that took its name.
-    pub(super) fn open_node(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
+    pub(in crate::host) fn open_node(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
         let identity = self.inodes.identity(node)?;
         if ![libc::S_IFREG, libc::S_IFDIR].contains(&identity.kind) {
             return Err(Errno::EBADF);
@@ -56,7 +56,7 @@ impl Share {
 
     /// Makes sure that the object behind `path_fd`, which [`Share::path_fd`] gave for `node`, has the node's type: S_IFMT
     /// bits. ESTALE where it has another.
-    pub(super) fn see_type(&self, node: NodeId, path_fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    pub(in crate::host) fn see_type(&self, node: NodeId, path_fd: BorrowedFd<'_>) -> Result<u32, Errno> {
         let identity = self.inodes.identity(node)?;
         if !identity.type_seen {
             if attributes::kind(&stat::of(path_fd)?) != identity.kind {
@@ -86,7 +86,7 @@ impl Share {
     }
 
     /// Opens the file behind `fd` once more, by its name in the thread's working directory.
-    pub(super) fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
+    pub(in crate::host) fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
         let name = DescriptorName::of(fd);
         // The name is a magic link: it must be followed, and leads to the file itself and no further.
         let flags = OFlags::from_bits_retain((flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC).cast_unsigned());

@@ -4,16 +4,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::handleless::Opened;
-use super::share::Share;
+use crate::host::files::no_open::Opened;
+use crate::host::share::Share;
 use crate::state;
 
 /// A file in use. One that is not given back keeps the file open until the session's end.
 #[derive(Debug)]
-pub struct HeldFile(pub(super) Held);
+pub struct HeldFile(pub(in crate::host) Held);
 
 #[derive(Debug)]
-pub(super) enum Held {
+pub(in crate::host) enum Held {
     /// What the guest has opened.
     Handle(state::HeldFile),
     /// What was opened for it, for reading.
@@ -32,7 +32,7 @@ impl HeldFile {
 
 impl Opened<'_> {
     /// The same without the borrow. `None` for a directory.
-    pub(super) fn hold(self) -> Option<HeldFile> {
+    pub(in crate::host) fn hold(self) -> Option<HeldFile> {
         match self {
             Opened::Handle(file) => Some(HeldFile(Held::Handle(file.hold()))),
             Opened::File(file) => Some(HeldFile(Held::Node(file))),

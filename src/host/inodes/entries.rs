@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::attributes;
-use super::inodes::{FileKey, Inserted};
-use super::share::{FileHandles, Share};
 use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, init_flags};
+use crate::host::attributes;
+use crate::host::inodes::table::{FileKey, Inserted};
+use crate::host::share::{FileHandles, Share};
 use crate::state::InodeIdentity;
 use crate::sys::file_handle::{self, Handle};
 use crate::sys::stat::{self, Statx};
@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 2048;
 impl Share {
     /// Looks `name` up in the directory `within`, which is behind `parent`, and counts the lookup: one system call for a file
     /// that the guest knows.
-    pub(super) fn look_up_at(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
+    pub(in crate::host) fn look_up_at(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut, Errno> {
         let st = stat::at(parent, name)?;
         if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
             return Ok(self.entry(within, node, &st));
@@ -29,7 +29,7 @@ impl Share {
     }
 
     /// As `look_up_at`, for a file that was just opened: `fd` is the file itself.
-    pub(super) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
+    pub(in crate::host) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>) -> Result<EntryOut, Errno> {
         let st = stat::of(fd)?;
         if let Some(node) = self.inodes.look_up(&key_of(&st), birth_ns(&st)) {
             return Ok(self.entry(within, node, &st));
@@ -193,13 +193,13 @@ impl Share {
     }
 
     /// Closes what is open of `node` beside the guest's own open files, so that a deleted file's space is free.
-    pub(super) fn close_node(&self, node: NodeId) {
+    pub(in crate::host) fn close_node(&self, node: NodeId) {
         self.path_fds.remove(node);
         self.handleless.remove(node);
     }
 
     /// LOOKUP of ".": the node itself, also one that the guest forgot. ESTALE where it or its file is gone.
-    pub(super) fn look_up_self(&self, node: NodeId) -> Result<EntryOut, Errno> {
+    pub(in crate::host) fn look_up_self(&self, node: NodeId) -> Result<EntryOut, Errno> {
         let st = stat::of(self.path_fd(node)?.as_fd())?;
         self.inodes.look_up_node(node)?;
         Ok(self.entry(node, node, &st))
@@ -207,7 +207,7 @@ impl Share {
 
     /// LOOKUP of "..": a directory's parent; the root is its own. ENOTDIR for other files, ESTALE for a
     /// directory that the host moved out of the share.
-    pub(super) fn look_up_parent(&self, node: NodeId) -> Result<EntryOut, Errno> {
+    pub(in crate::host) fn look_up_parent(&self, node: NodeId) -> Result<EntryOut, Errno> {
         if node == NodeId::ROOT {
             return self.look_up_self(node);
         }
@@ -279,17 +279,17 @@ impl Share {
     }
 
     /// The inode number by which the guest knows the file.
-    pub(super) fn inode_number(&self, st: &Statx) -> u64 {
+    pub(in crate::host) fn inode_number(&self, st: &Statx) -> u64 {
         self.number_of(&key_of(st))
     }
 
     /// As [`Share::inode_number`], of the file with `key`.
-    pub(super) fn number_of(&self, key: &FileKey) -> u64 {
+    pub(in crate::host) fn number_of(&self, key: &FileKey) -> u64 {
         self.numbers.number(key, &FileKey::of(&self.root), self.announces_submounts())
     }
 
     /// The reply of GETATTR and SETATTR of `node`.
-    pub(super) fn attr_out(&self, node: NodeId, st: &Statx) -> AttrOut {
+    pub(in crate::host) fn attr_out(&self, node: NodeId, st: &Statx) -> AttrOut {
         let attr = self.attr(st);
         let valid = self.attributes_hold(node, &attr);
         AttrOut { attr_valid: valid.as_secs(), attr_valid_nsec: valid.subsec_nanos(), attr, ..AttrOut::default() }
@@ -305,7 +305,7 @@ struct Found<'f> {
 }
 
 /// Device: major in the upper half, minor in the lower.
-pub(super) fn device_of(st: &Statx) -> u64 {
+pub(in crate::host) fn device_of(st: &Statx) -> u64 {
     u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor)
 }
 
@@ -320,7 +320,7 @@ fn birth_ns(st: &Statx) -> u64 {
 }
 
 /// The identity of a file of which `st` and `handle` were taken through one descriptor.
-pub(super) fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
+pub(in crate::host) fn identity_of(st: &Statx, handle: Option<Handle>) -> InodeIdentity {
     let key = key_of(st);
     let kind = attributes::kind(st);
     InodeIdentity { device: key.device, ino: key.ino, mount_id: key.mount_id, birth_ns: birth_ns(st), kind, type_seen: true, handle }
@@ -332,14 +332,14 @@ fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed.
-pub(super) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+pub(in crate::host) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
 }
 
 /// The inode number in a handle, for the file systems whose encoding is known (linux/exportfs.h): with it,
 /// a handle and a statx of one name can be told to be of one file without another system call.
-pub(super) fn ino_in_handle(handle: &Handle) -> Option<u64> {
+pub(in crate::host) fn ino_in_handle(handle: &Handle) -> Option<u64> {
     let u32_at = |at: usize| handle.bytes[at..at + 4].try_into().ok().map(u32::from_ne_bytes).map(u64::from);
     let u64_at = |at: usize| handle.bytes[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
     match (handle.kind, handle.len) {

@@ -1,0 +1,3 @@
+//! Open directories: the stream of entries. Does not know inodes.
+
+pub(super) mod stream;
