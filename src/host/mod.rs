@@ -25,7 +25,7 @@ pub use export::{Closing, Export};
 pub use files::descriptors::Descriptors;
 pub use files::held_file::HeldFile;
 pub use fs_limits::Lack;
-pub use locks::table::{LockAnswer, LockWait, Locked};
+pub use locks::{LockAnswer, LockWait, Locked};
 pub use ops::{CreateContext, IoctlRequest, PreparedTransfer, WriteRequest};
 pub use request_context::{Pending, RequestContext};
 pub use rights::caller::Caller;

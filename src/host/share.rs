@@ -24,7 +24,7 @@ use crate::host::inodes::entries::identity_of;
 use crate::host::inodes::mounts::Mounts;
 use crate::host::inodes::numbers::InodeNumbers;
 use crate::host::inodes::table::InodeTable;
-use crate::host::locks::table::Locks;
+use crate::host::locks::Locks;
 use crate::host::rights::caller::keep_suidgid;
 use crate::host::rights::id_map::Translation;
 use crate::host::rights::policy::{self as rights, Rights};
@@ -116,7 +116,7 @@ pub struct Share {
     pub(super) directories: RwLock<HashMap<FileHandle, Arc<Mutex<Directory>>>>,
     /// The daemon's own ids: a caller with these needs no switch.
     pub(super) own_ids: (HostUid, HostGid),
-    pub(super) locks: Arc<Locks>,
+    pub(super) locks: Locks,
     pub(super) inodes: InodeTable,
     pub(super) path_fds: ByNode<OwnedFd>,
     pub(super) handleless: Handleless,
@@ -203,7 +203,7 @@ impl Share {
             handles: HandleTable::new(&arena, inodes_len, Arc::clone(&budget)),
             directories: RwLock::default(),
             own_ids,
-            locks: Arc::new(Locks::new(options.lock_wait)),
+            locks: Locks::new(options.lock_wait),
             inodes: InodeTable::new(InodeRecords::new(&arena, 0, inodes_max)),
             path_fds: ByNode::new(options.descriptors.recent, Arc::clone(&budget)),
             handleless: Handleless::new(options.descriptors.recent, &budget),

@@ -1,6 +1,5 @@
-//! INTERRUPTs that came before the request that they are for: the two travel on different queues. Which of them are for a
-//! request that never comes, or that does not wait, cannot be told when they come. So they are few, and forgotten after a
-//! while. Knows nothing of locks.
+//! INTERRUPTs that arrive before the request that they are for: the two use different queues. An INTERRUPT may also be for a
+//! request that never arrives or that does not wait, so their number and age are limited. Does not know locks.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,12 +8,12 @@ use crate::types::Unique;
 
 /// INTERRUPTs that are remembered; the oldest one goes first. Linux interrupts one request of a process at a time.
 const COUNT_MAX: usize = 256;
-/// For how long one is remembered: longer than a request stays in its queue. After that a request may use the number again.
+/// How long one is remembered: longer than a request stays in its queue. After that a request may reuse the number.
 const AGE_MAX: Duration = Duration::from_secs(60);
 
 /// The requests that were interrupted, oldest first.
 #[derive(Debug, Default)]
-pub(in crate::host) struct EarlyInterrupts(VecDeque<(Unique, Instant)>);
+pub(super) struct EarlyInterrupts(VecDeque<(Unique, Instant)>);
 
 impl EarlyInterrupts {
     /// Remembers an INTERRUPT of `unique` that came at `now`.
@@ -26,7 +25,7 @@ impl EarlyInterrupts {
         self.0.push_back((unique, now));
     }
 
-    /// Whether `unique` was interrupted; this is forgotten by that.
+    /// Whether `unique` was interrupted; removes the record.
     pub fn take(&mut self, unique: Unique, now: Instant) -> bool {
         while self.0.front().is_some_and(|(_, at)| now.saturating_duration_since(*at) > AGE_MAX) {
             self.0.pop_front();
@@ -40,7 +39,7 @@ impl EarlyInterrupts {
         self.0.len()
     }
 
-    /// Forgets all.
+    /// Removes all records.
     pub fn clear(&mut self) {
         self.0.clear();
     }

@@ -1,6 +1,15 @@
-//! The guest's locks on the host. Does not know how requests are encoded.
+//! The guest's locks on the host: owners, byte ranges, waits. Does not know inodes, FUSE sessions or how requests are encoded.
 
-pub(super) mod early_interrupts;
-pub(super) mod ranges;
-pub(super) mod table;
-pub(super) mod waits;
+mod early_interrupts;
+mod guest_locks;
+mod node;
+mod ranges;
+mod request;
+mod retry;
+mod table;
+mod waits;
+
+pub(super) use guest_locks::Locks;
+pub(super) use node::LockFile;
+pub use request::{LockAnswer, LockWait, Locked};
+pub(super) use request::{LockFamily, LockOwner, LockRequest};

@@ -1,25 +1,25 @@
-//! What one owner of locks holds on one file: byte ranges, split and merged as POSIX says (man fcntl(2)).
-//! Knows nothing of the host.
+//! The byte ranges that one owner holds on one file, split and merged as POSIX says (man fcntl(2)).
+//! Does not know the host.
 
 use crate::sys::lock::{LockKind, Span};
 use crate::types::FileHandle;
 
 /// One range that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Its bytes.
+pub struct HeldLock {
+    /// The byte range.
     pub span: Span,
-    /// How.
+    /// Shared or exclusive.
     pub kind: LockKind,
-    /// The guest's process that asked for it.
+    /// The guest's process that requested it.
     pub pid: u32,
-    /// The open file that it asked through.
+    /// The open file that it was requested through.
     pub through: FileHandle,
 }
 
-impl Held {
-    /// Whether this lock keeps somebody else from one of `kind` on `span`.
-    pub fn is_in_the_way_of(&self, span: Span, kind: LockKind) -> bool {
+impl HeldLock {
+    /// Whether this lock conflicts with one of `kind` on `span` of another owner.
+    pub fn conflicts_with(&self, span: Span, kind: LockKind) -> bool {
         let overlap = self.span.start <= span.end && span.start <= self.span.end;
         overlap && (self.kind == LockKind::Exclusive || kind == LockKind::Exclusive)
     }
@@ -27,29 +27,29 @@ impl Held {
 
 /// The ranges of one owner: sorted, none overlapping, neighbours of one kind joined.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct LockRanges(Vec<Held>);
+pub struct LockRanges(Vec<HeldLock>);
 
 impl LockRanges {
-    /// Puts `held` in place of what was there.
-    pub fn set(&mut self, held: Held) {
+    /// Sets `held`; it replaces what overlaps it.
+    pub fn set(&mut self, held: HeldLock) {
         self.replace(held.span, Some(held));
     }
 
-    /// Takes off what is held of `span`.
+    /// Removes what is held of `span`.
     pub fn clear(&mut self, span: Span) {
         self.replace(span, None);
     }
 
-    fn replace(&mut self, span: Span, by: Option<Held>) {
+    fn replace(&mut self, span: Span, by: Option<HeldLock>) {
         let mut next = Vec::with_capacity(self.0.len() + 2);
         for held in &self.0 {
             if held.span.start < span.start {
                 let end = held.span.end.min(span.start - 1);
-                next.push(Held { span: Span { end, ..held.span }, ..*held });
+                next.push(HeldLock { span: Span { end, ..held.span }, ..*held });
             }
             if held.span.end > span.end {
                 let start = held.span.start.max(span.end + 1);
-                next.push(Held { span: Span { start, ..held.span }, ..*held });
+                next.push(HeldLock { span: Span { start, ..held.span }, ..*held });
             }
         }
         next.extend(by);
@@ -65,22 +65,22 @@ impl LockRanges {
         self.0 = next;
     }
 
-    /// The first range that keeps another owner from `kind` on `span`.
-    pub fn in_the_way_of(&self, span: Span, kind: LockKind) -> Option<&Held> {
-        self.0.iter().find(|h| h.is_in_the_way_of(span, kind))
+    /// The first range that conflicts with `kind` on `span` of another owner.
+    pub fn conflicting(&self, span: Span, kind: LockKind) -> Option<&HeldLock> {
+        self.0.iter().find(|h| h.conflicts_with(span, kind))
     }
 
     /// Every range.
-    pub fn iter(&self) -> impl Iterator<Item = &Held> {
+    pub fn iter(&self) -> impl Iterator<Item = &HeldLock> {
         self.0.iter()
     }
 
-    /// What was taken through the open file `handle`.
+    /// The ranges that were taken through the open file `handle`.
     pub fn taken_through(&self, handle: FileHandle) -> Vec<Span> {
         self.0.iter().filter(|h| h.through == handle).map(|h| h.span).collect()
     }
 
-    /// Whether nothing is held.
+    /// Whether no range is held.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -100,7 +100,7 @@ mod tests {
 
     fn put(ranges: &mut LockRanges, span: Span, kind: Option<LockKind>) {
         match kind {
-            Some(kind) => ranges.set(Held { span, kind, pid: 7, through: FileHandle(3) }),
+            Some(kind) => ranges.set(HeldLock { span, kind, pid: 7, through: FileHandle(3) }),
             None => ranges.clear(span),
         }
     }
@@ -130,8 +130,8 @@ mod tests {
                 prop_assert!(ranges.0.windows(2).all(|w| w[0].span.end + 1 < w[1].span.start || w[0].kind != w[1].kind));
                 for (at, byte) in bytes.iter().enumerate() {
                     let one = Span { start: at as u64, end: at as u64 };
-                    prop_assert_eq!(ranges.in_the_way_of(one, LockKind::Exclusive).is_some(), byte.is_some());
-                    prop_assert_eq!(ranges.in_the_way_of(one, LockKind::Shared).is_some(), *byte == Some(LockKind::Exclusive));
+                    prop_assert_eq!(ranges.conflicting(one, LockKind::Exclusive).is_some(), byte.is_some());
+                    prop_assert_eq!(ranges.conflicting(one, LockKind::Shared).is_some(), *byte == Some(LockKind::Exclusive));
                 }
             }
         }

@@ -2,14 +2,14 @@
 
 use crate::fuse::abi::{LK_FLOCK, LkIn, LkOut, init_flags};
 use crate::host::Share;
-use crate::host::locks::table::{Family, LockFile, LockOwner, LockRequest, LockWait, Locked};
+use crate::host::locks::{LockFamily, LockFile, LockOwner, LockRequest, LockWait, Locked};
 use crate::state::OpenFile;
 use crate::sys::lock::{LockKind, Span};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, NodeId, Unique};
 
 fn owner_of(lk: &LkIn) -> LockOwner {
-    let family = if lk.lk_flags & LK_FLOCK != 0 { Family::Flock } else { Family::Posix };
+    let family = if lk.lk_flags & LK_FLOCK != 0 { LockFamily::Flock } else { LockFamily::Posix };
     LockOwner { family, id: lk.owner }
 }
 
@@ -41,7 +41,7 @@ impl Share {
         self.lockable(node, handle)?;
         let (span, kind) = decode(lk)?;
         let file = self.open_file(handle)?;
-        let found = self.locks.in_the_way(node, owner, span, kind.ok_or(Errno::EINVAL)?, file.fd())?;
+        let found = self.locks.find_conflict(node, owner, span, kind.ok_or(Errno::EINVAL)?, file.fd())?;
         Ok(match found {
             None => LkOut { start: lk.start, end: lk.end, kind: libc::F_UNLCK.cast_unsigned(), pid: 0 },
             Some(held) => {
@@ -66,10 +66,10 @@ impl Share {
                 let is_writable = file.flags() & libc::O_ACCMODE != libc::O_RDONLY;
                 // Opening for writing is seen by who watches the file, and copies it up on an overlay.
                 let (needs_write, writes) = match owner.family {
-                    Family::Posix if kind == LockKind::Exclusive && !is_writable => return Err(Errno::EBADF),
+                    LockFamily::Posix if kind == LockKind::Exclusive && !is_writable => return Err(Errno::EBADF),
                     // Whoever may write will: most programs turn their shared locks into exclusive ones.
-                    Family::Posix => (kind == LockKind::Exclusive, is_writable),
-                    Family::Flock => {
+                    LockFamily::Posix => (kind == LockKind::Exclusive, is_writable),
+                    LockFamily::Flock => {
                         let writes = kind == LockKind::Exclusive && !self.has_local_flock(node, &file)?;
                         (writes, writes)
                     }
@@ -116,14 +116,14 @@ impl Share {
     /// Ends the record locks of a process that closed the file: each close(2) of any of its descriptors does.
     pub(in crate::host) fn end_posix_locks(&self, node: NodeId, owner: u64) {
         // A process that ends cannot be told of an error.
-        let _ = self.locks.unlock(node, LockOwner { family: Family::Posix, id: owner }, Span::WHOLE);
+        let _ = self.locks.unlock(node, LockOwner { family: LockFamily::Posix, id: owner }, Span::WHOLE);
     }
 
     /// Ends what hangs on an open file that is released: waits, and the flock(2) lock of `owner`.
     pub(in crate::host) fn end_file_locks(&self, node: NodeId, handle: FileHandle, owner: Option<u64>) {
         self.locks.release(node, handle);
         if let Some(id) = owner {
-            let _ = self.locks.unlock(node, LockOwner { family: Family::Flock, id }, Span::WHOLE);
+            let _ = self.locks.unlock(node, LockOwner { family: LockFamily::Flock, id }, Span::WHOLE);
         }
     }
 }
