@@ -7,9 +7,7 @@ use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
 use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{
-    CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted,
-};
+use crate::host::{CachePolicy, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted};
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The mount tag when none was given.
@@ -95,7 +93,7 @@ pub struct Checked {
     pub device: DeviceOptions,
     /// The sandbox.
     pub sandbox: sandbox::Options,
-    /// The share; the caller sets `descriptors` when the limit of open files is known.
+    /// The share.
     pub share: Options,
     /// `--rlimit-nofile`, if given.
     pub open_files: Option<u64>,
@@ -210,7 +208,6 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
                 InodeFileHandles::Prefer | InodeFileHandles::Fallback => FileHandles::Prefer,
                 InodeFileHandles::Mandatory => FileHandles::Mandatory,
             },
-            descriptors: Descriptors::of(0),
         },
         open_files: a.rlimit_nofile,
         watch: a.watch,

@@ -46,12 +46,12 @@ impl Export {
     /// A share for a session that begins. ENOMEM where there can be none; EIO where the host has not closed the files of too
     /// many earlier ones.
     pub fn begin_session(&self) -> Result<Arc<Share>, Errno> {
-        if self.ended.lock().iter().filter(|share| !share.is_closed()).count() > CLOSING_MAX {
+        if self.ended.lock().iter().filter(|share| !share.session.is_closed()).count() > CLOSING_MAX {
             tracing::error!("the host has not closed the files of {CLOSING_MAX} sessions: no other begins until it has");
             return Err(Errno::EIO);
         }
         let share = self.share();
-        if share.has_ended() { self.renew(&share).ok_or(Errno::from_raw(libc::ENOMEM)) } else { Ok(share) }
+        if share.session.has_ended() { self.renew(&share).ok_or(Errno::from_raw(libc::ENOMEM)) } else { Ok(share) }
     }
 
     /// Ends the session: the next one has another share, and what the guest held is let go. Waits for nothing.
@@ -101,9 +101,9 @@ impl Closing {
 /// Lets go of what the sessions in `ended` held that no other thread sees to. Each share is kept until nobody else has it: the
 /// last one that lets go of it may have to wait for the host.
 fn close(ended: &Mutex<Vec<Arc<Share>>>, done: &SyncSender<()>) {
-    let shares: Vec<Arc<Share>> = ended.lock().iter().filter(|share| share.begin_closing()).cloned().collect();
+    let shares: Vec<Arc<Share>> = ended.lock().iter().filter(|share| share.session.begin_closing()).cloned().collect();
     for share in &shares {
-        share.end_session();
+        share.close_session();
     }
     let _ = done.send(());
     for share in shares {

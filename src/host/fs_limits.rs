@@ -12,7 +12,7 @@ use crate::types::Errno;
 
 /// A thing that the file system lacks; shown with what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lack {
+pub enum FsLimit {
     /// name_to_handle_at(2).
     FileHandles,
     /// Handles that open after the host's cache let the inode go.
@@ -23,38 +23,38 @@ pub enum Lack {
     BirthTimes,
 }
 
-impl fmt::Display for Lack {
+impl fmt::Display for FsLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Lack::FileHandles => {
+            FsLimit::FileHandles => {
                 "file handles (each inode that the guest knows keeps a descriptor open, and the guest cannot export the share)"
             }
-            Lack::LastingHandles => {
+            FsLimit::LastingHandles => {
                 "file handles that outlast the host's cache, as a FUSE file system (each inode that the guest knows keeps a descriptor \
                  open, and the guest cannot export the share)"
             }
-            Lack::Tmpfile => "O_TMPFILE (the guest gets EOPNOTSUPP)",
-            Lack::BirthTimes => "birth times (the guest sees none)",
+            FsLimit::Tmpfile => "O_TMPFILE (the guest gets EOPNOTSUPP)",
+            FsLimit::BirthTimes => "birth times (the guest sees none)",
         })
     }
 }
 
 /// What the file system of `root` lacks, `st` being what statx said of it. Whether it has O_TMPFILE is not asked
 /// on a share that is `readonly`, and not known where the host refuses for another reason.
-pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<Lack>, Errno> {
-    let mut lacks = Vec::new();
+pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<FsLimit>, Errno> {
+    let mut limits = Vec::new();
     if file_handle::of(root, c"")?.is_none() {
-        lacks.push(Lack::FileHandles);
+        limits.push(FsLimit::FileHandles);
     } else if stat::forgets_handles(root)? {
-        lacks.push(Lack::LastingHandles);
+        limits.push(FsLimit::LastingHandles);
     }
     if !readonly && make_nameless(root).is_err_and(is_no_tmpfile) {
-        lacks.push(Lack::Tmpfile);
+        limits.push(FsLimit::Tmpfile);
     }
     if st.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        lacks.push(Lack::BirthTimes);
+        limits.push(FsLimit::BirthTimes);
     }
-    Ok(lacks)
+    Ok(limits)
 }
 
 /// Makes a file without a name, which is gone with its descriptor.

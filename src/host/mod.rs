@@ -9,28 +9,34 @@ mod attributes;
 mod caching;
 mod directories;
 mod export;
+mod features;
 mod files;
 mod fs_limits;
 mod inodes;
 mod locks;
 mod ops;
+mod options;
+mod policy;
 mod request_context;
 mod rights;
+mod session;
 mod share;
 mod share_error;
 
-pub use caching::policy::{CachePolicy, Timeouts};
-pub use caching::watch::FileSystemWatch;
+pub use attributes::{Attributes, CacheableAttributes, Timestamp};
+pub use caching::{CachePolicy, FileSystemWatch, OpenCaching, Timeouts};
 pub use export::{Closing, Export};
-pub use files::descriptors::Descriptors;
-pub use files::held_file::HeldFile;
-pub use fs_limits::Lack;
-pub use locks::{LockAnswer, LockWait, Locked};
-pub use ops::{CreateContext, IoctlRequest, PreparedTransfer, WriteRequest};
+pub use features::{Feature, Features};
+pub use files::{Descriptors, FileInUse};
+pub use fs_limits::FsLimit;
+pub use inodes::FileHandles;
+pub use locks::{HeldLock, LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};
+pub use ops::{
+    AttributeChange, CopyRange, CreateContext, DirectoryEntry, IoctlRequest, Label, Listing, Lookup, NewTime, NodeEntry, Opened,
+    PreparedTransfer, WriteRequest,
+};
+pub use options::{Options, Tmpfile};
 pub use request_context::{Pending, RequestContext};
-pub use rights::caller::Caller;
-pub use rights::id_map::{IdMap, IdMapError, IdRule, Translation};
-pub use rights::policy::{GuestLacks, KillPriv, Rights, Wanted};
-pub use rights::xattr_map::{CATCH_ALL, XattrMap, XattrMapError};
-pub use share::{FileHandles, Options, Share, Tmpfile};
+pub use rights::{CATCH_ALL, GuestLacks, IdMap, IdMapError, IdRule, KillPriv, Rights, Translation, Wanted, XattrMap, XattrMapError};
+pub use share::Share;
 pub use share_error::ShareError;

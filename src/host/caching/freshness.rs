@@ -1,21 +1,19 @@
-//! For how long the guest may believe what it is told of one file: the share's timeouts, and with `--watch` less
-//! for what other processes of the host changed lately.
+//! How long the guest may cache what it gets of one file: the share's timeouts, and with `--watch` less for what other
+//! processes of the host changed recently.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::fuse::abi::{Attr, EntryOut, open_flags};
-use crate::host::caching::policy::{CachePolicy, Timeouts};
-use crate::host::caching::watch::{Watch, Watched};
-use crate::host::inodes::entries::ino_in_handle;
-use crate::host::inodes::table::FileKey;
-use crate::host::share::Share;
+use super::policy::{CachePolicy, Timeouts};
+use super::watch::{Watch, Watched};
+use crate::host::inodes::Inodes;
 use crate::sys::file_handle::{self, Handle};
-use crate::sys::stat;
+use crate::sys::stat::{self, Statx};
 use crate::types::NodeId;
 
-/// What `--cache auto` allows, for files that the watch does not know enough of.
+/// Timeouts of `--cache auto`, for files of which the watch does not see every change.
 fn unwatched() -> Timeouts {
     Timeouts::of(CachePolicy::Auto)
 }
@@ -29,111 +27,125 @@ pub(in crate::host) struct WatchedDirectory {
     fd: Arc<OwnedFd>,
 }
 
-fn ctime_ns(attr: &Attr) -> u64 {
-    attr.ctime.saturating_mul(1_000_000_000).saturating_add(u64::from(attr.ctimensec))
+fn ctime_ns(st: &Statx) -> u64 {
+    st.stx_ctime.tv_sec.cast_unsigned().saturating_mul(1_000_000_000).saturating_add(u64::from(st.stx_ctime.tv_nsec))
 }
 
 fn is_directory(mode: u32) -> bool {
     mode & libc::S_IFMT == libc::S_IFDIR
 }
 
-impl Share {
-    /// The device of `node`, and the handle by which events name it. A daemon that may not open by handle can still ask for it.
-    fn handle_of(&self, node: NodeId) -> Option<(u64, Handle)> {
-        self.by_event(node, |file| (file.device, *file.handle))
+/// The timeouts of the files that the guest knows.
+#[derive(Debug)]
+pub(in crate::host) struct Freshness {
+    timeouts: Timeouts,
+    inodes: Arc<Inodes>,
+    watch: OnceLock<Arc<Watch>>,
+    /// The session ended: the watch belongs to the next one.
+    has_ended: AtomicBool,
+}
+
+impl Freshness {
+    /// Timeouts for `inodes`, with a watch if there is one already.
+    pub fn new(timeouts: Timeouts, inodes: Arc<Inodes>, watch: OnceLock<Arc<Watch>>) -> Freshness {
+        Freshness { timeouts, inodes, watch, has_ended: AtomicBool::new(false) }
     }
 
-    /// Runs `look` on `node` as the watch knows it.
+    /// Uses `watch`, where there is none yet.
+    pub fn set_watch(&self, watch: Arc<Watch>) {
+        let _ = self.watch.set(watch);
+    }
+
+    /// The watch, for the next session.
+    pub fn hand_over_watch(&self) -> OnceLock<Arc<Watch>> {
+        self.watch.clone()
+    }
+
+    /// The session ends: no change is noticed for it any more.
+    pub fn end(&self) {
+        self.has_ended.store(true, Ordering::SeqCst);
+    }
+
+    /// The watch, while the session lasts.
+    pub fn watch(&self) -> Option<&Watch> {
+        self.watch.get().map(Arc::as_ref).filter(|_| !self.has_ended.load(Ordering::Relaxed))
+    }
+
+    /// Runs `look` on `node` as the watch identifies it. A daemon that may not open file handles can still get them.
     fn by_event<R>(&self, node: NodeId, look: impl FnOnce(&Watched<'_>) -> R) -> Option<R> {
         let identity = self.inodes.identity(node).ok()?;
-        let asked = || file_handle::of(self.path_fd(node).ok()?.as_fd(), c"").ok()?.map(|(handle, _)| handle);
+        let asked = || file_handle::of(self.inodes.path_fd(node).ok()?.as_fd(), c"").ok()?.map(|(handle, _)| handle);
         let handle = identity.handle.or_else(asked)?;
         let is_named = identity.handle.is_none() || is_directory(identity.kind);
         Some(look(&Watched { device: identity.device, handle: &handle, is_named }))
     }
 
-    /// Whether the guest may know the file that has `handle` in the share's file system.
-    pub(in crate::host) fn may_know(&self, handle: &Handle) -> bool {
-        let Some(ino) = ino_in_handle(handle) else { return true };
-        self.inodes.knows(&FileKey { device: self.root.device, ino, mount_id: self.root.mount_id })
+    /// The device of `node`, and the handle by which events name it.
+    fn handle_of(&self, node: NodeId) -> Option<(u64, Handle)> {
+        self.by_event(node, |file| (file.device, *file.handle))
     }
 
     /// Watches the directory `node`, which the guest knows from now on.
-    pub(in crate::host) fn watch_directory(&self, node: NodeId) {
+    pub fn watch_directory(&self, node: NodeId) {
         let Some(watch) = self.watch() else { return };
         match self.handle_of(node) {
             Some((device, handle)) if watch.lacks(node, device, &handle) => {
-                if let Ok(fd) = self.path_fd(node) {
+                if let Ok(fd) = self.inodes.path_fd(node) {
                     watch.cover(node, device, &handle, fd.as_fd());
                 }
             }
             Some(_) => {}
-            None => self.watch_handleless(watch, node),
+            None => self.watch_without_handle(watch, node),
         }
     }
 
-    /// A directory that no event can name: nothing is seen of its file system, or of none where it is one that others do not
-    /// change, for then only this directory is without a handle.
-    fn watch_handleless(&self, watch: &Watch, node: NodeId) {
+    /// A directory without a handle, which no event can name: nothing is seen of its file system. If only this host changes that
+    /// one, only this directory has no handle, and nothing is seen at all.
+    fn watch_without_handle(&self, watch: &Watch, node: NodeId) {
         let is_here = |fd: Arc<OwnedFd>| stat::is_changed_here_only(fd.as_fd());
-        match (self.inodes.identity(node), self.path_fd(node).and_then(is_here)) {
+        match (self.inodes.identity(node), self.inodes.path_fd(node).and_then(is_here)) {
             (Ok(identity), Ok(false)) => watch.sees_nothing_on(identity.device),
             _ => watch.give_up(),
         }
     }
 
-    /// What it takes to end the watch over `node`, which the guest may be about to forget.
-    pub(in crate::host) fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
-        let watch = self.watch().filter(|_| self.kind(node) == Ok(libc::S_IFDIR))?;
+    /// What [`Freshness::unwatch`] takes of the directory `node`, which the guest may be about to forget.
+    pub fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
+        let watch = self.watch().filter(|_| self.inodes.kind(node) == Ok(libc::S_IFDIR))?;
         let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(node, *device, handle))?;
-        Some(WatchedDirectory { node, device, handle, fd: self.path_fd(node).ok()? })
+        Some(WatchedDirectory { node, device, handle, fd: self.inodes.path_fd(node).ok()? })
     }
 
     /// Ends the watch over a directory that the guest forgot.
-    pub(in crate::host) fn unwatch(&self, watched: Option<WatchedDirectory>) {
+    pub fn unwatch(&self, watched: Option<WatchedDirectory>) {
         if let (Some(watch), Some(w)) = (self.watch(), watched) {
             watch.uncover(w.node, w.device, &w.handle, w.fd.as_fd());
         }
     }
 
-    /// The answer to a LOOKUP of a name that is not in `parent`: `None` where the guest may not keep it, which
-    /// makes the answer ENOENT.
-    pub(in crate::host) fn no_entry(&self, parent: NodeId) -> Option<EntryOut> {
-        let negative = self.names_hold(parent).negative;
-        let entry = EntryOut { entry_valid: negative.as_secs(), entry_valid_nsec: negative.subsec_nanos(), ..EntryOut::default() };
-        (!negative.is_zero()).then_some(entry)
-    }
-
-    /// For how long names in `parent` may be believed; `attr` means nothing in it.
-    pub(in crate::host) fn names_hold(&self, parent: NodeId) -> Timeouts {
-        let t = self.options.timeouts;
+    /// Entry timeout and timeout of negative entries in the directory `parent`; `attr` is not set for it.
+    pub fn entry_timeouts(&self, parent: NodeId) -> Timeouts {
+        let t = self.timeouts;
         let Some(watch) = self.watch() else { return t };
-        let quiet = self.handle_of(parent).and_then(|(device, handle)| watch.names_hold(device, &handle));
+        let quiet = self.handle_of(parent).and_then(|(device, handle)| watch.entry_timeout(device, &handle));
         let at_most = quiet.map_or(unwatched(), |quiet| Timeouts { entry: quiet, negative: quiet, attr: quiet });
         Timeouts { entry: t.entry.min(at_most.entry), negative: t.negative.min(at_most.negative), ..t }
     }
 
-    /// For how long the attributes of `node` may be believed.
-    pub(in crate::host) fn attributes_hold(&self, node: NodeId, attr: &Attr) -> Duration {
-        let max = self.options.timeouts.attr;
+    /// Attribute timeout of `node`, of which `st` was taken.
+    pub fn attr_timeout(&self, node: NodeId, st: &Statx) -> Duration {
+        let max = self.timeouts.attr;
         let Some(watch) = self.watch() else { return max };
-        // What is changed through a name in a directory that the guest does not know is not seen.
-        let may_be_elsewhere = attr.nlink > 1 && !is_directory(attr.mode);
-        let hold = || self.by_event(node, |file| watch.attributes_hold(file, ctime_ns(attr)))?;
-        let quiet = if may_be_elsewhere { None } else { hold() };
+        // A change through a name in a directory that the guest does not know is not seen.
+        let may_be_elsewhere = st.stx_nlink > 1 && !is_directory(u32::from(st.stx_mode));
+        let timeout = || self.by_event(node, |file| watch.attr_timeout(file, ctime_ns(st)))?;
+        let quiet = if may_be_elsewhere { None } else { timeout() };
         max.min(quiet.unwrap_or(unwatched().attr))
     }
 
-    /// The flag for OPEN of what no other process changed lately: what the guest's cache has of it stays.
-    pub(in crate::host) fn kept_flags(&self, node: NodeId) -> u32 {
-        let Some(watch) = self.watch() else { return 0 };
-        let is_quiet = self.by_event(node, |file| !watch.has_changed(file)) == Some(true);
-        if is_quiet { open_flags::KEEP_CACHE } else { 0 }
-    }
-
-    /// As `kept_flags`, for a directory: the guest may keep its entries too.
-    pub(in crate::host) fn kept_directory_flags(&self, node: NodeId) -> u32 {
-        let kept = self.kept_flags(node);
-        if kept != 0 { kept | open_flags::CACHE_DIR } else { 0 }
+    /// Whether the watch sees changes of `node` and saw none recently: what the guest has cached of it stays valid at OPEN.
+    pub fn is_unchanged(&self, node: NodeId) -> bool {
+        let Some(watch) = self.watch() else { return false };
+        self.by_event(node, |file| !watch.has_changed(file)) == Some(true)
     }
 }

@@ -1,5 +1,11 @@
-//! What the guest may cache and for how long, and the watch for changes that other processes make. Does not know requests.
+//! What the guest may cache and for how long: the cache policy, and with `--watch` the changes that other processes make.
+//! Does not know requests or the FUSE session.
 
-pub(super) mod freshness;
-pub(super) mod policy;
-pub(super) mod watch;
+mod freshness;
+mod policy;
+mod watch;
+
+pub(super) use freshness::Freshness;
+pub use policy::{CachePolicy, OpenCaching, Timeouts};
+pub use watch::FileSystemWatch;
+pub(super) use watch::Watch;

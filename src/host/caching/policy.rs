@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::fuse::abi::{init_flags, open_flags};
+use crate::host::features::{Feature, Features};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -53,38 +53,38 @@ impl CachePolicy {
         matches!(self, CachePolicy::Never | CachePolicy::Metadata)
     }
 
-    /// INIT flags of this policy. `allow_mmap` counts only where the guest's cache is bypassed; elsewhere
-    /// a file can be mapped anyway.
-    pub(in crate::host) fn init_flags(self, allow_mmap: bool) -> u64 {
-        let mut flags = match self {
-            // Nobody else changes the data: size or mtime that moved are the guest's own doing.
-            CachePolicy::Always => init_flags::EXPLICIT_INVAL_DATA,
-            _ => init_flags::AUTO_INVAL_DATA,
+    /// How the guest invalidates cached data, and whether it may map files past its cache. `allow_mmap` counts only where the
+    /// guest's cache is bypassed; elsewhere a file can be mapped anyway.
+    pub(in crate::host) fn features(self, allow_mmap: bool) -> Features {
+        let invalidation = match self {
+            // Only the guest changes the data: a change of size or mtime is its own.
+            CachePolicy::Always => Feature::ExplicitInvalidation,
+            _ => Feature::AutoInvalidation,
         };
-        if allow_mmap && self.bypasses_cache() {
-            flags |= init_flags::DIRECT_IO_ALLOW_MMAP;
-        }
-        flags
+        Features::default().with(invalidation).with_if(allow_mmap && self.bypasses_cache(), Feature::UncachedMmap)
     }
 
-    /// What the guest is told of an open file. `needs_flush`: somebody wants to know when a descriptor of
-    /// it is closed.
-    pub(in crate::host) fn file_flags(self, needs_flush: bool) -> u32 {
-        let cached = match self {
-            CachePolicy::Never | CachePolicy::Metadata => open_flags::DIRECT_IO | open_flags::PARALLEL_DIRECT_WRITES,
-            CachePolicy::Always => open_flags::KEEP_CACHE,
-            CachePolicy::Auto => 0,
-        };
-        cached | if needs_flush { 0 } else { open_flags::NOFLUSH }
+    /// How the guest may cache an open file that nothing is known of.
+    pub(in crate::host) fn of_file(self) -> OpenCaching {
+        OpenCaching { bypass: self.bypasses_cache(), keep: self == CachePolicy::Always, entries: false }
     }
 
-    /// What the guest is told of an open directory.
-    pub(in crate::host) fn directory_flags(self) -> u32 {
-        match self {
-            CachePolicy::Always | CachePolicy::Metadata => open_flags::KEEP_CACHE | open_flags::CACHE_DIR,
-            CachePolicy::Auto | CachePolicy::Never => 0,
-        }
+    /// How the guest may cache an open directory that nothing is known of.
+    pub(in crate::host) fn of_directory(self) -> OpenCaching {
+        let is_kept = matches!(self, CachePolicy::Always | CachePolicy::Metadata);
+        OpenCaching { bypass: false, keep: is_kept, entries: is_kept }
     }
+}
+
+/// How the guest may cache an open file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenCaching {
+    /// Reads and writes bypass the guest's page cache.
+    pub bypass: bool,
+    /// What is cached since an earlier open stays valid.
+    pub keep: bool,
+    /// The entries of a directory may be cached.
+    pub entries: bool,
 }
 
 #[cfg(test)]
@@ -94,9 +94,8 @@ mod tests {
     #[test]
     fn mmap_past_the_cache_is_agreed_only_where_the_cache_is_bypassed() {
         for policy in [CachePolicy::Auto, CachePolicy::Always, CachePolicy::Never, CachePolicy::Metadata] {
-            let agreed = policy.init_flags(true) & init_flags::DIRECT_IO_ALLOW_MMAP != 0;
-            assert_eq!(agreed, policy.bypasses_cache(), "{policy:?}");
-            assert_eq!(policy.init_flags(false) & init_flags::DIRECT_IO_ALLOW_MMAP, 0, "{policy:?}");
+            assert_eq!(policy.features(true).has(Feature::UncachedMmap), policy.bypasses_cache(), "{policy:?}");
+            assert!(!policy.features(false).has(Feature::UncachedMmap), "{policy:?}");
         }
     }
 }

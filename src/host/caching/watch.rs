@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHasher};
 use rustix::fs::{Mode, OFlags};
 
-use crate::host::inodes::entries::device_of;
+use crate::host::inodes::device_of;
 use crate::sys::fanotify::{Change, Event, Fanotify};
 use crate::sys::file_handle::Handle;
 use crate::sys::stat;
@@ -187,7 +187,7 @@ impl Watch {
 
     /// A session begins, whose guest knows nothing yet. From now on `is_known` tells whether it may know a file of the share's
     /// file system.
-    pub fn begin_anew(&self, is_known: impl Fn(&Handle) -> bool + Send + 'static) {
+    pub fn restart(&self, is_known: impl Fn(&Handle) -> bool + Send + 'static) {
         *self.is_known.lock() = IsKnown(Box::new(is_known));
         self.group.unmark_all();
         *self.directories.lock() = Directories::default();
@@ -354,14 +354,14 @@ impl Watch {
 
     /// For how long the guest may believe the attributes of a file whose last change of any kind was at `ctime_ns`.
     /// `None` where the watch does not know.
-    pub fn attributes_hold(&self, file: &Watched<'_>, ctime_ns: u64) -> Option<Duration> {
+    pub fn attr_timeout(&self, file: &Watched<'_>, ctime_ns: u64) -> Option<Duration> {
         // A change that nobody else made since the last mark was the guest's own; before it, anybody's.
         let unseen_ns = ctime_ns.min(self.marked_ns.load(Ordering::Relaxed));
         self.sees(file).then(|| self.part_of_quiet(self.changed_ns(file.handle).max(unseen_ns)))
     }
 
     /// For how long the guest may believe which names a directory has.
-    pub fn names_hold(&self, device: u64, handle: &Handle) -> Option<Duration> {
+    pub fn entry_timeout(&self, device: u64, handle: &Handle) -> Option<Duration> {
         let since_ns = self.directories.lock().marked.get(&(device, key_of(handle)))?.since_ns?;
         let hold = self.part_of_quiet(self.changed_ns(handle).max(since_ns));
         (!self.incomplete.load(Ordering::Relaxed)).then_some(hold)
@@ -409,8 +409,8 @@ mod tests {
         let root_of_any_ext4 = handle(2);
         let dir = std::fs::File::open(std::env::temp_dir()).unwrap();
         watch.cover(NODE, 1, &root_of_any_ext4, dir.as_fd());
-        assert!(!watch.lacks(NODE, 1, &root_of_any_ext4) && watch.names_hold(1, &root_of_any_ext4).is_some());
-        assert!(watch.lacks(NODE, 2, &root_of_any_ext4) && watch.names_hold(2, &root_of_any_ext4).is_none());
+        assert!(!watch.lacks(NODE, 1, &root_of_any_ext4) && watch.entry_timeout(1, &root_of_any_ext4).is_some());
+        assert!(watch.lacks(NODE, 2, &root_of_any_ext4) && watch.entry_timeout(2, &root_of_any_ext4).is_none());
         watch.uncover(NODE, 2, &root_of_any_ext4, dir.as_fd());
         assert!(!watch.lacks(NODE, 1, &root_of_any_ext4), "the other one stays");
     }
@@ -426,7 +426,7 @@ mod tests {
         }
         for (node, is_left) in nodes.into_iter().zip([true, true, false]) {
             watch.uncover(node, 1, &handle(2), dir.as_fd());
-            assert_eq!(watch.names_hold(1, &handle(2)).is_some(), is_left);
+            assert_eq!(watch.entry_timeout(1, &handle(2)).is_some(), is_left);
         }
     }
 

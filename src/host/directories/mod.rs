@@ -1,3 +1,7 @@
-//! Open directories: the stream of entries. Does not know inodes.
+//! Open directories and where the guest is in each. Does not know inodes or how entries are encoded.
 
-pub(super) mod stream;
+mod open_directories;
+mod stream;
+
+pub(super) use open_directories::{OpenDirectories, OpenDirectory};
+pub(super) use stream::DirectoryStream;

@@ -20,7 +20,7 @@ static KEPT_LEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the guest is in a directory that it has open.
 #[derive(Debug, Default)]
-pub struct Directory {
+pub(in crate::host) struct DirectoryStream {
     /// Where the descriptor stands: the offset behind the last entry of `read`.
     position: u64,
     read: Vec<u8>,
@@ -31,13 +31,13 @@ pub struct Directory {
     kept_len: usize,
 }
 
-impl Drop for Directory {
+impl Drop for DirectoryStream {
     fn drop(&mut self) {
         KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed);
     }
 }
 
-impl Directory {
+impl DirectoryStream {
     /// Goes through the entries of `file` from `offset` on, as long as `take` wants more. `wanted_len` is about how
     /// many bytes of host entries will be taken. An error counts only if no entry was offered before it.
     ///

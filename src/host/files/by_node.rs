@@ -15,7 +15,7 @@ const SHARDS: usize = 16;
 
 /// What is open, by node: a descriptor, or something that holds one.
 #[derive(Debug)]
-pub struct ByNode<T> {
+pub(super) struct ByNode<T> {
     shards: [Mutex<Shard<T>>; SHARDS],
     shard_len_max: usize,
     /// The part that is looked at first when something must be closed.

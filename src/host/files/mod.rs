@@ -1,6 +1,15 @@
-//! Open files and descriptors: one budget for all that the guest holds open. Does not know names or paths.
+//! Open files and descriptors: the guest's handles, O_PATH descriptors and lock descriptions, in one budget. Knows nodes by
+//! their id only, not inodes, names or paths.
 
-pub(super) mod by_node;
-pub(super) mod descriptors;
-pub(super) mod held_file;
-pub(super) mod no_open;
+mod by_node;
+mod counted;
+mod descriptors;
+mod no_open;
+mod open_files;
+mod target;
+
+pub(super) use counted::Counted;
+pub use descriptors::Descriptors;
+pub(super) use open_files::OpenFiles;
+pub use target::FileInUse;
+pub(super) use target::OpenTarget;

@@ -1,7 +1,18 @@
-//! Inodes: which file of the host a node id is, and how it is found and opened. Does not know requests or what is cached.
+//! Inodes: which file of the host a node id is, how a file gets one, and how a node is opened. Does not know requests, the
+//! guest's caches or the FUSE session.
 
-pub(super) mod entries;
-pub(super) mod mounts;
-pub(super) mod numbers;
-pub(super) mod opening;
-pub(super) mod table;
+mod adding;
+mod guest_inodes;
+mod identity;
+mod mounts;
+mod numbers;
+mod opening;
+mod root;
+mod table;
+
+pub(super) use adding::open_path;
+pub(super) use guest_inodes::Inodes;
+pub(super) use identity::{FileKey, device_of, kind_of};
+pub(super) use opening::reopen;
+pub use root::FileHandles;
+pub(super) use root::{Root, RootFault};

@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The mounts in use.
 #[derive(Debug, Default)]
-pub struct Mounts {
+pub(super) struct Mounts {
     by_id: RwLock<FxHashMap<u64, Mount>>,
     /// Mounts whose inodes are kept as descriptors, although they have handles.
     by_descriptor: RwLock<FxHashSet<u64>>,

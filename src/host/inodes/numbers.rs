@@ -8,7 +8,7 @@
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
-use crate::host::inodes::table::FileKey;
+use super::identity::FileKey;
 
 /// Numbers below this are kept in the lower bits; higher ones are hashed into them.
 const EXACT_BITS: u32 = 48;
@@ -19,7 +19,7 @@ const INDEX_SHARED: u16 = 0x7fff;
 
 /// What was told so far in this session.
 #[derive(Debug, Default)]
-pub struct InodeNumbers {
+pub(super) struct InodeNumbers {
     /// The device of each mount that the guest knows of.
     announced: RwLock<FxHashMap<u64, u64>>,
     /// The index of each other device, 1 or more.

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
+use super::identity::FileKey;
 use crate::state::{InodeIdentity, InodeRecords};
 use crate::types::{Errno, NodeId};
 
@@ -18,24 +19,6 @@ const SHARDS: usize = 64;
 /// many places: what is forgotten pays for the copying.
 const SHRINK_BELOW: usize = 4;
 const SHARD_KEPT: usize = 256;
-
-/// What tells one file from another at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileKey {
-    /// Device: major in the upper half, minor in the lower.
-    pub device: u64,
-    /// Inode number.
-    pub ino: u64,
-    /// Mount: one file seen through two mounts is two nodes, for their roots may differ in options.
-    pub mount_id: u64,
-}
-
-impl FileKey {
-    /// The key of a file that was looked up.
-    pub fn of(identity: &InodeIdentity) -> FileKey {
-        FileKey { device: identity.device, ino: identity.ino, mount_id: identity.mount_id }
-    }
-}
 
 /// Nodes that the guest forgot and is still known by: an NFS client names them by their id for as long as it
 /// likes. Their records take 8 MiB; the one that was kept first goes first.
@@ -73,7 +56,7 @@ pub struct Forgotten {
 
 /// What became of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inserted {
+pub(super) enum Inserted {
     /// The file got a new node.
     New(NodeId),
     /// The file has one; it was counted.
@@ -82,7 +65,7 @@ pub enum Inserted {
 
 /// The table.
 #[derive(Debug)]
-pub struct InodeTable {
+pub(super) struct InodeTable {
     records: InodeRecords,
     index: [Mutex<FxHashMap<FileKey, Indexed>>; SHARDS],
     retained: Mutex<Retained>,
@@ -141,7 +124,7 @@ impl InodeTable {
 
     /// The node that has the key of `identity`, its type and its handle, or none as it has none, and another birth time.
     pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
-        let key = FileKey::of(identity);
+        let key = FileKey::of_record(identity);
         let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
         self.records.identity(node).filter(|known| is_same(known, identity)).map(|_| node)
     }
@@ -162,7 +145,7 @@ impl InodeTable {
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
-        let key = FileKey::of(identity);
+        let key = FileKey::of_record(identity);
         let mut shard = self.shard(&key).lock();
         // A node without a handle keeps its file open, so that its number cannot be reused.
         let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
@@ -181,7 +164,7 @@ impl InodeTable {
 
     /// Counts one more lookup of `node` itself. ESTALE where there is no such node.
     pub fn look_up_node(&self, node: NodeId) -> Result<(), Errno> {
-        let key = FileKey::of(&self.identity(node)?);
+        let key = FileKey::of_record(&self.identity(node)?);
         let _shard = self.shard(&key).lock();
         if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
     }
@@ -190,7 +173,7 @@ impl InodeTable {
     /// says so: it is found again under the same id then. The root is never freed.
     pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
         let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
-        let key = FileKey::of(&identity);
+        let key = FileKey::of_record(&identity);
         let mut shard = self.shard(&key).lock();
         if self.records.forget(node, count) != Some(0) {
             return Forgotten::default();
@@ -209,7 +192,7 @@ impl InodeTable {
     /// Frees a node that lost its place among the retained ones, unless it was looked up again.
     fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
         let identity = self.records.identity(node)?;
-        let key = FileKey::of(&identity);
+        let key = FileKey::of_record(&identity);
         let mut shard = self.shard(&key).lock();
         if self.records.end_retention(node)? > 0 {
             return None;
@@ -276,7 +259,7 @@ mod tests {
         let table = table();
         assert_eq!(table.insert(&file(1, 1), |_| ()).unwrap(), Inserted::New(NodeId::ROOT));
         let Inserted::New(node) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
-        let key = FileKey::of(&file(2, 1));
+        let key = FileKey::of_record(&file(2, 1));
         assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
         assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
@@ -297,7 +280,7 @@ mod tests {
             handle.bytes[4] = n;
             InodeIdentity { handle: Some(handle), ..file(2, now_ns) }
         };
-        let key = FileKey::of(&generation(1));
+        let key = FileKey::of_record(&generation(1));
         let Inserted::New(old) = table.insert(&generation(1), |_| ()).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&key, now_ns), None, "the tick is not over");
         assert_eq!(table.insert(&generation(1), |_| ()).unwrap(), Inserted::Known(old));
@@ -314,11 +297,11 @@ mod tests {
         let table = table();
         table.insert(&file(1, 1), |_| ()).unwrap();
         let Inserted::New(old) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
-        assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), None);
+        assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), None);
         let Inserted::New(new) = table.insert(&file(2, 2), |_| ()).unwrap() else { panic!("known") };
         assert_ne!(old, new);
         assert!(table.forget(old, 1, |_| false).freed.is_some());
-        assert_eq!(table.look_up(&FileKey::of(&file(2, 2)), 2), Some(new), "still indexed");
+        assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), Some(new), "still indexed");
     }
     #[test]
     fn a_retained_node_keeps_its_id_until_its_place_is_taken() {

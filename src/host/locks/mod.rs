@@ -11,5 +11,5 @@ mod waits;
 
 pub(super) use guest_locks::Locks;
 pub(super) use node::LockFile;
-pub use request::{LockAnswer, LockWait, Locked};
-pub(super) use request::{LockFamily, LockOwner, LockRequest};
+pub use ranges::HeldLock;
+pub use request::{LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};

@@ -12,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::ranges::{HeldLock, LockRanges};
 use super::request::{LockAnswer, LockFamily, LockOwner, LockRequest};
-use crate::host::files::descriptors::Counted;
+use crate::host::files::Counted;
 use crate::sys::lock::{self, LockKind, Span};
 use crate::types::{Errno, FileHandle, Unique};
 

@@ -8,20 +8,32 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
-use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
-use crate::fuse::{Extensions, SecurityLabel};
+use super::lookup::NodeEntry;
+use super::open::Opened;
+use crate::host::features::Feature;
 use crate::host::fs_limits::is_no_tmpfile;
-use crate::host::inodes::entries::open_path;
-use crate::host::rights::caller::acting_as;
-use crate::host::{Caller, RequestContext, Share, attributes};
+use crate::host::inodes::open_path;
+use crate::host::options::Tmpfile;
+use crate::host::request_context::RequestContext;
+use crate::host::rights::{Caller, acting_as};
+use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
-use crate::types::{Errno, NodeId};
+use crate::types::{Errno, GuestGid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
 /// What a umask may name.
 const PERMISSIONS: u32 = 0o777;
+
+/// The label of a new file: an extended attribute that it gets.
+#[derive(Debug, Clone, Copy)]
+pub struct Label<'a> {
+    /// Name of the attribute, as the guest calls it.
+    pub name: &'a CStr,
+    /// Value of the attribute.
+    pub value: &'a [u8],
+}
 
 /// On whose behalf something is made, and what it gets beside its name and mode.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +41,7 @@ pub struct CreateContext<'a> {
     request: RequestContext<'a>,
     caller: Caller,
     umask: Mode,
-    label: Option<SecurityLabel<'a>>,
+    label: Option<Label<'a>>,
 }
 
 impl Share {
@@ -38,16 +50,17 @@ impl Share {
         &self,
         request: RequestContext<'a>,
         umask: u32,
-        extensions: &Extensions<'a>,
+        group: Option<GuestGid>,
+        label: Option<Label<'a>>,
     ) -> Result<CreateContext<'a>, Errno> {
-        let caller = Caller::of_guest(&self.options.translation, request.uid, request.gid, extensions.group)?;
-        let umask = Mode::from_raw_mode(if self.has_acls() { umask & PERMISSIONS } else { 0 });
-        Ok(CreateContext { request, caller, umask, label: extensions.label })
+        let caller = Caller::of_guest(&self.policy.translation, request.uid, request.gid, group)?;
+        let umask = Mode::from_raw_mode(if self.session.has_acls() { umask & PERMISSIONS } else { 0 });
+        Ok(CreateContext { request, caller, umask, label })
     }
 
     /// Labels the new file behind `fd`.
-    fn label(&self, fd: BorrowedFd<'_>, label: &SecurityLabel<'_>) -> Result<(), Errno> {
-        let name = self.host_xattr_name(label.name)?;
+    fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
+        let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
         xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
     }
 
@@ -66,10 +79,10 @@ impl Share {
         create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
     ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
         self.writable()?;
-        let dir = self.path_fd(parent)?;
+        let dir = self.inodes.path_fd(parent)?;
         context.request.check_wanted()?;
-        let groups_known = self.agreed(init_flags::CREATE_SUPP_GROUP);
-        let made = acting_as(&context.caller, self.own_ids, groups_known, || {
+        let groups_known = self.session.negotiated(Feature::CreateGroup);
+        let made = acting_as(&context.caller, self.policy.own_ids, groups_known, || {
             if context.umask.is_empty() {
                 return create(dir.as_fd());
             }
@@ -83,8 +96,14 @@ impl Share {
     }
 
     /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
-    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
-        let (major, minor) = attributes::decode_device(rdev);
+    pub fn mknod(
+        &self,
+        parent: NodeId,
+        name: &CStr,
+        mode: u32,
+        (major, minor): (u32, u32),
+        context: &CreateContext<'_>,
+    ) -> Result<NodeEntry, Errno> {
         let kind = match mode & libc::S_IFMT {
             0 => FileType::RegularFile,
             kind => FileType::from_raw_mode(kind),
@@ -100,7 +119,7 @@ impl Share {
     }
 
     /// MKDIR.
-    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
+    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
         self.label_new(dir.as_fd(), name, context, AtFlags::REMOVEDIR)?;
@@ -108,16 +127,16 @@ impl Share {
     }
 
     /// SYMLINK: `target` is kept as it is; the host never follows it.
-    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
+    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
         self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
     /// LINK: another name for `node`.
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<EntryOut, Errno> {
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<NodeEntry, Errno> {
         self.writable()?;
-        let (file, dir) = (self.path_fd(node)?, self.path_fd(parent)?);
+        let (file, dir) = (self.inodes.path_fd(node)?, self.inodes.path_fd(parent)?);
         context.check_wanted()?;
         // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         let old = DescriptorName::of(file.as_fd());
@@ -134,7 +153,7 @@ impl Share {
         mode: u32,
         kill_suidgid: bool,
         context: &CreateContext<'_>,
-    ) -> Result<(EntryOut, OpenOut), Errno> {
+    ) -> Result<(NodeEntry, Opened), Errno> {
         let host_flags = self.host_flags(flags);
         // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
         let make_flags =
@@ -153,8 +172,8 @@ impl Share {
                 self.keep_created(entry, file, host_flags)
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.look_up_at(parent, self.path_fd(parent)?.as_fd(), name)?;
-                let node = NodeId(entry.nodeid);
+                let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name)?;
+                let node = entry.node;
                 let opened = self.open(node, flags, kill_suidgid, &context.request);
                 if opened.is_err() {
                     self.forget(node, 1);
@@ -165,9 +184,19 @@ impl Share {
         }
     }
 
+    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks a nameless file's name up again and gets
+    /// ESTALE.
+    fn offers_tmpfile(&self) -> bool {
+        match self.policy.tmpfile {
+            Tmpfile::Auto => self.session.negotiated(Feature::OverlayTmpfile),
+            Tmpfile::Always => true,
+            Tmpfile::Never => false,
+        }
+    }
+
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
     /// not offered.
-    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(EntryOut, OpenOut), Errno> {
+    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(NodeEntry, Opened), Errno> {
         if !self.offers_tmpfile() {
             return Err(Errno::ENOSYS);
         }
@@ -190,11 +219,11 @@ impl Share {
 
     /// Takes in the file that was just made and opened. Where the handle table is full the lookup is
     /// taken back.
-    fn keep_created(&self, entry: EntryOut, file: OwnedFd, host_flags: i32) -> Result<(EntryOut, OpenOut), Errno> {
-        let node = NodeId(entry.nodeid);
+    fn keep_created(&self, entry: NodeEntry, file: OwnedFd, host_flags: i32) -> Result<(NodeEntry, Opened), Errno> {
+        let node = entry.node;
         // What opens the file once more must not empty it.
-        match self.keep_open(file, node, host_flags & !libc::O_TRUNC) {
-            Ok(handle) => Ok((entry, self.open_out(handle, node, host_flags))),
+        match self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended()) {
+            Ok(handle) => Ok((entry, self.opened(handle, node, host_flags))),
             Err(errno) => {
                 self.forget(node, 1);
                 Err(errno)

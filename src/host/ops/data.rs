@@ -4,12 +4,11 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV, init_flags};
 use crate::guest::PageDescriptor;
-use crate::host::Share;
-use crate::host::files::held_file::{Held, HeldFile};
-use crate::host::files::no_open::Opened;
-use crate::host::rights::caller::{keep_suidgid, without_fsetid};
+use crate::host::files::{FileInUse, OpenTarget};
+use crate::host::inodes::reopen;
+use crate::host::rights::{keep_suidgid, without_fsetid};
+use crate::host::share::Share;
 use crate::io::{self, Direction, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
@@ -28,15 +27,34 @@ pub struct WriteRequest {
     pub offset: u64,
     /// The guest's open flags at the time of the write.
     pub flags: u32,
-    /// FUSE_WRITE_ bits.
-    pub write_flags: u32,
+    /// The guest's page cache writes back; otherwise an application writes.
+    pub from_cache: bool,
+    /// The caller may not keep setuid and setgid bits of the file.
+    pub clears_suidgid: bool,
+}
+
+/// What COPY_FILE_RANGE copies.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyRange {
+    /// The file to read.
+    pub from: FileHandle,
+    /// Byte offset in it.
+    pub from_offset: u64,
+    /// The file to write.
+    pub to: FileHandle,
+    /// Byte offset in it.
+    pub to_offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// As in man copy_file_range(2): none is defined.
+    pub flags: u64,
 }
 
 /// What a READ or WRITE comes to on the host.
 #[derive(Debug)]
 pub struct PreparedTransfer {
     /// The open file.
-    pub file: HeldFile,
+    pub file: FileInUse,
     /// Which way the bytes go.
     pub direction: Direction,
     /// Which thread may move them.
@@ -49,8 +67,8 @@ pub struct PreparedTransfer {
 impl Share {
     /// READ: EBADF where nothing is open, EISDIR for a directory.
     pub fn prepare_read(&self, node: NodeId, handle: FileHandle) -> Result<PreparedTransfer, Errno> {
-        let opened = self.opened(node, handle)?;
-        let unaligned = if let Opened::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
+        let opened = self.open_target(node, handle)?;
+        let unaligned = if let OpenTarget::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
         Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned })
     }
@@ -59,16 +77,15 @@ impl Share {
     /// next write(2), or keeps them, as the request says.
     pub fn prepare_write(&self, write: &WriteRequest) -> Result<PreparedTransfer, Errno> {
         self.not_readonly()?;
-        let file = self.open_file(write.handle)?;
+        let file = self.files.get(write.handle)?;
         // Pages that the guest's cache writes back have their place; only an application's own write appends.
-        let from_cache = write.write_flags & WRITE_CACHE != 0;
-        let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
-        self.drop_hidden_capability(file.node(), file.fd())?;
-        let kills = self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0);
-        keep_suidgid(!kills);
-        let thread = if kills { Thread::Submitting } else { Thread::Any };
-        let unaligned = when_unaligned(&file, from_cache);
-        let file = HeldFile(Held::Handle(file.hold()));
+        let append = !write.from_cache && !self.session.has_writeback() && write.flags.cast_signed() & libc::O_APPEND != 0;
+        self.drop_mapped_capability(file.node(), file.fd())?;
+        let clears = self.session.clears_suidgid(write.clears_suidgid);
+        keep_suidgid(!clears);
+        let thread = if clears { Thread::Submitting } else { Thread::Any };
+        let unaligned = when_unaligned(&file, write.from_cache);
+        let file = FileInUse::of_handle(file);
         Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned })
     }
 
@@ -76,24 +93,23 @@ impl Share {
     /// called on the thread that made it, where it had to stay there.
     pub fn transfer_buffered(
         &self,
-        file: &HeldFile,
+        file: &FileInUse,
         pages: &[PageDescriptor],
         offset: u64,
         direction: Direction,
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
-        let Held::Handle(held) = &file.0 else { return None };
         if is_aligned(pages, offset) {
             return None;
         }
-        let file = self.handles.user_of(held)?;
+        let file = self.files.user_of(file)?;
         Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 
     /// The descriptor of `file` without O_DIRECT, opened when it is first needed.
     fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
         if file.buffered().is_none() {
-            file.set_buffered(self.reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
+            file.set_buffered(reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
         }
         file.buffered().ok_or(Errno::EBADF)
     }
@@ -101,15 +117,15 @@ impl Share {
     /// Changes `file` for `caller` without a WRITE's flags: with killpriv, setuid and setgid bits go as they do
     /// for such a writer.
     fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
-        self.drop_hidden_capability(file.node(), file.fd())?;
+        self.drop_mapped_capability(file.node(), file.fd())?;
         let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
-        Ok(if self.kills_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
+        Ok(if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
     }
 
     /// FALLOCATE; `mode` as in man fallocate(2).
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, caller: GuestUid) -> Result<(), Errno> {
         self.writable()?;
-        let file = self.open_file(handle)?;
+        let file = self.files.get(handle)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
             return Err(Errno::EINVAL);
@@ -121,10 +137,10 @@ impl Share {
     /// the guest writes back, after which it stops asking.
     pub fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
         // The host would call the guest's dirty pages a hole, and whoever copies the file would leave them out.
-        if self.agreed(init_flags::WRITEBACK_CACHE) {
+        if self.session.has_writeback() {
             return Err(Errno::ENOSYS);
         }
-        let file = self.opened(node, handle)?;
+        let file = self.open_target(node, handle)?;
         let from = match whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(offset),
             libc::SEEK_HOLE => SeekFrom::Hole(offset),
@@ -137,13 +153,13 @@ impl Share {
     }
 
     /// COPY_FILE_RANGE: bytes copied, in one call; the guest asks again for the rest.
-    pub fn copy_file_range(&self, copy: &CopyFileRangeIn, caller: GuestUid) -> Result<u64, Errno> {
+    pub fn copy_file_range(&self, copy: &CopyRange, caller: GuestUid) -> Result<u64, Errno> {
         self.writable()?;
         if copy.flags != 0 {
             return Err(Errno::EINVAL);
         }
-        let (from, to) = (self.open_file(FileHandle(copy.fh_in))?, self.open_file(FileHandle(copy.fh_out))?);
-        let (mut off_in, mut off_out) = (copy.off_in, copy.off_out);
+        let (from, to) = (self.files.get(copy.from)?, self.files.get(copy.to)?);
+        let (mut off_in, mut off_out) = (copy.from_offset, copy.to_offset);
         let len = copy.len.min(COPY_LEN_MAX) as usize;
         let copy = || rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len);
         self.change_for(caller, &to, copy).map(|copied| copied as u64)

@@ -3,8 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::fuse::abi::IOCTL_UNRESTRICTED;
-use crate::host::Share;
+use crate::host::share::Share;
 use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_LEN_MAX, Verity};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
@@ -28,8 +27,8 @@ const UNNAMED: GuestUid = GuestUid(u32::MAX);
 pub struct IoctlRequest<'a> {
     /// The open file.
     pub handle: FileHandle,
-    /// FUSE_IOCTL_ bits.
-    pub flags: u32,
+    /// The caller's memory may be read and written anywhere (character devices only): EINVAL.
+    pub is_unrestricted: bool,
     /// The request's number.
     pub command: u32,
     /// What goes in.
@@ -99,11 +98,11 @@ impl Share {
     /// system; EROFS and EPERM for a change on a read-only share or by a caller who may not make it: the guest's
     /// kernel does not always check.
     pub fn ioctl(&self, node: NodeId, request: &IoctlRequest<'_>, caller: GuestUid, reply: &mut Vec<u8>) -> Result<(), Errno> {
-        if request.flags & IOCTL_UNRESTRICTED != 0 {
+        if request.is_unrestricted {
             return Err(Errno::EINVAL);
         }
         let command = Command::of(request)?;
-        let opened = self.opened(node, request.handle)?;
+        let opened = self.open_target(node, request.handle)?;
         let file = opened.fd();
         match command {
             Command::GetFlags => {
@@ -139,7 +138,7 @@ impl Share {
     /// whether the request leaves project id and PROJINHERIT as they are. The kernel refuses the same change with EINVAL in
     /// a user namespace; chattr(1) and xfs_io(8) print the errno only, and EPERM tells a user what is wrong.
     fn check_project(&self, is_kept: impl FnOnce() -> Result<bool, Errno>) -> Result<(), Errno> {
-        if self.options.allow_project_ids || is_kept()? { Ok(()) } else { Err(Errno::EPERM) }
+        if self.policy.allow_project_ids || is_kept()? { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// Whether `caller` may change what only a file's owner may: EPERM where not, EROFS on a read-only share. A guest
@@ -147,7 +146,7 @@ impl Share {
     fn check_owner(&self, file: BorrowedFd<'_>, caller: GuestUid) -> Result<(), Errno> {
         self.writable()?;
         let (owner, _) = stat::owner(&stat::of(file)?);
-        if caller.0 == 0 || caller == UNNAMED || caller == self.options.translation.guest_uid(owner) { Ok(()) } else { Err(Errno::EPERM) }
+        if caller.0 == 0 || caller == UNNAMED || caller == self.policy.translation.guest_uid(owner) { Ok(()) } else { Err(Errno::EPERM) }
     }
 }
 
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
 
     fn command(number: u32, data: &[u8], out_len: usize) -> Result<Command<'_>, Errno> {
-        Command::of(&IoctlRequest { handle: FileHandle(1), flags: 0, command: number, data, out_len })
+        Command::of(&IoctlRequest { handle: FileHandle(1), is_unrestricted: false, command: number, data, out_len })
     }
 
     /// `struct fsverity_enable_arg` with pointers that lead anywhere.

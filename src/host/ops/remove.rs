@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, RenameFlags, Uid};
 
-use crate::host::{Caller, RequestContext, Share};
+use crate::host::request_context::RequestContext;
+use crate::host::rights::Caller;
+use crate::host::share::Share;
 use crate::sys::stat;
 use crate::types::{Errno, NodeId};
 
@@ -23,7 +25,7 @@ impl Share {
 
     fn remove(&self, parent: NodeId, name: &CStr, flags: AtFlags, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.writable()?;
-        let parent = self.path_fd(parent)?;
+        let parent = self.inodes.path_fd(parent)?;
         context.check_wanted()?;
         Ok(rustix::fs::unlinkat(parent.as_fd(), name, flags)?)
     }
@@ -39,12 +41,12 @@ impl Share {
     ) -> Result<(), Errno> {
         self.writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
-        let (from, to) = (self.path_fd(parent)?, self.path_fd(new_parent)?);
+        let (from, to) = (self.inodes.path_fd(parent)?, self.inodes.path_fd(new_parent)?);
         context.check_wanted()?;
         if !flags.contains(RenameFlags::WHITEOUT) {
             return Ok(rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?);
         }
-        let caller = Caller::of_guest(&self.options.translation, context.uid, context.gid, None)?;
+        let caller = Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)?;
         rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?;
         self.give_whiteout(from.as_fd(), name, &caller);
         Ok(())

@@ -1,12 +1,14 @@
 //! GETXATTR, SETXATTR, LISTXATTR and REMOVEXATTR; ENOSYS unless the share serves them, after which the
 //! guest does not ask again.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
-use crate::host::Share;
+use crate::host::rights::RightsPolicy;
+use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::{stat, xattr};
 use crate::types::{Errno, NodeId};
@@ -18,11 +20,15 @@ const MODE_WITHOUT_SETGID: u32 = 0o5777;
 
 impl Share {
     fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        if !self.options.xattr {
+        if !self.policy.xattr {
             return Err(Errno::ENOSYS);
         }
-        let fd = self.path_fd(node)?;
+        let fd = self.inodes.path_fd(node)?;
         act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
+    }
+
+    fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+        self.policy.rights.host_xattr_name(name, self.session.has_acls())
     }
 
     /// GETXATTR into `value`; with an empty `value`, the length. ENODATA where there is none or the map refuses it,
@@ -42,7 +48,7 @@ impl Share {
             let len = xattr::list(path, &mut list)?;
             let mut shown = Vec::with_capacity(len);
             for name in list[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {
-                if let Some(name) = self.guest_xattr_name(name) {
+                if let Some(name) = self.policy.rights.guest_xattr_name(name, self.session.has_acls()) {
                     shown.extend_from_slice(name);
                     shown.push(0);
                 }
@@ -57,7 +63,7 @@ impl Share {
         self.with_path(node, |path, fd| {
             self.writable()?;
             xattr::set(path, &self.host_xattr_name(name)?, value, flags)?;
-            if kill_sgid && self.has_acls() && Share::is_access_acl(name) {
+            if kill_sgid && self.session.has_acls() && RightsPolicy::is_access_acl(name) {
                 // The daemon may keep it, so the host did not clear it.
                 let mode = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
                 rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;

@@ -1,6 +1,14 @@
-//! Rights, ids and extended attributes: credentials of the caller, id maps, names of attributes, ACLs. Does not know single files.
+//! Rights, ids and extended attributes: the caller's credentials, id maps, names of attributes, ACLs and labels. Does not know
+//! nodes or open files.
 
-pub(super) mod caller;
-pub(super) mod id_map;
-pub(super) mod policy;
-pub(super) mod xattr_map;
+mod caller;
+mod id_map;
+mod policy;
+mod xattr_map;
+
+pub use caller::Caller;
+pub(super) use caller::{acting_as, keep_suidgid, without_fsetid};
+pub use id_map::{IdMap, IdMapError, IdRule, Translation};
+pub(super) use policy::RightsPolicy;
+pub use policy::{GuestLacks, KillPriv, Rights, Wanted};
+pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

@@ -1,23 +1,19 @@
-//! What guest and daemon agree on about rights: POSIX ACLs, security labels, who clears setuid bits, mapped ids.
-//! Some of it depends on the guest, some on the share's file system.
+//! POSIX ACLs, security labels, names of attributes, and who clears setuid bits: what the options ask for, and what is in force
+//! on the share's file system. What is negotiated depends on the guest, too.
 
 use std::borrow::Cow;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use crate::fuse::abi::init_flags as f;
-use crate::host::rights::xattr_map::XattrMap;
-use crate::host::share::{Options, Share};
+use super::xattr_map::{CATCH_ALL, XattrMap};
+use crate::host::features::{Feature, Features};
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
-use crate::types::{Errno, GuestUid, NodeId};
+use crate::types::Errno;
 
 /// The ACLs' own names.
 const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
-/// POSIX ACLs take all of these: the guest checks them, the daemon applies the umask, and SETXATTR says when
-/// setgid goes.
-const ACL_FLAGS: u64 = f::POSIX_ACL | f::DONT_MASK | f::SETXATTR_EXT;
-
 /// How much something that the guest or the file system may lack is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
@@ -66,64 +62,74 @@ pub enum GuestLacks {
     SecurityLabel,
 }
 
-/// Takes back what the file system behind `root` cannot do and says so, once. False where labels are
-/// demanded and cannot be: each create would fail.
-pub(in crate::host) fn fit(options: &mut Options, root: BorrowedFd<'_>) -> bool {
-    let lacks = |name| xattr::of_open(root, name) == Err(Errno::EOPNOTSUPP);
-    let path = options.shared_dir.display();
-    let rights = &mut options.rights;
-    if let Some(map) = &rights.xattr_map
-        && !map.is_complete()
-    {
-        let say = crate::host::rights::xattr_map::CATCH_ALL;
-        tracing::warn!("--xattrmap does not say what becomes of every name; others are refused and hidden: end it with {say}");
-    }
-    if options.xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
-        tracing::warn!("{path} lies on a file system without extended attributes: the guest gets EOPNOTSUPP for them");
-        if rights.security_label == Wanted::Always {
-            return false;
-        }
-        rights.security_label = Wanted::Never;
-    } else if rights.posix_acl != Wanted::Never && lacks(ACL_NAMES[0]) {
-        tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
-    }
-    // Who says always wants the umask and the file systems below the share to be served as with ACLs.
-    if rights.posix_acl == Wanted::Auto && lacks(ACL_NAMES[0]) {
-        rights.posix_acl = Wanted::Never;
-    }
-    true
+/// What is in force of [`Rights`] on the share's file system.
+#[derive(Debug)]
+pub(in crate::host) struct RightsPolicy {
+    posix_acl: Wanted,
+    security_label: Wanted,
+    killpriv: KillPriv,
+    xattr_map: Option<XattrMap>,
+    /// The share's file system clears setuid, setgid and capabilities in the call that changes a file.
+    is_local: bool,
 }
 
-impl Share {
-    /// INIT flags about rights, for a guest that can do `guest`.
-    pub fn rights_flags(&self, guest: u64) -> Result<u64, GuestLacks> {
-        let rights = &self.options.rights;
-        // Linux allows it with default_permissions, which virtiofs always has.
-        let mut flags = f::ALLOW_IDMAP;
-        if self.clears_privileges() && guest & f::HANDLE_KILLPRIV_V2 != 0 {
-            flags |= f::HANDLE_KILLPRIV_V2;
-        } else if rights.killpriv == KillPriv::Host {
-            // Guests before Linux 5.11 know the first version only, which clears more.
-            flags |= f::HANDLE_KILLPRIV;
+impl RightsPolicy {
+    /// `asked` on the file system behind `root`, which lies at `path`; `serves_xattr`: extended attributes are served. Logs what
+    /// the file system does not support. `None` where labels are required and not supported: each create would fail.
+    pub fn new(asked: Rights, serves_xattr: bool, root: BorrowedFd<'_>, path: &Path, is_local: bool) -> Option<RightsPolicy> {
+        let Rights { mut posix_acl, mut security_label, killpriv, xattr_map } = asked;
+        let lacks = |name| xattr::of_open(root, name) == Err(Errno::EOPNOTSUPP);
+        let path = path.display();
+        if let Some(map) = &xattr_map
+            && !map.is_complete()
+        {
+            let say = CATCH_ALL;
+            tracing::warn!("--xattrmap does not say what becomes of every name; others are refused and hidden: end it with {say}");
         }
-        match (rights.posix_acl, guest & ACL_FLAGS == ACL_FLAGS) {
+        if serves_xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
+            tracing::warn!("{path} lies on a file system without extended attributes: the guest gets EOPNOTSUPP for them");
+            if security_label == Wanted::Always {
+                return None;
+            }
+            security_label = Wanted::Never;
+        } else if posix_acl != Wanted::Never && lacks(ACL_NAMES[0]) {
+            tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
+        }
+        // With "always" the umask and the file systems below the share are served as with ACLs.
+        if posix_acl == Wanted::Auto && lacks(ACL_NAMES[0]) {
+            posix_acl = Wanted::Never;
+        }
+        Some(RightsPolicy { posix_acl, security_label, killpriv, xattr_map, is_local })
+    }
+
+    /// Features about rights to offer to a guest that supports `guest`. An error where it lacks one that an option requires.
+    pub fn offered(&self, guest: Features) -> Result<Features, GuestLacks> {
+        // Linux allows it with default_permissions, which virtiofs always has.
+        let mut offered = Features::default().with(Feature::MappedIds);
+        if self.clears_on_host() && guest.has(Feature::ClearOnRequest) {
+            offered = offered.with(Feature::ClearOnRequest);
+        } else if self.killpriv == KillPriv::Host {
+            // Guests before Linux 5.11 know the first version only, which clears more.
+            offered = offered.with(Feature::ClearAlways);
+        }
+        match (self.posix_acl, guest.has(Feature::PosixAcl)) {
             (Wanted::Never, _) => {}
-            (_, true) => flags |= ACL_FLAGS,
+            (_, true) => offered = offered.with(Feature::PosixAcl),
             (Wanted::Auto, false) => tracing::warn!("the guest's kernel has no POSIX ACLs for FUSE; it goes without"),
             (Wanted::Always, false) => return Err(GuestLacks::PosixAcl),
         }
-        match (rights.security_label, guest & f::SECURITY_CTX != 0) {
+        match (self.security_label, guest.has(Feature::SecurityLabel)) {
             (Wanted::Never, _) => {}
-            (_, true) => flags |= f::SECURITY_CTX,
+            (_, true) => offered = offered.with(Feature::SecurityLabel),
             (Wanted::Auto, false) => tracing::warn!("the guest's kernel sends no security labels; it goes without"),
             (Wanted::Always, false) => return Err(GuestLacks::SecurityLabel),
         }
-        Ok(flags)
+        Ok(offered)
     }
 
-    /// Whether setuid, setgid and capabilities of changed files are cleared on the host, for guests that know how to ask for it.
-    pub fn clears_privileges(&self) -> bool {
-        match self.options.rights.killpriv {
+    /// Whether the host clears setuid, setgid and capabilities of changed files, for guests that can request it.
+    fn clears_on_host(&self) -> bool {
+        match self.killpriv {
             // The kernel clears them there in the same call, as it does for a process of the host.
             KillPriv::Auto => self.is_local,
             KillPriv::Host => true,
@@ -131,37 +137,44 @@ impl Share {
         }
     }
 
-    /// Whether the guest enforces POSIX ACLs and leaves the umask to the daemon.
-    pub(in crate::host) fn has_acls(&self) -> bool {
-        self.agreed(f::POSIX_ACL)
+    /// The name on the host of the guest's attribute `name`; `has_acls`: POSIX ACLs were negotiated. EOPNOTSUPP for ACLs
+    /// otherwise: without the guest they would not be enforced. EPERM and EOPNOTSUPP where the map says so.
+    pub fn host_xattr_name<'n>(&self, name: &'n CStr, has_acls: bool) -> Result<Cow<'n, CStr>, Errno> {
+        if ACL_NAMES.contains(&name) && !has_acls {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let host_name = match &self.xattr_map {
+            Some(map) => map.to_host(name)?,
+            None => Cow::Borrowed(name),
+        };
+        // Nor by a rule that maps another name to an ACL's.
+        if ACL_NAMES.contains(&&*host_name) && !has_acls { Err(Errno::EOPNOTSUPP) } else { Ok(host_name) }
     }
 
-    /// Whether a write or truncation clears setuid and setgid: always where the first version of killpriv was
-    /// agreed on, else where the request says so.
-    pub(in crate::host) fn kills_suidgid(&self, requested: bool) -> bool {
-        requested || self.agreed(f::HANDLE_KILLPRIV)
+    /// The name in the guest of the host's attribute `name` (without NUL); `None` where it is hidden.
+    pub fn guest_xattr_name<'n>(&self, name: &'n [u8], has_acls: bool) -> Option<&'n [u8]> {
+        let name = match &self.xattr_map {
+            Some(map) => map.to_guest(name)?,
+            None => name,
+        };
+        let is_acl = ACL_NAMES.iter().any(|acl| acl.to_bytes() == name);
+        (!is_acl || has_acls).then_some(name)
     }
 
-    /// As `kills_suidgid`, for requests that have no way to say so: every caller's but root's. A guest whose mounts may map ids
-    /// (Linux 6.12) names no caller, and asks before such a request.
-    pub(in crate::host) fn kills_suidgid_for(&self, caller: GuestUid) -> bool {
-        self.kills_suidgid(self.leaves_clearing_to_host() && caller != GuestUid(0) && caller != GuestUid(u32::MAX))
+    /// Whether `name` is the access ACL, as the guest calls it.
+    pub fn is_access_acl(name: &CStr) -> bool {
+        name == ACL_NAMES[0]
     }
 
-    /// Whether the guest leaves it to the daemon to clear setuid and setgid, and says when.
-    pub(in crate::host) fn leaves_clearing_to_host(&self) -> bool {
-        self.agreed(f::HANDLE_KILLPRIV_V2)
-    }
-
-    /// Removes the capabilities of the file behind `fd`, where the host's kernel does not know them by their
-    /// name. The host does it itself otherwise.
-    pub(in crate::host) fn drop_hidden_capability(&self, node: NodeId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        let Some(name) = self.options.rights.xattr_map.as_ref().and_then(XattrMap::hidden_capability) else { return Ok(()) };
-        if self.kind(node)? != libc::S_IFREG {
+    /// Removes the capabilities of the regular file behind `fd` where their attribute has another name on the host, so that the
+    /// host's kernel does not remove them itself. The errno of getxattr(2) or removexattr(2).
+    pub fn drop_mapped_capability(&self, fd: BorrowedFd<'_>, is_regular: impl FnOnce() -> Result<bool, Errno>) -> Result<(), Errno> {
+        let Some(name) = self.xattr_map.as_ref().and_then(XattrMap::hidden_capability) else { return Ok(()) };
+        if !is_regular()? {
             return Ok(());
         }
-        let path = DescriptorName::of(fd.as_fd());
-        // Asked first: to remove takes a right to write that an open file may go without, and mostly there is none.
+        let path = DescriptorName::of(fd);
+        // Read first: removing takes write access, which an open file may not have, and mostly there is none.
         match xattr::get(path.as_c_str(), name, &mut []) {
             Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(()),
             Err(errno) => return Err(errno),
@@ -171,34 +184,5 @@ impl Share {
             Err(Errno::ENODATA) | Ok(()) => Ok(()),
             Err(errno) => Err(errno),
         }
-    }
-
-    /// What the guest's attribute `name` is called on the host. EOPNOTSUPP for ACLs unless they were agreed on:
-    /// without the guest's help they would not be enforced. EPERM and EOPNOTSUPP where the map says so.
-    pub(in crate::host) fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
-        if ACL_NAMES.contains(&name) && !self.has_acls() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let host_name = match &self.options.rights.xattr_map {
-            Some(map) => map.to_host(name)?,
-            None => Cow::Borrowed(name),
-        };
-        // Nor by way of a rule that makes another name one of theirs.
-        if ACL_NAMES.contains(&&*host_name) && !self.has_acls() { Err(Errno::EOPNOTSUPP) } else { Ok(host_name) }
-    }
-
-    /// What the host's attribute `name` (without NUL) is called in the guest; `None` where it is hidden.
-    pub(in crate::host) fn guest_xattr_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
-        let name = match &self.options.rights.xattr_map {
-            Some(map) => map.to_guest(name)?,
-            None => name,
-        };
-        let is_acl = ACL_NAMES.iter().any(|acl| acl.to_bytes() == name);
-        (!is_acl || self.has_acls()).then_some(name)
-    }
-
-    /// Whether `name` is the access ACL, as the guest calls it.
-    pub(in crate::host) fn is_access_acl(name: &CStr) -> bool {
-        name == ACL_NAMES[0]
     }
 }

@@ -1,47 +1,85 @@
-//! GETATTR, SETATTR, STATX, ACCESS and READLINK.
+//! GETATTR, STATX, SETATTR, ACCESS and READLINK.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
-use crate::fuse::abi::{AttrOut, StatxOut};
-use crate::fuse::{HandleOrNode, SetTime, Setattr};
-use crate::host::rights::caller::without_fsetid;
-use crate::host::{RequestContext, Share, Translation, attributes};
+use crate::host::attributes::{Attributes, CacheableAttributes};
+use crate::host::features::Feature;
+use crate::host::inodes::{FileKey, reopen};
+use crate::host::request_context::RequestContext;
+use crate::host::rights::{Translation, without_fsetid};
+use crate::host::share::Share;
 use crate::sys::stat::{self, Statx};
 use crate::sys::working_dir::DescriptorName;
-use crate::types::{Errno, GuestGid, GuestUid, NodeId};
+use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
 const NSEC_PER_SEC: u32 = 1_000_000_000;
 
+/// A time that SETATTR sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTime {
+    /// The present time.
+    Now,
+    /// Seconds and nanoseconds since 1970.
+    At(i64, u32),
+}
+
+/// What SETATTR sets; `None` stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttributeChange {
+    /// The open file, where the request names one.
+    pub handle: Option<FileHandle>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<GuestUid>,
+    /// Group.
+    pub gid: Option<GuestGid>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<NewTime>,
+    /// Modification time.
+    pub mtime: Option<NewTime>,
+    /// A change of length clears setuid and setgid.
+    pub clears_suidgid: bool,
+}
+
 impl Share {
-    /// Runs `look` on the open file where the guest named one, else on the node.
-    fn on<R>(&self, node: NodeId, target: HandleOrNode, look: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        match target {
-            HandleOrNode::Handle(handle) => look(self.opened(node, handle)?.fd()),
-            HandleOrNode::Node => look(self.path_fd(node)?.as_fd()),
-        }
+    /// GETATTR of the open file `handle`, or of the node. EBADF where the handle is not open, ESTALE where the node is gone.
+    pub fn getattr(&self, node: NodeId, handle: Option<FileHandle>) -> Result<CacheableAttributes, Errno> {
+        self.on_target(node, handle, stat::of).map(|st| self.cacheable(node, &st))
     }
 
-    /// GETATTR.
-    pub fn getattr(&self, node: NodeId, target: HandleOrNode) -> Result<AttrOut, Errno> {
-        self.on(node, target, stat::of).map(|st| self.attr_out(node, &st))
-    }
-
-    /// STATX: `flags` are AT_STATX_ sync flags, `mask` what the guest wants; birth time among it.
-    pub fn statx(&self, node: NodeId, target: HandleOrNode, flags: u32, mask: u32) -> Result<StatxOut, Errno> {
+    /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. Errors as of
+    /// [`Share::getattr`].
+    pub fn statx(&self, node: NodeId, handle: Option<FileHandle>, flags: u32, mask: u32) -> Result<CacheableAttributes, Errno> {
         let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
         let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
-        let st = self.on(node, target, |fd| stat::of_with(fd, sync, mask))?;
-        let attr = self.attr_out(node, &st);
-        Ok(StatxOut {
-            attr_valid: attr.attr_valid,
-            attr_valid_nsec: attr.attr_valid_nsec,
-            stat: attributes::statx(&st, self.inode_number(&st), &self.options.translation),
-            ..StatxOut::default()
-        })
+        self.on_target(node, handle, |fd| stat::of_with(fd, sync, mask)).map(|st| self.cacheable(node, &st))
+    }
+
+    fn cacheable(&self, node: NodeId, st: &Statx) -> CacheableAttributes {
+        CacheableAttributes { attributes: self.attributes(st), timeout: self.freshness.attr_timeout(node, st) }
+    }
+
+    /// The attributes that the guest sees of the file that `st` describes.
+    pub(super) fn attributes(&self, st: &Statx) -> Attributes {
+        let announces = self.announces_submounts();
+        let is_submount = announces && self.inodes.is_submount(st);
+        if is_submount {
+            self.inodes.announce(st);
+        }
+        let ino = self.inodes.number(&FileKey::of(st), announces);
+        Attributes::new(st, ino, is_submount, &self.policy.translation)
+    }
+
+    /// Whether mounts below the share are announced to the guest.
+    pub(super) fn announces_submounts(&self) -> bool {
+        self.policy.announce_submounts && self.session.negotiated(Feature::Submounts)
     }
 
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
@@ -49,33 +87,33 @@ impl Share {
     /// and setgid. EINVAL, and nothing changed, for an id of -1 or a time of a second or more of nanoseconds:
     /// both mean something of their own to the host's calls. EPERM for a forbidden id. EIO, and
     /// nothing more changed, where the request was given up between the steps.
-    pub fn setattr(&self, node: NodeId, set: &Setattr, context: &RequestContext<'_>) -> Result<AttrOut, Errno> {
+    pub fn setattr(&self, node: NodeId, set: &AttributeChange, context: &RequestContext<'_>) -> Result<CacheableAttributes, Errno> {
         self.writable()?;
-        let ids = &self.options.translation;
+        let ids = &self.policy.translation;
         let uid = set.uid.map(|u| ids.host_uid(u)).transpose()?.map(|u| u.0);
         let gid = set.gid.map(|g| ids.host_gid(g)).transpose()?.map(|g| g.0);
         if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
             return Err(Errno::EINVAL);
         }
         let times = Timestamps { last_access: timespec(set.atime)?, last_modification: timespec(set.mtime)? };
-        let path_fd = self.path_fd(node)?;
+        let path_fd = self.inodes.path_fd(node)?;
         let fd = path_fd.as_fd();
         // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
         let name = DescriptorName::of(fd);
-        if sets_nothing(set) && self.leaves_clearing_to_host() {
+        if sets_nothing(set) && self.session.requests_clearing() {
             context.check_wanted()?;
             clear_suidgid(fd, &name)?;
         }
         if uid.is_some() || gid.is_some() {
             context.check_wanted()?;
             rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
-            self.drop_hidden_capability(node, fd)?;
+            self.drop_mapped_capability(node, fd)?;
         }
         if let Some(size) = set.size {
             context.check_wanted()?;
-            let truncate = || self.truncate(node, set.target, fd, size);
-            if self.kills_suidgid(set.kill_suidgid) { without_fsetid(truncate) } else { truncate() }?;
-            self.drop_hidden_capability(node, fd)?;
+            let truncate = || self.truncate(node, set.handle, fd, size);
+            if self.session.clears_suidgid(set.clears_suidgid) { without_fsetid(truncate) } else { truncate() }?;
+            self.drop_mapped_capability(node, fd)?;
         }
         if let Some(mode) = set.mode {
             context.check_wanted()?;
@@ -86,24 +124,24 @@ impl Share {
             context.check_wanted()?;
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        stat::of(fd).map(|st| self.attr_out(node, &st))
+        stat::of(fd).map(|st| self.cacheable(node, &st))
     }
 
-    fn truncate(&self, node: NodeId, target: HandleOrNode, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
         let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
-        if let HandleOrNode::Handle(handle) = target {
-            let file = self.open_file(handle)?;
+        if let Some(handle) = handle {
+            let file = self.files.get(handle)?;
             if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
                 return Ok(rustix::fs::ftruncate(file.fd(), size)?);
             }
         }
         // Only regular files have a length, and nothing else may be opened.
-        match self.see_type(node, path_fd)? {
+        match self.inodes.see_type(node, path_fd)? {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
             _ => return Err(Errno::EINVAL),
         }
-        Ok(rustix::fs::ftruncate(self.reopen(path_fd, libc::O_WRONLY)?, size)?)
+        Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
     }
 
     /// ACCESS: whether the caller may do what `mask` (R_OK, W_OK, X_OK) says, by owner, group and others.
@@ -113,16 +151,16 @@ impl Share {
         if mask & libc::W_OK.cast_unsigned() != 0 {
             self.writable()?;
         }
-        let st = stat::of(self.path_fd(node)?.as_fd())?;
-        if may_access(&st, &self.options.translation, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
+        let st = stat::of(self.inodes.path_fd(node)?.as_fd())?;
+        if may_access(&st, &self.policy.translation, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// READLINK: the target. EINVAL where the node is no symbolic link.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
-        if self.kind(node)? != libc::S_IFLNK {
+        if self.inodes.kind(node)? != libc::S_IFLNK {
             return Err(Errno::EINVAL);
         }
-        let target = rustix::fs::readlinkat(self.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
+        let target = rustix::fs::readlinkat(self.inodes.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
         Ok(target.into_bytes())
     }
 }
@@ -130,7 +168,7 @@ impl Share {
 /// Linux asks like this for setuid and setgid to be cleared before a change by a caller who may not keep them, where that was
 /// left to the daemon: it takes the mode out of the request (fs/fuse/dir.c, fuse_setattr). For FALLOCATE and COPY_FILE_RANGE,
 /// which name no caller where mounts may map ids, there is no other word of it.
-fn sets_nothing(set: &Setattr) -> bool {
+fn sets_nothing(set: &AttributeChange) -> bool {
     set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none()
 }
 
@@ -144,12 +182,12 @@ fn clear_suidgid(fd: BorrowedFd<'_>, name: &DescriptorName) -> Result<(), Errno>
     Ok(())
 }
 
-fn timespec(time: Option<SetTime>) -> Result<Timespec, Errno> {
+fn timespec(time: Option<NewTime>) -> Result<Timespec, Errno> {
     match time {
         None => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }),
-        Some(SetTime::Now) => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }),
-        Some(SetTime::At(_, NSEC_PER_SEC..)) => Err(Errno::EINVAL),
-        Some(SetTime::At(tv_sec, nsec)) => Ok(Timespec { tv_sec, tv_nsec: i64::from(nsec) }),
+        Some(NewTime::Now) => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }),
+        Some(NewTime::At(_, NSEC_PER_SEC..)) => Err(Errno::EINVAL),
+        Some(NewTime::At(tv_sec, nsec)) => Ok(Timespec { tv_sec, tv_nsec: i64::from(nsec) }),
     }
 }
 
