@@ -35,8 +35,10 @@ pub use ops::{
     AttributeChange, CopyRange, CreateContext, DirectoryEntry, IoctlRequest, Label, Listing, Lookup, NewTime, NodeEntry, Opened,
     PreparedTransfer, WriteRequest,
 };
-pub use options::{Options, Tmpfile};
+pub use options::{Options, TmpfilePolicy};
 pub use request_context::{Pending, RequestContext};
-pub use rights::{CATCH_ALL, GuestLacks, IdMap, IdMapError, IdRule, KillPriv, Rights, Translation, Wanted, XattrMap, XattrMapError};
+pub use rights::{
+    CATCH_ALL, IdMap, IdRule, IdRuleError, KillPriv, Rights, Support, Translation, UnsupportedGuest, XattrMap, XattrMapError,
+};
 pub use share::Share;
 pub use share_error::ShareError;

@@ -9,7 +9,7 @@ use crate::host::rights::{Rights, Translation};
 
 /// Whether TMPFILE is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tmpfile {
+pub enum TmpfilePolicy {
     /// To guests whose overlayfs supports it.
     Auto,
     /// To every guest.
@@ -54,7 +54,7 @@ pub struct Options {
     /// Time limit of a wait for a lock on the host.
     pub lock_wait: Option<Duration>,
     /// Whether the guest may make files without a name.
-    pub tmpfile: Tmpfile,
+    pub tmpfile: TmpfilePolicy,
     /// How inodes are kept.
     pub file_handles: FileHandles,
 }

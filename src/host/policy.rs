@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::caching::{CachePolicy, Timeouts};
 use super::files::Descriptors;
 use super::fs_limits::{self, FsLimit};
-use super::options::{Options, Tmpfile};
+use super::options::{Options, TmpfilePolicy};
 use super::rights::{RightsPolicy, Translation};
 use super::share_error::ShareError;
 use crate::sys::identity;
@@ -35,7 +35,7 @@ pub(super) struct Policy {
     pub rights: RightsPolicy,
     pub host_locks: bool,
     pub lock_wait: Option<Duration>,
-    pub tmpfile: Tmpfile,
+    pub tmpfile: TmpfilePolicy,
     /// How many descriptors the guest's objects may hold.
     pub descriptors: Descriptors,
     /// The share's file system is one of the host's own kernel and disks, where a close(2) has no error to report.

@@ -7,7 +7,7 @@ use crate::types::GuestUid;
 
 /// The session's state; nothing is negotiated before it begins and after it ends.
 #[derive(Debug, Default)]
-pub(super) struct Session {
+pub(super) struct FuseSession {
     /// [`Features::bits`] of the negotiated features.
     features: AtomicU32,
     has_ended: AtomicBool,
@@ -15,7 +15,7 @@ pub(super) struct Session {
     is_closed: AtomicBool,
 }
 
-impl Session {
+impl FuseSession {
     /// Begins the session with the negotiated features.
     pub fn begin(&self, features: Features) {
         self.features.store(features.bits(), Ordering::Relaxed);
@@ -83,7 +83,7 @@ impl Session {
         requested || self.negotiated(Feature::ClearAlways)
     }
 
-    /// As [`Session::clears_suidgid`], for requests without a flag for it: for every caller but root. A guest whose mounts may
+    /// As [`FuseSession::clears_suidgid`], for requests without a flag for it: for every caller but root. A guest whose mounts may
     /// map ids (Linux 6.12) sends no caller; it sends a SETATTR before such a request instead.
     pub fn clears_suidgid_for(&self, caller: GuestUid) -> bool {
         self.clears_suidgid(self.requests_clearing() && caller != GuestUid(0) && caller != GuestUid(u32::MAX))

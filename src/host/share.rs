@@ -13,11 +13,11 @@ use super::directories::OpenDirectories;
 use super::files::{Descriptors, FileInUse, OpenFiles};
 use super::fs_limits::FsLimit;
 use super::inodes::{FileHandles, Inodes, Root, RootFault};
-use super::locks::Locks;
+use super::locks::GuestLocks;
 use super::options::Options;
 use super::policy::Policy;
 use super::rights::keep_suidgid;
-use super::session::Session;
+use super::session::FuseSession;
 use super::share_error::ShareError;
 use crate::state::{Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, inodes_len, inodes_max};
 use crate::sys::stat;
@@ -28,11 +28,11 @@ use crate::types::{Errno, NodeId};
 #[derive(Debug)]
 pub struct Share {
     pub(super) policy: Arc<Policy>,
-    pub(super) session: Session,
+    pub(super) session: FuseSession,
     pub(super) inodes: Arc<Inodes>,
     pub(super) files: Arc<OpenFiles>,
     pub(super) directories: OpenDirectories,
-    pub(super) locks: Locks,
+    pub(super) locks: GuestLocks,
     pub(super) freshness: Freshness,
     descriptor_dir: Arc<DescriptorDir>,
 }
@@ -81,9 +81,9 @@ impl Share {
         let records = InodeRecords::new(&arena, 0, inodes_max);
         let inodes = Arc::new(Inodes::new(root, records, root_fd, path_fd, Arc::clone(&files))?);
         Ok(Share {
-            session: Session::default(),
+            session: FuseSession::default(),
             directories: OpenDirectories::default(),
-            locks: Locks::new(policy.lock_wait),
+            locks: GuestLocks::new(policy.lock_wait),
             freshness: Freshness::new(policy.timeouts, Arc::clone(&inodes), watch),
             inodes,
             files,

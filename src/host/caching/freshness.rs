@@ -89,7 +89,7 @@ impl Freshness {
     pub fn watch_directory(&self, node: NodeId) {
         let Some(watch) = self.watch() else { return };
         match self.handle_of(node) {
-            Some((device, handle)) if watch.lacks(node, device, &handle) => {
+            Some((device, handle)) if watch.is_unmarked(node, device, &handle) => {
                 if let Ok(fd) = self.inodes.path_fd(node) {
                     watch.cover(node, device, &handle, fd.as_fd());
                 }
@@ -112,7 +112,7 @@ impl Freshness {
     /// What [`Freshness::unwatch`] takes of the directory `node`, which the guest may be about to forget.
     pub fn watched(&self, node: NodeId) -> Option<WatchedDirectory> {
         let watch = self.watch().filter(|_| self.inodes.kind(node) == Ok(libc::S_IFDIR))?;
-        let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.lacks(node, *device, handle))?;
+        let (device, handle) = self.handle_of(node).filter(|(device, handle)| !watch.is_unmarked(node, *device, handle))?;
         Some(WatchedDirectory { node, device, handle, fd: self.inodes.path_fd(node).ok()? })
     }
 

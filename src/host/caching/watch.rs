@@ -262,7 +262,7 @@ impl Watch {
     }
 
     /// Whether the directory `node` with `handle` on `device` is to be covered.
-    pub fn lacks(&self, node: NodeId, device: u64, handle: &Handle) -> bool {
+    pub fn is_unmarked(&self, node: NodeId, device: u64, handle: &Handle) -> bool {
         let is_covered = || self.directories.lock().marked.get(&(device, key_of(handle))).is_some_and(|marked| marked.has(node));
         !self.incomplete.load(Ordering::Relaxed) && !is_covered()
     }
@@ -409,10 +409,10 @@ mod tests {
         let root_of_any_ext4 = handle(2);
         let dir = std::fs::File::open(std::env::temp_dir()).unwrap();
         watch.cover(NODE, 1, &root_of_any_ext4, dir.as_fd());
-        assert!(!watch.lacks(NODE, 1, &root_of_any_ext4) && watch.entry_timeout(1, &root_of_any_ext4).is_some());
-        assert!(watch.lacks(NODE, 2, &root_of_any_ext4) && watch.entry_timeout(2, &root_of_any_ext4).is_none());
+        assert!(!watch.is_unmarked(NODE, 1, &root_of_any_ext4) && watch.entry_timeout(1, &root_of_any_ext4).is_some());
+        assert!(watch.is_unmarked(NODE, 2, &root_of_any_ext4) && watch.entry_timeout(2, &root_of_any_ext4).is_none());
         watch.uncover(NODE, 2, &root_of_any_ext4, dir.as_fd());
-        assert!(!watch.lacks(NODE, 1, &root_of_any_ext4), "the other one stays");
+        assert!(!watch.is_unmarked(NODE, 1, &root_of_any_ext4), "the other one stays");
     }
 
     #[test]
@@ -421,7 +421,7 @@ mod tests {
         let dir = std::fs::File::open(std::env::temp_dir()).unwrap();
         let nodes = [NODE, NodeId(8), NodeId(9)];
         for node in nodes {
-            assert!(watch.lacks(node, 1, &handle(2)));
+            assert!(watch.is_unmarked(node, 1, &handle(2)));
             watch.cover(node, 1, &handle(2), dir.as_fd());
         }
         for (node, is_left) in nodes.into_iter().zip([true, true, false]) {

@@ -15,12 +15,12 @@ use crate::types::{Errno, FileHandle, NodeId, Unique};
 
 /// All locks of the guest.
 #[derive(Debug)]
-pub struct Locks(Arc<LockTable>);
+pub struct GuestLocks(Arc<LockTable>);
 
-impl Locks {
+impl GuestLocks {
     /// An empty table. A wait that takes longer than `wait_max` ends with ENOLCK.
-    pub fn new(wait_max: Option<Duration>) -> Locks {
-        Locks(Arc::new(LockTable::new(wait_max)))
+    pub fn new(wait_max: Option<Duration>) -> GuestLocks {
+        GuestLocks(Arc::new(LockTable::new(wait_max)))
     }
 
     /// Takes the lock. EAGAIN where another owner holds a conflicting one; with `wait` the request is suspended instead and
@@ -173,7 +173,7 @@ impl Locks {
         self.0.waits.forget_interrupt(unique);
     }
 
-    /// Removes the locks on `node`, which the guest forgot, from the table, to be ended by [`Locks::end`]. Does not block.
+    /// Removes the locks on `node`, which the guest forgot, from the table, to be ended by [`GuestLocks::end`]. Does not block.
     pub fn detach(&self, node: NodeId) -> Option<Detached> {
         self.0.detach(node)
     }

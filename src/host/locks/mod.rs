@@ -9,7 +9,7 @@ mod retry;
 mod table;
 mod waits;
 
-pub(super) use guest_locks::Locks;
+pub(super) use guest_locks::GuestLocks;
 pub(super) use node::LockFile;
 pub use ranges::HeldLock;
 pub use request::{LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};

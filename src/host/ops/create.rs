@@ -13,7 +13,7 @@ use super::open::Opened;
 use crate::host::features::Feature;
 use crate::host::fs_limits::is_no_tmpfile;
 use crate::host::inodes::open_path;
-use crate::host::options::Tmpfile;
+use crate::host::options::TmpfilePolicy;
 use crate::host::request_context::RequestContext;
 use crate::host::rights::{Caller, acting_as};
 use crate::host::share::Share;
@@ -188,9 +188,9 @@ impl Share {
     /// ESTALE.
     fn offers_tmpfile(&self) -> bool {
         match self.policy.tmpfile {
-            Tmpfile::Auto => self.session.negotiated(Feature::OverlayTmpfile),
-            Tmpfile::Always => true,
-            Tmpfile::Never => false,
+            TmpfilePolicy::Auto => self.session.negotiated(Feature::OverlayTmpfile),
+            TmpfilePolicy::Always => true,
+            TmpfilePolicy::Never => false,
         }
     }
 

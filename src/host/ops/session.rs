@@ -2,13 +2,13 @@
 
 use crate::host::caching::CachePolicy;
 use crate::host::features::{Feature, Features};
-use crate::host::rights::GuestLacks;
+use crate::host::rights::UnsupportedGuest;
 use crate::host::share::Share;
 use crate::types::NodeId;
 
 impl Share {
     /// Features to offer to a guest that supports `guest`. An error where it lacks one that an option requires.
-    pub fn offered_features(&self, guest: Features) -> Result<Features, GuestLacks> {
+    pub fn offered_features(&self, guest: Features) -> Result<Features, UnsupportedGuest> {
         let policy = &self.policy;
         let (no_open, no_opendir) = self.offers_no_open();
         let rights = policy.rights.offered(guest)?;

@@ -12,7 +12,7 @@ const FORMS: &str = "guest:GUEST:HOST:COUNT, host:HOST:GUEST:COUNT, squash-guest
 
 /// `count` ids from `first` on and what becomes of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
+struct IdSpan {
     first: u32,
     count: u32,
     becomes: Becomes,
@@ -28,13 +28,13 @@ enum Becomes {
     Nothing,
 }
 
-impl Span {
+impl IdSpan {
     /// The last id. Only a span that is not empty is kept in a map.
     fn last(&self) -> u32 {
         self.first + (self.count - 1)
     }
 
-    fn overlaps(&self, other: &Span) -> bool {
+    fn overlaps(&self, other: &IdSpan) -> bool {
         self.first <= other.last() && other.first <= self.last()
     }
 }
@@ -43,8 +43,8 @@ impl Span {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdRule {
     text: String,
-    to_host: Option<Span>,
-    to_guest: Option<Span>,
+    to_host: Option<IdSpan>,
+    to_guest: Option<IdSpan>,
 }
 
 impl fmt::Display for IdRule {
@@ -55,7 +55,7 @@ impl fmt::Display for IdRule {
 
 /// Why a rule, or rules together, make no sense. Positions count characters from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IdMapError {
+pub enum IdRuleError {
     /// No such kind of rule.
     #[error("position 1: there is no kind of rule \"{0}\"; write {FORMS}")]
     Kind(String),
@@ -109,31 +109,31 @@ struct Field {
 }
 
 /// The ids from `first` on; empty ranges name nobody.
-fn span(first: Field, count: Field, becomes: Becomes) -> Result<Option<Span>, IdMapError> {
+fn span(first: Field, count: Field, becomes: Becomes) -> Result<Option<IdSpan>, IdRuleError> {
     // The last number, -1, stands for "no id" everywhere.
     if first.value.checked_add(count.value).is_none() {
-        return Err(IdMapError::Beyond { position: first.position, first: first.value, count: count.value });
+        return Err(IdRuleError::Beyond { position: first.position, first: first.value, count: count.value });
     }
-    Ok((count.value > 0).then_some(Span { first: first.value, count: count.value, becomes }))
+    Ok((count.value > 0).then_some(IdSpan { first: first.value, count: count.value, becomes }))
 }
 
 /// `count` ids from `from` on all become `to`.
-fn squashed(from: Field, to: Field, count: Field) -> Result<Option<Span>, IdMapError> {
+fn squashed(from: Field, to: Field, count: Field) -> Result<Option<IdSpan>, IdRuleError> {
     span(to, Field { value: 1, ..to }, Becomes::Nothing)?;
     span(from, count, Becomes::Single(to.value))
 }
 
 /// `count` ids from `from` on become as many from `to` on.
-fn shifted(from: Field, to: Field, count: Field) -> Result<Option<Span>, IdMapError> {
+fn shifted(from: Field, to: Field, count: Field) -> Result<Option<IdSpan>, IdRuleError> {
     span(to, count, Becomes::Nothing)?;
     span(from, count, Becomes::From(to.value))
 }
 
 impl FromStr for IdRule {
-    type Err = IdMapError;
+    type Err = IdRuleError;
 
     /// `KIND:NUMBER:NUMBER[:NUMBER]`, where the colon may be any character that is no letter, digit, `-` or `_`.
-    fn from_str(text: &str) -> Result<IdRule, IdMapError> {
+    fn from_str(text: &str) -> Result<IdRule, IdRuleError> {
         let is_word = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
         let kind_len = text.find(|c| !is_word(c)).unwrap_or(text.len());
         let kind = text[..kind_len].to_lowercase();
@@ -147,7 +147,7 @@ impl FromStr for IdRule {
             }
         }
         let rule = |to_host, to_guest| IdRule { text: text.to_owned(), to_host, to_guest };
-        let wrong = |kind, wanted| Err(IdMapError::Fields { kind, wanted, got: fields.len() });
+        let wrong = |kind, wanted| Err(IdRuleError::Fields { kind, wanted, got: fields.len() });
         match (kind.as_str(), fields.as_slice()) {
             ("guest", &[guest, host, count]) => Ok(rule(shifted(guest, host, count)?, None)),
             ("guest", _) => wrong("guest", 3),
@@ -161,13 +161,13 @@ impl FromStr for IdRule {
             ("forbid-guest", _) => wrong("forbid-guest", 2),
             ("map", &[guest, host, count]) => Ok(rule(shifted(guest, host, count)?, shifted(host, guest, count)?)),
             ("map", _) => wrong("map", 3),
-            _ => Err(IdMapError::Kind(text[..kind_len].to_owned())),
+            _ => Err(IdRuleError::Kind(text[..kind_len].to_owned())),
         }
     }
 }
 
-fn number(word: &str, position: usize) -> Result<u32, IdMapError> {
-    word.parse().map_err(|_| IdMapError::Number { position, text: word.to_owned() })
+fn number(word: &str, position: usize) -> Result<u32, IdRuleError> {
+    word.parse().map_err(|_| IdRuleError::Number { position, text: word.to_owned() })
 }
 
 /// What becomes of ids in both directions. They are independent of each other: what one direction squashes
@@ -175,14 +175,14 @@ fn number(word: &str, position: usize) -> Result<u32, IdMapError> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMap {
     /// Sorted, without overlaps.
-    to_host: Vec<Span>,
+    to_host: Vec<IdSpan>,
     /// Sorted, without overlaps.
-    to_guest: Vec<Span>,
+    to_guest: Vec<IdSpan>,
 }
 
 impl IdMap {
-    /// The map of `rules`. `IdMapError::Overlap` where two of them name one id.
-    pub fn new(rules: &[IdRule]) -> Result<IdMap, IdMapError> {
+    /// The map of `rules`. `IdRuleError::Overlap` where two of them name one id.
+    pub fn new(rules: &[IdRule]) -> Result<IdMap, IdRuleError> {
         let to_host = sorted(rules, "guest", |r| r.to_host)?;
         let to_guest = sorted(rules, "host", |r| r.to_guest)?;
         Ok(IdMap { to_host, to_guest })
@@ -198,23 +198,23 @@ impl IdMap {
     }
 }
 
-fn sorted(rules: &[IdRule], side: &'static str, span: impl Fn(&IdRule) -> Option<Span>) -> Result<Vec<Span>, IdMapError> {
-    let mut kept: Vec<(Span, &IdRule)> = Vec::new();
+fn sorted(rules: &[IdRule], side: &'static str, span: impl Fn(&IdRule) -> Option<IdSpan>) -> Result<Vec<IdSpan>, IdRuleError> {
+    let mut kept: Vec<(IdSpan, &IdRule)> = Vec::new();
     for rule in rules {
         let Some(new) = span(rule) else { continue };
         if let Some((old, first)) = kept.iter().find(|(old, _)| old.overlaps(&new)) {
             let (first, second) = (first.text.clone(), rule.text.clone());
-            return Err(IdMapError::Overlap { first, second, side, id: old.first.max(new.first) });
+            return Err(IdRuleError::Overlap { first, second, side, id: old.first.max(new.first) });
         }
         kept.push((new, rule));
     }
-    let mut spans: Vec<Span> = kept.into_iter().map(|(span, _)| span).collect();
+    let mut spans: Vec<IdSpan> = kept.into_iter().map(|(span, _)| span).collect();
     spans.sort_by_key(|s| s.first);
     Ok(spans)
 }
 
 /// What `id` becomes; `None` where it is forbidden.
-fn translate(spans: &[Span], id: u32) -> Option<u32> {
+fn translate(spans: &[IdSpan], id: u32) -> Option<u32> {
     let below = spans.partition_point(|s| s.first <= id);
     match below.checked_sub(1).map(|at| &spans[at]).filter(|s| id <= s.last()) {
         None => Some(id),

@@ -8,7 +8,7 @@ mod xattr_map;
 
 pub use caller::Caller;
 pub(super) use caller::{acting_as, keep_suidgid, without_fsetid};
-pub use id_map::{IdMap, IdMapError, IdRule, Translation};
+pub use id_map::{IdMap, IdRule, IdRuleError, Translation};
 pub(super) use policy::RightsPolicy;
-pub use policy::{GuestLacks, KillPriv, Rights, Wanted};
+pub use policy::{KillPriv, Rights, Support, UnsupportedGuest};
 pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

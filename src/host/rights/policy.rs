@@ -16,7 +16,7 @@ use crate::types::Errno;
 const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
 /// How much something that the guest or the file system may lack is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Wanted {
+pub enum Support {
     /// Not offered.
     #[default]
     Never,
@@ -42,9 +42,9 @@ pub enum KillPriv {
 #[derive(Debug, Clone, Default)]
 pub struct Rights {
     /// POSIX ACLs.
-    pub posix_acl: Wanted,
+    pub posix_acl: Support,
     /// Labels of new files.
-    pub security_label: Wanted,
+    pub security_label: Support,
     /// Who clears setuid, setgid and capabilities.
     pub killpriv: KillPriv,
     /// Names of extended attributes between guest and host.
@@ -53,7 +53,7 @@ pub struct Rights {
 
 /// What the guest's kernel lacks, and which option asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum GuestLacks {
+pub enum UnsupportedGuest {
     /// `--posix-acl=always`.
     #[error("the guest's kernel has no POSIX ACLs for FUSE, which --posix-acl=always asks for; give it Linux 5.12, or say auto")]
     PosixAcl,
@@ -65,8 +65,8 @@ pub enum GuestLacks {
 /// What is in force of [`Rights`] on the share's file system.
 #[derive(Debug)]
 pub(in crate::host) struct RightsPolicy {
-    posix_acl: Wanted,
-    security_label: Wanted,
+    posix_acl: Support,
+    security_label: Support,
     killpriv: KillPriv,
     xattr_map: Option<XattrMap>,
     /// The share's file system clears setuid, setgid and capabilities in the call that changes a file.
@@ -88,22 +88,22 @@ impl RightsPolicy {
         }
         if serves_xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
             tracing::warn!("{path} lies on a file system without extended attributes: the guest gets EOPNOTSUPP for them");
-            if security_label == Wanted::Always {
+            if security_label == Support::Always {
                 return None;
             }
-            security_label = Wanted::Never;
-        } else if posix_acl != Wanted::Never && lacks(ACL_NAMES[0]) {
+            security_label = Support::Never;
+        } else if posix_acl != Support::Never && lacks(ACL_NAMES[0]) {
             tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
         }
         // With "always" the umask and the file systems below the share are served as with ACLs.
-        if posix_acl == Wanted::Auto && lacks(ACL_NAMES[0]) {
-            posix_acl = Wanted::Never;
+        if posix_acl == Support::Auto && lacks(ACL_NAMES[0]) {
+            posix_acl = Support::Never;
         }
         Some(RightsPolicy { posix_acl, security_label, killpriv, xattr_map, is_local })
     }
 
     /// Features about rights to offer to a guest that supports `guest`. An error where it lacks one that an option requires.
-    pub fn offered(&self, guest: Features) -> Result<Features, GuestLacks> {
+    pub fn offered(&self, guest: Features) -> Result<Features, UnsupportedGuest> {
         // Linux allows it with default_permissions, which virtiofs always has.
         let mut offered = Features::default().with(Feature::MappedIds);
         if self.clears_on_host() && guest.has(Feature::ClearOnRequest) {
@@ -113,16 +113,16 @@ impl RightsPolicy {
             offered = offered.with(Feature::ClearAlways);
         }
         match (self.posix_acl, guest.has(Feature::PosixAcl)) {
-            (Wanted::Never, _) => {}
+            (Support::Never, _) => {}
             (_, true) => offered = offered.with(Feature::PosixAcl),
-            (Wanted::Auto, false) => tracing::warn!("the guest's kernel has no POSIX ACLs for FUSE; it goes without"),
-            (Wanted::Always, false) => return Err(GuestLacks::PosixAcl),
+            (Support::Auto, false) => tracing::warn!("the guest's kernel has no POSIX ACLs for FUSE; it goes without"),
+            (Support::Always, false) => return Err(UnsupportedGuest::PosixAcl),
         }
         match (self.security_label, guest.has(Feature::SecurityLabel)) {
-            (Wanted::Never, _) => {}
+            (Support::Never, _) => {}
             (_, true) => offered = offered.with(Feature::SecurityLabel),
-            (Wanted::Auto, false) => tracing::warn!("the guest's kernel sends no security labels; it goes without"),
-            (Wanted::Always, false) => return Err(GuestLacks::SecurityLabel),
+            (Support::Auto, false) => tracing::warn!("the guest's kernel sends no security labels; it goes without"),
+            (Support::Always, false) => return Err(UnsupportedGuest::SecurityLabel),
         }
         Ok(offered)
     }

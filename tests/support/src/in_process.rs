@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use gatherfs::device::{self, ConfigSpace, Server, ServerOptions, Service};
-use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, Tmpfile};
+use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, TmpfilePolicy};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 
@@ -37,7 +37,7 @@ pub fn share_options() -> Options {
         announce_submounts: true,
         host_locks: false,
         lock_wait: None,
-        tmpfile: Tmpfile::Auto,
+        tmpfile: TmpfilePolicy::Auto,
         readonly: false,
         allow_direct_io: false,
         writeback: false,
