@@ -432,7 +432,7 @@ mod tests {
         let base = "--shared-dir /d --fd 5";
         let error = |more: &str| parsed(&format!("{base} {more}")).unwrap_err().to_string();
         let twice = error("--translate-gid guest:0:1:10 --translate-gid map:5:1:1");
-        assert!(twice.starts_with("--translate-gid: rules \"guest:0:1:10\" and \"map:5:1:1\" both say"), "{twice}");
+        assert!(twice.starts_with("--translate-gid: rules \"guest:0:1:10\" and \"map:5:1:1\" overlap"), "{twice}");
         for option in ["--translate-uid", "--translate-gid"] {
             assert!(error(&format!("{option} map:0:1:1 --posix-acl=auto")).contains("leave one of them out"));
         }

@@ -34,7 +34,7 @@ const FLAGS: [(Feature, u64); 18] = [
 
 /// Guests of this minor version (Linux 7.3) have an overlayfs that supports TMPFILE in its upper layer ("ovl: use linked upper
 /// dentry in copy-up tmpfile", Linux 7.2). An older one looks the nameless file's name up again and gets ESTALE. Linux 7.2 has
-/// minor version 45 as older kernels do, so it cannot be told from them.
+/// minor version 45 as older kernels do, so it counts as one of them.
 const OVERLAY_TMPFILE_MINOR: u32 = 46;
 
 /// The features of a guest that sends `flags`.

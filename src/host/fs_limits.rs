@@ -1,5 +1,4 @@
-//! What the share's file system does not have, found out once at start and without a trace, so that it can be
-//! said before a guest wonders.
+//! What the share's file system does not support, for the log at start. The probes leave no files behind.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -10,12 +9,12 @@ use crate::sys::file_handle;
 use crate::sys::stat::{self, Statx};
 use crate::types::Errno;
 
-/// A thing that the file system lacks; shown with what follows from it.
+/// A feature that the file system lacks, displayed with its consequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FsLimit {
     /// name_to_handle_at(2).
     FileHandles,
-    /// Handles that open after the host's cache let the inode go.
+    /// Handles that can be opened after the inode left the host's cache.
     LastingHandles,
     /// O_TMPFILE.
     Tmpfile,
@@ -39,8 +38,8 @@ impl fmt::Display for FsLimit {
     }
 }
 
-/// What the file system of `root` lacks, `st` being what statx said of it. Whether it has O_TMPFILE is not asked
-/// on a share that is `readonly`, and not known where the host refuses for another reason.
+/// What the file system of `root`, of which `st` was taken, does not support. O_TMPFILE is not probed on a `readonly` share, and
+/// counts as supported where the probe fails for another reason. The errno of name_to_handle_at(2) or fstatfs(2).
 pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<FsLimit>, Errno> {
     let mut limits = Vec::new();
     if file_handle::of(root, c"")?.is_none() {
@@ -57,15 +56,15 @@ pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<FsLimi
     Ok(limits)
 }
 
-/// Makes a file without a name, which is gone with its descriptor.
+/// Makes a file without a name, which is deleted with its descriptor.
 fn make_nameless(root: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     rustix::fs::openat(root, c".", flags, Mode::RUSR | Mode::WUSR)?;
     Ok(())
 }
 
-/// Whether `errno` of an open with O_TMPFILE says that there is none. EISDIR is what a kernel or file system says
-/// that knows only the O_DIRECTORY in it (man open(2)).
+/// Whether `errno` of an open with O_TMPFILE means that it is not supported. EISDIR is the errno of a kernel or file system that
+/// knows only the O_DIRECTORY bit in it (man open(2)).
 pub fn is_no_tmpfile(errno: Errno) -> bool {
     errno == Errno::EOPNOTSUPP || errno.raw() == libc::EISDIR
 }

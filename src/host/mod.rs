@@ -1,8 +1,16 @@
-//! The exported directory: what an operation of the guest means on the host. Knows nothing of queues or
-//! of how requests are encoded beyond the protocol's own structures.
+//! The exported directory: what each operation of the guest does on the host. Does not know queues or how requests and replies
+//! are encoded.
 //!
-//! `share.rs` is what the guest sees as a file system; `ops/` holds one file for each family of
-//! operations, all of them methods of [`Share`].
+//! | group | what it knows |
+//! |---|---|
+//! | `inodes` | which file a node id is, and how it is opened |
+//! | `files`, `directories` | open files and descriptors; the streams of open directories |
+//! | `locks` | the guest's locks on the host |
+//! | `rights` | credentials, ids, extended attributes |
+//! | `caching` | what the guest may cache, and changes by other processes |
+//! | `session.rs`, `policy.rs` | what INIT negotiated; what is in force of the options |
+//!
+//! [`Share`] puts them together. `ops/` holds one file for each family of operations, all of them methods of [`Share`].
 #![forbid(unsafe_code)]
 
 mod attributes;

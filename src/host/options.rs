@@ -1,4 +1,4 @@
-//! What a share is asked to be: the options of the command line. Never changed; what is in force is a [`super::policy::Policy`].
+//! What a share is asked to be: the options of the command line. They are never changed; `policy.rs` has what is in force.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -17,7 +17,6 @@ use crate::types::{HostGid, HostUid};
 
 /// What is in force. See [`Options`] for fields without a comment.
 #[derive(Debug)]
-#[allow(missing_docs)]
 pub(super) struct Policy {
     pub path: PathBuf,
     pub cache: CachePolicy,

@@ -12,7 +12,7 @@ pub enum ShareError {
     /// File handles are required and cannot be opened.
     #[error(
         "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
-         run it with CAP_DAC_READ_SEARCH on a file system that has them, or say prefer"
+         run it with CAP_DAC_READ_SEARCH on a file system with file handles, or use prefer"
     )]
     NoFileHandles {
         /// The directory.
@@ -20,8 +20,8 @@ pub enum ShareError {
     },
     /// Security labels are required and not supported.
     #[error(
-        "--security-label=always: {path} lies on a file system without extended attributes; \
-         share a directory of one that has them, or say auto"
+        "--security-label=always: the file system of {path} does not support extended attributes; \
+         share a directory on one that does, or use auto"
     )]
     NoLabels {
         /// The directory.

@@ -1,5 +1,4 @@
-//! What the guest may keep, and for how long it may believe it: the cache policy, its timeouts and the
-//! flags that tell the guest. Knows nothing of single files.
+//! The cache policy: what the guest may cache, and the timeouts of lookups and attributes. Does not know single files.
 
 use std::time::Duration;
 
@@ -7,36 +6,36 @@ use crate::host::features::{Feature, Features};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How long the guest may believe what it was told, and whether it caches data (virtiofsd's `--cache`).
+/// Cache policy (virtiofsd's `--cache`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CachePolicy {
-    /// Names and attributes for a second; data until size or mtime change.
+    /// Lookups and attributes are cached for 1 s; file data is revalidated at open and when size or mtime change.
     Auto,
-    /// Everything for a day: only the guest changes the share.
+    /// Everything is cached for a day: only the guest changes the share.
     Always,
-    /// Nothing; reads and writes go to the host each time.
+    /// Nothing is cached; reads and writes bypass the guest's page cache.
     Never,
-    /// Names and attributes for a day, no data.
+    /// Lookups and attributes are cached for a day, file data is not.
     Metadata,
 }
 
-/// For how long the guest may believe each kind of answer. Zero: it asks each time.
+/// How long the guest may cache results. Zero: not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// That a name is the file that it was.
+    /// Entry timeout: which node a name leads to.
     pub entry: Duration,
-    /// A file's attributes.
+    /// Attribute timeout.
     pub attr: Duration,
-    /// That there is no such name.
+    /// Timeout of negative entries: that there is no such name.
     pub negative: Duration,
 }
 
 impl Timeouts {
-    /// The most that a watched share allows where nothing else was said: what was quiet for four times as long.
+    /// Defaults with `--watch`: upper limits, as timeout = quiet time / 4.
     pub const WATCHED_MAX: Timeouts =
         Timeouts { entry: Duration::from_secs(60), attr: Duration::from_secs(60), negative: Duration::from_secs(60) };
 
-    /// What `policy` allows where nothing else was said.
+    /// Defaults of `policy`.
     pub fn of(policy: CachePolicy) -> Timeouts {
         let (positive, negative) = match policy {
             CachePolicy::Auto => (Duration::from_secs(1), Duration::ZERO),
@@ -64,12 +63,12 @@ impl CachePolicy {
         Features::default().with(invalidation).with_if(allow_mmap && self.bypasses_cache(), Feature::UncachedMmap)
     }
 
-    /// How the guest may cache an open file that nothing is known of.
+    /// How the guest may cache an open file, without regard to changes.
     pub(in crate::host) fn of_file(self) -> OpenCaching {
         OpenCaching { bypass: self.bypasses_cache(), keep: self == CachePolicy::Always, entries: false }
     }
 
-    /// How the guest may cache an open directory that nothing is known of.
+    /// How the guest may cache an open directory, without regard to changes.
     pub(in crate::host) fn of_directory(self) -> OpenCaching {
         let is_kept = matches!(self, CachePolicy::Always | CachePolicy::Metadata);
         OpenCaching { bypass: false, keep: is_kept, entries: is_kept }

@@ -1,9 +1,9 @@
-//! What host processes change in the share (`--watch`), so that the guest may believe longer what stays as it is.
+//! Changes by other processes of the host (`--watch`), so that the guest may cache longer what does not change.
 //!
-//! The guest cannot be told of a change, so it is given less time to believe what has changed lately: a quarter
-//! of the time for which it has been quiet. The share's file system is watched as a whole where that is permitted; else, and
-//! below other mounts, every directory that the guest knows is marked. Where that is not possible for one of them, all of this
-//! is off. What cannot be seen is not believed longer.
+//! Linux's virtio_fs has no notifications, so what changed recently gets shorter timeouts: a quarter of the time since its last
+//! change. The share's file system is watched as a whole where that is permitted. Otherwise, and below other mounts, every
+//! directory that the guest knows is marked; if one cannot be marked, the timeouts of `--cache` apply to all files. They also
+//! apply where changes cannot be seen.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,16 +23,16 @@ use crate::sys::stat;
 use crate::types::NodeId;
 use crate::warn_limited;
 
-/// A file may be believed for this part of the time for which it was quiet.
+/// Timeout of a file = time since its last change, divided by this.
 const QUIET_PARTS: u32 = 4;
-/// Files that changed lately and are remembered; beyond it everything counts as changed now.
+/// Recently changed files that are recorded; beyond this, every file counts as changed now.
 const CHANGED_MAX: usize = 1 << 16;
-/// After this a change makes no difference any more: it is far above any timeout's need.
+/// A change is recorded for this time: afterwards no timeout depends on it.
 const CHANGE_KEPT: Duration = Duration::from_secs(600);
 
 type Key = u64;
 
-/// A directory: the device too, for the roots of two file systems often have one handle.
+/// A directory. With its device, as the roots of two file systems often have the same handle.
 type DirectoryKey = (u64, Key);
 
 /// A group that sees every change in the share's file system. To be opened while the process still has CAP_SYS_ADMIN.
@@ -57,30 +57,30 @@ impl FileSystemWatch {
     }
 }
 
-/// What is seen of the changes on a device.
+/// Which changes on a device are seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
-    /// Other hosts change it too.
+    /// None: other hosts change it too.
     Nothing,
-    /// Directories are marked: a writer that opened a file by its handle may not be seen.
+    /// Those in marked directories; a writer that opened a file by its handle may not be seen.
     Directories,
-    /// The file system is watched as a whole.
+    /// All: the file system is watched as a whole.
     Everything,
 }
 
-/// A file as the watch knows it.
+/// A file as the watch identifies it.
 #[derive(Debug, Clone, Copy)]
 pub struct Watched<'h> {
     /// The device that it is on.
     pub device: u64,
     /// The handle by which events name it.
     pub handle: &'h Handle,
-    /// A marked directory: changes of it are seen whatever it was opened by. Or a file whose node keeps a descriptor, by which
-    /// the host's kernel knows its name: who opens it by handle is seen.
+    /// A marked directory, whose changes are always seen. Or a file whose node keeps a descriptor, so that the host's kernel has its
+    /// name, and a writer that opens it by handle is seen, too.
     pub is_named: bool,
 }
 
-/// A directory that the guest knows by one or more nodes: a directory that is bound twice has two.
+/// A directory with its nodes: one that is bind-mounted twice has two.
 #[derive(Debug)]
 struct Marked {
     /// Since when changes are seen; `None` where they are not.
@@ -100,7 +100,7 @@ impl Marked {
         }
     }
 
-    /// Takes `node` off. False where it was the last one, and stays.
+    /// Removes `node`. False where it is the only one.
     fn remove(&mut self, node: NodeId) -> bool {
         if self.node != node {
             self.others.retain(|other| *other != node);
@@ -116,8 +116,8 @@ impl Marked {
 #[derive(Debug, Default)]
 struct Directories {
     marked: FxHashMap<DirectoryKey, Marked>,
-    /// The devices that they are on. A device's number may come to mean another file system, so each new directory
-    /// renews what is known.
+    /// The devices that they are on. A device number may be reused for another file system, so each new directory updates the
+    /// entry.
     devices: FxHashMap<u64, Sight>,
 }
 
@@ -130,17 +130,17 @@ pub struct Watch {
     directories: Mutex<Directories>,
     /// When another process changed a file last, in nanoseconds since 1970.
     changed: Mutex<FxHashMap<Key, u64>>,
-    /// Everything may have changed until then.
+    /// Any file may have changed until then.
     all_changed_ns: AtomicU64,
     /// When a directory was marked last: what changed since then was seen, whichever directory it is in.
     marked_ns: AtomicU64,
-    /// A directory could not be marked: nothing is known for certain.
+    /// A directory could not be marked, so changes may be missed.
     incomplete: AtomicBool,
     /// Whether the guest may know a file of the share's file system.
     is_known: Mutex<IsKnown>,
 }
 
-/// Tells of a file, by its handle, whether the guest may know it.
+/// Whether the guest may know a file, by its handle.
 struct IsKnown(Box<dyn Fn(&Handle) -> bool + Send>);
 
 impl std::fmt::Debug for IsKnown {
@@ -178,15 +178,15 @@ impl Watch {
         })
     }
 
-    /// Begins to read what changes.
+    /// Starts the thread that reads the events. The error of starting a thread.
     pub fn start(self: &Arc<Watch>) -> std::io::Result<()> {
         let watching = Arc::clone(self);
         std::thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
         Ok(())
     }
 
-    /// A session begins, whose guest knows nothing yet. From now on `is_known` tells whether it may know a file of the share's
-    /// file system.
+    /// A session begins: no directory is marked. From now on `is_known` decides whether the guest may know a file of the share's file
+    /// system.
     pub fn restart(&self, is_known: impl Fn(&Handle) -> bool + Send + 'static) {
         *self.is_known.lock() = IsKnown(Box::new(is_known));
         self.group.unmark_all();
@@ -203,7 +203,7 @@ impl Watch {
         loop {
             match self.group.read(|event| self.note(event, now_ns(), |file| self.is_known.lock().0(file))) {
                 Err(e) if e.kind() != std::io::ErrorKind::Interrupted => {
-                    tracing::error!("changes on the host cannot be read: {e}; the guest gets the timeouts of --cache");
+                    tracing::error!("--watch: cannot read changes: {e}; the timeouts of --cache apply");
                     return self.give_up();
                 }
                 _ => {}
@@ -231,13 +231,13 @@ impl Watch {
         }
     }
 
-    /// Whether the guest may know what changed. Where the whole file system is watched, most of what changes is elsewhere.
+    /// Whether the guest may know the changed file. Where the whole file system is watched, most changes are outside the share.
     fn concerns(&self, change: &Change, is_known: impl Fn(&Handle) -> bool) -> bool {
         match &change.directory {
             _ if self.whole.is_none() => true,
-            // A file that the guest knows may be changed through another name, or one that it had when it was opened.
+            // A known file may be changed through another name, or through one that it had when it was opened.
             Some(directory) => self.is_covered(directory) || is_known(&change.file),
-            // Each removal of a name is told like this, whoever knows the file; a writer by handle is rare.
+            // Each removal of a name makes such an event, for any file; a writer by handle is rare.
             None => change.contents || is_known(&change.file),
         }
     }
@@ -248,26 +248,26 @@ impl Watch {
         directories.devices.keys().any(|device| directories.marked.contains_key(&(*device, key)))
     }
 
-    /// Nothing is seen of what changes on `device`.
+    /// Records that no change on `device` is seen.
     pub fn sees_nothing_on(&self, device: u64) {
         self.directories.lock().devices.insert(device, Sight::Nothing);
         warn_limited!(
-            "--watch cannot see what other hosts change in a network or FUSE file system; what lies there keeps the timeouts of --cache"
+            "--watch cannot see changes by other hosts in a network or FUSE file system; the timeouts of --cache apply to its files"
         );
     }
 
-    /// A directory cannot be watched: nothing is known for certain.
+    /// A directory cannot be watched, so changes may be missed.
     pub fn give_up(&self) {
         self.incomplete.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the directory `node` with `handle` on `device` is to be covered.
+    /// Whether [`Watch::cover`] is to be called for the directory `node` with `handle` on `device`.
     pub fn is_unmarked(&self, node: NodeId, device: u64, handle: &Handle) -> bool {
         let is_covered = || self.directories.lock().marked.get(&(device, key_of(handle))).is_some_and(|marked| marked.has(node));
         !self.incomplete.load(Ordering::Relaxed) && !is_covered()
     }
 
-    /// The guest knows the directory behind `dir` as `node`: what changes in it is seen from now on, where that is possible.
+    /// The guest knows the directory behind `dir` as `node`: changes in it are seen from now on, where that is possible.
     pub fn cover(&self, node: NodeId, device: u64, handle: &Handle, dir: BorrowedFd<'_>) {
         let sight = if !stat::is_changed_here_only(dir).unwrap_or(false) {
             Sight::Nothing
@@ -304,7 +304,7 @@ impl Watch {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             Err(e) => {
                 warn_limited!(
-                    "--watch cannot watch every directory: {e}; the guest gets the timeouts of --cache \
+                    "--watch cannot watch every directory: {e}; the timeouts of --cache apply \
                      (raise fs.fanotify.max_user_marks if there are more directories than marks)"
                 );
                 self.give_up();
@@ -312,7 +312,7 @@ impl Watch {
         }
     }
 
-    /// Notes that changes of a directory are seen. False where the guest does not know it any more.
+    /// Records that changes of a directory are seen. False where the guest does not know it any more.
     fn is_seen_from_now(&self, key: DirectoryKey) -> bool {
         let now = now_ns();
         let is_there = self.directories.lock().marked.get_mut(&key).map(|marked| marked.since_ns = Some(now)).is_some();
@@ -320,7 +320,7 @@ impl Watch {
         is_there
     }
 
-    /// The guest forgot `node`, the directory behind `dir`. The mark stays as long as it knows it by another node.
+    /// The guest forgot `node`, the directory behind `dir`. The mark stays as long as the directory has another node.
     pub fn uncover(&self, node: NodeId, device: u64, handle: &Handle, dir: BorrowedFd<'_>) {
         let key = (device, key_of(handle));
         {
@@ -335,13 +335,13 @@ impl Watch {
             return;
         }
         let _ = self.group.unmark(dir, c".");
-        // A lookup may have covered it in between, and its mark be the one that was just taken off.
+        // A lookup may have marked it again in between, and that mark was just removed.
         if self.directories.lock().marked.contains_key(&key) {
             self.mark(key, dir);
         }
     }
 
-    /// Whether another process that changes the file is seen.
+    /// Whether changes of the file by other processes are seen.
     fn sees(&self, file: &Watched<'_>) -> bool {
         let sight = self.directories.lock().devices.get(&file.device).copied();
         !self.incomplete.load(Ordering::Relaxed)
@@ -352,22 +352,21 @@ impl Watch {
             }
     }
 
-    /// For how long the guest may believe the attributes of a file whose last change of any kind was at `ctime_ns`.
-    /// `None` where the watch does not know.
+    /// Attribute timeout of a file whose last change of any kind was at `ctime_ns`. `None` where changes are not seen.
     pub fn attr_timeout(&self, file: &Watched<'_>, ctime_ns: u64) -> Option<Duration> {
-        // A change that nobody else made since the last mark was the guest's own; before it, anybody's.
+        // Since the last mark, changes by other processes are seen, so an unseen one was the guest's own; before it, any process's.
         let unseen_ns = ctime_ns.min(self.marked_ns.load(Ordering::Relaxed));
         self.sees(file).then(|| self.part_of_quiet(self.changed_ns(file.handle).max(unseen_ns)))
     }
 
-    /// For how long the guest may believe which names a directory has.
+    /// Entry timeout in a directory. `None` where changes are not seen.
     pub fn entry_timeout(&self, device: u64, handle: &Handle) -> Option<Duration> {
         let since_ns = self.directories.lock().marked.get(&(device, key_of(handle)))?.since_ns?;
         let hold = self.part_of_quiet(self.changed_ns(handle).max(since_ns));
         (!self.incomplete.load(Ordering::Relaxed)).then_some(hold)
     }
 
-    /// When another process was last seen to change the file; 0 where none was.
+    /// When another process last changed the file; 0 where no change was seen.
     fn changed_ns(&self, handle: &Handle) -> u64 {
         self.changed.lock().get(&key_of(handle)).copied().unwrap_or(0)
     }
@@ -377,7 +376,7 @@ impl Watch {
         Duration::from_nanos(now_ns().saturating_sub(changed_ns)) / QUIET_PARTS
     }
 
-    /// Whether another process changed the file lately, or may have unseen.
+    /// Whether another process changed the file recently, or may have without being seen.
     pub fn has_changed(&self, file: &Watched<'_>) -> bool {
         let all = Duration::from_nanos(now_ns().saturating_sub(self.all_changed_ns.load(Ordering::Relaxed)));
         !self.sees(file) || all < CHANGE_KEPT || self.changed.lock().contains_key(&key_of(file.handle))

@@ -1,5 +1,5 @@
-//! An open directory's stream: entries are read ahead in one getdents64 and what did not fit a reply is
-//! kept for the next. The descriptor itself is the handle's.
+//! An open directory's stream: entries are read ahead by one getdents64, and those that did not fit a reply are kept for the
+//! next. The descriptor belongs to the handle.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,19 +15,19 @@ const READ_LEN_MIN: usize = 280;
 /// guest may have a million directories open.
 const KEPT_LEN_MAX: usize = 16 << 20;
 
-/// What they keep now.
+/// Bytes that they keep now.
 static KEPT_LEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Where the guest is in a directory that it has open.
+/// The position of the guest in an open directory.
 #[derive(Debug, Default)]
 pub(in crate::host) struct DirectoryStream {
-    /// Where the descriptor stands: the offset behind the last entry of `read`.
+    /// File position of the descriptor: the offset after the last entry of `read`.
     position: u64,
     read: Vec<u8>,
-    /// What of `read` is not consumed, and the offset of its first entry.
+    /// Start of the part of `read` that is not consumed, and the directory offset of its first entry.
     start: usize,
     start_offset: u64,
-    /// What of `KEPT_LEN` is this stream's.
+    /// This stream's part of `KEPT_LEN`.
     kept_len: usize,
 }
 
@@ -38,10 +38,11 @@ impl Drop for DirectoryStream {
 }
 
 impl DirectoryStream {
-    /// Goes through the entries of `file` from `offset` on, as long as `take` wants more. `wanted_len` is about how
-    /// many bytes of host entries will be taken. An error counts only if no entry was offered before it.
+    /// Calls `take` for the entries of `file` from `offset` on, as long as it returns true. About `wanted_len` bytes of host entries
+    /// will be taken. The errno of lseek(2) or getdents(2), EINVAL for an offset beyond `i64::MAX`, EIO for entries that cannot be
+    /// parsed; not where entries were offered before.
     ///
-    /// Offset 0 is a rewind: it reads anew what the directory holds now.
+    /// Offset 0 is a rewind: the directory is read again.
     pub fn each(
         &mut self,
         file: BorrowedFd<'_>,
@@ -58,7 +59,7 @@ impl DirectoryStream {
         listed
     }
 
-    /// Keeps what was read ahead for the next request, where there is room for it.
+    /// Keeps what was read ahead for the next request, within `KEPT_LEN_MAX`.
     fn keep(&mut self) {
         let len = if self.start == self.read.len() { 0 } else { self.read.capacity() };
         let others_len = KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed) - self.kept_len;

@@ -1,5 +1,5 @@
-//! What is open of an inode, by node: a bounded set of recently used ones, and those that the inode must
-//! keep (an O_PATH descriptor, where it has no file handle). Hits allocate nothing.
+//! Descriptors by node: a bounded cache of recently used ones, and pinned ones that the inode must keep (an O_PATH descriptor,
+//! where it has no file handle). Hits allocate nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use crate::state::{Budget, Reserved};
 use crate::types::NodeId;
 
-/// Parts of the set with a lock of their own: more than there are threads that meet.
+/// Parts of the set with a lock of their own: more than there are threads.
 const SHARDS: usize = 16;
 
 /// What is open, by node: a descriptor, or something that holds one.
@@ -18,13 +18,13 @@ const SHARDS: usize = 16;
 pub(super) struct ByNode<T> {
     shards: [Mutex<Shard<T>>; SHARDS],
     shard_len_max: usize,
-    /// The part that is looked at first when something must be closed.
+    /// The part that is searched first when a descriptor must be closed.
     turn: AtomicUsize,
-    /// Where all that is kept here has its places.
+    /// In which every descriptor here is counted.
     budget: Arc<Budget>,
 }
 
-/// A descriptor that has its place in the budget.
+/// A descriptor with a reserved place in the budget.
 #[derive(Debug)]
 pub struct Pinnable<'p, T> {
     fd: T,
@@ -43,7 +43,7 @@ struct Shard<T> {
     pinned: FxHashMap<NodeId, Arc<T>>,
     places: FxHashMap<NodeId, usize>,
     recent: Vec<Recent<T>>,
-    /// Where the search for a descriptor to close goes on (second chance).
+    /// Where the search for a descriptor to close continues (second chance).
     hand: usize,
 }
 
@@ -77,13 +77,13 @@ impl<T> ByNode<T> {
         shard.pinned.get(&node).cloned()
     }
 
-    /// Keeps `fd` until it was not used for a while, or its place is wanted. Where there is none, another one of this part
-    /// goes for it, or it is not kept.
+    /// Keeps `fd` until it is evicted. Where the budget has no place, another one of the same part is evicted for it; if there is
+    /// none, `fd` is not kept.
     pub fn insert(&self, node: NodeId, fd: Arc<T>) {
         let evicted;
         {
             let mut shard = self.shard(node).lock();
-            // Not marked: one that is never used again goes before one that is.
+            // Not marked: one that is never used again is evicted first.
             let entry = Recent { node, fd, used: false };
             if let Some(&place) = shard.places.get(&node) {
                 evicted = Some(std::mem::replace(&mut shard.recent[place], entry));
@@ -109,14 +109,14 @@ impl<T> ByNode<T> {
         drop(evicted);
     }
 
-    /// Keeps a descriptor as long as the node lives.
+    /// Keeps a descriptor as long as the node is known.
     pub fn pin(&self, node: NodeId, pinnable: Pinnable<'_, T>) {
         let Pinnable { fd, reserved } = pinnable;
         reserved.keep();
         self.shard(node).lock().pinned.insert(node, Arc::new(fd));
     }
 
-    /// Closes one that was not used for a while, whose place is wanted. False where there is none.
+    /// Closes one that was not used recently, for its place. False where there is none.
     pub fn close_recent(&self) -> bool {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let closed = (0..SHARDS).find_map(|i| {
@@ -128,7 +128,7 @@ impl<T> ByNode<T> {
             Some(shard.take(place))
         });
         let is_closed = closed.is_some();
-        // Closed outside the lock, and before its place is given to another.
+        // Closed outside the lock, and before its place is given back.
         drop(closed);
         if is_closed {
             self.budget.give(1);
@@ -136,7 +136,7 @@ impl<T> ByNode<T> {
         is_closed
     }
 
-    /// Forgets the descriptors of `node`.
+    /// Closes the descriptors of `node`.
     pub fn remove(&self, node: NodeId) {
         let mut shard = self.shard(node).lock();
         let pinned = shard.pinned.remove(&node);

@@ -40,8 +40,7 @@ impl Inodes {
         inodes.mounts.add_inode(identity.mount_id, Some(root_fd));
         let path_fd = inodes.files.pinnable_root(path_fd);
         inodes.table.insert(identity, |node| inodes.files.pin_path_fd(node, path_fd))?;
-        // The slots of all sessions have one range of generations, so an id of another session is valid here with a
-        // probability of 2^-31.
+        // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
         let first = inodes.generation as u32 >> 1;
         inodes.table.begin_at(first);
         inodes.files.begin_at(first);

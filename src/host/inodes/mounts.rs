@@ -1,5 +1,5 @@
-//! One open descriptor for each mount that the guest's inodes lie on: open_by_handle_at(2) needs it. A
-//! mount's descriptor is closed with its last inode, so that the host can unmount it then.
+//! One open descriptor for each mount that the guest's inodes are on: open_by_handle_at(2) needs it. A mount's descriptor is
+//! closed with its last inode, so that the host can unmount it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) struct Mounts {
     by_descriptor: RwLock<FxHashSet<u64>>,
 }
 
-/// Mounts whose inodes are kept as descriptors and that are remembered: beyond that each new inode asks again.
+/// Mounts whose inodes are kept as descriptors and that are recorded; of others each new inode examines the mount again.
 const BY_DESCRIPTOR_MAX: usize = 4096;
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Mounts {
         self.by_id.read().get(&id).map(|m| Arc::clone(&m.fd))
     }
 
-    /// Whether inodes of mount `id` can be kept as handles; `None` where nothing is known of it.
+    /// Whether inodes of mount `id` can be kept as handles; `None` where it was not examined yet.
     pub fn keeps_handles(&self, id: u64) -> Option<bool> {
         if self.by_descriptor.read().contains(&id) {
             return Some(false);
@@ -38,8 +38,8 @@ impl Mounts {
         self.by_id.read().contains_key(&id).then_some(true)
     }
 
-    /// Has the inodes of mount `id` kept as descriptors until the session ends: the kernel may give its number to another
-    /// mount later. False where that was known.
+    /// Records that inodes of mount `id` are kept as descriptors, until the session ends: the kernel may give its number to
+    /// another mount later. False where that was recorded before, or there are too many.
     pub fn keep_descriptors(&self, id: u64) -> bool {
         let mut by_descriptor = self.by_descriptor.write();
         by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id)

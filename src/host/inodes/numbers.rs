@@ -1,9 +1,9 @@
-//! The inode number that the guest is told: the host's, as long as it is unique on the device that the guest
-//! believes the file to be on. A file of another device gets that device's index in the upper 16 bits.
+//! The inode number shown to the guest: the host's, as long as it is unique on the device that the file is on in the guest. A
+//! file of another device of the host gets that device's index in the upper 16 bits.
 //!
-//! The guest knows the share's own device, and one more for each mount that was announced to it (a directory
-//! with FUSE_ATTR_SUBMOUNT). It knows nothing of a file that is a mount point, of btrfs subvolumes inside one
-//! mount, and of any mount when it does not take announcements.
+//! The guest has one device for the share, and one for each mount that was announced to it (a directory with
+//! FUSE_ATTR_SUBMOUNT). It has none for a file that is a mount point, for btrfs subvolumes inside one mount, and for any mount
+//! if mounts are not announced.
 
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
@@ -17,32 +17,32 @@ const HASHED: u64 = 1 << 63;
 /// The index that devices share when there are more than 32,766: their numbers are hashed with the device.
 const INDEX_SHARED: u16 = 0x7fff;
 
-/// What was told so far in this session.
+/// The numbers shown so far in this session.
 #[derive(Debug, Default)]
 pub(super) struct InodeNumbers {
-    /// The device of each mount that the guest knows of.
+    /// The device of each announced mount.
     announced: RwLock<FxHashMap<u64, u64>>,
     /// The index of each other device, 1 or more.
     indexes: RwLock<FxHashMap<u64, u16>>,
 }
 
 impl InodeNumbers {
-    /// The guest is told of the mount whose root `key` is.
+    /// Records that the mount with the root `key` is announced.
     pub fn announce(&self, key: &FileKey) {
         if self.announced.read().get(&key.mount_id) != Some(&key.device) {
             self.announced.write().insert(key.mount_id, key.device);
         }
     }
 
-    /// The number of the file `key` on a share whose root is `root`. `announces`: the guest is told of mounts.
+    /// The number of the file `key` on a share whose root is `root`. `announces`: mounts are announced to the guest.
     pub fn number(&self, key: &FileKey, root: &FileKey, announces: bool) -> u64 {
-        let believed = if key.mount_id == root.mount_id || !announces {
+        let guest_device = if key.mount_id == root.mount_id || !announces {
             Some(root.device)
         } else {
-            // None for a file that is a mount point: it seems to be on its directory's device, whichever that is.
+            // None for a file that is a mount point: in the guest it is on its directory's device, whichever that is.
             self.announced.read().get(&key.mount_id).copied()
         };
-        if believed == Some(key.device) { key.ino } else { fold(self.index(key.device), key.device, key.ino) }
+        if guest_device == Some(key.device) { key.ino } else { fold(self.index(key.device), key.device, key.ino) }
     }
 
     fn index(&self, device: u64) -> u16 {
@@ -51,7 +51,7 @@ impl InodeNumbers {
         }
         let mut indexes = self.indexes.write();
         let next = u16::try_from(indexes.len() + 1).unwrap_or(INDEX_SHARED).min(INDEX_SHARED);
-        // Devices beyond share one index and need not be remembered.
+        // Devices beyond the limit share one index and are not recorded.
         if next == INDEX_SHARED { INDEX_SHARED } else { *indexes.entry(device).or_insert(next) }
     }
 }
@@ -61,7 +61,7 @@ fn fold(index: u16, device: u64, ino: u64) -> u64 {
     if ino >> EXACT_BITS == 0 && index != INDEX_SHARED {
         return upper | ino;
     }
-    // Multiplication by an odd number keeps different numbers different; the upper half of it is the best mixed.
+    // Multiplication by an odd number is a bijection; its upper half is the best mixed.
     let mixed = (ino ^ device.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     HASHED | upper | ((mixed ^ mixed >> 32) & ((1 << EXACT_BITS) - 1))
 }

@@ -1,7 +1,7 @@
 //! The inode table: from a file on the host to the guest's node id and back. Hard links have one node.
 //!
-//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file meet
-//! at the lock of its part of the index, so a count never drops to zero under a lookup.
+//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file take the lock of the same
+//! part of the index, so a lookup count does not drop to zero during a lookup.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,19 +12,19 @@ use super::identity::FileKey;
 use crate::state::{InodeIdentity, InodeRecords};
 use crate::types::{Errno, NodeId};
 
-/// Parts of the index with a lock of their own: more than there are threads that meet.
+/// Parts of the index with a lock of their own: more than there are threads.
 const SHARDS: usize = 64;
 
-/// A part of the index is made smaller once it is filled by less than one in this many, and never below this
-/// many places: what is forgotten pays for the copying.
+/// A part of the index shrinks once less than one in `SHRINK_BELOW` of its places is used, but not below `SHARD_KEPT` places: the
+/// cost of copying is amortized over the removals.
 const SHRINK_BELOW: usize = 4;
 const SHARD_KEPT: usize = 256;
 
-/// Nodes that the guest forgot and is still known by: an NFS client names them by their id for as long as it
-/// likes. Their records take 8 MiB; the one that was kept first goes first.
+/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB; the oldest
+/// is freed first.
 const RETAINED_MAX: usize = 65_536;
 
-/// The nodes that are kept without lookups, and some that were looked up again since.
+/// The nodes that are retained without lookups, and some that were looked up again since.
 #[derive(Debug, Default)]
 struct Retained {
     places: Vec<NodeId>,
@@ -32,7 +32,7 @@ struct Retained {
 }
 
 impl Retained {
-    /// Gives `node` a place: that of the node that is returned, where all are taken.
+    /// Gives `node` a place. Returns the node that had it before, where all are taken.
     fn keep(&mut self, node: NodeId, places_max: usize) -> Option<NodeId> {
         if self.places.len() < places_max {
             self.places.push(node);
@@ -44,22 +44,22 @@ impl Retained {
     }
 }
 
-/// What became of a FORGET.
+/// Result of a FORGET.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Forgotten {
-    /// The node has no lookup left: what is open of it can be closed.
+    /// The lookup count is zero: what is open of the node can be closed.
     pub is_last: bool,
-    /// The node whose record was freed, so that the caller can let go of what hangs on it: the forgotten one, or
-    /// one whose place it took.
+    /// The node whose record was freed, so that the caller can release what belongs to it: the forgotten one, or a retained one
+    /// that it replaced.
     pub freed: Option<(NodeId, InodeIdentity)>,
 }
 
-/// What became of an insertion.
+/// Result of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Inserted {
     /// The file got a new node.
     New(NodeId),
-    /// The file has one; it was counted.
+    /// The file had a node, whose lookup count was incremented.
     Known(NodeId),
 }
 
@@ -86,14 +86,14 @@ struct Indexed {
 /// looked up within this after its birth may be deleted and its number be reused with the same birth time.
 const BIRTH_TICK_NS: u64 = 20_000_000;
 
-/// Whether the clock tick of a birth is over. Never for a file system that does not tell births.
+/// Whether the clock tick of a birth is over. Never for a file system without birth times.
 fn is_settled(birth_ns: u64) -> bool {
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()) as u64;
     birth_ns != 0 && birth_ns.saturating_add(BIRTH_TICK_NS) < now_ns
 }
 
-/// Whether two identities with one key are of one file. A type that was taken by name may be another file's than the
-/// handle: such a node is no other's.
+/// Whether two identities with one key are of one file. The type may have been taken of another file than the handle; then they
+/// are not.
 fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
     known.handle == identity.handle && known.kind == identity.kind
 }
@@ -114,15 +114,15 @@ impl InodeTable {
         &self.index[(mixed >> 58) as usize]
     }
 
-    /// The node of a file that the guest knows for certain, counted once more. For one that might be another
-    /// file with the same number, `None`: `insert` tells with the file's handle.
+    /// The node of a file that is certainly known, counted once more. `None` for one that may be another file with the same inode
+    /// number: `insert` compares the file handle.
     pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
         let shard = self.shard(key).lock();
         let found = shard.get(key).filter(|i| i.birth_ns == birth_ns && i.settled)?;
         self.records.add_lookup(found.node).then_some(found.node)
     }
 
-    /// The node that has the key of `identity`, its type and its handle, or none as it has none, and another birth time.
+    /// The node with the key, type and handle (or no handle) of `identity` and another birth time.
     pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
         let key = FileKey::of_record(identity);
         let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
@@ -169,8 +169,8 @@ impl InodeTable {
         if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
     }
 
-    /// Takes `count` lookups off `node`. Where none is left the node is freed, or kept for a while if `retain`
-    /// says so: it is found again under the same id then. The root is never freed.
+    /// Takes `count` lookups off `node`. At zero the node is freed, or retained if `retain` says so, and then found again under the
+    /// same id. The root is never freed.
     pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
         let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
         let key = FileKey::of_record(&identity);
@@ -189,7 +189,7 @@ impl InodeTable {
         Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
     }
 
-    /// Frees a node that lost its place among the retained ones, unless it was looked up again.
+    /// Frees a node that is no longer retained, unless it was looked up again.
     fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
         let identity = self.records.identity(node)?;
         let key = FileKey::of_record(&identity);
@@ -204,7 +204,7 @@ impl InodeTable {
     fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
         if shard.get(key).is_some_and(|i| i.node == node) {
             shard.remove(key);
-            // A guest that forgets most of what it knew gets its memory back for the host, little by little.
+            // Gives memory back after the guest has forgotten most of its inodes.
             if shard.len() < shard.capacity() / SHRINK_BELOW && shard.capacity() > SHARD_KEPT {
                 shard.shrink_to(shard.len() * 2);
             }
@@ -217,7 +217,7 @@ impl InodeTable {
         self.records.identity(node).ok_or(Errno::ESTALE)
     }
 
-    /// The type of `node` was seen on the object that its handle leads to. ESTALE where there is no such node.
+    /// Records that the type of `node` was checked on the object behind its handle. ESTALE where there is no such node.
     pub fn mark_type_seen(&self, node: NodeId) -> Result<(), Errno> {
         if self.records.mark_type_seen(node) { Ok(()) } else { Err(Errno::ESTALE) }
     }

@@ -82,11 +82,13 @@ impl Share {
         self.policy.announce_submounts && self.session.negotiated(Feature::Submounts)
     }
 
-    /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid
-    /// bit that a change of mode may set. With HANDLE_KILLPRIV_V2 a request without any of them clears setuid
-    /// and setgid. EINVAL, and nothing changed, for an id of -1 or a time of a second or more of nanoseconds:
-    /// both mean something of their own to the host's calls. EPERM for a forbidden id. EIO, and
-    /// nothing more changed, where the request was given up between the steps.
+    /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid bit that a change of mode
+    /// may set. A request without any of them clears setuid and setgid, where that was negotiated.
+    ///
+    /// # Errors
+    /// EROFS on a read-only share. EINVAL, and nothing is changed, for an id of -1 or nanoseconds of a second or more: both have a
+    /// special meaning in the host's calls. EPERM for a forbidden id. EIO, and nothing more is changed, where the request was
+    /// withdrawn between the steps. ESTALE where the node is gone; the errno of the host's calls.
     pub fn setattr(&self, node: NodeId, set: &AttributeChange, context: &RequestContext<'_>) -> Result<CacheableAttributes, Errno> {
         self.writable()?;
         let ids = &self.policy.translation;
@@ -117,7 +119,7 @@ impl Share {
         }
         if let Some(mode) = set.mode {
             context.check_wanted()?;
-            // Symbolic links have no mode of their own; the guest does not ask.
+            // Symbolic links have no mode of their own, and the guest sends none.
             rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
@@ -135,7 +137,7 @@ impl Share {
                 return Ok(rustix::fs::ftruncate(file.fd(), size)?);
             }
         }
-        // Only regular files have a length, and nothing else may be opened.
+        // Only regular files have a length, and no other type may be opened.
         match self.inodes.see_type(node, path_fd)? {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
@@ -144,8 +146,8 @@ impl Share {
         Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
     }
 
-    /// ACCESS: whether the caller may do what `mask` (R_OK, W_OK, X_OK) says, by owner, group and others.
-    /// EACCES where not. Linux guests check by themselves and do not ask.
+    /// ACCESS: checks `mask` (R_OK, W_OK, X_OK) against the permission bits for owner, group and others. EACCES where they do not
+    /// permit it, EROFS for W_OK on a read-only share. Linux guests check themselves and do not send it.
     pub fn access(&self, node: NodeId, caller: (GuestUid, GuestGid), mask: u32) -> Result<(), Errno> {
         let mask = mask & 0o7;
         if mask & libc::W_OK.cast_unsigned() != 0 {
@@ -155,7 +157,7 @@ impl Share {
         if may_access(&st, &self.policy.translation, caller, mask) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
-    /// READLINK: the target. EINVAL where the node is no symbolic link.
+    /// READLINK: the target. EINVAL where the node is no symbolic link, ESTALE where it is gone.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         if self.inodes.kind(node)? != libc::S_IFLNK {
             return Err(Errno::EINVAL);
@@ -165,9 +167,9 @@ impl Share {
     }
 }
 
-/// Linux asks like this for setuid and setgid to be cleared before a change by a caller who may not keep them, where that was
-/// left to the daemon: it takes the mode out of the request (fs/fuse/dir.c, fuse_setattr). For FALLOCATE and COPY_FILE_RANGE,
-/// which name no caller where mounts may map ids, there is no other word of it.
+/// Whether the request sets nothing. With HANDLE_KILLPRIV_V2, Linux sends such a request before a change by a caller who may not
+/// keep setuid and setgid: it removes the mode from the request (fs/fuse/dir.c, fuse_setattr). FALLOCATE and COPY_FILE_RANGE,
+/// which carry no caller where mounts may map ids, rely on it.
 fn sets_nothing(set: &AttributeChange) -> bool {
     set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none()
 }

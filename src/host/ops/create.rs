@@ -1,7 +1,7 @@
-//! What makes a new name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. Everything but LINK is done with
-//! the caller's credentials, so that owner, group and setgid directories come out as on the host itself.
-//! The mode arrives with the guest's umask applied and the daemon's own umask is 0, unless POSIX ACLs were
-//! agreed on: a default ACL then takes the umask's place, which only the host can tell.
+//! Operations that make a name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. All but LINK are done with the caller's
+//! credentials, so that owner, group and setgid directories are handled as for a process of the host. The mode arrives with the
+//! guest's umask applied, and the daemon's own umask is 0. If POSIX ACLs were negotiated, the daemon applies the umask instead,
+//! as a default ACL on the host replaces it.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::types::{Errno, GuestGid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
-/// What a umask may name.
+/// Bits of a umask.
 const PERMISSIONS: u32 = 0o777;
 
 /// The label of a new file: an extended attribute that it gets.
@@ -35,7 +35,7 @@ pub struct Label<'a> {
     pub value: &'a [u8],
 }
 
-/// On whose behalf something is made, and what it gets beside its name and mode.
+/// The caller of a create, and what the new file gets besides its name and mode.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateContext<'a> {
     request: RequestContext<'a>,
@@ -45,7 +45,7 @@ pub struct CreateContext<'a> {
 }
 
 impl Share {
-    /// What a create gets that `request` asks for. EPERM where its caller may not create anything.
+    /// The context of a create by `request`. EPERM where an id of its caller is forbidden.
     pub fn create_context<'a>(
         &self,
         request: RequestContext<'a>,
@@ -58,20 +58,21 @@ impl Share {
         Ok(CreateContext { request, caller, umask, label })
     }
 
-    /// Labels the new file behind `fd`.
+    /// Labels the new file behind `fd`. The errno of setxattr(2).
     fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
         let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
         xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
     }
 
-    /// Labels what was just made as `name` in `dir`, or takes it back: nothing stays without its label.
+    /// Labels what was just made as `name` in `dir`; removes it again where that fails.
     fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
         let Some(label) = &context.label else { return Ok(()) };
         let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
         labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
     }
 
-    /// Runs `create` on the directory `parent` with the caller's credentials.
+    /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
+    /// gone, EIO where the request was withdrawn, and the errors of `create`.
     fn create_in<R>(
         &self,
         parent: NodeId,
@@ -86,7 +87,7 @@ impl Share {
             if context.umask.is_empty() {
                 return create(dir.as_fd());
             }
-            // The umask is this thread's alone (man unshare(2), CLONE_FS).
+            // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
             rustix::process::umask(context.umask);
             let made = create(dir.as_fd());
             rustix::process::umask(Mode::empty());
@@ -95,7 +96,8 @@ impl Share {
         Ok((dir, made))
     }
 
-    /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
+    /// MKNOD: a regular file, FIFO, socket or device, which is made and not opened. EINVAL for other types; errors as in man
+    /// mknod(2), as of the caller's credentials, and as of LOOKUP.
     pub fn mknod(
         &self,
         parent: NodeId,
@@ -118,7 +120,7 @@ impl Share {
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// MKDIR.
+    /// MKDIR. Errors as in man mkdir(2), and as of [`Share::mknod`].
     pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
@@ -126,14 +128,14 @@ impl Share {
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// SYMLINK: `target` is kept as it is; the host never follows it.
+    /// SYMLINK: `target` is stored unchanged; the host never follows it. Errors as in man symlink(2), and as of [`Share::mknod`].
     pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
         self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// LINK: another name for `node`.
+    /// LINK: another name for `node`. Errors as in man link(2); EROFS, ESTALE and EIO as of [`Share::mknod`].
     pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<NodeEntry, Errno> {
         self.writable()?;
         let (file, dir) = (self.inodes.path_fd(node)?, self.inodes.path_fd(parent)?);
@@ -144,7 +146,8 @@ impl Share {
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// CREATE: makes and opens a file; opens the one that is there unless O_EXCL forbids it.
+    /// CREATE: makes and opens a file; without O_EXCL, opens an existing one. Errors as in man open(2), as of [`Share::mknod`] and
+    /// [`Share::open`]; ENFILE where too many files are open.
     pub fn create(
         &self,
         parent: NodeId,
@@ -155,7 +158,7 @@ impl Share {
         context: &CreateContext<'_>,
     ) -> Result<(NodeEntry, Opened), Errno> {
         let host_flags = self.host_flags(flags);
-        // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
+        // A new file needs no truncation; O_EXCL never follows a link and never opens an existing file.
         let make_flags =
             OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
@@ -184,7 +187,7 @@ impl Share {
         }
     }
 
-    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks a nameless file's name up again and gets
+    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
     /// ESTALE.
     fn offers_tmpfile(&self) -> bool {
         match self.policy.tmpfile {
@@ -201,7 +204,7 @@ impl Share {
             return Err(Errno::ENOSYS);
         }
         let host_flags = self.host_flags(flags);
-        // O_EXCL stays: it says that the file may never get a name.
+        // O_EXCL is passed on: with it the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
@@ -217,11 +220,10 @@ impl Share {
         self.keep_created(entry, file, host_flags)
     }
 
-    /// Takes in the file that was just made and opened. Where the handle table is full the lookup is
-    /// taken back.
+    /// Makes a handle for the file that was just created. ENFILE where there are too many; the lookup is taken back then.
     fn keep_created(&self, entry: NodeEntry, file: OwnedFd, host_flags: i32) -> Result<(NodeEntry, Opened), Errno> {
         let node = entry.node;
-        // What opens the file once more must not empty it.
+        // Opening the file again by its flags must not truncate it.
         match self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended()) {
             Ok(handle) => Ok((entry, self.opened(handle, node, host_flags))),
             Err(errno) => {

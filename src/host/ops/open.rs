@@ -1,4 +1,4 @@
-//! OPEN, RELEASE, FLUSH, FSYNC: the life of an open file.
+//! OPEN, RELEASE, FLUSH, FSYNC and FSYNCDIR.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -21,8 +21,12 @@ pub struct Opened {
 }
 
 impl Share {
-    /// OPEN of a regular file. EBADF for any other type: special files are the guest kernel's own affair.
-    /// ENOSYS where the guest can do without; ESTALE where the file is gone; EIO where a request to truncate was given up.
+    /// OPEN of a regular file.
+    ///
+    /// # Errors
+    /// ENOSYS where the guest need not send OPEN; EBADF for any other type, as the guest's kernel opens special files itself; EROFS
+    /// for writing on a read-only share; ESTALE where the file is gone; EIO where a request that truncates was withdrawn; ENFILE
+    /// where too many files are open; those of man open(2).
     pub fn open(&self, node: NodeId, flags: u32, kill_suidgid: bool, context: &RequestContext<'_>) -> Result<Opened, Errno> {
         if self.session.has_no_open() {
             return Err(Errno::ENOSYS);
@@ -47,9 +51,8 @@ impl Share {
         Ok(self.opened(handle, node, host_flags))
     }
 
-    /// The guest's open flags as the host's: those that change what the host does. O_APPEND is given with
-    /// each write, since the guest may change it later (man fcntl(2), F_SETFL); the others are the guest
-    /// kernel's own affair.
+    /// The guest's open flags that matter on the host. O_APPEND comes with each WRITE, since the guest may change it later (man
+    /// fcntl(2), F_SETFL); the guest's kernel implements the others.
     pub(super) fn host_flags(&self, flags: u32) -> i32 {
         let mut kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC;
         if self.policy.allow_direct_io {
@@ -59,7 +62,7 @@ impl Share {
             kept |= libc::O_NOATIME;
         }
         let mut flags = flags.cast_signed() & kept;
-        // The guest's page cache reads what it partly overwrites, also of a file opened for writing only.
+        // The guest's page cache reads pages that it partly overwrites, also of a file opened for writing only.
         if self.session.has_writeback() && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
         }
@@ -81,8 +84,8 @@ impl Share {
         self.has_host_locks() || self.session.has_writeback() || !nothing_to_report
     }
 
-    /// RELEASE; `flock_owner` has a flock(2) lock that ends with it. EBADF for a directory's handle, which has
-    /// RELEASEDIR.
+    /// RELEASE; a flock(2) lock of `flock_owner` ends with it. EBADF where the handle is not open, and for a directory's handle,
+    /// which has RELEASEDIR.
     pub fn release(&self, handle: FileHandle, flock_owner: Option<u64>) -> Result<(), Errno> {
         let file = self.files.get(handle)?;
         if file.flags() & libc::O_DIRECTORY != 0 {
@@ -100,9 +103,9 @@ impl Share {
         let _ = self.files.remove(handle);
     }
 
-    /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a
-    /// duplicate, so that a file system that reports write errors at close (NFS) reports them to the guest. ENOSYS
-    /// where nothing is ever opened.
+    /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a duplicate, so that a
+    /// file system that reports write errors at close (NFS) reports them to the guest. ENOSYS where the guest sends no OPEN, EBADF
+    /// where the handle is not open; the errno of close(2).
     pub fn flush(&self, handle: FileHandle, lock_owner: u64) -> Result<(), Errno> {
         if handle == FileHandle::NONE && self.session.has_no_open() {
             return Err(Errno::ENOSYS);
@@ -113,12 +116,12 @@ impl Share {
         descriptor::close(duplicate)
     }
 
-    /// FSYNC.
+    /// FSYNC. EBADF where the handle is not open; the errno of fsync(2).
     pub fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
         sync(self.open_target(node, handle)?.fd(), data_only)
     }
 
-    /// FSYNCDIR. EBADF for a file's handle, which has FSYNC.
+    /// FSYNCDIR. EBADF where the handle is not open, and for a file's handle, which has FSYNC; the errno of fsync(2).
     pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
         let directory = self.open_target(node, handle)?;
         if !directory.is_directory() {

@@ -1,4 +1,4 @@
-//! What takes a name away or moves it: UNLINK, RMDIR and RENAME.
+//! Operations that remove or move a name: UNLINK, RMDIR and RENAME.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,8 +12,8 @@ use crate::sys::stat;
 use crate::types::{Errno, NodeId};
 
 impl Share {
-    /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); ESTALE where `parent` is gone, EIO where the
-    /// request was given up.
+    /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); EROFS on a read-only
+    /// share, ESTALE where `parent` is gone, EIO where the request was withdrawn.
     pub fn unlink(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.remove(parent, name, AtFlags::empty(), context)
     }
@@ -30,8 +30,8 @@ impl Share {
         Ok(rustix::fs::unlinkat(parent.as_fd(), name, flags)?)
     }
 
-    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller; EPERM
-    /// where it may not make anything, EIO where the request was given up.
+    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller;
+    /// EPERM where an id of the caller is forbidden. Errors as in man rename(2), and as of `unlink`.
     pub fn rename(
         &self,
         (parent, name): (NodeId, &CStr),
@@ -52,10 +52,10 @@ impl Share {
         Ok(())
     }
 
-    /// Gives the whiteout `name` that a rename left in `dir` to the caller. The rename itself has happened, so
-    /// nothing is told of a failure: a whiteout of the daemon's serves as well.
+    /// Changes the owner of the whiteout `name` that a rename left in `dir` to the caller. The rename is done, so a failure is
+    /// ignored: a whiteout that belongs to the daemon works as well.
     fn give_whiteout(&self, dir: BorrowedFd<'_>, name: &CStr, caller: &Caller) {
-        // Ids that are none, or that the daemon acts for by itself, have no owner to give it to.
+        // The guest's root and an id of -1 stand for the daemon itself.
         let uid = (caller.uid.0 != 0 && caller.uid.0 != u32::MAX).then(|| Uid::from_raw(caller.uid.0));
         let passes_group = stat::of(dir).is_ok_and(|st| u32::from(st.stx_mode) & libc::S_ISGID != 0);
         let gid = (!passes_group && caller.gid.0 != 0 && caller.gid.0 != u32::MAX).then(|| Gid::from_raw(caller.gid.0));

@@ -12,7 +12,8 @@ impl Share {
         stat::file_system(self.inodes.path_fd(node)?.as_fd())
     }
 
-    /// SYNCFS of the file system that `node` is on. EBADF where the node cannot be opened (a socket, say).
+    /// SYNCFS of the file system that `node` is on. EBADF where the node is neither a directory nor a regular file,
+    /// ESTALE where it is gone; the errno of syncfs(2).
     pub fn syncfs(&self, node: NodeId) -> Result<(), Errno> {
         let flags = match self.inodes.kind(node)? {
             libc::S_IFDIR => libc::O_RDONLY | libc::O_DIRECTORY,

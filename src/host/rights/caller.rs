@@ -1,4 +1,4 @@
-//! On whose behalf something is created: the guest's caller, taken on by the thread for one operation.
+//! The credentials of the guest's caller, which the thread takes for one operation.
 
 use std::cell::Cell;
 
@@ -20,14 +20,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The guest's caller as the host knows it. EPERM where one of its ids is forbidden.
+    /// The guest's caller with the host's ids. EPERM where one of its ids is forbidden.
     pub fn of_guest(ids: &Translation, uid: GuestUid, gid: GuestGid, group: Option<GuestGid>) -> Result<Caller, Errno> {
         let group = group.map(|g| ids.host_gid(g)).transpose()?;
         Ok(Caller { uid: ids.host_uid(uid)?, gid: ids.host_gid(gid)?, group })
     }
 
-    /// The guest's root is whoever the daemon is, so that an unprivileged daemon serves it too. Groups are not
-    /// taken on for it: they give it nothing.
+    /// The guest's root maps to the daemon's own ids, so that an unprivileged daemon serves it too. It gets no supplementary
+    /// groups, which would give it no further rights.
     fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
         Caller {
             uid: if self.uid.0 == 0 { own.0 } else { self.uid },
@@ -37,21 +37,22 @@ impl Caller {
     }
 }
 
-/// The thread acts as the caller until this is dropped.
+/// The thread has the caller's credentials until this is dropped.
 #[derive(Debug)]
 #[must_use]
 struct Acting {
     own: (HostUid, HostGid),
     caller: Caller,
-    /// The caller's group is not among the thread's: this process may not set groups.
+    /// The thread could not take the caller's supplementary group: this process may not set groups.
     lacks_group: bool,
-    laid_down: bool,
+    cleared_capabilities: bool,
 }
 
 impl Acting {
     fn as_caller(caller: &Caller, own: (HostUid, HostGid)) -> Result<Acting, Errno> {
-        let mut acting = Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None }, lacks_group: false, laid_down: false };
-        // Groups first and the user last: each step needs the rights that the last one gives up.
+        let mut acting =
+            Acting { own, caller: Caller { uid: own.0, gid: own.1, group: None }, lacks_group: false, cleared_capabilities: false };
+        // Groups first and the user last: changing the user gives up the right to change groups.
         if let Some(group) = caller.group.filter(|g| *g != caller.gid) {
             match identity::set_group(Some(group)) {
                 Ok(()) => acting.caller.group = Some(group),
@@ -66,10 +67,10 @@ impl Acting {
         if caller.uid != own.0 {
             identity::set_effective_uid(caller.uid)?;
             acting.caller.uid = caller.uid;
-            // Of root the kernel takes the capabilities then (man capabilities(7)); of another user it does not.
+            // Leaving uid 0 clears the effective capabilities (man capabilities(7)); leaving another uid does not.
             if own.0.0 != 0 {
                 identity::lay_down_capabilities()?;
-                acting.laid_down = true;
+                acting.cleared_capabilities = true;
             }
         }
         Ok(acting)
@@ -80,20 +81,20 @@ impl Drop for Acting {
     fn drop(&mut self) {
         let uid = if self.caller.uid == self.own.0 { Ok(()) } else { identity::set_effective_uid(self.own.0) };
         let gid = if self.caller.gid == self.own.1 { Ok(()) } else { identity::set_effective_gid(self.own.1) };
-        let capabilities = if self.laid_down { identity::take_capabilities_up() } else { Ok(()) };
+        let capabilities = if self.cleared_capabilities { identity::take_capabilities_up() } else { Ok(()) };
         let groups = if self.caller.group.is_none() { Ok(()) } else { identity::set_group(None) };
-        // A thread that stays somebody else would act on the next guest's request with the wrong rights.
+        // A thread that keeps the caller's credentials would serve the next request with the wrong rights.
         let is_back = uid.is_ok() && gid.is_ok() && capabilities.is_ok() && groups.is_ok();
-        assert!(is_back, "cannot take the daemon's own credentials back");
+        assert!(is_back, "cannot restore the daemon's own credentials");
     }
 }
 
-/// Runs `create` as the caller. No system call where the caller is the daemon itself.
+/// Runs `create` with the caller's credentials. No system call where they are the daemon's own. Errors of `create`, and of setting
+/// the credentials.
 ///
-/// `groups_known` says that the guest sends the supplementary group it relies on. An older guest does not, and
-/// in a user namespace that forbids setgroups(2) no group can be taken on. A create that the host then refuses
-/// for want of permission is tried once more with permission checks off: the guest's kernel has checked them
-/// already (`default_permissions`).
+/// `groups_known`: the guest sends the supplementary group that a create relies on. An older guest does not, and in a user
+/// namespace that forbids setgroups(2) no group can be taken. A create that fails with EACCES is then tried once more without
+/// permission checks: the guest's kernel has done them already (`default_permissions`).
 pub fn acting_as<R>(
     caller: &Caller,
     own: (HostUid, HostGid),
@@ -113,37 +114,37 @@ pub fn acting_as<R>(
     }
 }
 
-/// What is known of CAP_FSETID in the thread's effective set. Whoever has it keeps setuid and setgid bits of what it writes to.
+/// State of CAP_FSETID in the thread's effective set. With it, writes keep setuid and setgid bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fsetid {
     Unknown,
     /// Not permitted to this process.
     Absent,
     Effective,
-    LaidDown,
+    Cleared,
 }
 
 thread_local! {
     static FSETID: Cell<Fsetid> = const { Cell::new(Fsetid::Unknown) };
 }
 
-/// Decides whether what the thread changes next keeps setuid and setgid bits. No system call where that was decided in
-/// the same way before: Linux guests ask for it with each WRITE of a user other than root.
+/// Sets whether the next changes by this thread keep setuid and setgid bits. No system call where that is set already: Linux
+/// guests request clearing with each WRITE of a user other than root.
 ///
-/// Every other change takes it up again first (`Share::writable`), so that a chmod can set setgid.
+/// Every other change restores the capability first (`Share::writable`), so that a chmod can set setgid.
 pub fn keep_suidgid(keep: bool) {
     let known = FSETID.get();
     match (known, keep) {
-        (Fsetid::Absent, _) | (Fsetid::Unknown | Fsetid::Effective, true) | (Fsetid::LaidDown, false) => {}
-        (Fsetid::LaidDown, true) => {
+        (Fsetid::Absent, _) | (Fsetid::Unknown | Fsetid::Effective, true) | (Fsetid::Cleared, false) => {}
+        (Fsetid::Cleared, true) => {
             let is_back = identity::set_capability(Capability::CAP_FSETID, true);
-            assert!(is_back, "cannot take a permitted capability up again");
+            assert!(is_back, "cannot restore a permitted capability");
             FSETID.set(Fsetid::Effective);
         }
         (Fsetid::Unknown, false) if !identity::has_capability(Capability::CAP_FSETID) => FSETID.set(Fsetid::Absent),
         (Fsetid::Unknown | Fsetid::Effective, false) => {
             if identity::set_capability(Capability::CAP_FSETID, false) {
-                FSETID.set(Fsetid::LaidDown);
+                FSETID.set(Fsetid::Cleared);
             }
         }
     }

@@ -1,30 +1,30 @@
-//! `--translate-uid` and `--translate-gid`: which number of the guest's is which on the host, and back.
-//! The only way from a guest's id to a host's. Knows nothing of files or requests.
+//! `--translate-uid` and `--translate-gid`: guest ids to host ids and back. Nothing else makes a host id of a guest id. Does not
+//! know files or requests.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::types::{Errno, GuestGid, GuestUid, HostGid, HostUid};
 
-/// What each kind of rule is followed by, for messages.
+/// The forms of rules, for messages.
 const FORMS: &str = "guest:GUEST:HOST:COUNT, host:HOST:GUEST:COUNT, squash-guest:GUEST:HOST:COUNT, squash-host:HOST:GUEST:COUNT, \
      forbid-guest:GUEST:COUNT or map:GUEST:HOST:COUNT";
 
-/// `count` ids from `first` on and what becomes of them.
+/// `count` ids from `first` on and what they are mapped to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct IdSpan {
     first: u32,
     count: u32,
-    becomes: Becomes,
+    target: Target,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Becomes {
-    /// As many ids from this one on.
+enum Target {
+    /// Consecutive ids from this one on.
     From(u32),
-    /// All of them this one.
+    /// All to this one.
     Single(u32),
-    /// Nobody may have them.
+    /// Forbidden.
     Nothing,
 }
 
@@ -39,7 +39,7 @@ impl IdSpan {
     }
 }
 
-/// One rule, as an option gives it.
+/// One rule of an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdRule {
     text: String,
@@ -53,14 +53,14 @@ impl fmt::Display for IdRule {
     }
 }
 
-/// Why a rule, or rules together, make no sense. Positions count characters from 1.
+/// Why a rule, or two rules together, are invalid. Positions count characters from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdRuleError {
-    /// No such kind of rule.
-    #[error("position 1: there is no kind of rule \"{0}\"; write {FORMS}")]
+    /// Unknown kind of rule.
+    #[error("position 1: unknown kind of rule \"{0}\"; expected {FORMS}")]
     Kind(String),
     /// Too few or too many numbers.
-    #[error("\"{kind}\" is followed by {wanted} numbers, not {got}; write {FORMS}")]
+    #[error("\"{kind}\" takes {wanted} numbers, not {got}; expected {FORMS}")]
     Fields {
         /// The kind of rule.
         kind: &'static str,
@@ -70,15 +70,15 @@ pub enum IdRuleError {
         got: usize,
     },
     /// Not a number.
-    #[error("position {position}: \"{text}\" is no id; write a number from 0 to 4294967294")]
+    #[error("position {position}: invalid id \"{text}\"; expected a number from 0 to 4294967294")]
     Number {
-        /// Where it begins.
+        /// Position of its first character.
         position: usize,
-        /// What stands there.
+        /// The text there.
         text: String,
     },
-    /// A range that leaves the ids.
-    #[error("position {position}: {count} ids from {first} on go beyond the last one, 4294967294; make the count smaller")]
+    /// A range that exceeds the ids.
+    #[error("position {position}: {count} ids from {first} on exceed the last id, 4294967294; use a smaller count")]
     Beyond {
         /// Where the range's first id stands.
         position: usize,
@@ -88,45 +88,45 @@ pub enum IdRuleError {
         count: u32,
     },
     /// Two rules for one id.
-    #[error("rules \"{first}\" and \"{second}\" both say what becomes of the {side}'s id {id}; make their ranges apart")]
+    #[error("rules \"{first}\" and \"{second}\" overlap: both map the {side}'s id {id}; use disjoint ranges")]
     Overlap {
         /// The rule that came first.
         first: String,
         /// The rule that came later.
         second: String,
-        /// Whose id.
+        /// "guest" or "host".
         side: &'static str,
-        /// The lowest id that both name.
+        /// The lowest id that is in both.
         id: u32,
     },
 }
 
-/// A number of a rule and where it stands.
+/// A number of a rule and its position.
 #[derive(Clone, Copy)]
 struct Field {
     position: usize,
     value: u32,
 }
 
-/// The ids from `first` on; empty ranges name nobody.
-fn span(first: Field, count: Field, becomes: Becomes) -> Result<Option<IdSpan>, IdRuleError> {
-    // The last number, -1, stands for "no id" everywhere.
+/// The ids from `first` on; `None` for an empty range.
+fn span(first: Field, count: Field, target: Target) -> Result<Option<IdSpan>, IdRuleError> {
+    // The last number, -1, means "no id" in all calls.
     if first.value.checked_add(count.value).is_none() {
         return Err(IdRuleError::Beyond { position: first.position, first: first.value, count: count.value });
     }
-    Ok((count.value > 0).then_some(IdSpan { first: first.value, count: count.value, becomes }))
+    Ok((count.value > 0).then_some(IdSpan { first: first.value, count: count.value, target }))
 }
 
-/// `count` ids from `from` on all become `to`.
+/// Maps `count` ids from `from` on to `to`.
 fn squashed(from: Field, to: Field, count: Field) -> Result<Option<IdSpan>, IdRuleError> {
-    span(to, Field { value: 1, ..to }, Becomes::Nothing)?;
-    span(from, count, Becomes::Single(to.value))
+    span(to, Field { value: 1, ..to }, Target::Nothing)?;
+    span(from, count, Target::Single(to.value))
 }
 
-/// `count` ids from `from` on become as many from `to` on.
+/// Maps `count` ids from `from` on to those from `to` on.
 fn shifted(from: Field, to: Field, count: Field) -> Result<Option<IdSpan>, IdRuleError> {
-    span(to, count, Becomes::Nothing)?;
-    span(from, count, Becomes::From(to.value))
+    span(to, count, Target::Nothing)?;
+    span(from, count, Target::From(to.value))
 }
 
 impl FromStr for IdRule {
@@ -157,7 +157,7 @@ impl FromStr for IdRule {
             ("squash-guest", _) => wrong("squash-guest", 3),
             ("squash-host", &[host, guest, count]) => Ok(rule(None, squashed(host, guest, count)?)),
             ("squash-host", _) => wrong("squash-host", 3),
-            ("forbid-guest", &[guest, count]) => Ok(rule(span(guest, count, Becomes::Nothing)?, None)),
+            ("forbid-guest", &[guest, count]) => Ok(rule(span(guest, count, Target::Nothing)?, None)),
             ("forbid-guest", _) => wrong("forbid-guest", 2),
             ("map", &[guest, host, count]) => Ok(rule(shifted(guest, host, count)?, shifted(host, guest, count)?)),
             ("map", _) => wrong("map", 3),
@@ -170,8 +170,7 @@ fn number(word: &str, position: usize) -> Result<u32, IdRuleError> {
     word.parse().map_err(|_| IdRuleError::Number { position, text: word.to_owned() })
 }
 
-/// What becomes of ids in both directions. They are independent of each other: what one direction squashes
-/// or forbids, the other need not know. An id that no rule names stays what it is.
+/// The map in both directions, which are independent of each other. An id without a rule is unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMap {
     /// Sorted, without overlaps.
@@ -193,7 +192,7 @@ impl IdMap {
     }
 
     fn guest(&self, id: u32) -> u32 {
-        // Nothing is forbidden in this direction.
+        // No id is forbidden in this direction.
         translate(&self.to_guest, id).unwrap_or(id)
     }
 }
@@ -213,20 +212,20 @@ fn sorted(rules: &[IdRule], side: &'static str, span: impl Fn(&IdRule) -> Option
     Ok(spans)
 }
 
-/// What `id` becomes; `None` where it is forbidden.
+/// What `id` is mapped to; `None` where it is forbidden.
 fn translate(spans: &[IdSpan], id: u32) -> Option<u32> {
     let below = spans.partition_point(|s| s.first <= id);
     match below.checked_sub(1).map(|at| &spans[at]).filter(|s| id <= s.last()) {
         None => Some(id),
-        Some(span) => match span.becomes {
-            Becomes::From(first) => Some(first + (id - span.first)),
-            Becomes::Single(single) => Some(single),
-            Becomes::Nothing => None,
+        Some(span) => match span.target {
+            Target::From(first) => Some(first + (id - span.first)),
+            Target::Single(single) => Some(single),
+            Target::Nothing => None,
         },
     }
 }
 
-/// Users' and groups' ids between guest and host. Without rules each is what it is.
+/// Maps of user and group ids between guest and host. Without rules ids are unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Translation {
     /// `--translate-uid`.
@@ -300,7 +299,7 @@ mod tests {
         for same in ["squash-guest/1/2/3", "Squash-Guest,1,2,3", "SQUASH-GUEST 1 2 3", "squash-guestß"] {
             match same.parse::<IdRule>() {
                 Ok(rule) => assert_eq!((rule.to_host, rule.to_guest), (plain.to_host, plain.to_guest), "{same}"),
-                Err(e) => assert!(same.ends_with('ß') && e.to_string().contains("no kind"), "{e}"),
+                Err(e) => assert!(same.ends_with('ß') && e.to_string().contains("unknown kind"), "{e}"),
             }
         }
         assert_eq!(map(&["guest:1:2:0"]), IdMap::default(), "nobody is named");
@@ -309,16 +308,16 @@ mod tests {
     #[test]
     fn each_mistake_is_told_with_its_place_and_what_to_write() {
         let cases = [
-            ("gast:1:2:3", "position 1: there is no kind of rule \"gast\"; write guest:"),
-            ("", "position 1: there is no kind of rule \"\""),
-            ("guest", "\"guest\" is followed by 3 numbers, not 0; write guest:GUEST:HOST:COUNT"),
-            ("guest:1:2", "\"guest\" is followed by 3 numbers, not 2"),
-            ("forbid-guest:1:2:3", "\"forbid-guest\" is followed by 2 numbers, not 3"),
-            ("map:1:x:3", "position 7: \"x\" is no id; write a number from 0"),
-            ("map:1::3", "position 7: \"\" is no id"),
-            ("map:1/2/3", "position 5: \"1/2/3\" is no id"),
-            ("map:1:4294967296:3", "position 7: \"4294967296\" is no id"),
-            ("guest:4294967290:0:6", "position 7: 6 ids from 4294967290 on go beyond the last one"),
+            ("gast:1:2:3", "position 1: unknown kind of rule \"gast\"; expected guest:"),
+            ("", "position 1: unknown kind of rule \"\""),
+            ("guest", "\"guest\" takes 3 numbers, not 0; expected guest:GUEST:HOST:COUNT"),
+            ("guest:1:2", "\"guest\" takes 3 numbers, not 2"),
+            ("forbid-guest:1:2:3", "\"forbid-guest\" takes 2 numbers, not 3"),
+            ("map:1:x:3", "position 7: invalid id \"x\"; expected a number from 0"),
+            ("map:1::3", "position 7: invalid id \"\""),
+            ("map:1/2/3", "position 5: invalid id \"1/2/3\""),
+            ("map:1:4294967296:3", "position 7: invalid id \"4294967296\""),
+            ("guest:4294967290:0:6", "position 7: 6 ids from 4294967290 on exceed the last id"),
             ("squash-guest:0:4294967295:6", "position 16: 1 ids from 4294967295"),
             ("host:0:4294967290:6", "position 8: 6 ids from 4294967290"),
         ];
@@ -336,10 +335,7 @@ mod tests {
             IdMap::new(&rules).map_err(|e| e.to_string())
         };
         let message = overlap(&["guest:0:100:10", "forbid-guest:5:1"]).unwrap_err();
-        assert!(
-            message.starts_with("rules \"guest:0:100:10\" and \"forbid-guest:5:1\" both say what becomes of the guest's id 5"),
-            "{message}"
-        );
+        assert!(message.starts_with("rules \"guest:0:100:10\" and \"forbid-guest:5:1\" overlap: both map the guest's id 5"), "{message}");
         let message = overlap(&["map:0:100:10", "host:109:0:1"]).unwrap_err();
         assert!(message.contains("the host's id 109"), "{message}");
         assert!(overlap(&["guest:0:100:10", "host:0:100:10", "guest:10:5:10", "squash-guest:20:0:1"]).is_ok());
@@ -359,14 +355,14 @@ mod tests {
         let one = |rule: &IdRule| {
             let words: Vec<&str> = rule.text.split(':').collect();
             let n: Vec<u32> = words[1..].iter().map(|w| w.parse().unwrap()).collect();
-            let (from, becomes, count) = match (words[0], of_guest) {
+            let (from, target, count) = match (words[0], of_guest) {
                 ("guest" | "map", true) | ("host", false) => (n[0], n[1] as i64 - n[0] as i64, n[2]),
                 ("map", false) => (n[1], n[0] as i64 - n[1] as i64, n[2]),
                 ("squash-guest", true) | ("squash-host", false) => return within(id, n[0], n[2]).then_some(Some(n[1])),
                 ("forbid-guest", true) => return within(id, n[0], n[1]).then_some(None),
                 _ => return None,
             };
-            within(id, from, count).then_some(Some((id as i64 + becomes) as u32))
+            within(id, from, count).then_some(Some((id as i64 + target) as u32))
         };
         rules.iter().filter_map(one).collect()
     }

@@ -14,22 +14,22 @@ use crate::types::Errno;
 
 /// The ACLs' own names.
 const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
-/// How much something that the guest or the file system may lack is wanted.
+/// Whether a feature is offered that the guest or the file system may not support.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Support {
-    /// Not offered.
+    /// Disabled.
     #[default]
     Never,
-    /// Offered where both have it.
+    /// Enabled where both support it.
     Auto,
-    /// Refuse a guest without it.
+    /// Required: a guest without it is refused.
     Always,
 }
 
-/// Who clears setuid, setgid and capabilities of a file that is changed (FUSE's HANDLE_KILLPRIV_V2).
+/// Whether host or guest clears setuid, setgid and capabilities of a file that is changed (FUSE's HANDLE_KILLPRIV_V2).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum KillPriv {
-    /// The host where its file system is known to, else the guest.
+    /// The host if its file system is known to do so, otherwise the guest.
     #[default]
     Auto,
     /// The host. Guests before Linux 5.11 get the first version.
@@ -45,20 +45,24 @@ pub struct Rights {
     pub posix_acl: Support,
     /// Labels of new files.
     pub security_label: Support,
-    /// Who clears setuid, setgid and capabilities.
+    /// Whether host or guest clears setuid, setgid and capabilities.
     pub killpriv: KillPriv,
     /// Names of extended attributes between guest and host.
     pub xattr_map: Option<XattrMap>,
 }
 
-/// What the guest's kernel lacks, and which option asks for it.
+/// A feature that the guest's kernel does not support, and that an option requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedGuest {
     /// `--posix-acl=always`.
-    #[error("the guest's kernel has no POSIX ACLs for FUSE, which --posix-acl=always asks for; give it Linux 5.12, or say auto")]
+    #[error(
+        "--posix-acl=always: the guest's kernel does not support POSIX ACLs for FUSE; use Linux 5.12 or newer in the guest, or --posix-acl=auto"
+    )]
     PosixAcl,
     /// `--security-label=always`.
-    #[error("the guest's kernel sends no security labels, which --security-label=always asks for; give it Linux 5.17, or say auto")]
+    #[error(
+        "--security-label=always: the guest's kernel does not send security labels; use Linux 5.17 or newer in the guest, or --security-label=auto"
+    )]
     SecurityLabel,
 }
 
@@ -83,17 +87,18 @@ impl RightsPolicy {
         if let Some(map) = &xattr_map
             && !map.is_complete()
         {
-            let say = CATCH_ALL;
-            tracing::warn!("--xattrmap does not say what becomes of every name; others are refused and hidden: end it with {say}");
+            tracing::warn!(
+                "--xattrmap: no rule matches every name; names without a rule are refused and hidden; add {CATCH_ALL} at the end"
+            );
         }
         if serves_xattr && lacks(c"user.gatherfs") && lacks(c"security.gatherfs") {
-            tracing::warn!("{path} lies on a file system without extended attributes: the guest gets EOPNOTSUPP for them");
+            tracing::warn!("the file system of {path} does not support extended attributes; the guest gets EOPNOTSUPP for them");
             if security_label == Support::Always {
                 return None;
             }
             security_label = Support::Never;
         } else if posix_acl != Support::Never && lacks(ACL_NAMES[0]) {
-            tracing::warn!("{path} lies on a file system without POSIX ACLs: the guest gets EOPNOTSUPP for them");
+            tracing::warn!("the file system of {path} does not support POSIX ACLs; the guest gets EOPNOTSUPP for them");
         }
         // With "always" the umask and the file systems below the share are served as with ACLs.
         if posix_acl == Support::Auto && lacks(ACL_NAMES[0]) {
@@ -115,13 +120,13 @@ impl RightsPolicy {
         match (self.posix_acl, guest.has(Feature::PosixAcl)) {
             (Support::Never, _) => {}
             (_, true) => offered = offered.with(Feature::PosixAcl),
-            (Support::Auto, false) => tracing::warn!("the guest's kernel has no POSIX ACLs for FUSE; it goes without"),
+            (Support::Auto, false) => tracing::warn!("the guest's kernel does not support POSIX ACLs for FUSE; they are disabled"),
             (Support::Always, false) => return Err(UnsupportedGuest::PosixAcl),
         }
         match (self.security_label, guest.has(Feature::SecurityLabel)) {
             (Support::Never, _) => {}
             (_, true) => offered = offered.with(Feature::SecurityLabel),
-            (Support::Auto, false) => tracing::warn!("the guest's kernel sends no security labels; it goes without"),
+            (Support::Auto, false) => tracing::warn!("the guest's kernel does not send security labels; they are disabled"),
             (Support::Always, false) => return Err(UnsupportedGuest::SecurityLabel),
         }
         Ok(offered)

@@ -1,5 +1,5 @@
-//! `--xattrmap`: rules that rename, hide or refuse extended attributes between guest and host. The rules'
-//! language is virtiofsd's (its doc/xattr-mapping.md). Knows nothing of files.
+//! `--xattrmap`: rules that rename, hide or refuse extended attributes between guest and host. The syntax is virtiofsd's (its
+//! doc/xattr-mapping.md). Does not know files.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -8,12 +8,12 @@ use std::str::{Chars, FromStr};
 
 use crate::types::Errno;
 
-/// Names that no rule speaks of are refused and hidden; this is how to say so.
+/// Rules that match every remaining name; names without a rule are refused and hidden.
 pub const CATCH_ALL: &str = ":ok:all::: or :bad:all:::";
-/// What the host's kernel takes away when a file is changed, as long as it has its own name.
+/// The host's kernel removes this attribute when a file is changed, as long as it has this name.
 const CAPABILITY: &CStr = c"security.capability";
 
-/// Whose names a rule looks at.
+/// Whose names a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Client,
@@ -27,16 +27,16 @@ impl Scope {
     }
 }
 
-/// What happens to a name that a rule matches.
+/// What is done with a name that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    /// `prepend` comes before the guest's name and goes from the host's.
+    /// `prepend` is prepended to the guest's name and stripped from the host's.
     Prefix,
-    /// It passes as it is.
+    /// The name is unchanged.
     Ok,
-    /// The guest may not use it and does not see it.
+    /// EPERM in the guest, and hidden from it.
     Bad,
-    /// The guest is told that there is no such thing, and does not see it.
+    /// EOPNOTSUPP in the guest, and hidden from it.
     Unsupported,
 }
 
@@ -45,9 +45,9 @@ enum Action {
 struct Rule {
     action: Action,
     scope: Scope,
-    /// What the guest's name begins with.
+    /// Prefix of the guest's names.
     key: Vec<u8>,
-    /// What the host's name begins with, and the prefix.
+    /// Prefix of the host's names, and what is prepended.
     prepend: Vec<u8>,
 }
 
@@ -65,42 +65,42 @@ impl Rule {
     }
 }
 
-/// Where rules are not of the language. Positions count characters from 1.
+/// Syntax errors. Positions count characters from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum XattrMapError {
-    /// Nothing but white space.
-    #[error("there is no rule; write at least one, such as :map::user.virtiofs.:")]
+    /// Only white space.
+    #[error("no rule; expected at least one, such as :map::user.virtiofs.:")]
     Empty,
-    /// No such type.
-    #[error("position {position}: there is no type \"{text}\"; write prefix, ok, bad, unsupported or map")]
+    /// Unknown type.
+    #[error("position {position}: unknown type \"{text}\"; expected prefix, ok, bad, unsupported or map")]
     Type {
-        /// Where it begins.
+        /// Position of its first character.
         position: usize,
-        /// What stands there.
+        /// The text there.
         text: String,
     },
-    /// No such scope.
-    #[error("position {position}: there is no scope \"{text}\"; write client, server or all")]
+    /// Unknown scope.
+    #[error("position {position}: unknown scope \"{text}\"; expected client, server or all")]
     Scope {
-        /// Where it begins.
+        /// Position of its first character.
         position: usize,
-        /// What stands there.
+        /// The text there.
         text: String,
     },
     /// The rules end within a rule.
-    #[error("position {position}: the rule that begins here does not end; write {form} with its last '{separator}'")]
+    #[error("position {position}: the rule that begins here is incomplete; expected {form}, with '{separator}' at the end")]
     Unfinished {
-        /// Where the rule begins.
+        /// Position of the rule's first character.
         position: usize,
-        /// What a rule looks like with this separator.
+        /// The form of a rule with this separator.
         form: String,
         /// The rule's separator.
         separator: char,
     },
-    /// A map rule with rules behind it.
-    #[error("position {position}: a rule follows the map rule, which says what happens to every name; put the map rule last")]
+    /// A map rule with rules after it.
+    #[error("position {position}: a rule follows the map rule, which matches every name; put the map rule last")]
     AfterMap {
-        /// Where the rule behind begins.
+        /// Position of the first character of the rule after it.
         position: usize,
     },
 }
@@ -109,12 +109,12 @@ pub enum XattrMapError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XattrMap {
     rules: Vec<Rule>,
-    /// What `security.capability` is called on the host, where it has another name there.
+    /// Name of `security.capability` on the host, where it has another name there.
     capability: Option<CString>,
 }
 
 impl XattrMap {
-    /// The host's name for the guest's. EPERM where a rule, or the lack of one, refuses it; EOPNOTSUPP where a
+    /// The host's name for the guest's. EPERM where a rule refuses it or none matches; EOPNOTSUPP where a
     /// rule says unsupported.
     pub fn to_host<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
         let rule = self.rules.iter().find(|r| r.matches_client(name.to_bytes())).ok_or(Errno::EPERM)?;
@@ -139,8 +139,8 @@ impl XattrMap {
         }
     }
 
-    /// What `security.capability` is called on the host, where the host's kernel does not know it by its name
-    /// and so does not take it away from a file that is changed.
+    /// Name of `security.capability` on the host, where it has another name there, so that the host's kernel does not remove it from
+    /// a file that is changed.
     pub fn hidden_capability(&self) -> Option<&CStr> {
         self.capability.as_deref()
     }
@@ -201,8 +201,8 @@ impl FromStr for XattrMap {
     }
 }
 
-/// `:map:KEY:PREPEND:` in full: names that begin with `key` get the prefix, what the prefix hides stays out of
-/// reach, and other names pass, unless the key is empty and there are no others.
+/// Expands `:map:KEY:PREPEND:`: names that begin with `key` get the prefix, names of the guest with that prefix are refused, and
+/// other names are unchanged, unless the key is empty and there are no others.
 fn push_map(rules: &mut Vec<Rule>, key: &[u8], prepend: &[u8]) {
     rules.push(Rule::all(Action::Prefix, key, prepend));
     if key.is_empty() {
@@ -213,10 +213,10 @@ fn push_map(rules: &mut Vec<Rule>, key: &[u8], prepend: &[u8]) {
     }
 }
 
-/// What is left of the rules' text.
+/// The rest of the text of the rules.
 struct Reader<'t> {
     chars: Peekable<Chars<'t>>,
-    /// Of the next character.
+    /// Position of the next character.
     position: usize,
 }
 
@@ -234,7 +234,7 @@ impl Reader<'_> {
         self.next()
     }
 
-    /// The text before the next `separator`, and where it begins. The rule began at `rule`.
+    /// The text before the next `separator`, and its position. The rule began at `rule`.
     fn field(&mut self, separator: char, rule: usize) -> Result<(usize, String), XattrMapError> {
         let begin = self.position;
         let mut text = String::new();
@@ -366,10 +366,10 @@ mod tests {
     fn each_mistake_is_told_with_its_place_and_what_to_write() {
         assert_eq!(error(" "), XattrMapError::Empty);
         let cases = [
-            (":TOMATO:all:a:b:", "position 2: there is no type \"TOMATO\"; write prefix"),
-            ("  /prefix/helloworld///", "position 11: there is no scope \"helloworld\"; write client"),
-            (":prefix:client:hi", "position 1: the rule that begins here does not end; write :TYPE:SCOPE:KEY:PREPEND: or"),
-            (":ok:all::: /bad/all/a/b", "position 12: the rule that begins here does not end; write /TYPE/"),
+            (":TOMATO:all:a:b:", "position 2: unknown type \"TOMATO\"; expected prefix"),
+            ("  /prefix/helloworld///", "position 11: unknown scope \"helloworld\"; expected client"),
+            (":prefix:client:hi", "position 1: the rule that begins here is incomplete; expected :TYPE:SCOPE:KEY:PREPEND: or"),
+            (":ok:all::: /bad/all/a/b", "position 12: the rule that begins here is incomplete; expected /TYPE/"),
             ("x", "position 1: the rule that begins here"),
             (":map:trusted.:virtiofs.user.::map:trusted.:virtiofs.user.:", "position 30: a rule follows the map rule"),
             (":map:a:b: :ok:all:::", "position 11: a rule follows the map rule"),
