@@ -62,26 +62,6 @@ impl Share {
         self.on_target(node, handle, |fd| stat::of_with(fd, sync, mask)).map(|st| self.cacheable(node, &st))
     }
 
-    fn cacheable(&self, node: NodeId, st: &Statx) -> CacheableAttributes {
-        CacheableAttributes { attributes: self.attributes(st), timeout: self.freshness.attr_timeout(node, st) }
-    }
-
-    /// The attributes that the guest sees of the file that `st` describes.
-    pub(super) fn attributes(&self, st: &Statx) -> Attributes {
-        let announces = self.announces_submounts();
-        let is_submount = announces && self.inodes.is_submount(st);
-        if is_submount {
-            self.inodes.announce(st);
-        }
-        let ino = self.inodes.number(&FileKey::of(st), announces);
-        Attributes::new(st, ino, is_submount, &self.policy.translation)
-    }
-
-    /// Whether mounts below the share are announced to the guest.
-    pub(super) fn announces_submounts(&self) -> bool {
-        self.policy.announce_submounts && self.session.negotiated(Feature::Submounts)
-    }
-
     /// SETATTR: owner, length, mode and times, in this order, because a change of owner clears the setuid bit that a change of mode
     /// may set. A request without any of them clears setuid and setgid, where that was negotiated.
     ///
@@ -129,23 +109,6 @@ impl Share {
         stat::of(fd).map(|st| self.cacheable(node, &st))
     }
 
-    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-        let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
-        if let Some(handle) = handle {
-            let file = self.files.get(handle)?;
-            if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
-                return Ok(rustix::fs::ftruncate(file.fd(), size)?);
-            }
-        }
-        // Only regular files have a length, and no other type may be opened.
-        match self.inodes.see_type(node, path_fd)? {
-            libc::S_IFREG => {}
-            libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
-            _ => return Err(Errno::EINVAL),
-        }
-        Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
-    }
-
     /// ACCESS: checks `mask` (R_OK, W_OK, X_OK) against the permission bits for owner, group and others. EACCES where they do not
     /// permit it, EROFS for W_OK on a read-only share. Linux guests check themselves and do not send it.
     pub fn access(&self, node: NodeId, caller: (GuestUid, GuestGid), mask: u32) -> Result<(), Errno> {
@@ -164,6 +127,43 @@ impl Share {
         }
         let target = rustix::fs::readlinkat(self.inodes.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
         Ok(target.into_bytes())
+    }
+
+    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+        let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
+        if let Some(handle) = handle {
+            let file = self.files.get(handle)?;
+            if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
+                return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+            }
+        }
+        // Only regular files have a length, and no other type may be opened.
+        match self.inodes.see_type(node, path_fd)? {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
+    }
+
+    fn cacheable(&self, node: NodeId, st: &Statx) -> CacheableAttributes {
+        CacheableAttributes { attributes: self.attributes(st), timeout: self.freshness.attr_timeout(node, st) }
+    }
+
+    /// The attributes that the guest sees of the file that `st` describes.
+    pub(super) fn attributes(&self, st: &Statx) -> Attributes {
+        let announces = self.announces_submounts();
+        let is_submount = announces && self.inodes.is_submount(st);
+        if is_submount {
+            self.inodes.announce(st);
+        }
+        let ino = self.inodes.number(&FileKey::of(st), announces);
+        Attributes::new(st, ino, is_submount, &self.policy.translation)
+    }
+
+    /// Whether mounts below the share are announced to the guest.
+    pub(super) fn announces_submounts(&self) -> bool {
+        self.policy.announce_submounts && self.session.negotiated(Feature::Submounts)
     }
 }
 

@@ -58,44 +58,6 @@ impl Share {
         Ok(CreateContext { request, caller, umask, label })
     }
 
-    /// Labels the new file behind `fd`. The errno of setxattr(2).
-    fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
-        let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
-        xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
-    }
-
-    /// Labels what was just made as `name` in `dir`; removes it again where that fails.
-    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
-        let Some(label) = &context.label else { return Ok(()) };
-        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
-        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
-    }
-
-    /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
-    /// gone, EIO where the request was withdrawn, and the errors of `create`.
-    fn create_in<R>(
-        &self,
-        parent: NodeId,
-        context: &CreateContext<'_>,
-        create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
-    ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
-        self.writable()?;
-        let dir = self.inodes.path_fd(parent)?;
-        context.request.check_wanted()?;
-        let groups_known = self.session.negotiated(Feature::CreateGroup);
-        let made = acting_as(&context.caller, self.policy.own_ids, groups_known, || {
-            if context.umask.is_empty() {
-                return create(dir.as_fd());
-            }
-            // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
-            rustix::process::umask(context.umask);
-            let made = create(dir.as_fd());
-            rustix::process::umask(Mode::empty());
-            made
-        })?;
-        Ok((dir, made))
-    }
-
     /// MKNOD: a regular file, FIFO, socket or device, which is made and not opened. EINVAL for other types; errors as in man
     /// mknod(2), as of the caller's credentials, and as of LOOKUP.
     pub fn mknod(
@@ -187,16 +149,6 @@ impl Share {
         }
     }
 
-    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
-    /// ESTALE.
-    fn offers_tmpfile(&self) -> bool {
-        match self.policy.tmpfile {
-            TmpfilePolicy::Auto => self.session.negotiated(Feature::OverlayTmpfile),
-            TmpfilePolicy::Always => true,
-            TmpfilePolicy::Never => false,
-        }
-    }
-
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
     /// not offered.
     pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(NodeEntry, Opened), Errno> {
@@ -218,6 +170,54 @@ impl Share {
         }
         let entry = self.look_up_open(parent, file.as_fd())?;
         self.keep_created(entry, file, host_flags)
+    }
+
+    /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
+    /// gone, EIO where the request was withdrawn, and the errors of `create`.
+    fn create_in<R>(
+        &self,
+        parent: NodeId,
+        context: &CreateContext<'_>,
+        create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
+    ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
+        self.writable()?;
+        let dir = self.inodes.path_fd(parent)?;
+        context.request.check_wanted()?;
+        let groups_known = self.session.negotiated(Feature::CreateGroup);
+        let made = acting_as(&context.caller, self.policy.own_ids, groups_known, || {
+            if context.umask.is_empty() {
+                return create(dir.as_fd());
+            }
+            // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
+            rustix::process::umask(context.umask);
+            let made = create(dir.as_fd());
+            rustix::process::umask(Mode::empty());
+            made
+        })?;
+        Ok((dir, made))
+    }
+
+    /// Labels the new file behind `fd`. The errno of setxattr(2).
+    fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
+        let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
+        xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
+    }
+
+    /// Labels what was just made as `name` in `dir`; removes it again where that fails.
+    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
+        let Some(label) = &context.label else { return Ok(()) };
+        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
+        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
+    }
+
+    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
+    /// ESTALE.
+    fn offers_tmpfile(&self) -> bool {
+        match self.policy.tmpfile {
+            TmpfilePolicy::Auto => self.session.negotiated(Feature::OverlayTmpfile),
+            TmpfilePolicy::Always => true,
+            TmpfilePolicy::Never => false,
+        }
     }
 
     /// Makes a handle for the file that was just created. ENFILE where there are too many; the lookup is taken back then.

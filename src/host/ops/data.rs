@@ -106,22 +106,6 @@ impl Share {
         Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 
-    /// The descriptor of `file` without O_DIRECT, opened when it is first needed. The errno of open(2).
-    fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
-        if file.buffered().is_none() {
-            file.set_buffered(reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
-        }
-        file.buffered().ok_or(Errno::EBADF)
-    }
-
-    /// Changes `file` for `caller`, by a request without the flags of a WRITE: where killpriv was negotiated, setuid and setgid bits
-    /// are cleared as for a write by this caller.
-    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
-        self.drop_mapped_capability(file.node(), file.fd())?;
-        let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
-        Ok(if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
-    }
-
     /// FALLOCATE; `mode` and errors as in man fallocate(2). EROFS on a read-only share, EBADF where the handle is not open,
     /// EOPNOTSUPP for an unknown `mode`, EINVAL for a range beyond `i64::MAX`.
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, caller: GuestUid) -> Result<(), Errno> {
@@ -165,6 +149,22 @@ impl Share {
         let len = copy.len.min(COPY_LEN_MAX) as usize;
         let copy = || rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len);
         self.change_for(caller, &to, copy).map(|copied| copied as u64)
+    }
+
+    /// The descriptor of `file` without O_DIRECT, opened when it is first needed. The errno of open(2).
+    fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
+        if file.buffered().is_none() {
+            file.set_buffered(reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
+        }
+        file.buffered().ok_or(Errno::EBADF)
+    }
+
+    /// Changes `file` for `caller`, by a request without the flags of a WRITE: where killpriv was negotiated, setuid and setgid bits
+    /// are cleared as for a write by this caller.
+    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
+        self.drop_mapped_capability(file.node(), file.fd())?;
+        let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
+        Ok(if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
     }
 }
 

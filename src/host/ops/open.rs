@@ -51,39 +51,6 @@ impl Share {
         Ok(self.opened(handle, node, host_flags))
     }
 
-    /// The guest's open flags that matter on the host. O_APPEND comes with each WRITE, since the guest may change it later (man
-    /// fcntl(2), F_SETFL); the guest's kernel implements the others.
-    pub(super) fn host_flags(&self, flags: u32) -> i32 {
-        let mut kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC;
-        if self.policy.allow_direct_io {
-            kept |= libc::O_DIRECT;
-        }
-        if self.policy.preserve_noatime {
-            kept |= libc::O_NOATIME;
-        }
-        let mut flags = flags.cast_signed() & kept;
-        // The guest's page cache reads pages that it partly overwrites, also of a file opened for writing only.
-        if self.session.has_writeback() && flags & libc::O_ACCMODE == libc::O_WRONLY {
-            flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
-        }
-        flags
-    }
-
-    /// The reply for a file that was opened on the host with `host_flags`.
-    pub(super) fn opened(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> Opened {
-        let by_policy = self.policy.cache.of_file();
-        let caching = OpenCaching { keep: by_policy.keep || self.freshness.is_unchanged(node), ..by_policy };
-        Opened { handle, caching, needs_flush: self.needs_flush(node, host_flags) }
-    }
-
-    /// Whether the guest must send FLUSH at each close(2): locks end with it, it writes back its dirty pages, or the host's file
-    /// system may have an error to report.
-    fn needs_flush(&self, node: NodeId, host_flags: i32) -> bool {
-        let is_here = || self.policy.is_local && self.inodes.is_on_root_mount(node);
-        let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || is_here();
-        self.has_host_locks() || self.session.has_writeback() || !nothing_to_report
-    }
-
     /// RELEASE; a flock(2) lock of `flock_owner` ends with it. EBADF where the handle is not open, and for a directory's handle,
     /// which has RELEASEDIR.
     pub fn release(&self, handle: FileHandle, flock_owner: Option<u64>) -> Result<(), Errno> {
@@ -128,6 +95,39 @@ impl Share {
             return Err(Errno::EBADF);
         }
         sync(directory.fd(), data_only)
+    }
+
+    /// The guest's open flags that matter on the host. O_APPEND comes with each WRITE, since the guest may change it later (man
+    /// fcntl(2), F_SETFL); the guest's kernel implements the others.
+    pub(super) fn host_flags(&self, flags: u32) -> i32 {
+        let mut kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC;
+        if self.policy.allow_direct_io {
+            kept |= libc::O_DIRECT;
+        }
+        if self.policy.preserve_noatime {
+            kept |= libc::O_NOATIME;
+        }
+        let mut flags = flags.cast_signed() & kept;
+        // The guest's page cache reads pages that it partly overwrites, also of a file opened for writing only.
+        if self.session.has_writeback() && flags & libc::O_ACCMODE == libc::O_WRONLY {
+            flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
+        }
+        flags
+    }
+
+    /// The reply for a file that was opened on the host with `host_flags`.
+    pub(super) fn opened(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> Opened {
+        let by_policy = self.policy.cache.of_file();
+        let caching = OpenCaching { keep: by_policy.keep || self.freshness.is_unchanged(node), ..by_policy };
+        Opened { handle, caching, needs_flush: self.needs_flush(node, host_flags) }
+    }
+
+    /// Whether the guest must send FLUSH at each close(2): locks end with it, it writes back its dirty pages, or the host's file
+    /// system may have an error to report.
+    fn needs_flush(&self, node: NodeId, host_flags: i32) -> bool {
+        let is_here = || self.policy.is_local && self.inodes.is_on_root_mount(node);
+        let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || is_here();
+        self.has_host_locks() || self.session.has_writeback() || !nothing_to_report
     }
 }
 

@@ -19,18 +19,6 @@ const LEN_MAX: usize = 65536;
 const MODE_WITHOUT_SETGID: u32 = 0o5777;
 
 impl Share {
-    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        if !self.policy.xattr {
-            return Err(Errno::ENOSYS);
-        }
-        let fd = self.inodes.path_fd(node)?;
-        act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
-    }
-
-    fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
-        self.policy.rights.host_xattr_name(name, self.session.has_acls())
-    }
-
     /// GETXATTR into `value`; with an empty `value`, the length only. ENODATA where there is none or the map refuses the name,
     /// EOPNOTSUPP for ACLs that were not negotiated, ERANGE where it does not fit; errors as in man getxattr(2).
     pub fn getxattr(&self, node: NodeId, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
@@ -79,5 +67,17 @@ impl Share {
             self.writable()?;
             xattr::remove(path, &self.host_xattr_name(name)?)
         })
+    }
+
+    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
+        if !self.policy.xattr {
+            return Err(Errno::ENOSYS);
+        }
+        let fd = self.inodes.path_fd(node)?;
+        act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
+    }
+
+    fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+        self.policy.rights.host_xattr_name(name, self.session.has_acls())
     }
 }
