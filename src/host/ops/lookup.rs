@@ -47,7 +47,8 @@ impl Share {
     ///
     /// # Errors
     /// ENOENT where there is no such file and the guest may not cache that; ENOTDIR for ".." of a file; ESTALE where the parent
-    /// is gone, or moved out of the share; those of [`Share::look_up_at`].
+    /// is gone, or moved out of the share; and for a file that the guest does not know, ENFILE where there are too many nodes
+    /// or descriptors, and EOPNOTSUPP where file handles are mandatory and it has none.
     pub fn lookup(&self, parent: NodeId, name: &CStr) -> Result<Lookup, Errno> {
         match name.to_bytes() {
             b"." => return self.look_up_self(parent).map(Lookup::Found),
