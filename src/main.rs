@@ -4,13 +4,12 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Server, ServerOptions, ServerStopper};
-use gatherfs::fuse::Opcode;
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
@@ -130,8 +129,7 @@ fn serve(
     if checked.watch {
         tracing::info!("--watch sees {}", share.watch_sees());
     }
-    let path = share.path().to_owned();
-    watch_signals(signals, server.stopper(), path.clone(), Arc::clone(server.metrics()))?;
+    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()))?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
@@ -145,10 +143,10 @@ fn serve(
     }
     // The first session's; from the second on it is another one.
     drop(share);
-    // Kata Containers goes on when it reads this sentence.
+    // Kata Containers waits for this line.
     tracing::info!("Waiting for vhost-user socket connection...");
     server.serve(listener)?;
-    tracing::debug!("metrics {}", metrics_line(&path, server.metrics()));
+    tracing::debug!("metrics {}", server.metrics().to_json());
     Ok(())
 }
 
@@ -165,24 +163,15 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn metrics_line(path: &Path, metrics: &Metrics) -> String {
-    metrics.to_json(&path.to_string_lossy(), |number| Opcode::from_number(number as u32).map_or("unknown", Opcode::name))
-}
-
-fn watch_signals(
-    mut signals: signal_hook::iterator::Signals,
-    stopper: ServerStopper,
-    path: PathBuf,
-    metrics: Arc<Metrics>,
-) -> std::io::Result<()> {
+fn watch_signals(mut signals: signal_hook::iterator::Signals, stopper: ServerStopper, metrics: Arc<Metrics>) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if let Err(e) = signal::release() {
             tracing::error!("signals do not come through: {e}");
         }
         for signal in signals.forever() {
             if signal == signal_hook::consts::SIGUSR1 {
-                // In one write, so that no other line comes in between. Whoever read standard error may have gone.
-                let line = metrics_line(&path, &metrics) + "\n";
+                // In one write, so that no other line comes in between. The reader of standard error may have gone.
+                let line = metrics.to_json() + "\n";
                 let _ = std::io::stderr().write_all(line.as_bytes());
             } else {
                 let in_flight = stopper.stop();

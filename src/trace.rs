@@ -1,4 +1,4 @@
-//! The log: where lines go and how many of one kind. Knows nothing of what they say.
+//! The log: its destination and its rate limits. Knows nothing of the messages.
 #![forbid(unsafe_code)]
 
 mod syslog;
@@ -8,30 +8,30 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::SubscriberBuilder;
 use tracing_subscriber::fmt::format::{DefaultFields, Format};
 
 use syslog::Syslog;
 
-/// Lines of one kind that are written in a second; a guest cannot flood the log past this.
+/// The most lines of one call site in a second, so that a guest cannot fill the log.
 const LINES_PER_SECOND_MAX: u64 = 5;
 
-/// Where syslog listens.
+/// The socket of the syslog daemon.
 pub const SYSLOG_SOCKET: &str = "/dev/log";
 
-/// Where the log goes.
+/// The destination of the log.
 #[derive(Debug, Clone, Copy)]
 pub enum Destination<'d> {
-    /// To standard error.
+    /// Standard error.
     StandardError,
-    /// To the syslog daemon that listens on this socket.
+    /// The syslog daemon at this socket.
     Syslog(&'d Path),
 }
 
-/// Starts the log. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`; on standard error the
-/// variable RUST_LOG decides instead, if it is set. Where syslog cannot be reached, the log goes to standard
-/// error and the result is why.
+/// Starts the log. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`. On standard error the environment variable
+/// RUST_LOG replaces it, if it is set. An error where the syslog daemon cannot be reached; the log then goes to standard error.
 pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<()> {
     let (syslog, result) = match destination {
         Destination::StandardError => (None, Ok(())),
@@ -40,9 +40,9 @@ pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<()> {
             Err(e) => (None, Err(e)),
         },
     };
-    // A second start in one process (tests) keeps the first subscriber.
+    // After a second start in one process, as in tests, the first subscriber stays.
     let _ = match syslog {
-        // The daemon there has a clock and knows levels.
+        // The syslog daemon adds the time, and the priority has the level.
         Some(syslog) => log(level).with_writer(syslog).with_ansi(false).without_time().with_level(false).try_init(),
         None => {
             let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
@@ -58,25 +58,25 @@ fn log(level: &str) -> SubscriberBuilder<DefaultFields, Format, EnvFilter> {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Whoever read standard error may have gone; complaining there of that would panic.
+        // A report of a closed standard error on standard error would panic.
         .log_internal_errors(false)
         .with_target(false)
 }
 
-/// Lets a few lines a second through. One for each kind of line, in a `static`.
+/// Limits the lines of one call site.
 #[derive(Debug)]
 pub struct RateLimit {
-    /// The second in the upper half, lines written in it in the lower.
+    /// The current second in the upper half, the lines written in it in the lower.
     window: AtomicU64,
 }
 
 impl RateLimit {
-    /// A limit that has let nothing through yet.
+    /// A limit without lines so far.
     pub const fn new() -> RateLimit {
         RateLimit { window: AtomicU64::new(0) }
     }
 
-    /// Whether one more line may be written now.
+    /// Whether a line may be written now. Counts it if so.
     pub fn allows(&self) -> bool {
         let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()) << 32;
         let mut window = self.window.load(Ordering::Relaxed);
@@ -99,9 +99,44 @@ impl Default for RateLimit {
     }
 }
 
-/// Warns, at most a few times a second from this place in the source.
+/// Limits the lines of one object, such as a share: each call site has its own limit. Objects do not share their limits, so that
+/// one guest does not suppress the messages of another one in the same process.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    /// The call sites that have written lines. There are few.
+    sites: Mutex<Vec<(&'static str, RateLimit)>>,
+}
+
+impl Limiter {
+    /// A limiter without lines so far.
+    pub const fn new() -> Limiter {
+        Limiter { sites: Mutex::new(Vec::new()) }
+    }
+
+    /// Whether the call site `site` may write a line now. Counts it if so.
+    pub fn allows(&self, site: &'static str) -> bool {
+        let mut sites = self.sites.lock();
+        if let Some((_, limit)) = sites.iter().find(|(known, _)| *known == site) {
+            return limit.allows();
+        }
+        let limit = RateLimit::new();
+        let is_allowed = limit.allows();
+        sites.push((site, limit));
+        is_allowed
+    }
+}
+
+/// Logs a warning, at most a few times a second: `warn_limited!(limiter; "...")` for each call site and [`trace::Limiter`],
+/// `warn_limited!("...")` for each call site in the process.
+///
+/// [`trace::Limiter`]: crate::trace::Limiter
 #[macro_export]
 macro_rules! warn_limited {
+    ($limiter:expr; $($arg:tt)*) => {
+        if $limiter.allows(concat!(file!(), ":", line!())) {
+            tracing::warn!($($arg)*);
+        }
+    };
     ($($arg:tt)*) => {{
         static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
         if LIMIT.allows() {
@@ -110,9 +145,14 @@ macro_rules! warn_limited {
     }};
 }
 
-/// Says what the daemon does, at most a few times a second from this place in the source.
+/// Logs an information, limited as [`warn_limited`].
 #[macro_export]
 macro_rules! info_limited {
+    ($limiter:expr; $($arg:tt)*) => {
+        if $limiter.allows(concat!(file!(), ":", line!())) {
+            tracing::info!($($arg)*);
+        }
+    };
     ($($arg:tt)*) => {{
         static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
         if LIMIT.allows() {
@@ -124,6 +164,20 @@ macro_rules! info_limited {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_call_site_of_each_object_has_a_limit_of_its_own() {
+        let (one, other) = (Limiter::new(), Limiter::new());
+        // Two windows at most while the test runs.
+        let count = |limiter: &Limiter, site| (0..100).filter(|_| limiter.allows(site)).count() as u64;
+        for (limiter, site) in [(&one, "a.rs:1"), (&one, "b.rs:2"), (&other, "a.rs:1")] {
+            let allowed = count(limiter, site);
+            assert!((LINES_PER_SECOND_MAX..=3 * LINES_PER_SECOND_MAX).contains(&allowed), "{site}: {allowed}");
+        }
+        warn_limited!(one; "a message with {}", "an argument");
+        info_limited!(one; "a message");
+        assert_eq!(one.sites.lock().len(), 4);
+    }
 
     #[test]
     fn a_kind_of_line_is_written_a_few_times_a_second() {

@@ -1,10 +1,9 @@
-//! Identities as types: what may cross from one room to another in place of a bare number.
-//! Knows nothing of how any of them is stored.
+//! Identities as types, in place of bare numbers between rooms. Knows nothing of how they are stored.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-/// An error number as the guest sees it (man errno(3)); never zero.
+/// An error number (man errno(3)), never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(i32);
 
@@ -15,7 +14,7 @@ impl Errno {
     pub const ENOENT: Errno = Errno(libc::ENOENT);
     /// Input/output error.
     pub const EIO: Errno = Errno(libc::EIO);
-    /// A signal came.
+    /// Interrupted by a signal, or by the guest.
     pub const EINTR: Errno = Errno(libc::EINTR);
     /// Argument list too long.
     pub const E2BIG: Errno = Errno(libc::E2BIG);
@@ -23,27 +22,27 @@ impl Errno {
     pub const EBADF: Errno = Errno(libc::EBADF);
     /// Permission denied.
     pub const EACCES: Errno = Errno(libc::EACCES);
-    /// A lock is held by another.
+    /// A conflicting lock is held.
     pub const EAGAIN: Errno = Errno(libc::EAGAIN);
-    /// Waiting for the lock would never end.
+    /// Waiting for the lock would be a deadlock.
     pub const EDEADLK: Errno = Errno(libc::EDEADLK);
     /// Too many locks.
     pub const ENOLCK: Errno = Errno(libc::ENOLCK);
     /// Address outside guest memory.
     pub const EFAULT: Errno = Errno(libc::EFAULT);
-    /// The name exists.
+    /// File exists.
     pub const EEXIST: Errno = Errno(libc::EEXIST);
     /// Invalid argument.
     pub const EINVAL: Errno = Errno(libc::EINVAL);
     /// Not a directory.
     pub const ENOTDIR: Errno = Errno(libc::ENOTDIR);
-    /// A table is full.
+    /// A table is full, or no descriptor is available.
     pub const ENFILE: Errno = Errno(libc::ENFILE);
     /// The share is read-only.
     pub const EROFS: Errno = Errno(libc::EROFS);
-    /// The reply does not fit its descriptors.
+    /// The result does not fit the buffer.
     pub const ERANGE: Errno = Errno(libc::ERANGE);
-    /// A name longer than 255 bytes.
+    /// A name above 255 bytes, or a path above PATH_MAX.
     pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
     /// No such ioctl for this file.
     pub const ENOTTY: Errno = Errno(libc::ENOTTY);
@@ -53,12 +52,12 @@ impl Errno {
     pub const ENODATA: Errno = Errno(libc::ENODATA);
     /// Protocol error.
     pub const EPROTO: Errno = Errno(libc::EPROTO);
-    /// Not supported here.
+    /// Operation not supported by the file system.
     pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
-    /// The node or its file is gone.
+    /// The node or its file does not exist any more.
     pub const ESTALE: Errno = Errno(libc::ESTALE);
 
-    /// `raw` as an errno; anything that is not a plausible error number becomes EIO.
+    /// The errno `raw`; EIO for a number that is not an errno (1 to 4095).
     pub fn from_raw(raw: i32) -> Errno {
         if (1..4096).contains(&raw) { Errno(raw) } else { Errno::EIO }
     }
@@ -100,9 +99,9 @@ impl From<rustix::io::Errno> for Errno {
     }
 }
 
-/// A FUSE node id. Made by the inode table when a name is first looked up, counted by the guest's
-/// lookups, and dead when FORGET brings that count to zero. It holds the slot of the inode's record
-/// and the slot's generation, so an id that outlived its inode is recognised.
+/// A FUSE node id. The inode table makes it at the first lookup of a file, counts the lookups, and ends it when FORGET brings the
+/// count to zero. It holds the slot of the inode's record and the generation of the slot, so that the id of a forgotten inode is
+/// not that of the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub u64);
 
@@ -111,37 +110,37 @@ impl NodeId {
     pub const ROOT: NodeId = NodeId(1);
 }
 
-/// A FUSE file handle. Made by OPEN, OPENDIR, CREATE or TMPFILE, dead after RELEASE or RELEASEDIR.
-/// Slot and generation as in [`NodeId`].
+/// A FUSE file handle. OPEN, OPENDIR, CREATE and TMPFILE make it, RELEASE and RELEASEDIR end it. It holds a slot and a generation,
+/// as [`NodeId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileHandle(pub u64);
 
 impl FileHandle {
-    /// Not open: what a guest sends that need not open files. No open file has it.
+    /// The handle that a guest sends for files that it did not open (NO_OPEN_SUPPORT). No open file has it.
     pub const NONE: FileHandle = FileHandle(0);
 }
 
-/// The number by which the guest pairs a reply with its request.
+/// The number by which the guest matches a reply to its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Unique(pub u64);
 
-/// A virtqueue's index: 0 is hiprio, request queues follow (virtio 1.3 section 5.11.2).
+/// The index of a virtqueue: hiprio is 0, request queues follow (virtio 1.3 section 5.11.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueIndex(pub u16);
 
 impl QueueIndex {
-    /// The high-priority queue, on which FORGET and INTERRUPT arrive.
+    /// The high-priority queue, for FORGET and INTERRUPT.
     pub const HIPRIO: QueueIndex = QueueIndex(0);
 }
 
-/// The identity of a request in flight, from the pop of its chain to its answer.
+/// The identity of a request, from the pop of its chain to its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId {
-    /// The queue that it came on.
+    /// Its queue.
     pub queue: QueueIndex,
-    /// The first descriptor of its chain: no other request in flight on the queue has it, unless the guest is broken.
+    /// The head of its descriptor chain. Unique among the requests in flight of the queue, unless the guest violates the protocol.
     pub head: u16,
-    /// The guest's number for it.
+    /// The guest's number of it.
     pub unique: Unique,
 }
 
@@ -151,18 +150,18 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A user id as the guest writes it.
+/// A user id in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GuestUid(pub u32);
 
-/// A group id as the guest writes it.
+/// A group id in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GuestGid(pub u32);
 
-/// A user id as the host's kernel takes it.
+/// A user id on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HostUid(pub u32);
 
-/// A group id as the host's kernel takes it.
+/// A group id on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HostGid(pub u32);

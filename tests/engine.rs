@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,14 +12,14 @@ use gatherfs::device::{InFlight, Options, Service};
 use gatherfs::io::{Engine, Finished, Submission, Thread, Transfer, TransferOwner, run};
 use gatherfs::metrics::Metrics;
 use gatherfs_support::daemon::eventually;
-use gatherfs_support::guest::client::Call;
+use gatherfs_support::guest::client::{Call, Client, Pending};
 use gatherfs_support::guest::frontend::FIRST_REQUEST;
 use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
 use gatherfs_support::in_process::{self, Device};
 use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
-/// Transfers that the engine takes at a time.
+/// Transfers that the engine takes at a time, where a test does not say.
 const DEPTH: usize = 2;
 const PAGE: usize = 4096;
 
@@ -27,6 +28,8 @@ const PAGE: usize = 4096;
 struct Gate {
     is_shut: Mutex<bool>,
     opened: Condvar,
+    /// Engines that were made, less those that were dropped.
+    alive: AtomicUsize,
 }
 
 impl Gate {
@@ -46,12 +49,15 @@ impl Gate {
 #[derive(Debug, Default)]
 struct State {
     taken: usize,
+    has_ended: bool,
     finished: Vec<Finished<InFlight>>,
 }
 
 /// An engine with one thread. The last transfer of a burst is finished first.
 #[derive(Debug)]
 struct LaterEngine {
+    depth: usize,
+    gate: Arc<Gate>,
     transfers: Mutex<Option<Sender<Transfer<InFlight>>>>,
     state: Arc<Mutex<State>>,
     event: Arc<OwnedFd>,
@@ -60,15 +66,16 @@ struct LaterEngine {
 }
 
 impl LaterEngine {
-    fn new(gate: Arc<Gate>, metrics: Arc<Metrics>) -> LaterEngine {
+    fn new(depth: usize, gate: Arc<Gate>, metrics: Arc<Metrics>) -> LaterEngine {
+        gate.alive.fetch_add(1, Ordering::SeqCst);
         let (transfers, incoming) = channel();
         let state: Arc<Mutex<State>> = Arc::default();
         let event = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap());
         let thread = {
-            let (state, event, metrics) = (Arc::clone(&state), Arc::clone(&event), Arc::clone(&metrics));
+            let (gate, state, event, metrics) = (Arc::clone(&gate), Arc::clone(&state), Arc::clone(&event), Arc::clone(&metrics));
             std::thread::spawn(move || finish_all(&incoming, &gate, &state, &event, &metrics))
         };
-        LaterEngine { transfers: Mutex::new(Some(transfers)), state, event, metrics, thread: Some(thread) }
+        LaterEngine { depth, gate, transfers: Mutex::new(Some(transfers)), state, event, metrics, thread: Some(thread) }
     }
 }
 
@@ -81,6 +88,11 @@ fn finish_all(incoming: &Receiver<Transfer<InFlight>>, gate: &Gate, state: &Mute
             let owner = &transfer.owner;
             let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, metrics);
             let mut state = state.lock();
+            if state.has_ended {
+                drop(state);
+                drop(transfer);
+                continue;
+            }
             state.finished.push(Finished { transfer, result });
             rustix::io::write(event, &1u64.to_ne_bytes()).unwrap();
         }
@@ -95,7 +107,7 @@ impl Engine<InFlight> for LaterEngine {
             return Submission::Finished(Finished { transfer, result });
         }
         let mut state = self.state.lock();
-        if state.taken == DEPTH {
+        if state.taken == self.depth {
             return Submission::Full(transfer);
         }
         state.taken += 1;
@@ -113,11 +125,21 @@ impl Engine<InFlight> for LaterEngine {
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {
         Some(self.event.as_fd())
     }
+
+    fn end(&self) {
+        let finished = {
+            let mut state = self.state.lock();
+            state.has_ended = true;
+            std::mem::take(&mut state.finished)
+        };
+        drop(finished);
+    }
 }
 
 impl Drop for LaterEngine {
     fn drop(&mut self) {
         *self.transfers.lock() = None;
+        self.gate.alive.fetch_sub(1, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             // The thread itself may let go of the last request, and with it of the queue and this.
             if thread.thread().id() != std::thread::current().id() {
@@ -128,12 +150,16 @@ impl Drop for LaterEngine {
 }
 
 fn start(options: Options) -> (Device, Arc<Gate>) {
+    start_with_depth(DEPTH, options)
+}
+
+fn start_with_depth(depth: usize, options: Options) -> (Device, Arc<Gate>) {
     let gate = Arc::new(Gate::default());
     let for_engines = Arc::clone(&gate);
     let device = Device::start(in_process::share_options(), move |service: Service| {
         let metrics = Arc::clone(&service.metrics);
         let gate = Arc::clone(&for_engines);
-        service.with(options).with_engine(move || Box::new(LaterEngine::new(Arc::clone(&gate), Arc::clone(&metrics))))
+        service.with(options).with_engine(move || Box::new(LaterEngine::new(depth, Arc::clone(&gate), Arc::clone(&metrics))))
     });
     (device, gate)
 }
@@ -175,61 +201,124 @@ fn what_an_engine_finishes_later_is_answered_and_what_it_has_no_room_for_waits()
     assert_eq!(c.read(node, fh, 0, 100).unwrap_err().errno(), Some(libc::EBADF), "a released file is closed behind its last transfer");
 }
 
+/// Has the guest send `count` READs of the first page.
+fn begin_reads(c: &mut Client, (node, fh): (u64, u64), count: usize) -> Vec<Pending> {
+    let read = ReadIn { fh, size: PAGE as u32, ..ReadIn::default() };
+    let mut begin = |_| c.begin(&Call { room: PAGE as u32, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    (0..count).map(&mut begin).collect()
+}
+
+/// A file of one page, open.
+fn open_file(device: &mut Device) -> (u64, u64) {
+    std::fs::write(device.path("file"), [7; PAGE]).unwrap();
+    let c = device.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    (node, c.open(node, libc::O_RDONLY).unwrap().fh)
+}
+
+#[test]
+fn all_of_many_transfers_that_finish_together_are_answered() {
+    const MANY: usize = 200;
+    let (mut device, gate) = start_with_depth(MANY, Options::default());
+    let file = open_file(&mut device);
+    let metrics = Arc::clone(&device.metrics);
+    gate.set_shut(true);
+    let pending = begin_reads(device.client(), file, MANY);
+    assert!(eventually(|| metrics.submitted.get() == MANY as u64));
+    gate.set_shut(false);
+    for pending in pending {
+        assert_eq!(device.client().finish(pending).unwrap().payload, [7; PAGE]);
+    }
+    assert_eq!(metrics.withdrawn_finished.get(), 0);
+}
+
 #[test]
 fn a_stop_does_not_wait_for_an_engine_that_does_not_finish() {
     let (mut device, gate) = start(Options { stop_timeout: Duration::from_millis(300), ..Options::default() });
-    std::fs::write(device.path("file"), [7; PAGE]).unwrap();
+    let (node, fh) = open_file(&mut device);
     let metrics = Arc::clone(&device.metrics);
     let c = device.client();
-    let node = c.lookup(ROOT, "file").unwrap().nodeid;
-    let fh = c.open(node, libc::O_RDONLY).unwrap().fh;
     gate.set_shut(true);
-    let read = ReadIn { fh, size: PAGE as u32, ..ReadIn::default() };
-    let pending: Vec<_> =
-        (0..2 * DEPTH).map(|_| c.begin(&Call { room: PAGE as u32, ..Call::new(opcode::READ, node, &[read.as_bytes()]) })).collect();
+    let pending = begin_reads(c, (node, fh), 2 * DEPTH);
     assert!(eventually(|| metrics.throttled.get() > 0));
     let guest = Arc::clone(c.guest());
     let base = guest.stop_queue(FIRST_REQUEST).unwrap();
     let withdrawn = metrics.withdrawn.get();
     assert!((DEPTH as u64 + 1..=2 * DEPTH as u64).contains(&withdrawn), "{withdrawn} requests were withdrawn");
-    assert_eq!(metrics.stuck.get(), 0, "no thread sits in the host");
+    assert_eq!(metrics.stuck.get(), 0, "no thread is in the host");
     gate.set_shut(false);
-    // Those that nobody popped are served once the queue runs again, by the threads that it had.
+    // Those that were not popped are served once the queue runs again, by the threads that it had.
     guest.restart_queue(FIRST_REQUEST, base).unwrap();
     let errors: Vec<i32> = pending.into_iter().map(|pending| c.finish(pending).unwrap().header.error).collect();
     assert_eq!(errors.iter().filter(|error| **error == -libc::EIO).count() as u64, withdrawn, "{errors:?}");
-    assert!(eventually(|| metrics.withdrawn_finished.get() == withdrawn), "what came late was taken back");
+    assert!(eventually(|| metrics.withdrawn_finished.get() == DEPTH as u64), "{}", metrics.withdrawn_finished.get());
     assert_eq!(c.read(node, fh, 0, PAGE as u32).unwrap(), [7; PAGE]);
 }
 
-/// An engine that loses what it is given.
+#[test]
+fn a_queue_serves_the_next_guest_and_ends_while_its_engine_hangs() {
+    let (mut device, gate) = start(Options { stop_timeout: Duration::from_millis(300), ..Options::default() });
+    let file = open_file(&mut device);
+    let metrics = Arc::clone(&device.metrics);
+    gate.set_shut(true);
+    let c = device.client();
+    let _never_finished = begin_reads(c, file, 2 * DEPTH);
+    assert!(eventually(|| metrics.throttled.get() > 0));
+    Arc::clone(c.guest()).reboot(true).unwrap();
+    c.init().unwrap();
+    assert_eq!(c.lookup(ROOT, "file").unwrap().attr.size, PAGE as u64);
+    device.end();
+    assert_eq!(gate.alive.load(Ordering::SeqCst), 1, "one engine still has what it was given");
+    gate.set_shut(false);
+    assert!(eventually(|| gate.alive.load(Ordering::SeqCst) == 0), "what a hanging engine kept is freed when it finishes");
+}
+
+/// An engine that loses what it is given, one request at a time.
 #[derive(Debug)]
-struct LossyEngine(OwnedFd);
+struct LossyEngine {
+    is_taken: Arc<AtomicBool>,
+    event: OwnedFd,
+}
+
+impl LossyEngine {
+    fn new() -> LossyEngine {
+        LossyEngine { is_taken: Arc::default(), event: rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap() }
+    }
+}
 
 impl Engine<InFlight> for LossyEngine {
     fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
+        if self.is_taken.swap(true, Ordering::SeqCst) {
+            return Submission::Full(transfer);
+        }
         transfer.owner.note_submitted();
-        std::thread::spawn(move || drop(transfer)).join().unwrap();
+        let is_taken = Arc::clone(&self.is_taken);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(300));
+            is_taken.store(false, Ordering::SeqCst);
+            drop(transfer);
+        });
         Submission::Submitted
     }
 
     fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}
 
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.as_fd())
+        Some(self.event.as_fd())
     }
+
+    fn end(&self) {}
 }
 
 #[test]
 fn a_request_that_is_lost_is_answered_with_eio() {
-    let event = || rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
-    let mut device = Device::start(in_process::share_options(), move |service| service.with_engine(move || Box::new(LossyEngine(event()))));
-    std::fs::write(device.path("file"), [7; PAGE]).unwrap();
+    let mut device = Device::start(in_process::share_options(), move |service| service.with_engine(|| Box::new(LossyEngine::new())));
+    let (node, fh) = open_file(&mut device);
     let c = device.client();
-    let node = c.lookup(ROOT, "file").unwrap().nodeid;
-    let fh = c.open(node, libc::O_RDONLY).unwrap().fh;
-    for _ in 0..100 {
-        assert_eq!(c.read(node, fh, 0, PAGE as u32).unwrap_err().errno(), Some(libc::EIO));
+    for _ in 0..20 {
+        for pending in begin_reads(c, (node, fh), 8) {
+            assert_eq!(c.finish(pending).unwrap().header.error, -libc::EIO);
+        }
     }
     c.release(node, fh).unwrap();
     // Its file was let go of each time, so that the release has closed it.

@@ -103,8 +103,8 @@ fn read(path: &Path) -> String {
 }
 
 /// The threads that serve requests, each with the place in the trace from which on it does: the last thing that
-/// it does before is to enter its working directory. The others talk with the monitor, which nobody asks them
-/// to have done with when a phase begins.
+/// it does before is to enter its working directory. The others exchange messages with the VMM, and
+/// may still do so when a phase begins.
 struct Workers<'a>(HashMap<&'a str, usize>);
 
 impl<'a> Workers<'a> {
@@ -323,7 +323,7 @@ fn each_request_takes_no_more_host_calls_than_its_budget() {
     assert!(over.is_empty(), "{over:#?}");
     for phase in phases.iter().filter(|p| p.name.contains("segment")) {
         let segments: usize = phase.name.split(' ').find_map(|word| word.parse().ok()).unwrap();
-        assert_eq!(phase.vectors, vec![segments; N], "{}: what arrived packed stays packed", phase.name);
+        assert_eq!(phase.vectors, vec![segments; N], "{}: one vectored call for all segments", phase.name);
     }
 }
 

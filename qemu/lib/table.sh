@@ -109,7 +109,7 @@ finish_table() {
     ((${#failures[@]} > 0 || jobs_begun == jobs_total)) || add_failure "jobs: $jobs_begun of $jobs_total ran"
     clear_progress
     echo
-    echo "requests: READ and WRITE where there is a speed, else all of FUSE's. host I/O: read and write calls of the daemon."
+    echo "requests: READ and WRITE for jobs with a speed, all FUSE requests for the others. host I/O: read and write calls of the daemon."
     if ((${#failures[@]} > 0)); then
         echo "qemu/run: ${#failures[@]} job(s) failed, first: ${failures[0]}" >&2
         exit 1

@@ -149,8 +149,8 @@ pub struct Arguments {
     /// Adapt the timeouts to changes by other host processes
     ///
     /// Only with --cache auto. The guest caches unchanged files for up to 60 s and revalidates files that change. With
-    /// CAP_SYS_ADMIN, all changes in the file system are seen, except through mmap; otherwise only changes of names in
-    /// directories that the guest knows. No effect on network and FUSE file systems.
+    /// CAP_SYS_ADMIN, all changes in the file system are seen, except through mmap; otherwise only changes that are
+    /// made through a name in directories that the guest knows. No effect on network and FUSE file systems.
     #[arg(long, help_heading = CACHING)]
     pub watch: bool,
 

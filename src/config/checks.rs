@@ -72,7 +72,7 @@ pub enum ConfigError {
         /// The option.
         option: &'static str,
         /// The error, its position and the expected form.
-        error: sandbox::IdMapError,
+        error: sandbox::IdRangeError,
     },
     /// `--modcaps` is malformed.
     #[error("--modcaps: {0}")]
@@ -124,7 +124,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     let queues = match a.num_request_queues {
         Some(n) if n == 0 || n > REQUEST_QUEUES_MAX => return Err(ConfigError::Queues(n)),
         Some(n) => n,
-        None => cpus.clamp(1, usize::from(REQUEST_QUEUES_MAX)) as u16,
+        None => u16::try_from(cpus).unwrap_or(REQUEST_QUEUES_MAX).clamp(1, REQUEST_QUEUES_MAX),
     };
     for (is_set, option) in
         [(a.migration_verify_handles, "--migration-verify-handles"), (a.migration_confirm_paths, "--migration-confirm-paths")]
@@ -316,7 +316,7 @@ mod tests {
         for (is_root, more) in [(true, "--uid-map :0:1:1:"), (false, "--sandbox none --uid-map :0:1:1:")] {
             assert!(refused(is_root, more).contains("--uid-map needs --sandbox namespace"), "{}", refused(is_root, more));
         }
-        assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; write"));
+        assert!(refused(false, "--gid-map :0:1:").starts_with("--gid-map: range 1 (:0:1:) has 2 numbers instead of 3; expected"));
         assert!(refused(true, "--modcaps=chown").starts_with("--modcaps: entry 1 (chown)"));
     }
 

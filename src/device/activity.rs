@@ -13,7 +13,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// A leader woke up: it is to be looked at.
+    /// A leader woke up: the watchdog must check it.
     #[inline]
     pub fn note(&self) {
         if !self.is_active.load(Ordering::Relaxed) && !self.is_active.swap(true, Ordering::AcqRel) {

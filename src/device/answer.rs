@@ -1,6 +1,6 @@
-//! The result of an operation becomes the answer to its request. An answer that does not reach the guest, because the
-//! request was withdrawn or has too little room, gives it nothing: what the guest would have to forget or release then is
-//! forgotten or released here.
+//! Turns the result of an operation into the reply to its request. A reply may not reach the guest, because the request was
+//! withdrawn or its reply buffers are too small; the lookup count or open file that it would have passed to the guest is then
+//! dropped here.
 
 use zerocopy::{Immutable, IntoBytes};
 

@@ -1,15 +1,15 @@
-//! Who answers a request: whoever serves it, or whoever stops its queue because the host does not finish it.
-//! Exactly one of them writes to the guest's reply.
+//! Arbitrates who answers a request: the thread that serves it, or the one that stops its queue because the host does not
+//! finish it. Exactly one of them writes the reply.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Nobody has answered; a thread serves the request.
+/// Not answered; a thread serves the request.
 const SERVED: u8 = 0;
-/// Nobody has answered; no thread has the request: an engine has, or it waits to be taken up.
+/// Not answered; held by an engine or a list, not by a thread.
 const SUBMITTED: u8 = 1;
-/// Whoever serves the request answers, or has answered.
+/// Answered, or being answered, by the thread that serves it.
 const TAKEN: u8 = 2;
-/// Whoever stopped the queue has answered.
+/// Answered by the thread that stopped the queue.
 const WITHDRAWN: u8 = 3;
 
 /// From whom a request was withdrawn.
@@ -26,7 +26,7 @@ pub enum Holder {
 pub struct Claim(AtomicU8);
 
 impl Claim {
-    /// A new request begins, which nobody else knows of yet, on a thread.
+    /// Starts over with a new request that a thread serves. No other thread may know of it yet.
     pub fn begin(&self) {
         self.0.store(SERVED, Ordering::Release);
     }
@@ -36,12 +36,12 @@ impl Claim {
         let _ = self.0.compare_exchange(SERVED, SUBMITTED, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// A thread serves the request again.
+    /// A thread serves the request again, or finishes its transfer.
     pub fn enter_thread(&self) {
         let _ = self.0.compare_exchange(SUBMITTED, SERVED, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// For whoever serves the request: whether it is theirs to answer. From then on nobody can withdraw it.
+    /// Called before the reply is written: whether the caller may write it. The request cannot be withdrawn afterwards.
     pub fn take(&self) -> bool {
         let take_from = |from| self.0.compare_exchange(from, TAKEN, Ordering::AcqRel, Ordering::Acquire);
         match take_from(SERVED) {
@@ -51,7 +51,7 @@ impl Claim {
         }
     }
 
-    /// For whoever stops the queue: takes the request away from its holder. `None` where that is about to answer it.
+    /// Called to stop a queue: takes the request away from its holder. `None` if the holder answers it.
     pub fn withdraw(&self) -> Option<Holder> {
         let withdraw_from = |from| self.0.compare_exchange(from, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok();
         loop {

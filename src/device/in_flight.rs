@@ -2,7 +2,7 @@
 //! served by the thread that popped it, handed to an I/O engine, or suspended, and is finished on any thread. Dropped without
 //! an answer it answers EIO, so that a forgotten request cannot hang the guest.
 //!
-//! Its storage is used again for the next request. Knows its queue by what it asks of it only ([`Origin`]).
+//! Its storage is used again for the next request. Does not know the queue's state, only the trait [`Origin`].
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -75,12 +75,12 @@ pub(super) struct Vacant(Box<Storage>);
 #[derive(Debug)]
 pub struct InFlight(Box<Storage>);
 
-/// A request whose reply lies in guest memory: what is left to do is its entry in the used ring.
+/// A request whose reply is in guest memory. Its used element is still to be pushed.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Answered {
     storage: Box<Storage>,
-    /// The reply is this one's, and not that of whoever withdrew the request.
+    /// The caller's reply was written; false if the request was withdrawn, or got an error instead.
     pub is_given: bool,
 }
 
@@ -104,6 +104,11 @@ impl Vacant {
     /// Its place in the queue's table.
     pub fn slot(&self) -> SlotIndex {
         self.0.slot
+    }
+
+    /// Bytes of the lists that it keeps for the next request.
+    pub fn storage_bytes(&self) -> usize {
+        self.0.chain.storage_bytes()
     }
 
     /// The generation of the share that its requests go to.
@@ -187,7 +192,9 @@ impl InFlight {
 
     /// Bytes that a reply may have behind its header.
     pub(super) fn room(&self) -> usize {
-        self.0.chain.writable_bytes().saturating_sub(OUT_HEADER_LEN as u64).min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64) as usize
+        let room = self.0.chain.writable_bytes().saturating_sub(OUT_HEADER_LEN as u64);
+        // The header's length has 32 bits.
+        usize::try_from(room.min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64)).unwrap_or(usize::MAX)
     }
 
     /// Whether the request still waits for this answer. An operation of several steps goes on only then.
@@ -206,7 +213,7 @@ impl InFlight {
         self.0.file.as_ref()
     }
 
-    /// The transfer is over, or not made: its file is let go of.
+    /// Ends a transfer, made or not, and releases its file.
     pub(super) fn end_transfer(&mut self) {
         self.0.chain.end_transfer();
         if let Some(file) = self.0.file.take() {
@@ -219,12 +226,7 @@ impl InFlight {
         self.0.claim.leave_thread();
     }
 
-    /// A thread serves the request again.
-    pub(super) fn enter_thread(&self) {
-        self.0.claim.enter_thread();
-    }
-
-    /// Suspends the request: what is returned first answers it. Its memory is let go of, and its storage given back. On an
+    /// Suspends the request: releases its guest memory and its storage, and returns what answers it later. On an
     /// error it is as before: EIO where it was withdrawn, ENOLCK where too many are suspended.
     pub(super) fn suspend(mut self) -> Result<(Suspended, Vacant), (InFlight, Errno)> {
         let (id, storage) = (self.id(), &mut *self.0);
@@ -238,7 +240,7 @@ impl InFlight {
         }
     }
 
-    /// Writes the reply by `write`, if the request is this thread's to answer: it returns how many bytes it wrote.
+    /// Calls `write`, which writes the reply and returns its length, unless the request was withdrawn.
     pub(super) fn answer_with(mut self, write: impl FnOnce(&mut Chain, Unique) -> u32) -> Answered {
         let storage = &mut *self.0;
         let is_given = storage.claim.take();
@@ -271,7 +273,7 @@ impl TransferOwner for InFlight {
     }
 }
 
-/// What the used ring is told of an answered request.
+/// The used element of an answered request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UsedEntry {
     /// Where the queue's table has the request.
@@ -293,7 +295,8 @@ impl Answered {
         &self.storage.share
     }
 
-    /// What is left to do, and the storage, for the next request: idle threads keep no guest memory mapped.
+    /// The used element to push, and the storage for the next request. The chain's memory is released, so that idle threads
+    /// keep no guest memory mapped.
     pub fn finish(self) -> (UsedEntry, Vacant) {
         let storage = self.storage;
         (UsedEntry { slot: storage.slot, head: storage.chain.head(), len: storage.used_len }, vacate(storage))

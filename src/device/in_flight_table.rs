@@ -73,9 +73,10 @@ impl InFlightTable {
         (SlotIndex(free.unwrap_or(self.slots.len() - 1)), claim)
     }
 
-    /// The storage at `index` is gone.
+    /// The storage at `index` is gone. Its request was ended before.
     pub fn leave(&mut self, index: SlotIndex) {
-        self.end(index);
+        let is_there = self.end(index);
+        debug_assert!(!is_there, "a request in service loses its storage");
         self.slots[index.0] = None;
     }
 
@@ -86,6 +87,15 @@ impl InFlightTable {
             slot.request = Some(Record { popped: popped.clone(), since, thread });
             self.in_service += 1;
         }
+    }
+
+    /// `thread` serves the request at `index` again, or finishes its transfer. False if it was withdrawn meanwhile.
+    pub fn resume(&mut self, index: SlotIndex, thread: ThreadId) -> bool {
+        let Some(slot) = &mut self.slots[index.0] else { return false };
+        let Some(request) = &mut slot.request else { return false };
+        request.thread = thread;
+        slot.claim.enter_thread();
+        true
     }
 
     /// The request at `index` is answered. False where it was withdrawn meanwhile: somebody else has answered it.
@@ -117,7 +127,7 @@ impl InFlightTable {
         self.slots.iter().flatten().any(|slot| slot.stuck == Some(thread))
     }
 
-    /// Takes away the requests that nobody is about to answer.
+    /// Withdraws the requests whose reply is not being written.
     pub fn withdraw(&mut self) -> Vec<Withdrawn> {
         let mut withdrawn = Vec::new();
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.request.is_some()) {
@@ -131,8 +141,8 @@ impl InFlightTable {
         withdrawn
     }
 
-    /// The request `id` at `index` is suspended: it is in nobody's service. ENOLCK where those that are would take more than
-    /// half of a ring of `ring_len`, which must have room for the requests that end their waits.
+    /// Suspends the request `id` at `index`: it is no longer in service. ENOLCK if suspended requests would take more than half
+    /// of a ring of `ring_len` descriptors: the requests that end their waits need the rest.
     pub fn suspend(&mut self, index: SlotIndex, id: RequestId, ring_descriptors: u16, ring_len: u16) -> Result<SuspendedKey, Errno> {
         let sum = self.suspended_descriptors + u32::from(ring_descriptors);
         if sum > u32::from(ring_len / 2) {
@@ -153,7 +163,7 @@ impl InFlightTable {
         Some(id)
     }
 
-    /// Forgets the suspended requests: the guest has reset the queue, and waits for none of them.
+    /// Forgets the suspended requests, because the guest has reset the queue.
     pub fn clear_suspended(&mut self) {
         self.suspended.clear();
         self.suspended_descriptors = 0;

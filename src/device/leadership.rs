@@ -1,18 +1,18 @@
-//! Who watches a queue's ring: the leader, and how the lead passes on. Knows nothing of rings, requests or how threads sleep;
-//! [`Station`] is what it asks of them. The same code runs under a model checker (`leadership/model.rs`).
+//! Leader and followers: which of a queue's threads watches the ring, and how the lead changes hands. Knows nothing of rings,
+//! requests or how threads sleep, but the trait [`Station`]. The same code runs under a model checker (`leadership/model.rs`).
 //!
 //! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and requests take
-//! longer than a wake-up does, it hands the lead to a follower first. A leader that sits on a slow request is relieved
-//! (`watchdog.rs`).
+//! longer than a wake-up does, it hands the lead to a follower first. A leader that is blocked in a slow request
+//! loses the lead (`watchdog.rs`).
 //!
 //! The invariant, which holds whenever the queue's lock is free: at most one thread holds the lead of the present term; if the
 //! lead is free and the queue has work or is to end, a follower was notified, a thread is starting, or a thread that holds the
-//! lock next takes the lead; and whoever is woken for the ring without leading wakes it again, for the leader.
+//! lock next takes the lead; and a thread that is woken by a kick and does not lead passes the wake-up on to the leader.
 
 #[cfg(test)]
 mod model;
 
-/// One leader's time. A leader that was relieved finds another term and goes back to the followers.
+/// Number of a leader. A leader that lost the lead finds another number and becomes a follower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Term(u64);
 
@@ -21,8 +21,10 @@ pub(super) struct Term(u64);
 pub(super) struct Leadership {
     is_led: bool,
     term: u64,
-    /// Requests that leaders began to serve: tells whether a leader still sits on the same one.
+    /// Requests that leaders began to serve. If it does not change, the leader is still in the same request.
     turns: u64,
+    /// Threads that are serving a request.
+    serving: u16,
     /// The leader sleeps until a kick.
     is_asleep: bool,
     /// Followers that wait for the lead.
@@ -31,19 +33,19 @@ pub(super) struct Leadership {
     is_ending: bool,
 }
 
-/// Who takes the lead that was given up.
+/// Which thread takes the lead next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Successor {
     /// A follower that is waiting, once it is notified.
     Follower,
-    /// Nobody waits: a thread that is started.
+    /// No follower waits: a thread must be started.
     NewThread,
 }
 
 /// What a look at the leader finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Nobody leads, or the leader sleeps.
+    /// No leader, or the leader sleeps.
     Quiet,
     /// The leader is awake.
     Awake,
@@ -57,7 +59,7 @@ impl Leadership {
         self.is_ending
     }
 
-    /// The queue's threads are to leave; whoever sleeps must be woken after this.
+    /// Makes the queue's threads leave. The caller then wakes those that sleep.
     pub fn end(&mut self) {
         self.is_ending = true;
     }
@@ -109,21 +111,27 @@ impl Leadership {
     /// A leader begins to serve a request.
     pub fn begin_turn(&mut self) {
         self.turns = self.turns.wrapping_add(1);
+        self.serving += 1;
     }
 
-    /// Gives up the lead, for whoever of these.
+    /// The request is served, or has another holder.
+    pub fn end_turn(&mut self) {
+        self.serving = self.serving.saturating_sub(1);
+    }
+
+    /// Gives up the lead; which thread the caller must wake or start.
     pub fn give_up(&mut self) -> Successor {
         self.is_led = false;
         if self.idle > 0 { Successor::Follower } else { Successor::NewThread }
     }
 
-    /// Looks at the leader; `turns_seen` is what the last look saw, and this one. `has_requests` says that some are being served.
+    /// Checks the leader. `turns_seen` keeps the count of the last check; `has_requests` is whether a thread or an engine has requests.
     pub fn look(&self, turns_seen: &mut u64, has_requests: bool) -> Look {
         if !self.is_led || self.is_asleep {
             return Look::Quiet;
         }
         let before = std::mem::replace(turns_seen, self.turns);
-        if before == self.turns && has_requests { Look::Stalled } else { Look::Awake }
+        if before == self.turns && (has_requests || self.serving > 0) { Look::Stalled } else { Look::Awake }
     }
 }
 
@@ -171,10 +179,10 @@ pub(super) trait Station<G> {
     /// Signals the call for answers that the guest may not know of, with the lock open. False where there are none.
     fn call(&mut self, guard: &mut G) -> bool;
 
-    /// Asks for a kick. True where chains came meanwhile.
+    /// Requests a kick for the next chain. True if chains arrived meanwhile.
     fn enable_kicks(&self, guard: &mut G) -> bool;
 
-    /// Tells the guest that kicks are not needed.
+    /// Suppresses kicks.
     fn disable_kicks(&self, guard: &mut G);
 
     /// Sleeps until a kick or a wake, with the lock open. False where there is nothing to sleep on.
@@ -205,7 +213,7 @@ pub(super) fn run<G, S: Station<G>>(station: &mut S, guard: &mut G) {
                 break;
             }
             station.answer_late(guard);
-            // The lock was open meanwhile: who was relieved must not take the next leader's kick.
+            // The lock was open meanwhile: a thread that lost the lead must not take the next leader's kick.
             if !station.leadership(guard).leads(term) {
                 break;
             }
@@ -244,11 +252,12 @@ fn turn<G, S: Station<G>>(station: &mut S, guard: &mut G, chain: S::Chain, term:
         hand_over(station, guard);
     }
     station.serve(guard, chain, term);
+    station.leadership(guard).end_turn();
 }
 
-/// Tells the guest what is done, and sleeps until there is more.
+/// Signals the call for what is answered, and sleeps until there is more to do.
 fn sleep<G, S: Station<G>>(station: &mut S, guard: &mut G, term: Term, runs: bool) {
-    // The lock is open while the call is signalled: look again before sleeping.
+    // The lock was open while the call was signalled: check for work again before sleeping.
     if station.call(guard) {
         return;
     }
@@ -263,7 +272,7 @@ fn sleep<G, S: Station<G>>(station: &mut S, guard: &mut G, term: Term, runs: boo
         roles.is_asleep = false;
     }
     if is_woken && (!leads || roles.is_ending) {
-        // Pass the wake-up on to the current leader; at the end, to whoever else sleeps here.
+        // Pass the wake-up on to the current leader or, at the end, to another thread that sleeps here.
         station.wake();
     }
     if runs {

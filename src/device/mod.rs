@@ -21,6 +21,7 @@ mod in_flight;
 mod in_flight_table;
 mod leadership;
 mod queue;
+mod queue_engine;
 mod reply;
 mod serve;
 mod served;
@@ -36,6 +37,7 @@ mod worker;
 
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
 pub use in_flight::InFlight;
+pub use queue_engine::QueueEngine;
 pub use server::{ServeError, Server, ServerOptions, ServerStopper};
 pub use service::{Options, Service};
 pub use session::{Session, SessionError, Stopper};

@@ -16,6 +16,7 @@ use super::claim::Claim;
 use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
 use super::in_flight_table::{InFlightTable, Popped};
 use super::leadership::{Leadership, Next};
+use super::queue_engine::QueueEngine;
 use super::reply;
 use super::service::{Service, SessionQueue};
 use crate::guest::RingMemory;
@@ -82,17 +83,18 @@ pub(super) struct State {
     late: VecDeque<Late>,
     /// Requests that the engine had no room for, in order.
     throttled: VecDeque<InFlight>,
-    /// The engine has finished nothing since it had no room.
+    /// Counts how often the engine may have got room for more transfers.
+    engine_room: u64,
+    /// It has got none since it refused a transfer.
     is_engine_full: bool,
 }
 
-/// What a queue is given before the frontend can say anything.
+/// What a queue is given before the frontend sends messages about it.
 #[derive(Debug)]
 pub(super) struct Bound {
     pub index: QueueIndex,
     pub service: Arc<Service>,
     pub activity: Arc<Activity>,
-    pub engine: Box<dyn Engine<InFlight>>,
 }
 
 /// One virtqueue.
@@ -101,9 +103,10 @@ pub(super) struct Queue {
     pub state: Mutex<State>,
     /// Followers wait here for the lead.
     pub followers: Condvar,
-    /// Whoever stops the queue waits here until nothing is in service.
+    /// The thread that stops the queue waits here until nothing is in service.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
+    engine: OnceLock<QueueEngine>,
     pub bound: OnceLock<Bound>,
     pub handles: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -189,10 +192,16 @@ impl State {
         Next::Chain(Work::New { popped: Popped { head, memory }, waiting: waiting - 1 })
     }
 
-    /// The engine has no room for `request`: it is taken up again when the engine has finished something.
-    pub fn throttle(&mut self, request: InFlight) {
+    /// A number that changes when the engine may have got room for more transfers.
+    pub fn engine_room(&self) -> u64 {
+        self.engine_room
+    }
+
+    /// The engine had no room for `request`, which is served again when it has some. `room_before` is
+    /// [`State::engine_room`] before the request was submitted.
+    pub fn throttle(&mut self, request: InFlight, room_before: u64) {
         self.throttled.push_back(request);
-        self.is_engine_full = true;
+        self.is_engine_full = self.engine_room == room_before;
     }
 
     /// Takes out the requests that were throttled.
@@ -200,9 +209,11 @@ impl State {
         std::mem::take(&mut self.throttled)
     }
 
-    /// The engine has finished something.
-    pub fn note_engine_room(&mut self) {
+    /// The engine has finished something, and may have room for more. True if requests wait for that.
+    pub fn note_engine_room(&mut self) -> bool {
+        self.engine_room = self.engine_room.wrapping_add(1);
         self.is_engine_full = false;
+        !self.throttled.is_empty()
     }
 
     /// The next answer to a suspended request, with the memory to give it in.
@@ -238,13 +249,13 @@ impl State {
         if wanted { self.setup.call.clone() } else { None }
     }
 
-    /// Asks for a kick; true where chains came meanwhile.
+    /// Requests a kick for the next chain; true if chains arrived meanwhile.
     pub fn enable_kicks(&mut self) -> bool {
         let Some(ring) = &mut self.ring else { return false };
         ring.enable_kicks() && ring.waiting().is_ok()
     }
 
-    /// Tells the guest that kicks are not needed.
+    /// Suppresses kicks.
     pub fn disable_kicks(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.disable_kicks();
@@ -261,12 +272,17 @@ pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service) 
 }
 
 impl Queue {
-    /// What the queue was given; set before the frontend can say anything.
+    /// What the queue was given; set before the frontend sends messages about it.
     pub fn bound(&self) -> Option<&Bound> {
         self.bound.get()
     }
 
-    /// Wakes whoever sleeps on the ring.
+    /// Its I/O engine. Made with the first kick, as the watch is.
+    pub fn engine(&self) -> Option<&QueueEngine> {
+        self.engine.get()
+    }
+
+    /// Wakes the thread that sleeps on the ring.
     pub fn wake(&self) {
         if let Some(watch) = self.watch.get() {
             watch.wake();
@@ -282,8 +298,11 @@ impl Queue {
     pub fn set_kick(&self, kick: Option<OwnedFd>) -> std::io::Result<()> {
         if self.watch.get().is_none() && kick.is_some() {
             let watch = KickWatch::new()?;
-            if let Some(completions) = self.bound().and_then(|bound| bound.engine.completion_event()) {
-                watch.watch_completions(completions)?;
+            if let Some(bound) = self.bound() {
+                let engine = self.engine.get_or_init(|| bound.service.make_engine());
+                if let Some(completions) = engine.completion_event() {
+                    watch.watch_completions(completions)?;
+                }
             }
             let _ = self.watch.set(watch);
         }
@@ -312,14 +331,14 @@ impl Queue {
         }
     }
 
-    /// Changes the setup and lets the leader look at it.
+    /// Changes the setup and wakes the leader, which checks it.
     pub fn configure(&self, change: impl FnOnce(&mut Setup)) {
         let mut state = self.state.lock();
         change(&mut state.setup);
         self.wake();
     }
 
-    /// Guest memory was replaced: the ring follows at once, and the leader looks whether it runs now.
+    /// Guest memory was replaced: maps the ring again at once, and wakes the leader, which checks whether the ring runs now.
     pub fn follow_memory(&self) {
         if let Some(bound) = self.bound() {
             self.state.lock().follow_memory(&bound.service);
@@ -348,26 +367,29 @@ impl Queue {
         state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
     }
 
-    /// To be called when a request went out of service: wakes whoever waits for the last one.
+    /// To be called when a request leaves service: wakes the thread that waits for the last one to stop the queue.
     pub fn note_answered(&self, state: &State) {
         if state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
     }
 
-    /// Gives the answers to suspended requests that came, where the queue runs.
+    /// Writes the answers to suspended requests that are ready, if the queue runs.
     pub fn answer_late(&self, state: &mut MutexGuard<'_, State>) {
+        if state.late.is_empty() {
+            return;
+        }
         let Some(Bound { service, .. }) = self.bound() else { return };
         while let Some((id, memory, result)) = state.next_late(service) {
-            // In service again, so that nobody stops the queue meanwhile.
+            // In service again, so that the queue is not stopped meanwhile, and not to be withdrawn: the lock is the guest's.
             let (slot, claim) = state.in_flight.enter();
             let popped = Popped { head: id.head, memory };
             state.in_flight.begin(slot, &popped, Instant::now(), std::thread::current().id());
+            claim.take();
             let used_len = MutexGuard::unlocked(state, || {
                 let mut chain = Chain::new();
                 chain.walk(popped.head, popped.memory);
                 match result {
-                    _ if !claim.take() => 0,
                     Ok(()) => reply::write_parts(&mut chain, id.unique, &[], &[]),
                     Err(errno) => reply::write_error(&mut chain, id.unique, errno),
                 }
@@ -388,15 +410,20 @@ impl Origin for Queue {
         if state.in_flight.end(slot) {
             state.push_used(head, used_len);
         }
+        // An engine that loses a request has room for another one.
+        state.note_engine_room();
         if let Some(bound) = self.bound() {
+            state.follow_memory(&bound.service);
             signal_call(&mut state, &bound.service);
         }
         self.note_answered(&state);
+        drop(state);
+        Queue::wake(self);
     }
 
     fn suspend(&self, slot: SlotIndex, claim: &Claim, id: RequestId, ring_descriptors: u16) -> Result<SuspendedKey, Errno> {
         let mut state = self.state.lock();
-        // Nobody withdraws it while the state is locked. Taken last: what follows an error here may wait for the host.
+        // It cannot be withdrawn while the state is locked. Taken last: after an error the caller may still wait for the host.
         if claim.is_withdrawn() {
             return Err(Errno::EIO);
         }

@@ -1,5 +1,5 @@
 //! The bytes of a reply in guest memory: used.len always equals the length in the reply's header, because newer guests
-//! turn a difference into EIO (`fs/fuse/virtio_fs.c`). Knows nothing of who answers.
+//! turn a difference into EIO (`fs/fuse/virtio_fs.c`). Does not know requests or who answers them.
 
 use zerocopy::IntoBytes;
 
@@ -7,7 +7,8 @@ use crate::fuse::abi::{OUT_HEADER_LEN, OutHeader};
 use crate::types::{Errno, Unique};
 use crate::virtqueue::Chain;
 
-/// Writes a reply of `first` and `second`, one behind the other, for which the caller saw that there is room: bytes used.
+/// Writes a reply of `first` and `second`, one behind the other: bytes used. The caller checked that there is room, and that
+/// the length fits in 32 bits.
 pub(super) fn write_parts(chain: &mut Chain, unique: Unique, first: &[u8], second: &[u8]) -> u32 {
     let mut writable = chain.writable();
     let skip = OUT_HEADER_LEN as u64;
@@ -27,12 +28,12 @@ pub(super) fn write_filled(chain: &mut Chain, unique: Unique, payload_len: usize
     write_header(chain, unique, 0, payload_len)
 }
 
-/// Where even the header has no room the chain goes back with length 0.
+/// Returns 0 if the reply buffers have no room for a header.
 fn write_header(chain: &mut Chain, unique: Unique, error: i32, payload_len: usize) -> u32 {
     if chain.writable_bytes() < OUT_HEADER_LEN as u64 {
         return 0;
     }
-    let len = (OUT_HEADER_LEN + payload_len) as u32;
+    let len = u32::try_from(OUT_HEADER_LEN + payload_len).unwrap_or(u32::MAX);
     chain.writable().copy_from(0, OutHeader { len, error, unique: unique.0 }.as_bytes());
     len
 }

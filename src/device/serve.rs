@@ -13,6 +13,7 @@ mod session;
 
 use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_listed, answer_open};
 use super::in_flight::{Answered, InFlight};
+use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use super::transfer;
@@ -20,7 +21,6 @@ use super::wire;
 use crate::fuse::abi::{CopyFileRangeOut, IN_HEADER_LEN, LseekOut, WRITE_CACHE, WRITE_KILL_PRIV, WriteOut};
 use crate::fuse::{Opcode, Operation, decode, decode_header};
 use crate::host::WriteRequest;
-use crate::io::Engine;
 use crate::types::Errno;
 use crate::virtqueue::ChainFault;
 use crate::warn_limited;
@@ -29,7 +29,7 @@ use crate::warn_limited;
 pub(super) const FIRST_LEN: usize = transfer::WRITE_HEAD_LEN;
 
 /// Serves `request`, of which [`FIRST_LEN`] bytes were copied. `scratch` is room for replies that are put together here.
-pub(super) fn serve(service: &Service, engine: &dyn Engine<InFlight>, mut request: InFlight, scratch: &mut Vec<u8>) -> Served {
+pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlight, scratch: &mut Vec<u8>) -> Served {
     let Some(header) = decode_header(request.arguments()) else {
         return Served::Answered(refuse_headerless(service, request));
     };
@@ -46,7 +46,7 @@ pub(super) fn serve(service: &Service, engine: &dyn Engine<InFlight>, mut reques
         return Served::Answered(answer_error(Errno::EINVAL, request));
     }
     if opcode != Some(Opcode::Write) && readable > FIRST_LEN as u64 {
-        request.copy_arguments(readable as usize);
+        request.copy_arguments(usize::try_from(readable).unwrap_or(usize::MAX));
         if (request.arguments().len() as u64) < readable {
             service.metrics.malformed_requests.increment();
             return Served::Answered(answer_error(Errno::E2BIG, request));
@@ -56,13 +56,15 @@ pub(super) fn serve(service: &Service, engine: &dyn Engine<InFlight>, mut reques
 }
 
 /// Serves a request again that was throttled.
-pub(super) fn serve_again(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, scratch: &mut Vec<u8>) -> Served {
-    request.enter_thread();
+pub(super) fn serve_again(service: &Service, engine: &QueueEngine, request: InFlight, scratch: &mut Vec<u8>) -> Served {
+    if !request.is_wanted() {
+        return Served::Answered(request.error(Errno::EIO));
+    }
     carry_out(service, engine, request, scratch)
 }
 
 /// Decodes the operation and carries it out.
-fn carry_out(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, scratch: &mut Vec<u8>) -> Served {
+fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch: &mut Vec<u8>) -> Served {
     let header = *request.header();
     let negotiated = service.negotiated();
     let operation = match decode(&header, &request.arguments()[IN_HEADER_LEN..], negotiated.as_ref()) {
@@ -77,11 +79,11 @@ fn carry_out(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight
         }
     };
     let (share, node) = (request.share(), header.node);
-    // A wait for a lock looks for its INTERRUPT itself.
+    // SETLKW checks for an early INTERRUPT itself.
     if !matches!(operation, Operation::Setlkw(_)) {
         share.forget_interrupt(header.unique);
     }
-    // What an operation comes to is known before the request, in which its names and values lie, is consumed by the answer.
+    // Each result is computed before the request, which its names and values borrow, is consumed by the answer.
     Served::Answered(match operation {
         // The session.
         Operation::Init(init) => session::init(service, &init, request),
@@ -117,10 +119,11 @@ fn carry_out(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight
             share.copy_file_range(&arguments::copy_range(&copy), header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }),
             request,
         ),
-        Operation::CopyFileRange { copy, wide_reply: false } => answer(
-            share.copy_file_range(&arguments::copy_range(&copy), header.uid).map(|size| WriteOut { size: size as u32, padding: 0 }),
-            request,
-        ),
+        Operation::CopyFileRange { copy, wide_reply: false } => {
+            // At most 2 GiB: `copy_file_range` has a limit.
+            let size = share.copy_file_range(&arguments::copy_range(&copy), header.uid).map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+            answer(size.map(|size| WriteOut { size, padding: 0 }), request)
+        }
         Operation::Ioctl { request: ioctl, data } => {
             attributes::answer_ioctl(attributes::ioctl(&request, &ioctl, data, scratch), scratch, request)
         }
@@ -223,7 +226,7 @@ fn answer_error(errno: Errno, request: InFlight) -> Answered {
     if opcode.is_none_or(Opcode::wants_reply) { request.error(errno) } else { request.none() }
 }
 
-/// A chain without even a header: the guest is told which errno, if there is room, and nothing else.
+/// Answers a chain that is too short for a header, if its reply buffers have room.
 fn refuse_headerless(service: &Service, request: InFlight) -> Answered {
     let errno = match request.fault() {
         Some(fault) => refuse_chain(service, fault),

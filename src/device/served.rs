@@ -1,13 +1,13 @@
-//! What becomes of a request that a thread serves.
+//! The outcome of serving a request.
 
 use super::in_flight::{Answered, InFlight, Vacant};
 
-/// What became of a request.
+/// The outcome of serving a request.
 #[derive(Debug)]
 pub(super) enum Served {
     /// Its reply is in guest memory.
     Answered(Answered),
-    /// Somebody else has it, an engine or whoever it waits for, and answers it later. Its storage comes back where they need none.
+    /// It is answered later: an engine has it, or it is suspended. A suspended request gives its storage back.
     Submitted(Option<Vacant>),
     /// The engine has no room for it: it is served again later.
     Throttled(InFlight),

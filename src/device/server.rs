@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::config_space::ConfigSpace;
 use super::service::{Options, Service};
 use super::session::{Session, SessionError, Stopper};
+use crate::fuse::Opcode;
 use crate::host::{Export, Share};
 use crate::metrics::Metrics;
 
@@ -50,7 +51,8 @@ pub struct Server {
 impl Server {
     /// Serves `share`, and those that follow it in later FUSE sessions. An error where the process is out of descriptors.
     pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
-        Ok(Server { export: Arc::new(Export::new(share)), metrics: Arc::new(Metrics::new()), options, stop: Arc::new(Stop::new()?) })
+        let metrics = Arc::new(Metrics::new(&share.path().to_string_lossy(), &Opcode::NAMES));
+        Ok(Server { export: Arc::new(Export::new(share)), metrics, options, stop: Arc::new(Stop::new()?) })
     }
 
     /// The share of the present FUSE session, or of the next one.
@@ -68,7 +70,7 @@ impl Server {
         ServerStopper(Arc::clone(&self.stop))
     }
 
-    /// Serves whoever connects to `listener`, or only the first frontend, until [`ServerStopper::stop`]. Without
+    /// Serves the frontends that connect to `listener`, one after the other, or only the first, until [`ServerStopper::stop`]. Without
     /// `keep_listening` a session's error is returned, else logged.
     pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
         self.serve_with(listener, |service| service)
@@ -113,7 +115,7 @@ impl Server {
 pub struct ServerStopper(Arc<Stop>);
 
 impl ServerStopper {
-    /// Ends the wait for a frontend, or the session with one: what is in flight is finished first. How many requests that are.
+    /// Ends the wait for a frontend, or the session with one, whose requests in flight are finished first. Returns their number.
     pub fn stop(&self) -> u32 {
         self.0.stop()
     }
@@ -121,7 +123,7 @@ impl ServerStopper {
 
 type CurrentSession = (Stopper, Weak<Service>);
 
-/// What is to be ended by a stop.
+/// State that [`ServerStopper`] and the serving thread share.
 struct Stop {
     is_wanted: AtomicBool,
     /// Readable once stopping is wanted.
@@ -141,8 +143,8 @@ impl Stop {
         Ok(Stop { is_wanted: AtomicBool::new(false), event, session: Mutex::new(None) })
     }
 
-    /// Sleeps until a frontend connects; false where a stop is wanted. The listener itself is left as it is: an inherited one
-    /// belongs to whoever made it.
+    /// Sleeps until a frontend connects; false where a stop is wanted. Does not change the listener: an inherited one may be
+    /// shared with another process.
     fn wait_for_frontend(&self, listener: &UnixListener) -> io::Result<bool> {
         let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
         loop {

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 
 use super::features;
 use super::in_flight::InFlight;
+use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
@@ -48,7 +49,7 @@ pub(super) trait SessionQueue: Send + Sync {
 }
 
 /// Makes the I/O engine of a queue.
-type MakeEngine = dyn Fn() -> Box<dyn Engine<InFlight>> + Send + Sync;
+type MakeEngine = dyn Fn() -> QueueEngine + Send + Sync;
 
 /// The shared state of a session's workers.
 pub struct Service {
@@ -78,7 +79,7 @@ impl Service {
     /// A service without guest memory.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
         let counters = Arc::clone(&metrics);
-        let make_engine = move || -> Box<dyn Engine<InFlight>> { Box::new(SyncEngine::new(Arc::clone(&counters))) };
+        let make_engine = move || QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
             export,
@@ -99,22 +100,22 @@ impl Service {
 
     /// The same with another I/O engine for each queue.
     pub fn with_engine(self, make_engine: impl Fn() -> Box<dyn Engine<InFlight>> + Send + Sync + 'static) -> Service {
-        Service { make_engine: Box::new(make_engine), ..self }
+        Service { make_engine: Box::new(move || QueueEngine::Other(make_engine())), ..self }
     }
 
     /// The I/O engine of a queue that starts.
-    pub(super) fn make_engine(&self) -> Box<dyn Engine<InFlight>> {
+    pub(super) fn make_engine(&self) -> QueueEngine {
         (self.make_engine)()
     }
 
     /// The share of the present FUSE session, with its generation.
     pub(super) fn present_share(&self) -> (Arc<Share>, u64) {
-        // The generation first: a share that is newer than its generation is looked at again.
+        // The generation first: if the share is newer than it, the caller finds another generation at its next check.
         let generation = self.export.generation();
         (self.export.share(), generation)
     }
 
-    /// Threads that the host does not let go.
+    /// Threads that are stuck in the host with a request that was withdrawn.
     pub(super) fn stuck_threads(&self) -> u64 {
         self.metrics.stuck.get().saturating_sub(self.metrics.stuck_returned.get())
     }
@@ -140,7 +141,7 @@ impl Service {
     pub fn set_memory(&self, map: GuestMap) {
         let old = std::mem::replace(&mut *self.memory.write(), Arc::new(map));
         self.memory_generation.fetch_add(1, Ordering::Release);
-        // Unmapped, where nobody uses it, with the lock open.
+        // Unmapped with the lock open, if no request uses it.
         drop(old);
     }
 
@@ -160,8 +161,8 @@ impl Service {
     }
 
     /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
-    /// (/sys/fs/fuse/connections): what was held until then is let go first. EIO where another INIT
-    /// came in between, or where the host took so long that this one is not wanted any more; ENOMEM where there is no memory
+    /// (/sys/fs/fuse/connections): what the old session held is released first. EIO if another INIT
+    /// arrived in between, or if this one was withdrawn because the host took too long; ENOMEM if there is no memory
     /// for the session's tables.
     pub fn begin_fuse(&self, negotiated: &Negotiated, is_wanted: impl Fn() -> bool) -> Result<(), Errno> {
         if let Some(closing) = self.leave_fuse() {
@@ -196,7 +197,7 @@ impl Service {
             fuse.take()?;
             self.export.end_session()
         };
-        // Threads that sleep let go of the share that ended.
+        // Wakes the threads that sleep: they release the share of the session that ended.
         for queue in self.queues.get().into_iter().flatten().filter_map(Weak::upgrade) {
             queue.wake();
         }

@@ -98,7 +98,7 @@ impl VhostUserBackend for Device {
     }
 
     fn set_event_idx(&self, _enabled: bool) {
-        // Each vring was told.
+        // Each vring has its own call for it.
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -184,15 +184,14 @@ impl Session {
         let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
         let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());
-        // What an attempt that failed left behind is none of this session's.
+        // Drop queues that a failed attempt left behind.
         drop(collect_queues());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
         let activity = Arc::new(Activity::default());
-        for (index, queue) in queues.iter().enumerate() {
-            let (index, service, activity) = (QueueIndex(index as u16), Arc::clone(service), Arc::clone(&activity));
-            let engine = service.make_engine();
-            let _ = queue.bound.set(Bound { index, service, activity, engine });
+        for (index, queue) in (0..).zip(&queues) {
+            let (index, service, activity) = (QueueIndex(index), Arc::clone(service), Arc::clone(&activity));
+            let _ = queue.bound.set(Bound { index, service, activity });
         }
         let _ = device.queues.set(queues.clone());
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());
@@ -210,7 +209,8 @@ impl Session {
         self.daemon.shutdown_handle().map(Stopper)
     }
 
-    /// Serves until the frontend leaves, then drains every queue and lets go of what the guest held.
+    /// Serves until the frontend disconnects, then drains every queue and releases what the guest held. An error if the frontend
+    /// broke the protocol.
     pub fn wait(mut self) -> Result<(), SessionError> {
         let result = self.daemon.wait();
         self.end();

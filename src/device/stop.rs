@@ -1,6 +1,6 @@
 //! Stopping a queue: what is in service is waited for, up to a bound. What the host has not finished by then is withdrawn
-//! from its thread or engine and answered with EIO, so that a frontend that waits in GET_VRING_BASE goes on. Whatever the host
-//! does with it later, data for the guest or an answer, reaches nobody.
+//! from its thread or engine and answered with EIO, so that a frontend that waits in GET_VRING_BASE goes on. Data or results
+//! that the host delivers for it later are discarded.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::queue::{Bound, Queue, State, signal_call};
 use super::reply;
 use crate::fuse::abi::IN_HEADER_LEN;
 use crate::fuse::{Opcode, decode_header};
+use crate::io::Engine;
 use crate::types::{Errno, Unique};
 use crate::virtqueue::{Chain, Ring};
 
@@ -62,11 +63,15 @@ impl Queue {
         // Its threads count no more, and none of them leads: the next start finds or makes others.
         let stuck = withdrawn.iter().filter(|withdrawn| withdrawn.holder == Holder::Thread).count();
         service.metrics.stuck.add(stuck as u64);
-        state.leadership.lose_threads(stuck as u16);
+        state.leadership.lose_threads(u16::try_from(stuck).unwrap_or(u16::MAX));
         self.followers.notify_one();
         // A leader that was not stuck sleeps on the watch: it leaves, so that two threads never sleep there.
         self.wake();
-        // What is withdrawn from the old mappings is in the guest's place in the new ones.
+        // None of them waits to be served again. Storage takes the lock when it is dropped.
+        let throttled = state.take_throttled();
+        state.note_engine_room();
+        MutexGuard::unlocked(state, || drop(throttled));
+        // The pages that are taken out of the old mappings are still there in the new ones.
         service.set_memory(service.memory().renewed());
         state.follow_memory(service);
         for Withdrawn { popped: Popped { head, memory }, .. } in withdrawn {
@@ -90,21 +95,22 @@ impl Queue {
         }
     }
 
-    /// Ends the queue: drains it and waits for its threads, but those that the host does not let go.
+    /// Ends the queue: drains it and waits for its threads, except for those that are stuck in the host.
     pub fn end(&self) {
         self.stop();
         self.state.lock().leadership.end();
         self.followers.notify_all();
         self.wake();
         let handles = std::mem::take(&mut *self.handles.lock());
-        // A thread that the host does not let go ends by itself when it does, or with the process.
+        // A stuck thread ends when the host call returns, or with the process.
         let is_stuck = |handle: &JoinHandle<()>| self.state.lock().in_flight.is_stuck(handle.thread().id());
         for handle in handles.into_iter().filter(|handle| !is_stuck(handle)) {
             // A thread that panicked has said so; the others still must be waited for.
             let _ = handle.join();
         }
-        // Requests that were withdrawn while they waited to be served again: their storage refers to the queue.
-        let throttled = self.state.lock().take_throttled();
-        drop(throttled);
+        // What the engine still finishes was withdrawn, and refers to the queue.
+        if let Some(engine) = self.engine() {
+            engine.end();
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::answer::answer;
 use super::in_flight::{Answered, InFlight};
+use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
@@ -13,14 +14,7 @@ use crate::types::{Errno, FileHandle};
 pub(super) const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
 
 /// READ of `size` bytes.
-pub(super) fn read(
-    service: &Service,
-    engine: &dyn Engine<InFlight>,
-    request: InFlight,
-    handle: FileHandle,
-    offset: u64,
-    size: u32,
-) -> Served {
+pub(super) fn read(service: &Service, engine: &QueueEngine, request: InFlight, handle: FileHandle, offset: u64, size: u32) -> Served {
     if size as usize > request.room() {
         return Served::Answered(request.error(Errno::EINVAL));
     }
@@ -29,7 +23,7 @@ pub(super) fn read(
 }
 
 /// WRITE of `size` bytes.
-pub(super) fn write(service: &Service, engine: &dyn Engine<InFlight>, request: InFlight, write: &WriteRequest, size: u32) -> Served {
+pub(super) fn write(service: &Service, engine: &QueueEngine, request: InFlight, write: &WriteRequest, size: u32) -> Served {
     if u64::from(size) > request.readable_bytes() - WRITE_HEAD_LEN as u64 {
         return Served::Answered(request.error(Errno::EINVAL));
     }
@@ -40,7 +34,7 @@ pub(super) fn write(service: &Service, engine: &dyn Engine<InFlight>, request: I
 /// Submits the transfer of `len` bytes, `skip` bytes into the request's memory, at `offset` of the file.
 fn submit(
     service: &Service,
-    engine: &dyn Engine<InFlight>,
+    engine: &QueueEngine,
     mut request: InFlight,
     prepared: Result<PreparedTransfer, Errno>,
     (offset, skip, len): (u64, usize, usize),
@@ -72,12 +66,11 @@ fn submit(
 /// Answers a request whose transfer is finished.
 pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
     let Finished { transfer, mut result } = finished;
-    let Transfer { owner: mut request, offset, direction, unaligned, .. } = transfer;
-    if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered {
-        let share = request.share();
-        let again =
-            request.held_file().and_then(|file| share.transfer_buffered(file, request.pages(), offset, direction, &service.metrics));
-        result = again.unwrap_or(result);
+    let Transfer { owner: mut request, offset, direction, thread, unaligned } = transfer;
+    if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered && request.is_wanted() {
+        let (share, pages) = (request.share(), request.pages());
+        let retry = |file| share.transfer_buffered(file, pages, offset, (direction, thread), &service.metrics);
+        result = request.held_file().and_then(retry).unwrap_or(result);
     }
     request.end_transfer();
     match (direction, result) {
@@ -88,7 +81,7 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         }
         (Direction::Write { .. }, Ok(len)) => {
             service.metrics.host_write_bytes.add(len as u64);
-            answer(Ok(WriteOut { size: len as u32, padding: 0 }), request)
+            answer(Ok(WriteOut { size: u32::try_from(len).unwrap_or(u32::MAX), padding: 0 }), request)
         }
     }
 }

@@ -19,8 +19,8 @@ use crate::guest::MappedMemory;
 pub(super) type Memory = GuestMemoryAtomic<MappedMemory>;
 
 thread_local! {
-    /// The queues that the crate made on this thread and that nobody collected yet: `VringT::new` is given
-    /// no context, so the maker collects them right after.
+    /// Queues that the crate has made on this thread since the last `collect_queues`: `VringT::new` has no argument that could
+    /// carry them, and `Session::accept` collects them right after. Empty at all other times.
     static MADE: RefCell<Vec<Arc<Queue>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -29,7 +29,7 @@ pub(super) fn collect_queues() -> Vec<Arc<Queue>> {
     MADE.take()
 }
 
-/// A vring that tells our queue what it is told.
+/// A vring that passes what the frontend sets on to our queue.
 #[derive(Clone)]
 pub struct HookedVring {
     inner: VringRwLock<Memory>,
@@ -118,8 +118,7 @@ impl VringT<Memory> for HookedVring {
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        // Read from guest memory whenever addresses are set. A running ring knows better: it may have
-        // answers that are not published yet.
+        // Read from guest memory whenever addresses are set. A running ring has the right value.
         if !self.queue.is_running() {
             self.inner.set_queue_next_used(idx);
             self.queue.configure(|s| s.next_used = idx);

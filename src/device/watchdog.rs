@@ -1,8 +1,8 @@
-//! Relieves a leader that sits on a slow request, so that those behind it are served.
+//! The stall watchdog: takes the lead from a leader that is blocked in a slow request, so that the requests behind it are served.
 //!
 //! A leader serves a lone request itself, with kicks off: that is what makes a lone request fast. If it
-//! then waits for a disk, nobody watches the ring. One thread a session looks every other millisecond,
-//! while there is activity, for leaders that still sit on the request they sat on before.
+//! then waits for a disk, no thread watches the ring. One thread a session checks every other millisecond, while there is
+//! activity, for leaders that are still in the same request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::leadership::Look;
 use super::queue::Queue;
 use super::worker::relieve;
 
-/// How often leaders are looked at. A request waits at most twice this behind a slow one.
+/// Time between checks. A request waits at most twice this behind a slow one.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Looks without any leader awake after which the thread sleeps.
+/// Checks without any leader awake after which the thread sleeps.
 const QUIET_LOOKS_MAX: u32 = 25;
 
 /// Watches the leaders of `queues` until `activity` ends.
@@ -25,7 +25,7 @@ pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>]) {
     while !activity.is_ending() {
         if quiet > QUIET_LOOKS_MAX {
             activity.clear();
-            // A leader that woke up before is found by this look.
+            // Finds a leader that woke up before the flag was cleared.
             if !look(queues, &mut turns_seen) && !activity.is_noted() {
                 std::thread::park();
             }
@@ -37,7 +37,7 @@ pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>]) {
     }
 }
 
-/// Looks once; true where a leader is awake.
+/// Checks every queue once; true if a leader is awake.
 fn look(queues: &[Arc<Queue>], turns_seen: &mut [u64]) -> bool {
     let mut is_any_awake = false;
     for (queue, turns_seen) in queues.iter().zip(turns_seen) {
@@ -46,7 +46,7 @@ fn look(queues: &[Arc<Queue>], turns_seen: &mut [u64]) -> bool {
         let found = state.leadership.look(turns_seen, has_requests);
         is_any_awake |= found != Look::Quiet;
         if found == Look::Stalled {
-            // Under the lock of the look: a leader that came back meanwhile must not lose the lead while it sleeps.
+            // Under the same lock as the check: a leader that has returned and sleeps must not lose the lead.
             relieve(queue, &mut state);
         }
     }

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::claim::Claim;
-use super::in_flight::{Answered, InFlight, Origin, SlotIndex, UsedEntry, Vacant};
+use super::in_flight::{InFlight, Origin, SlotIndex, UsedEntry, Vacant};
 use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
 use super::queue::{Bound, Queue, State, Work, signal_call};
+use super::queue_engine::QueueEngine;
 use super::serve::{FIRST_LEN, serve, serve_again};
 use super::served::Served;
 use super::transfer;
-use crate::io::Finished;
+use crate::io::{Engine, Finished};
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -33,8 +34,10 @@ const BATCH_LEN_MAX: u16 = 32;
 const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 /// Storage that a thread keeps for requests to come, where an engine finishes some later.
 const SPARES_MAX: usize = 64;
-/// Threads that the host does not let go: with as many the daemon starts no more. A host that does not answer would else take
-/// threads and memory with each reset of the VM.
+/// Bytes of lists in each of it but the first: those of a request of 1020 pages take 32 KiB.
+const SPARE_LEN_MAX: usize = 64 << 10;
+/// Threads that may be stuck in the host, with requests that were withdrawn. With more no thread is started: a host that does not
+/// answer would otherwise take threads and memory at each reset of the VM.
 const STUCK_MAX: u64 = 512;
 
 /// Starts the queue's first thread once the frontend starts the queue.
@@ -81,21 +84,22 @@ fn add_thread(queue: &Arc<Queue>, state: &mut State) {
 
 /// A thread's life.
 fn serve_queue(queue: &Arc<Queue>) {
-    let Some(bound) = queue.bound() else { return };
+    // Threads start with the first kick, so there is an engine.
+    let (Some(bound), Some(engine)) = (queue.bound(), queue.engine()) else { return };
     let (share, generation) = bound.service.present_share();
     let entered = share.enter_thread();
-    let mut state = queue.state.lock();
     if let Err(e) = entered {
-        // A descriptor's name would then mean some file of the share: better no thread than this one.
+        // Without it the name of a descriptor would be a path in the share.
         tracing::error!("a worker cannot enter /proc/self/fd and leaves: {e}");
-        state.leadership.end_thread();
+        queue.state.lock().leadership.end_thread();
         return;
     }
-    let (slot, claim) = state.in_flight.enter();
+    let (slot, claim) = queue.state.lock().in_flight.enter();
     let vacant = new_storage(queue, bound, slot, claim, (share, generation));
     let mut worker = Worker {
         queue,
         bound,
+        engine,
         thread: std::thread::current().id(),
         spares: vec![vacant],
         finished: Vec::new(),
@@ -103,20 +107,28 @@ fn serve_queue(queue: &Arc<Queue>) {
         last_took: Duration::ZERO,
         now: Instant::now(),
     };
+    // Dropped before the worker, whose storage takes the lock when it is dropped.
+    let mut state = queue.state.lock();
     leadership::run(&mut worker, &mut state);
     state.leadership.end_thread();
-    // Storage takes the lock when it goes.
-    drop(state);
 }
 
 fn new_storage(queue: &Arc<Queue>, bound: &Bound, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<crate::host::Share>, u64)) -> Vacant {
     Vacant::new(Arc::clone(queue) as Arc<dyn Origin>, bound.index, slot, claim, share)
 }
 
+/// [`Served`], with an answered request taken apart.
+enum Outcome {
+    Answered((UsedEntry, Vacant)),
+    Submitted(Option<Vacant>),
+    Throttled(InFlight),
+}
+
 /// A serving thread.
 struct Worker<'q> {
     queue: &'q Arc<Queue>,
     bound: &'q Bound,
+    engine: &'q QueueEngine,
     thread: ThreadId,
     /// Storage for the requests to come.
     spares: Vec<Vacant>,
@@ -140,39 +152,52 @@ impl Worker<'_> {
             let (slot, claim) = state.in_flight.enter();
             return new_storage(self.queue, self.bound, slot, claim, service.present_share());
         };
-        // Behind the request, which may be the first that this thread has of a new session.
+        // After the pop: the request may be the first of a new session.
         if spare.share_generation() != service.export.generation() {
             drop(spare.set_share(service.present_share()));
         }
         spare
     }
 
-    /// Keeps storage for the next request. The queue's lock must be open.
-    fn keep_spare(&mut self, vacant: Vacant) {
-        if self.spares.len() < SPARES_MAX {
+    /// Keeps storage for the next request.
+    fn keep_spare(&mut self, state: &mut Guard<'_>, vacant: Vacant) {
+        let fits = self.spares.len() < SPARES_MAX && vacant.storage_bytes() <= SPARE_LEN_MAX;
+        if self.spares.is_empty() || fits {
             self.spares.push(vacant);
+        } else {
+            // Storage takes the lock when it is dropped.
+            MutexGuard::unlocked(state, || drop(vacant));
         }
     }
 
-    /// An answer is in guest memory, and the storage back: what is left is the used ring.
-    fn take_back(&mut self, answered: Answered) -> UsedEntry {
-        let (used, vacant) = answered.finish();
-        self.keep_spare(vacant);
-        used
-    }
-
-    /// Puts an answer into the used ring, unless the request was withdrawn, and somebody else has answered it.
-    fn push(&self, state: &mut State, used: UsedEntry) {
+    /// Puts an answer into the used ring, unless the request was withdrawn and is answered already, and keeps its storage.
+    fn finish(&mut self, state: &mut Guard<'_>, (used, vacant): (UsedEntry, Vacant)) {
         if state.in_flight.end(used.slot) {
             state.push_used(used.head, used.len);
         } else {
-            self.bound.service.metrics.withdrawn_finished.increment();
-            let index = self.bound.index.0;
-            tracing::warn!("the host has finished a request that was given up when queue {index} was stopped; nothing came of it");
+            self.note_late();
         }
+        self.keep_spare(state, vacant);
     }
 
-    /// Lets go of the share of a FUSE session that ended.
+    /// The host has finished a request that was withdrawn.
+    fn note_late(&self) {
+        self.bound.service.metrics.withdrawn_finished.increment();
+        let index = self.bound.index.0;
+        tracing::warn!("the host has finished a request that was given up when queue {index} was stopped; its result is discarded");
+    }
+
+    /// This thread has come back from the host: true if the request at `slot` was withdrawn from it meanwhile.
+    fn note_returned(&self, state: &mut State, slot: SlotIndex) -> bool {
+        let was_stuck = state.in_flight.note_returned(slot, self.thread);
+        if was_stuck {
+            self.bound.service.metrics.stuck_returned.increment();
+            state.leadership.readmit_thread();
+        }
+        was_stuck
+    }
+
+    /// Releases the share of a FUSE session that ended.
     fn follow_share(&mut self, state: &mut Guard<'_>) {
         let service = &self.bound.service;
         let generation = service.export.generation();
@@ -190,22 +215,32 @@ impl Worker<'_> {
     /// Finishes what the engine has brought to an end.
     fn reap(&mut self, state: &mut Guard<'_>) {
         let bound = self.bound;
-        if bound.engine.completion_event().is_none() {
+        if self.engine.completion_event().is_none() {
             return;
         }
-        bound.engine.reap(&mut self.finished);
+        let (engine, finished) = (self.engine, &mut self.finished);
+        MutexGuard::unlocked(state, || engine.reap(finished));
         if self.finished.is_empty() {
             return;
         }
-        state.note_engine_room();
+        if state.note_engine_room() {
+            // The lock was open: another thread may lead, and sleep because the engine was full.
+            self.queue.wake();
+        }
         while let Some(finished) = self.finished.pop() {
-            let used = MutexGuard::unlocked(state, || {
-                let answered = transfer::finish(&bound.service, finished);
-                self.take_back(answered)
-            });
-            self.push(state, used);
+            let slot = finished.transfer.owner.slot();
+            if state.in_flight.resume(slot, self.thread) {
+                let answered = MutexGuard::unlocked(state, || transfer::finish(&bound.service, finished).finish());
+                self.finish(state, answered);
+                self.note_returned(state, slot);
+            } else {
+                self.note_late();
+                MutexGuard::unlocked(state, || drop(finished));
+            }
             self.queue.note_answered(state);
         }
+        state.follow_memory(&bound.service);
+        signal_call(state, &bound.service);
     }
 }
 
@@ -231,7 +266,6 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     fn answer_late(&mut self, guard: &mut Guard<'g>) {
         self.queue.answer_late(guard);
         self.reap(guard);
-        self.follow_share(guard);
     }
 
     fn next(&mut self, guard: &mut Guard<'g>) -> Next<Work> {
@@ -248,50 +282,60 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
         let service = &self.bound.service;
-        // What a thread that takes over would signal.
+        // The lead was handed over: the next leader may sleep before these answers are signalled.
         let leads = guard.leadership.leads(term);
+        let room_before = guard.engine_room();
         let (slot, request) = match chain {
             Work::New { popped, .. } => {
                 let spare = self.take_spare(guard);
                 guard.in_flight.begin(spare.slot(), &popped, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped)))
             }
-            Work::Again(request) => (request.slot(), Err(request)),
+            Work::Again(request) => {
+                let slot = request.slot();
+                if !guard.in_flight.resume(slot, self.thread) {
+                    self.note_late();
+                    return MutexGuard::unlocked(guard, || drop(request));
+                }
+                (slot, Err(request))
+            }
         };
         if !leads {
             signal_call(guard, service);
         }
-        let (used, came_back) = MutexGuard::unlocked(guard, || {
+        let served = MutexGuard::unlocked(guard, || {
             let served = match request {
                 Ok((spare, Popped { head, memory })) => {
-                    serve(service, &*self.bound.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
+                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
                 }
-                Err(request) => serve_again(service, &*self.bound.engine, request, &mut self.scratch),
+                Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
+            // The chain's memory is released with the lock open: it may be the last that keeps old guest memory mapped.
             match served {
-                Served::Answered(answered) => (Some(self.take_back(answered)), None),
-                Served::Submitted(vacant) => {
-                    vacant.into_iter().for_each(|vacant| self.keep_spare(vacant));
-                    (None, None)
-                }
-                Served::Throttled(request) => (None, Some(request)),
+                Served::Answered(answered) => Outcome::Answered(answered.finish()),
+                Served::Submitted(vacant) => Outcome::Submitted(vacant),
+                Served::Throttled(request) => Outcome::Throttled(request),
             }
         });
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
-        if let Some(request) = came_back {
-            service.metrics.throttled.increment();
-            guard.throttle(request);
+        match served {
+            Outcome::Answered(answered) => self.finish(guard, answered),
+            Outcome::Submitted(Some(vacant)) => self.keep_spare(guard, vacant),
+            Outcome::Submitted(None) => {}
+            Outcome::Throttled(request) => {
+                service.metrics.throttled.increment();
+                guard.throttle(request, room_before);
+                if !guard.leadership.leads(term) {
+                    self.queue.wake();
+                }
+            }
         }
-        if let Some(used) = used {
-            self.push(guard, used);
+        if self.note_returned(guard, slot) {
+            return;
         }
-        if guard.in_flight.note_returned(slot, self.thread) {
-            service.metrics.stuck_returned.increment();
-            return guard.leadership.readmit_thread();
-        }
-        // Memory that was replaced meanwhile, and could not be let go for this request.
+        // Guest memory that was replaced while this request used it.
         guard.follow_memory(service);
         let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
@@ -324,7 +368,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             self.queue.followers.wait_for(guard, FOLLOWER_IDLE_MAX);
             return false;
         };
+        self.follow_share(guard);
         let woken = MutexGuard::unlocked(guard, || watch.wait());
+        self.follow_share(guard);
         if woken.kicked {
             self.bound.service.metrics.kicks.increment();
         }

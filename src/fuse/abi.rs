@@ -1,9 +1,8 @@
-//! The FUSE protocol's structures, version 7.45, as they lie in memory (`linux/fuse.h`).
-//! Flag values that fuse-backend-rs has are taken from it; the structures are our own because its
-//! request header lacks the extension length of 7.38 and its traits belong to another vm-memory
-//! (docs/decisions/0001-own-wire-structs.md). A test holds both layouts side by side.
+//! The structures of the FUSE protocol, version 7.45 (`linux/fuse.h`). Constants come from fuse-backend-rs where it has them. Its
+//! structures are not used, because its request header lacks the extension length of 7.38 and its traits are those of another
+//! version of vm-memory (docs/decisions/0001-own-wire-structs.md). A test compares both layouts.
 
-// The derive makes helper types without Debug.
+// The derive macros generate helper types without Debug.
 #![allow(missing_debug_implementations)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -12,74 +11,74 @@ pub use fuse_backend_rs::abi::fuse_abi::{
     ATTR_SUBMOUNT, FATTR_FH, FATTR_LOCKOWNER, FSYNC_FDATASYNC, GETATTR_FH, KERNEL_VERSION, WRITE_CACHE, WRITE_KILL_PRIV,
 };
 
-/// The minor version that this daemon speaks.
+/// The minor version of the daemon.
 pub const KERNEL_MINOR_VERSION: u32 = 45;
-/// The oldest minor version that it accepts: 4.20 of 2018, the first with MAX_PAGES near.
+/// The oldest minor version of a guest that is accepted: Linux 4.18 and 4.19. MAX_PAGES came with the next one.
 pub const KERNEL_MINOR_VERSION_MIN: u32 = 27;
 /// Bytes of a request's header.
 pub const IN_HEADER_LEN: usize = size_of::<InHeader>();
 /// Bytes of a reply's header.
 pub const OUT_HEADER_LEN: usize = size_of::<OutHeader>();
 
-/// INIT flags, both words joined (flags2 in the upper half).
+/// INIT flags, `flags2` in the upper half.
 pub mod init_flags {
-    /// Reads may come out of order.
+    /// READs may be sent in parallel and out of order.
     pub const ASYNC_READ: u64 = 1 << 0;
-    /// Record locks are the daemon's.
+    /// Record locks are sent to the daemon.
     pub const POSIX_LOCKS: u64 = 1 << 1;
-    /// OPEN with O_TRUNC truncates, no SETATTR follows.
+    /// OPEN with O_TRUNC truncates, without a SETATTR.
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
-    /// LOOKUP knows "." and "..", so that a node is found again by its id.
+    /// LOOKUP takes "." and "..", so that the guest can look up a node by its id.
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
-    /// WRITE may exceed one page.
+    /// WRITEs of more than one page.
     pub const BIG_WRITES: u64 = 1 << 5;
-    /// The guest leaves the umask to the daemon.
+    /// The daemon applies the umask.
     pub const DONT_MASK: u64 = 1 << 6;
-    /// flock(2) is the daemon's.
+    /// flock(2) locks are sent to the daemon.
     pub const FLOCK_LOCKS: u64 = 1 << 10;
-    /// IOCTL of a directory is served.
+    /// IOCTL of directories.
     pub const HAS_IOCTL_DIR: u64 = 1 << 11;
-    /// The guest drops cached data when size or mtime changed.
+    /// The guest invalidates cached data when size or mtime changes.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
-    /// READDIRPLUS is served.
+    /// READDIRPLUS.
     pub const DO_READDIRPLUS: u64 = 1 << 13;
     /// The guest chooses between READDIR and READDIRPLUS.
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     /// Direct I/O may be sent in parallel.
     pub const ASYNC_DIO: u64 = 1 << 15;
-    /// The guest keeps dirty pages.
+    /// The guest caches writes.
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
-    /// OPEN may be ENOSYS: the guest then asks no more and sends handle 0.
+    /// OPEN may be ENOSYS: the guest then sends no more OPENs, and handle 0.
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
-    /// LOOKUP and READDIR of one directory may come in parallel.
+    /// LOOKUPs and READDIRs of one directory may be sent in parallel.
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
-    /// Writes, truncations and changes of owner clear setuid, setgid and capabilities on the host, always.
+    /// The daemon always clears setuid, setgid and capabilities at writes, truncations and changes of owner.
     pub const HANDLE_KILLPRIV: u64 = 1 << 19;
     /// The guest enforces POSIX ACLs.
     pub const POSIX_ACL: u64 = 1 << 20;
-    /// `max_pages` of the INIT reply counts.
+    /// `max_pages` of the INIT reply is valid.
     pub const MAX_PAGES: u64 = 1 << 22;
-    /// The guest keeps the targets of symbolic links.
+    /// The guest caches the targets of symbolic links.
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    /// OPENDIR may be ENOSYS: the guest then asks no more and sends handle 0.
+    /// OPENDIR may be ENOSYS: the guest then sends no more OPENDIRs, and handle 0.
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
-    /// The guest drops cached data only when it is told to.
+    /// The guest invalidates cached data only by notifications of the daemon.
     pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
-    /// `FUSE_ATTR_SUBMOUNT` is understood.
+    /// The guest supports `FUSE_ATTR_SUBMOUNT`.
     pub const SUBMOUNTS: u64 = 1 << 27;
-    /// As `HANDLE_KILLPRIV`, where the request says that its caller may not keep setuid and setgid.
+    /// As `HANDLE_KILLPRIV`, for requests that have a flag for it.
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
-    /// SETXATTR carries `setxattr_flags`.
+    /// SETXATTR has `setxattr_flags`.
     pub const SETXATTR_EXT: u64 = 1 << 29;
-    /// INIT carries `flags2`.
+    /// INIT has `flags2`.
     pub const INIT_EXT: u64 = 1 << 30;
-    /// Creates carry the label of the guest's security module.
+    /// Creates have the label of the guest's security module.
     pub const SECURITY_CTX: u64 = 1 << 32;
-    /// Creates carry the caller's group where the parent directory needs it.
+    /// Creates have the caller's supplementary group where it is that of the parent directory.
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
-    /// A file that is opened with DIRECT_IO may be mapped.
+    /// A file that is opened with DIRECT_IO may be mapped shared.
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
-    /// The guest may mount with mapped ids; requests other than creates then carry no caller.
+    /// Id-mapped mounts in the guest. Requests other than creates then have no caller.
     pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
@@ -87,11 +86,11 @@ pub mod init_flags {
 pub mod open_flags {
     /// Bypass the page cache.
     pub const DIRECT_IO: u32 = 1 << 0;
-    /// Keep cached data of an earlier open.
+    /// Keep the cached data of earlier opens.
     pub const KEEP_CACHE: u32 = 1 << 1;
     /// The guest may cache directory entries.
     pub const CACHE_DIR: u32 = 1 << 3;
-    /// No FLUSH when a descriptor is closed.
+    /// No FLUSH at close(2).
     pub const NOFLUSH: u32 = 1 << 5;
     /// Direct writes that do not extend the file may be sent in parallel.
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
@@ -99,39 +98,39 @@ pub mod open_flags {
 
 /// `fuse_setattr_in.valid` bits.
 pub mod setattr_valid {
-    /// `mode` counts.
+    /// `mode` is valid.
     pub const MODE: u32 = 1 << 0;
-    /// `uid` counts.
+    /// `uid` is valid.
     pub const UID: u32 = 1 << 1;
-    /// `gid` counts.
+    /// `gid` is valid.
     pub const GID: u32 = 1 << 2;
-    /// `size` counts.
+    /// `size` is valid.
     pub const SIZE: u32 = 1 << 3;
-    /// `atime` counts.
+    /// `atime` is valid.
     pub const ATIME: u32 = 1 << 4;
-    /// `mtime` counts.
+    /// `mtime` is valid.
     pub const MTIME: u32 = 1 << 5;
-    /// atime becomes the present time.
+    /// Set atime to the current time.
     pub const ATIME_NOW: u32 = 1 << 7;
-    /// mtime becomes the present time.
+    /// Set mtime to the current time.
     pub const MTIME_NOW: u32 = 1 << 8;
     /// Clear setuid and setgid as a write does.
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
-/// `fuse_ioctl_in.flags`: the caller's memory may be read and written anywhere (character devices only).
+/// `fuse_ioctl_in.flags`: an ioctl that may access any memory of the caller (CUSE only).
 pub const IOCTL_UNRESTRICTED: u32 = 1 << 1;
 /// `fuse_open_in.open_flags`: clear setuid and setgid when truncating.
 pub const OPEN_KILL_SUIDGID: u32 = 1;
-/// `fuse_setxattr_in.setxattr_flags`: the new access ACL takes setgid away.
+/// `fuse_setxattr_in.setxattr_flags`: the new access ACL clears setgid.
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
-/// `fuse_lk_in.lk_flags`: flock(2), not a record lock.
+/// `fuse_lk_in.lk_flags`: a flock(2) lock, not a record lock.
 pub const LK_FLOCK: u32 = 1;
-/// `fuse_release_in.release_flags`: the flock(2) lock of `lock_owner` ends.
+/// `fuse_release_in.release_flags`: release the flock(2) lock of `lock_owner`.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 /// Extension type of supplementary groups.
 pub const EXT_GROUPS: u32 = 32;
-/// Extension types up to this one are security contexts, and their number (FUSE_MAX_NR_SECCTX).
+/// The highest extension type that is a number of security contexts (FUSE_MAX_NR_SECCTX).
 pub const EXT_SECURITY_MAX: u32 = 31;
 
 macro_rules! wire {

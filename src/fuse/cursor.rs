@@ -1,4 +1,4 @@
-//! A bounded reader over a request's copied bytes: it never reads past them.
+//! A bounded reader of the copied bytes of a request.
 
 use std::ffi::CStr;
 
@@ -8,16 +8,17 @@ use crate::types::Errno;
 
 /// The longest name of one path component (NAME_MAX, man pathconf(3)).
 pub const NAME_LEN_MAX: usize = 255;
-/// The longest target of a symbolic link (PATH_MAX less its NUL).
+/// The longest target of a symbolic link (PATH_MAX without its NUL).
 const TARGET_LEN_MAX: usize = 4095;
 
-/// What is left to decode of a request's arguments.
+/// The arguments of a request that are not decoded yet.
 #[derive(Debug)]
 pub struct Cursor<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
+    /// A cursor at the begin of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Cursor<'a> {
         Cursor { bytes }
     }
@@ -43,7 +44,7 @@ impl<'a> Cursor<'a> {
         Ok(string)
     }
 
-    /// The next name of one path component. EINVAL for an empty name, `.`, `..` or a slash;
+    /// The next name of one path component. EINVAL for an empty name, for `.` and `..`, and for a name with a slash or without NUL;
     /// ENAMETOOLONG above 255 bytes.
     pub fn take_name(&mut self) -> Result<&'a CStr, Errno> {
         let name = self.take_string()?;
@@ -56,7 +57,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// As `take_name`, with `.` and `..` allowed: what LOOKUP takes where EXPORT_SUPPORT was agreed.
+    /// As `take_name`, with `.` and `..` allowed: the name of a LOOKUP with EXPORT_SUPPORT.
     pub fn take_lookup_name(&mut self) -> Result<&'a CStr, Errno> {
         match self.bytes {
             [b'.', 0, ..] | [b'.', b'.', 0, ..] => self.take_string(),
@@ -64,7 +65,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next symbolic link target. ENOENT when empty (man symlink(2)), ENAMETOOLONG above PATH_MAX.
+    /// The next target of a symbolic link. ENOENT where it is empty (man symlink(2)), ENAMETOOLONG above PATH_MAX, EINVAL without
+    /// NUL.
     pub fn take_target(&mut self) -> Result<&'a CStr, Errno> {
         let target = self.take_string()?;
         match target.count_bytes() {
@@ -74,7 +76,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Ends a request that consists of names: a byte that follows means that a name held a NUL.
+    /// Ends the decoding of names. EINVAL where bytes follow, as after a name that contains a NUL.
     pub fn finish(self) -> Result<(), Errno> {
         if self.bytes.is_empty() { Ok(()) } else { Err(Errno::EINVAL) }
     }

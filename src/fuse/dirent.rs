@@ -1,16 +1,16 @@
-//! Directory entries on their way to the guest: READDIR's `fuse_dirent` and READDIRPLUS's
-//! `fuse_direntplus`, packed into a buffer no larger than the guest asked for.
+//! The directory entries of a reply: `fuse_dirent` of READDIR and `fuse_direntplus` of READDIRPLUS, in at most as many bytes as
+//! the guest has room for.
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{Dirent, EntryOut};
 
-/// One entry: where the next READDIR resumes, and what it is.
+/// One directory entry.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
     /// Inode number.
     pub ino: u64,
-    /// Directory offset of the entry that follows.
+    /// The directory offset of the next entry, at which the next READDIR continues.
     pub next_offset: u64,
     /// File type as in `d_type` (man readdir(3)).
     pub kind: u32,
@@ -18,30 +18,31 @@ pub struct Entry<'a> {
     pub name: &'a [u8],
 }
 
-/// Bytes that an entry of READDIR takes for a name of `name_len` bytes.
+/// Bytes of a READDIR entry with a name of `name_len` bytes.
 pub fn dirent_len(name_len: usize) -> usize {
     (size_of::<Dirent>() + name_len).next_multiple_of(8)
 }
 
-/// Bytes that an entry of READDIRPLUS takes for a name of `name_len` bytes.
+/// Bytes of a READDIRPLUS entry with a name of `name_len` bytes.
 pub fn direntplus_len(name_len: usize) -> usize {
     size_of::<EntryOut>() + dirent_len(name_len)
 }
 
-/// Appends a READDIR entry to `reply`, which then may hold at most `len_max` bytes. False, and nothing
-/// appended, where it does not fit.
+/// Appends a READDIR entry to `reply`, which may have at most `len_max` bytes then. False, and nothing appended, where the entry
+/// does not fit, or where its name is longer than 4 GiB.
 pub fn push_dirent(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>) -> bool {
+    let Ok(namelen) = u32::try_from(entry.name.len()) else { return false };
     if reply.len() + dirent_len(entry.name.len()) > len_max {
         return false;
     }
-    let header = Dirent { ino: entry.ino, off: entry.next_offset, namelen: entry.name.len() as u32, kind: entry.kind };
+    let header = Dirent { ino: entry.ino, off: entry.next_offset, namelen, kind: entry.kind };
     reply.extend_from_slice(header.as_bytes());
     reply.extend_from_slice(entry.name);
     reply.resize(reply.len().next_multiple_of(8), 0);
     true
 }
 
-/// Appends a READDIRPLUS entry as [`push_dirent`] does. A zero node id means "not looked up".
+/// Appends a READDIRPLUS entry as [`push_dirent`]. A node id of 0 means that the entry was not looked up.
 pub fn push_direntplus(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>, looked_up: &EntryOut) -> bool {
     if reply.len() + direntplus_len(entry.name.len()) > len_max {
         return false;
@@ -50,7 +51,7 @@ pub fn push_direntplus(reply: &mut Vec<u8>, len_max: usize, entry: &Entry<'_>, l
     push_dirent(reply, len_max, entry)
 }
 
-/// What the entries of a READDIRPLUS reply say of their nodes, in order.
+/// The nodes of the entries of a READDIRPLUS reply, in order.
 pub fn looked_up(mut reply: &[u8]) -> impl Iterator<Item = EntryOut> {
     std::iter::from_fn(move || {
         let (entry, rest) = EntryOut::read_from_prefix(reply).ok()?;

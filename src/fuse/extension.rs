@@ -1,5 +1,5 @@
-//! What a create carries behind its arguments: blocks, each with its length and type (FUSE 7.38; the
-//! security context alone since 7.36).
+//! Extensions after the arguments of a create: blocks with a length and a type (FUSE 7.38; before that, since 7.36, only the
+//! security context).
 
 use std::ffi::CStr;
 
@@ -8,38 +8,38 @@ use super::cursor::Cursor;
 use super::init::Negotiated;
 use crate::types::{Errno, GuestGid};
 
-/// The group that a create needs beside the caller's own: that of the parent directory, when the
-/// caller is a member of it. Linux sends at most this one (`fs/fuse/dir.c`).
+/// A supplementary group of the caller that a create needs: that of the parent directory, where the caller is a member of it.
+/// Linux sends at most one (`fs/fuse/dir.c`).
 pub type SupplementaryGroup = Option<GuestGid>;
 
-/// The first minor version whose header tells the length of the extensions.
+/// The first minor version whose header has the length of the extensions.
 const MINOR_WITH_LENGTH: u32 = 38;
 
-/// The extended attribute that a new file has from its first moment on.
+/// The security label with which a file is to be created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SecurityLabel<'a> {
-    /// The attribute, as the guest calls it: `security.selinux`.
+    /// The extended attribute, by the guest's name: `security.selinux`.
     pub name: &'a CStr,
-    /// Its value.
+    /// The value of the attribute.
     pub value: &'a [u8],
 }
 
 /// The extensions of a create.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extensions<'a> {
-    /// Group.
+    /// The caller's supplementary group.
     pub group: SupplementaryGroup,
-    /// Label, where the guest's security module has one.
+    /// The label, where the guest's security module has one.
     pub label: Option<SecurityLabel<'a>>,
 }
 
-/// Whether the extensions of `agreed`'s requests have no length of their own and follow the last name.
+/// Whether the header of a request has no length of the extensions, so that they are all bytes after the last name.
 pub fn follow_the_names(agreed: Option<&Negotiated>) -> bool {
     agreed.is_some_and(|a| a.has(init_flags::SECURITY_CTX) && a.minor < MINOR_WITH_LENGTH)
 }
 
-/// Reads a request's extension area; blocks of unknown types are passed over. EINVAL where a block's length is
-/// not possible, and for a label that was not agreed on or, once it was, for a create that says nothing of one.
+/// Decodes the extensions of a request. Blocks of unknown types are ignored. EINVAL for an impossible length, for a label without
+/// SECURITY_CTX, for a second one, and, with SECURITY_CTX, for a create without a security block.
 pub fn extensions<'a>(area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Extensions<'a>, Errno> {
     let has_labels = agreed.is_some_and(|a| a.has(init_flags::SECURITY_CTX));
     let mut cursor = Cursor::new(area);
@@ -51,7 +51,7 @@ pub fn extensions<'a>(area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Ext
         let body = Cursor::new(cursor.take_bytes(body_len)?);
         match header.kind {
             EXT_GROUPS => found.group = one_group(body)?,
-            // The type is the number of labels.
+            // The type is the number of labels in the block.
             0..=EXT_SECURITY_MAX if !has_labels || has_security_block => return Err(Errno::EINVAL),
             0..=EXT_SECURITY_MAX => {
                 has_security_block = true;

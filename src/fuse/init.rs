@@ -1,14 +1,14 @@
-//! INIT: what guest and daemon agree on for one FUSE session. Only what has logic behind it is accepted.
+//! INIT: the features of one FUSE session. Only flags that the daemon implements are accepted.
 
 use super::abi::{InitCompatIn, InitExtIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_MINOR_VERSION_MIN, KERNEL_VERSION, init_flags as f};
 use super::cursor::Cursor;
 use crate::types::Errno;
 
-/// Background requests that the guest may keep in flight; its own `max_background` is below this.
+/// Background requests that the guest may have in flight: no limit. The guest's own `max_background` is lower.
 const MAX_BACKGROUND: u16 = u16::MAX;
-/// Timestamps are exact to the nanosecond.
+/// The granularity of timestamps.
 const TIME_GRANULARITY_NS: u32 = 1;
-/// The page size of the protocol's `max_pages`.
+/// The page size in which the protocol counts `max_pages`.
 const PAGE_SIZE: u32 = 4096;
 
 /// A decoded INIT.
@@ -18,13 +18,14 @@ pub struct InitRequest {
     pub major: u32,
     /// Minor version.
     pub minor: u32,
-    /// Read-ahead that the guest would like, bytes.
+    /// The guest's maximum read-ahead, bytes.
     pub max_readahead: u32,
-    /// What the guest can do: both flag words joined.
+    /// The guest's flags, `flags2` in the upper half.
     pub flags: u64,
 }
 
 impl InitRequest {
+    /// Decodes the arguments. EINVAL where they are too short.
     pub(super) fn decode(cursor: &mut Cursor<'_>) -> Result<InitRequest, Errno> {
         let head: InitCompatIn = cursor.take()?;
         let mut flags = u64::from(head.flags);
@@ -36,60 +37,61 @@ impl InitRequest {
     }
 }
 
-/// What the daemon brings to the agreement.
+/// The daemon's side of the negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Flags that the daemon has logic for and its options ask for.
+    /// Flags that the daemon implements and its options enable.
     pub wanted: u64,
-    /// Pages of the largest READ or WRITE; follows the queue size.
+    /// Pages of the largest READ or WRITE, which depends on the queue size.
     pub max_pages: u16,
 }
 
-/// What was agreed.
+/// The result of the negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Negotiated {
-    /// Flags that both sides know.
+    /// Flags of both sides.
     pub flags: u64,
     /// The guest's minor version.
     pub minor: u32,
-    /// Bytes of the largest WRITE.
+    /// The largest WRITE, bytes.
     pub max_write: u32,
 }
 
 impl Negotiated {
-    /// Whether all of `flags` were agreed on.
+    /// Whether all of `flags` were negotiated.
     pub fn has(&self, flags: u64) -> bool {
         self.flags & flags == flags
     }
 }
 
-/// Why there is no session yet.
+/// Why an INIT does not begin a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionError {
-    /// The guest speaks a newer major version: it must send INIT again with ours.
+pub enum InitError {
+    /// The guest has a newer major version. This reply tells it the daemon's version, with which it sends INIT again.
     RetryWithOurs(InitOut),
-    /// The guest is too old: EPROTO.
+    /// The guest's version is too old. The reply is EPROTO.
     TooOld,
 }
 
-/// Answers an INIT: the reply to send and what it means, or why there is no session.
-pub fn negotiate(request: &InitRequest, limits: &Limits) -> Result<(InitOut, Negotiated), SessionError> {
+/// Negotiates the features of a session: the reply to INIT and its meaning. [`InitError`] for a guest whose version is newer than
+/// 7 or older than 7.27.
+pub fn negotiate(request: &InitRequest, limits: &Limits) -> Result<(InitOut, Negotiated), InitError> {
     if request.major > KERNEL_VERSION {
-        return Err(SessionError::RetryWithOurs(InitOut { major: KERNEL_VERSION, minor: KERNEL_MINOR_VERSION, ..InitOut::default() }));
+        return Err(InitError::RetryWithOurs(InitOut { major: KERNEL_VERSION, minor: KERNEL_MINOR_VERSION, ..InitOut::default() }));
     }
     if request.major < KERNEL_VERSION || request.minor < KERNEL_MINOR_VERSION_MIN {
-        return Err(SessionError::TooOld);
+        return Err(InitError::TooOld);
     }
     let flags = request.flags & limits.wanted;
-    // Without MAX_PAGES a guest stays at 32 pages (FUSE_DEFAULT_MAX_PAGES_PER_REQ).
+    // A guest without MAX_PAGES uses 32 pages (FUSE_DEFAULT_MAX_PAGES_PER_REQ).
     let max_pages = if flags & f::MAX_PAGES != 0 { limits.max_pages } else { 32 };
     let max_write = u32::from(max_pages) * PAGE_SIZE;
     let out = InitOut {
         major: KERNEL_VERSION,
         minor: KERNEL_MINOR_VERSION,
         max_readahead: request.max_readahead,
-        flags: (flags & u64::from(u32::MAX)) as u32,
-        flags2: (flags >> 32) as u32,
+        flags: lower_half(flags),
+        flags2: lower_half(flags >> 32),
         max_background: MAX_BACKGROUND,
         congestion_threshold: MAX_BACKGROUND / 4 * 3,
         max_write,
@@ -98,6 +100,11 @@ pub fn negotiate(request: &InitRequest, limits: &Limits) -> Result<(InitOut, Neg
         ..InitOut::default()
     };
     Ok((out, Negotiated { flags, minor: request.minor, max_write }))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is another word of the reply")]
+fn lower_half(flags: u64) -> u32 {
+    flags as u32
 }
 
 #[cfg(test)]
@@ -121,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn newer_majors_are_told_ours_and_old_guests_are_refused() {
+    fn newer_majors_get_our_version_and_old_guests_are_refused() {
         let newer = InitRequest { major: 8, ..guest(0, 0) };
-        assert!(matches!(negotiate(&newer, &LIMITS), Err(SessionError::RetryWithOurs(out)) if out.major == 7));
-        assert_eq!(negotiate(&guest(26, 0), &LIMITS), Err(SessionError::TooOld));
-        assert_eq!(negotiate(&InitRequest { major: 6, ..guest(45, 0) }, &LIMITS), Err(SessionError::TooOld));
+        assert!(matches!(negotiate(&newer, &LIMITS), Err(InitError::RetryWithOurs(out)) if out.major == 7));
+        assert_eq!(negotiate(&guest(26, 0), &LIMITS), Err(InitError::TooOld));
+        assert_eq!(negotiate(&InitRequest { major: 6, ..guest(45, 0) }, &LIMITS), Err(InitError::TooOld));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The FUSE protocol, version 7.45: bytes to [`Operation`], results to bytes. Pure: it does no I/O,
-//! knows nothing of guests, queues or files, and holds no `unsafe`.
+//! The FUSE protocol, version 7.45: decodes requests to [`Operation`] and encodes replies. It does no I/O and knows nothing of
+//! guests, queues or files.
 #![forbid(unsafe_code)]
 
 pub mod abi;
@@ -11,6 +11,6 @@ mod opcode;
 mod operation;
 
 pub use extension::{Extensions, SecurityLabel, SupplementaryGroup};
-pub use init::{InitRequest, Limits, Negotiated, SessionError, negotiate};
+pub use init::{InitError, InitRequest, Limits, Negotiated, negotiate};
 pub use opcode::Opcode;
 pub use operation::{HandleOrNode, Operation, RequestHeader, SetTime, Setattr, decode, decode_header};

@@ -1,17 +1,24 @@
-//! The opcodes 1 to 53 of FUSE 7.45, decoded by value: a number outside the list is no opcode.
+//! The opcodes of FUSE 7.45, with the protocol's names.
 
 macro_rules! opcodes {
-    ($($(#[$doc:meta])* $name:ident = $number:literal),* $(,)?) => {
+    ($($name:ident = $number:literal $spelling:literal),* $(,)?) => {
         /// A FUSE opcode (`enum fuse_opcode`).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[allow(missing_docs)]
-        pub enum Opcode { $($(#[$doc])* $name = $number),* }
+        pub enum Opcode { $($name = $number),* }
 
         impl Opcode {
-            /// Every opcode, in the order of its number.
+            /// Every opcode, in ascending order.
             pub const ALL: &'static [Opcode] = &[$(Opcode::$name),*];
 
-            /// The opcode of that number, if there is one.
+            /// The protocol's names without their prefix, by number; "" for a number that is not an opcode.
+            pub const NAMES: [&'static str; Opcode::COUNT] = {
+                let mut names = [""; Opcode::COUNT];
+                $(names[$number] = $spelling;)*
+                names
+            };
+
+            /// The opcode with that number; `None` where there is none.
             pub fn from_number(number: u32) -> Option<Opcode> {
                 match number { $($number => Some(Opcode::$name),)* _ => None }
             }
@@ -20,82 +27,69 @@ macro_rules! opcodes {
 }
 
 opcodes! {
-    Lookup = 1, Forget = 2, Getattr = 3, Setattr = 4, Readlink = 5, Symlink = 6, Mknod = 8, Mkdir = 9,
-    Unlink = 10, Rmdir = 11, Rename = 12, Link = 13, Open = 14, Read = 15, Write = 16, Statfs = 17,
-    Release = 18, Fsync = 20, Setxattr = 21, Getxattr = 22, Listxattr = 23, Removexattr = 24, Flush = 25,
-    Init = 26, Opendir = 27, Readdir = 28, Releasedir = 29, Fsyncdir = 30, Getlk = 31, Setlk = 32,
-    Setlkw = 33, Access = 34, Create = 35, Interrupt = 36, Bmap = 37, Destroy = 38, Ioctl = 39, Poll = 40,
-    NotifyReply = 41, BatchForget = 42, Fallocate = 43, Readdirplus = 44, Rename2 = 45, Lseek = 46,
-    CopyFileRange = 47, Setupmapping = 48, Removemapping = 49, Syncfs = 50, Tmpfile = 51, Statx = 52,
-    CopyFileRange64 = 53,
+    Lookup = 1 "LOOKUP",
+    Forget = 2 "FORGET",
+    Getattr = 3 "GETATTR",
+    Setattr = 4 "SETATTR",
+    Readlink = 5 "READLINK",
+    Symlink = 6 "SYMLINK",
+    Mknod = 8 "MKNOD",
+    Mkdir = 9 "MKDIR",
+    Unlink = 10 "UNLINK",
+    Rmdir = 11 "RMDIR",
+    Rename = 12 "RENAME",
+    Link = 13 "LINK",
+    Open = 14 "OPEN",
+    Read = 15 "READ",
+    Write = 16 "WRITE",
+    Statfs = 17 "STATFS",
+    Release = 18 "RELEASE",
+    Fsync = 20 "FSYNC",
+    Setxattr = 21 "SETXATTR",
+    Getxattr = 22 "GETXATTR",
+    Listxattr = 23 "LISTXATTR",
+    Removexattr = 24 "REMOVEXATTR",
+    Flush = 25 "FLUSH",
+    Init = 26 "INIT",
+    Opendir = 27 "OPENDIR",
+    Readdir = 28 "READDIR",
+    Releasedir = 29 "RELEASEDIR",
+    Fsyncdir = 30 "FSYNCDIR",
+    Getlk = 31 "GETLK",
+    Setlk = 32 "SETLK",
+    Setlkw = 33 "SETLKW",
+    Access = 34 "ACCESS",
+    Create = 35 "CREATE",
+    Interrupt = 36 "INTERRUPT",
+    Bmap = 37 "BMAP",
+    Destroy = 38 "DESTROY",
+    Ioctl = 39 "IOCTL",
+    Poll = 40 "POLL",
+    NotifyReply = 41 "NOTIFY_REPLY",
+    BatchForget = 42 "BATCH_FORGET",
+    Fallocate = 43 "FALLOCATE",
+    Readdirplus = 44 "READDIRPLUS",
+    Rename2 = 45 "RENAME2",
+    Lseek = 46 "LSEEK",
+    CopyFileRange = 47 "COPY_FILE_RANGE",
+    Setupmapping = 48 "SETUPMAPPING",
+    Removemapping = 49 "REMOVEMAPPING",
+    Syncfs = 50 "SYNCFS",
+    Tmpfile = 51 "TMPFILE",
+    Statx = 52 "STATX",
+    CopyFileRange64 = 53 "COPY_FILE_RANGE_64",
 }
 
 impl Opcode {
-    /// One more than the highest number: the length of a table indexed by opcode.
+    /// One more than the highest number: the length of a table that is indexed by opcode.
     pub const COUNT: usize = 54;
 
-    /// The protocol's own spelling, without its prefix.
+    /// The protocol's name, without its prefix.
     pub fn name(self) -> &'static str {
-        const NAMES: [&str; Opcode::COUNT] = [
-            "",
-            "LOOKUP",
-            "FORGET",
-            "GETATTR",
-            "SETATTR",
-            "READLINK",
-            "SYMLINK",
-            "",
-            "MKNOD",
-            "MKDIR",
-            "UNLINK",
-            "RMDIR",
-            "RENAME",
-            "LINK",
-            "OPEN",
-            "READ",
-            "WRITE",
-            "STATFS",
-            "RELEASE",
-            "",
-            "FSYNC",
-            "SETXATTR",
-            "GETXATTR",
-            "LISTXATTR",
-            "REMOVEXATTR",
-            "FLUSH",
-            "INIT",
-            "OPENDIR",
-            "READDIR",
-            "RELEASEDIR",
-            "FSYNCDIR",
-            "GETLK",
-            "SETLK",
-            "SETLKW",
-            "ACCESS",
-            "CREATE",
-            "INTERRUPT",
-            "BMAP",
-            "DESTROY",
-            "IOCTL",
-            "POLL",
-            "NOTIFY_REPLY",
-            "BATCH_FORGET",
-            "FALLOCATE",
-            "READDIRPLUS",
-            "RENAME2",
-            "LSEEK",
-            "COPY_FILE_RANGE",
-            "SETUPMAPPING",
-            "REMOVEMAPPING",
-            "SYNCFS",
-            "TMPFILE",
-            "STATX",
-            "COPY_FILE_RANGE_64",
-        ];
-        NAMES[self as usize]
+        Opcode::NAMES[self as usize]
     }
 
-    /// FORGET and BATCH_FORGET are never answered; neither are INTERRUPT and NOTIFY_REPLY.
+    /// False for FORGET, BATCH_FORGET, INTERRUPT and NOTIFY_REPLY, which have no reply.
     pub fn wants_reply(self) -> bool {
         !matches!(self, Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::NotifyReply)
     }

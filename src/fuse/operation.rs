@@ -1,5 +1,5 @@
-//! A request's bytes to a typed [`Operation`]. Everything is checked here, once, on a private copy:
-//! what leaves this file has names of one component, sizes that were present and known opcodes.
+//! Decodes the bytes of a request to an [`Operation`]. The bytes are a copy that the guest cannot change. A decoded operation has
+//! names of one component, and its variable data is present in full.
 
 use std::ffi::CStr;
 
@@ -18,29 +18,29 @@ const XATTR_VALUE_LEN_MAX: u32 = 65536;
 /// A request's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestHeader {
-    /// Bytes of the whole request, as the guest says.
+    /// Bytes of the whole request, by the guest's account.
     pub len: u32,
-    /// Opcode as a bare number: it need not be one we know.
+    /// The opcode's number, which may be unknown.
     pub opcode: u32,
-    /// Pairs the reply with the request.
+    /// The number by which the guest matches the reply to the request.
     pub unique: Unique,
-    /// The node that the request is about.
+    /// The node of the request.
     pub node: NodeId,
-    /// Caller's user.
+    /// The caller's user id.
     pub uid: GuestUid,
-    /// Caller's group.
+    /// The caller's group id.
     pub gid: GuestGid,
     /// Bytes of extensions at the end of the arguments.
     pub extension_len: usize,
 }
 
 impl RequestHeader {
-    /// The header of a request that has none.
+    /// A header of zeroes, for a request without one.
     pub const NONE: RequestHeader =
         RequestHeader { len: 0, opcode: 0, unique: Unique(0), node: NodeId(0), uid: GuestUid(0), gid: GuestGid(0), extension_len: 0 };
 }
 
-/// Whether an attribute request speaks of an open file or of the node alone.
+/// Whether an attribute request is for an open file or for the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandleOrNode {
     /// The open file.
@@ -58,29 +58,28 @@ pub enum SetTime {
     At(i64, u32),
 }
 
-/// A decoded SETATTR: what is `None` stays as it is.
+/// A decoded SETATTR. `None` leaves an attribute unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setattr {
-    /// The open file, where the guest named it.
+    /// The open file, where the guest sent its handle.
     pub target: HandleOrNode,
     /// Permission bits.
     pub mode: Option<u32>,
-    /// Owner.
+    /// The owner.
     pub uid: Option<GuestUid>,
-    /// Group.
+    /// The group.
     pub gid: Option<GuestGid>,
-    /// Length in bytes.
+    /// The size in bytes.
     pub size: Option<u64>,
-    /// Access time.
+    /// The access time.
     pub atime: Option<SetTime>,
-    /// Modification time.
+    /// The modification time.
     pub mtime: Option<SetTime>,
-    /// Clear setuid and setgid on a truncation.
+    /// Whether a truncation clears setuid and setgid.
     pub kill_suidgid: bool,
 }
 
-/// A request, decoded. Names are one path component, NUL-terminated, at most 255 bytes; LOOKUP's may be `.` or
-/// `..` where EXPORT_SUPPORT was agreed.
+/// A decoded request. Names are one path component of at most 255 bytes. A LOOKUP's may be `.` or `..` with EXPORT_SUPPORT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Operation<'a> {
@@ -135,7 +134,7 @@ pub enum Operation<'a> {
     Syncfs,
 }
 
-/// Reads the 40-byte header. `None` where there are fewer bytes.
+/// Decodes the header of 40 bytes. `None` where there are fewer.
 pub fn decode_header(bytes: &[u8]) -> Option<RequestHeader> {
     let (h, _) = InHeader::read_from_prefix(bytes).ok()?;
     Some(RequestHeader {
@@ -149,10 +148,11 @@ pub fn decode_header(bytes: &[u8]) -> Option<RequestHeader> {
     })
 }
 
-/// Decodes the arguments behind the header. `agreed` is what INIT settled; before INIT it is `None`.
+/// Decodes the arguments after the header. `agreed` is the result of INIT, `None` before it.
 ///
-/// ENOSYS for an unknown opcode; EINVAL for arguments that are too short or not possible; ENAMETOOLONG
-/// for a name of more than 255 bytes.
+/// ENOSYS for an unknown opcode; EINVAL for arguments that are too short, and for an invalid name; ENAMETOOLONG for a name above
+/// 255 bytes, and for a target of a symbolic link above PATH_MAX; ENOENT for an empty target; ERANGE for the name of an
+/// attribute that is empty or above 255 bytes; E2BIG for a value of an attribute above 64 KiB.
 pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     let opcode = Opcode::from_number(header.opcode).ok_or(Errno::ENOSYS)?;
     let own_len = arguments.len().checked_sub(header.extension_len).ok_or(Errno::EINVAL)?;
@@ -186,7 +186,7 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
     Ok(operation)
 }
 
-/// Decodes what makes an inode. `area` holds the extensions whose length the header tells.
+/// Decodes the operations that create an inode. `area` holds the extensions whose length is in the header.
 fn decode_create<'a>(opcode: Opcode, mut c: Cursor<'a>, area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     let end = |c: Cursor<'a>| {
         if area.is_empty() && follow_the_names(agreed) {
@@ -215,7 +215,7 @@ fn decode_create<'a>(opcode: Opcode, mut c: Cursor<'a>, area: &'a [u8], agreed: 
         }
         _ => {
             let CreateIn { flags, mode, umask, .. } = c.take()?;
-            // The name that follows is a placeholder of the guest's ("/").
+            // The name that follows is a placeholder ("/").
             c.take_string()?;
             Operation::Tmpfile { flags, mode, umask, extensions: end(c)? }
         }
@@ -262,7 +262,7 @@ fn decode_xattr<'a>(opcode: Opcode, mut c: Cursor<'a>, agreed: Option<&Negotiate
     }
 }
 
-/// The name of an extended attribute. ERANGE when empty or above 255 bytes (man xattr(7)).
+/// The name of an extended attribute. ERANGE where it is empty or above 255 bytes (man xattr(7)).
 fn xattr_name<'a>(cursor: &mut Cursor<'a>) -> Result<&'a CStr, Errno> {
     let name = cursor.take_string()?;
     match name.count_bytes() {
@@ -361,7 +361,7 @@ fn decode_fixed<'a>(opcode: Opcode, c: &mut Cursor<'a>) -> Result<Operation<'a>,
         Opcode::Setupmapping => Operation::Setupmapping(c.take()?),
         Opcode::Removemapping => Operation::Removemapping { count: c.take::<RemovemappingIn>()?.count },
         Opcode::Syncfs => Operation::Syncfs,
-        // Decoded by `decode` itself. By name, so that a new opcode is not forgotten.
+        // `decode` handles these. They are listed so that the compiler reports a new opcode.
         Opcode::Lookup | Opcode::Unlink | Opcode::Rmdir | Opcode::Rename | Opcode::Rename2 | Opcode::Link => return Err(Errno::ENOSYS),
         Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Create | Opcode::Tmpfile => return Err(Errno::ENOSYS),
         Opcode::Setxattr | Opcode::Getxattr | Opcode::Listxattr | Opcode::Removexattr => return Err(Errno::ENOSYS),

@@ -1,6 +1,5 @@
-//! The memory of one descriptor chain: its readable and its writable buffers, with the memory of the ring that it
-//! came from. Only the walk of that ring's table fills the lists, so that all of them lie in one map, which stays
-//! as long as they do.
+//! The memory of one descriptor chain: its readable and its writable buffers, and the ring memory that it came from. Only the
+//! walk of that ring's table fills the lists, so that all buffers are in one map, which is held as long as they are.
 
 use std::io;
 use std::sync::Arc;
@@ -8,20 +7,21 @@ use std::sync::Arc;
 use super::copy;
 use super::memory::GuestMap;
 use super::pages::{Appender, PageDescriptor, PageList};
+use super::region::Part;
 use super::ring_memory::RingMemory;
 use super::table::DescriptorTable;
 
-/// The buffers of a chain. One object serves many chains, one after the other.
+/// The buffers of a chain. One object is used for many chains, one after the other.
 #[derive(Debug, Default)]
 pub struct ChainBuffers {
-    // Not empty only while `memory`, in which they lie, is held.
+    // Empty without `memory`, whose map holds the buffers.
     readable: PageList,
     writable: PageList,
     memory: Option<Arc<RingMemory>>,
 }
 
 impl ChainBuffers {
-    /// Starts over with a chain of the ring at `memory`: its table, and what takes the buffers.
+    /// Starts with a new chain of the ring `memory`. Returns the ring's table, and the collector of the chain's buffers.
     pub fn begin(&mut self, memory: Arc<RingMemory>) -> (DescriptorTable<'_>, Collector<'_>) {
         self.readable.clear();
         self.writable.clear();
@@ -30,7 +30,7 @@ impl ChainBuffers {
         (memory.table(), collector)
     }
 
-    /// Lets go of the chain and of its memory, which is given back.
+    /// Forgets the chain and returns its ring memory.
     pub fn release(&mut self) -> Option<Arc<RingMemory>> {
         self.readable.clear();
         self.writable.clear();
@@ -48,31 +48,31 @@ impl ChainBuffers {
         WritableBuffers { list: &self.writable, map }
     }
 
-    /// Sets at most `len` bytes from `skip` on apart for a transfer, of those that the device may write, or read. Until
-    /// [`ChainBuffers::end_transfer`] nothing else may be done with the buffers.
+    /// Begins a transfer of at most `len` bytes from byte `skip` on, of the writable or of the readable buffers. Until
+    /// [`ChainBuffers::end_transfer`], only [`ChainBuffers::transfer_pages`] may be called.
     pub fn begin_transfer(&mut self, writable: bool, skip: u64, len: u64) {
         if writable { self.writable.narrow(skip, len) } else { self.readable.narrow(skip, len) }
     }
 
-    /// The page descriptors that were set apart.
+    /// The page descriptors of the transfer.
     pub fn transfer_pages(&self) -> &[PageDescriptor] {
         let written = self.writable.narrowed();
         if written.is_empty() { self.readable.narrowed() } else { written }
     }
 
-    /// The transfer is over.
+    /// Ends the transfer.
     pub fn end_transfer(&mut self) {
         self.readable.widen();
         self.writable.widen();
     }
 
-    /// Takes the whole pages of the buffers out of their map ([`GuestMap::renewed`] has them still): a host call that goes on
-    /// with them reaches copies of the first `readable_max` bytes that it reads, and room that nobody sees for what it writes.
-    /// An error where that cannot be done for all of them.
+    /// Replaces the whole pages of the buffers in their map by private memory; [`GuestMap::renewed`] still has the guest's. A host
+    /// call that still uses them then reads copies of the first `readable_max` readable bytes, and writes to memory that is not
+    /// the guest's. An error where not all of them can be replaced, see [`GuestMap::withdraw`].
     pub fn withdraw(&self, readable_max: usize) -> io::Result<()> {
         let Some(map) = self.memory.as_deref().map(RingMemory::map) else { return Ok(()) };
         let parts_of = |list: &PageList, len| {
-            let mut parts = Vec::new();
+            let mut parts: Vec<Part> = Vec::new();
             list.each(0, len, |part| parts.push(part));
             parts
         };
@@ -80,7 +80,7 @@ impl ChainBuffers {
         written.and(map.withdraw(&parts_of(&self.readable, readable_max), true))
     }
 
-    /// Entries of the ring that the chain came from; 0 without a chain.
+    /// The size of the ring that the chain came from; 0 without a chain.
     pub fn ring_size(&self) -> u16 {
         self.memory.as_deref().map_or(0, RingMemory::size)
     }
@@ -105,13 +105,13 @@ impl ChainBuffers {
         self.writable.pages()
     }
 
-    /// Bytes of storage that the page descriptors of the largest chain so far took.
+    /// Bytes of storage of the page descriptors: that of the largest chain so far.
     pub fn storage_bytes(&self) -> usize {
         self.readable.storage_bytes() + self.writable.storage_bytes()
     }
 }
 
-/// Takes the buffers of a chain, by their guest addresses.
+/// Collects the buffers of a chain by their guest addresses.
 #[derive(Debug)]
 pub struct Collector<'b> {
     map: &'b GuestMap,
@@ -120,22 +120,21 @@ pub struct Collector<'b> {
 }
 
 impl Collector<'_> {
-    /// Whether a writable buffer came.
+    /// Whether the chain has a writable buffer so far.
     #[inline]
     pub fn has_writable(&self) -> bool {
         self.writable.bytes() > 0
     }
 
-    /// Opens a list for the buffer of `len` bytes at `guest` and those after it, which mostly lie in the same region: the
-    /// first `push` takes it. `None` where no region holds it whole.
+    /// Opens a list for buffers in the region of the `len` bytes at `guest`, which the first `push` appends. `None` where they are
+    /// not all in one region.
     #[inline]
     pub fn open(&mut self, writable: bool, guest: u64, len: u32) -> Option<Appender<'_>> {
         let place = self.map.region_of(guest, u64::from(len))?;
         Some(self.list(writable).open(place))
     }
 
-    /// Appends a buffer in as many pieces as it crosses regions. False where it leaves memory; what lies before is appended
-    /// then.
+    /// Appends a buffer, one piece for each region. False where a part of it is not in guest memory; the part before is appended.
     pub fn append_across(&mut self, writable: bool, guest: u64, len: u32) -> bool {
         let map = self.map;
         self.list(writable).append_across(map, guest, len)
@@ -147,7 +146,7 @@ impl Collector<'_> {
     }
 }
 
-/// The memory that the guest lets us read: header, arguments, and the payload of a WRITE.
+/// The device-readable memory of a chain: header, arguments, and the payload of a WRITE.
 #[derive(Debug)]
 pub struct ReadableBuffers<'b> {
     list: &'b PageList,
@@ -159,11 +158,11 @@ impl ReadableBuffers<'_> {
         self.list.bytes()
     }
 
-    /// Copies from byte `skip` on into `to`; the number of bytes that were there.
+    /// Copies from byte `skip` on to `to`. Returns the bytes copied, fewer than `to` has where the buffers end before.
     pub fn copy_to(&self, skip: u64, to: &mut [u8]) -> usize {
         let mut done = 0;
         self.list.each(skip, to.len(), |part| {
-            // SAFETY: the part is guest memory that the chain's map, borrowed with the list, keeps mapped.
+            // SAFETY: the part is guest memory that the chain's map keeps mapped. The map is borrowed with the list.
             unsafe { copy::from_guest(part.host, &mut to[done..done + part.len]) };
             done += part.len;
         });
@@ -171,11 +170,11 @@ impl ReadableBuffers<'_> {
     }
 }
 
-/// The memory that the guest lets us write: the reply.
+/// The device-writable memory of a chain: the reply.
 #[derive(Debug)]
 pub struct WritableBuffers<'b> {
     list: &'b PageList,
-    /// The map that the list lies in; `None` with an empty list only.
+    /// The map of the buffers. `None` only where the list is empty.
     map: Option<&'b GuestMap>,
 }
 
@@ -185,11 +184,13 @@ impl WritableBuffers<'_> {
         self.list.bytes()
     }
 
-    /// Copies `from` to byte `skip` on and marks the pages dirty; the number of bytes that had room.
+    /// Copies `from` to the bytes from `skip` on and marks the pages dirty. Returns the bytes copied, fewer than `from` has where
+    /// the buffers end before.
     pub fn copy_from(&mut self, skip: u64, from: &[u8]) -> usize {
         let mut done = 0;
         self.list.each(skip, from.len(), |part| {
-            // SAFETY: the part is guest memory that the chain's map, borrowed with the list, keeps mapped; no reference leads there.
+            // SAFETY: the part is guest memory that the chain's map keeps mapped, and no reference to it exists. The map is
+            // borrowed with the list.
             unsafe { copy::to_guest(&from[done..done + part.len], part.host) };
             done += part.len;
         });
@@ -197,7 +198,7 @@ impl WritableBuffers<'_> {
         done
     }
 
-    /// Marks the first `len` bytes from `skip` on as written, after the kernel wrote them.
+    /// Marks `len` bytes from byte `skip` on as dirty, after the kernel wrote them.
     pub fn mark_dirty(&self, skip: u64, len: usize) {
         if let Some(map) = self.map.filter(|map| map.is_logging()) {
             self.list.each(skip, len, |part| map.mark_dirty(part.region, part.host, part.len));

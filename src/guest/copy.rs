@@ -1,26 +1,25 @@
-//! Copies between our memory and the guest's, which the guest may change at the same time: every access to
-//! the guest's side is volatile, so that the compiler neither repeats nor leaves out one. Eight bytes an
-//! access; a copy runs at about the speed of the cache.
+//! Copies between the daemon's memory and the guest's, which the guest may change at the same time. Every access to guest memory
+//! is volatile, so that the compiler neither repeats nor omits one. Eight bytes for each access.
 
 use std::ptr::NonNull;
 
-/// Bytes of one access.
+/// Bytes of an access.
 const WORD_LEN: usize = size_of::<Word>();
 
-/// A word at any address.
+/// A word at any alignment.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
 struct Word(u64);
 
-/// Fills `to` with what lies at `from`.
+/// Copies guest memory at `from` to `to`.
 ///
 /// # Safety
-/// As many bytes as `to` has are mapped at `from`.
+/// `to.len()` bytes must be mapped at `from`.
 pub(super) unsafe fn from_guest(from: NonNull<u8>, to: &mut [u8]) {
     let (words, tail) = to.as_chunks_mut::<WORD_LEN>();
     let mut at = from;
     for word in words {
-        // SAFETY: the caller promised as many bytes as `to` has; `at` has passed as many as were filled. `Word` is packed.
+        // SAFETY: the caller has mapped `to.len()` bytes, of which `at` has passed as many as were copied. `Word` is packed.
         let value = unsafe { at.cast::<Word>().read_volatile() };
         *word = { value.0 }.to_ne_bytes();
         // SAFETY: as above.
@@ -34,15 +33,15 @@ pub(super) unsafe fn from_guest(from: NonNull<u8>, to: &mut [u8]) {
     }
 }
 
-/// Writes `from` to `to`.
+/// Copies `from` to guest memory at `to`.
 ///
 /// # Safety
-/// As many bytes as `from` has are mapped at `to`, and no reference of ours leads there.
+/// `from.len()` bytes must be mapped at `to`, and no reference to them may exist.
 pub(super) unsafe fn to_guest(from: &[u8], to: NonNull<u8>) {
     let (words, tail) = from.as_chunks::<WORD_LEN>();
     let mut at = to;
     for word in words {
-        // SAFETY: the caller promised as many bytes as `from` has; `at` has passed as many as were written. `Word` is packed.
+        // SAFETY: the caller has mapped `from.len()` bytes, of which `at` has passed as many as were copied. `Word` is packed.
         unsafe { at.cast::<Word>().write_volatile(Word(u64::from_ne_bytes(*word))) };
         // SAFETY: as above.
         at = unsafe { at.add(WORD_LEN) };

@@ -1,7 +1,7 @@
-//! The dirty log of live migration (vhost-user, VHOST_USER_SET_LOG_BASE): one bit a 4 KiB page.
+//! The dirty log of live migration (vhost-user, VHOST_USER_SET_LOG_BASE): one bit for each page of 4 KiB.
 //!
-//! vhost-user-backend's own bitmap forgets the log when the frontend replaces the memory table in the
-//! middle of a migration; this one keeps the log's memory beside the bitmap, so that new regions join it.
+//! The bitmap of vhost-user-backend loses the log when the frontend replaces the memory table during a migration. This one keeps
+//! a reference to the log, so that new regions can use it.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use vm_memory::bitmap::{Bitmap, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
-/// The dirty log of one memory region; without a log it marks nothing.
+/// The dirty log of one memory region. Without a log it marks nothing.
 #[derive(Debug, Clone, Default)]
 pub struct DirtyLog {
     bitmap: BitmapMmapRegion,
@@ -20,13 +20,12 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// The log's memory, if the frontend gave one.
+    /// The log's memory, if the frontend has set one.
     pub fn log(&self) -> Option<Arc<MmapLogReg>> {
         self.log.lock().clone()
     }
 
-    /// Gives a region that has no log yet the log of its predecessors. An error where the log is too
-    /// short for the region.
+    /// Sets the log of a new region to that of an earlier one. An error where the log is too short for the region.
     pub fn join(region: &GuestRegionMmap<DirtyLog>, log: &Arc<MmapLogReg>) -> io::Result<()> {
         let piece = LogPiece::new(region, Arc::clone(log))?;
         (**region).bitmap().replace(piece);
@@ -67,7 +66,7 @@ impl BitmapReplace for DirtyLog {
     }
 }
 
-/// A region's part of the log, with the log that it is part of.
+/// The part of a log for one region, with the log.
 #[derive(Debug)]
 pub struct LogPiece {
     bitmap: AtomicBitmapMmap,

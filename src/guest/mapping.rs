@@ -1,5 +1,5 @@
-//! A mapping of a guest memory region that is ours alone, beside that of vhost-user-backend. Only with one of our own can
-//! pages be taken away from a host call that does not end, without anybody else losing sight of them.
+//! A mapping of a guest memory region in addition to that of vhost-user-backend. Pages of it can be replaced under a host call
+//! that does not return, without an effect on other users of the region.
 
 use std::io;
 use std::ops::Range;
@@ -14,61 +14,64 @@ use vm_memory::FileOffset;
 pub(super) struct Mapping {
     host: NonNull<u8>,
     len: usize,
-    /// Pieces that were taken out of it.
+    /// Ranges of it that were replaced.
     cuts: AtomicUsize,
 }
 
-/// Pieces that are taken out of all mappings. The kernel has one count of mappings for the process, 65,530 as a rule
-/// (vm.max_map_count); beyond it no memory is to be had, and each piece makes two more.
+/// Ranges that are replaced in all mappings of the process. One count for the process, because the kernel limits the mappings of
+/// a process (vm.max_map_count, by default 65,530), whatever object made them. Each replaced range adds two; at the limit, no
+/// memory can be allocated.
 static CUTS: AtomicUsize = AtomicUsize::new(0);
-/// A quarter of that for them: eight requests of the largest size that QEMU's queues have, if no two pages of them adjoin.
+/// The most replaced ranges: a quarter of the default limit, or eight requests of the largest size of QEMU's queues in which no
+/// two pages are adjacent.
 const CUTS_MAX: usize = 8192;
 
-// SAFETY: an address range that stays mapped as long as the object lives; what is done with it is up to `GuestMap`.
+// SAFETY: the range stays mapped as long as the object exists. `GuestMap` governs the accesses to it.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `file`.
+    /// Maps `len` bytes of `file`. The errors of mmap(2).
     pub fn new(file: &FileOffset, len: usize) -> io::Result<Mapping> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        // SAFETY: the kernel chooses an unused address range for the new mapping.
         let host = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, file.file(), file.start()) }?;
         let host = NonNull::new(host.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Mapping { host, len, cuts: AtomicUsize::new(0) })
     }
 
-    /// Where it begins.
+    /// The host address of the first byte.
     pub fn host(&self) -> NonNull<u8> {
         self.host
     }
 
-    /// Takes the whole pages among `ranges`, offsets into the mapping, out of it: a host call that still uses these addresses
-    /// goes on with private memory, and the guest's is left alone. With `keeps_content` that is a copy, else it is empty.
-    /// Pages that a call has pinned (direct I/O) are not the mapping's any more and stay in use. Bytes of pages that are only
-    /// partly named stay shared: others' may lie beside them. An error where the mapping cannot be cut there, as one of huge
-    /// pages, and nothing done where it would be cut into too many pieces.
+    /// Replaces the whole pages in `ranges`, offsets in the mapping, by private memory: copies with `keeps_content`, else zeroes.
+    /// A host call that still uses these addresses then does not reach the guest's memory, except through pages that it has
+    /// pinned (direct I/O). Pages that `ranges` cover in part stay shared, because other buffers may be in them.
+    ///
+    /// An error where a page cannot be replaced, as in a mapping of huge pages; the other ranges are replaced. An error, and
+    /// nothing replaced, where the process would have more than 8192 replaced ranges.
     pub fn withdraw(&self, ranges: impl Iterator<Item = Range<usize>>, keeps_content: bool) -> io::Result<()> {
         let ranges = whole_pages(ranges, self.len);
         let room = |cuts: usize| cuts.checked_add(ranges.len()).filter(|sum| *sum <= CUTS_MAX);
         if CUTS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
-            return Err(io::Error::other("too many single pages are withdrawn"));
+            return Err(io::Error::other("too many ranges of guest memory are withdrawn"));
         }
         self.cuts.fetch_add(ranges.len(), Ordering::Relaxed);
         let mut result = Ok(());
         for range in ranges {
-            let taken = if keeps_content { self.replace_by_copy(&range) } else { self.replace_by_nothing(&range) };
-            result = result.and(taken);
+            let replaced = if keeps_content { self.replace_by_copy(&range) } else { self.replace_by_zeroes(&range) };
+            result = result.and(replaced);
         }
         result
     }
 
-    fn replace_by_nothing(&self, range: &Range<usize>) -> io::Result<()> {
-        // SAFETY: `whole_pages` gave ranges inside the mapping.
+    fn replace_by_zeroes(&self, range: &Range<usize>) -> io::Result<()> {
+        // SAFETY: `whole_pages` returns ranges within the mapping.
         let shared = unsafe { self.host.add(range.start) };
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE);
-        // SAFETY: the new mapping takes the place of pages of ours that hold nothing of Rust's.
+        // SAFETY: the new mapping replaces pages of this mapping, to which no reference exists.
         let mapped = unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), prot, flags) };
         if mapped.is_err() {
             self.keep_taken(range);
@@ -79,19 +82,19 @@ impl Mapping {
 
     fn replace_by_copy(&self, range: &Range<usize>) -> io::Result<()> {
         let len = range.len();
-        // SAFETY: `whole_pages` gave ranges inside the mapping.
+        // SAFETY: `whole_pages` returns ranges within the mapping.
         let shared = unsafe { self.host.add(range.start) };
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        // SAFETY: the kernel chooses an unused address range for the new mapping.
         let copy = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?;
-        // SAFETY: `len` bytes were mapped just now, and nobody else has their address yet.
+        // SAFETY: the call above mapped `len` bytes, and nothing else refers to them.
         let bytes = unsafe { std::slice::from_raw_parts_mut(copy.cast::<u8>(), len) };
-        // SAFETY: as many bytes lie in the mapping from there on.
+        // SAFETY: `len` bytes are in the mapping from `shared` on.
         unsafe { super::copy::from_guest(shared, bytes) };
-        // SAFETY: the new mapping takes the place of pages of ours that hold nothing of Rust's.
+        // SAFETY: the copy replaces pages of this mapping, to which no reference exists.
         let moved = unsafe { rustix::mm::mremap_fixed(copy, len, len, MremapFlags::MAYMOVE, shared.as_ptr().cast()) };
         if moved.is_err() {
-            // SAFETY: made above, and nobody has its address.
+            // SAFETY: mapped above, and nothing else refers to it.
             let _ = unsafe { rustix::mm::munmap(copy, len) };
             self.keep_taken(range);
         }
@@ -99,18 +102,18 @@ impl Mapping {
         Ok(())
     }
 
-    /// After a failed replacement: kernels before 6.12 may have unmapped the range by then, and other memory must not come to
-    /// lie where a host call still writes. Memory without access is not accounted, so this does not fail for want of it.
+    /// Reserves the range after a failed replacement. Kernels before 6.12 may have unmapped it, and no other memory may be mapped
+    /// where a host call still writes. Memory without access rights is not accounted, so this succeeds without free memory.
     fn keep_taken(&self, range: &Range<usize>) {
-        // SAFETY: `whole_pages` gave ranges inside the mapping.
+        // SAFETY: `whole_pages` returns ranges within the mapping.
         let shared = unsafe { self.host.add(range.start) };
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: as in `replace_by_nothing`.
+        // SAFETY: as in `replace_by_zeroes`.
         let _ = unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), ProtFlags::empty(), flags) };
     }
 }
 
-/// The whole pages in `ranges` that lie below `len`, in order, each once.
+/// The whole pages in `ranges` below `len`, merged and in ascending order.
 fn whole_pages(ranges: impl Iterator<Item = Range<usize>>, len: usize) -> Vec<Range<usize>> {
     let page = rustix::param::page_size();
     let inner = |range: Range<usize>| range.start.next_multiple_of(page)..range.end.min(len) / page * page;
@@ -128,8 +131,7 @@ fn whole_pages(ranges: impl Iterator<Item = Range<usize>>, len: usize) -> Vec<Ra
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: made by `new`; `GuestMap` lets nobody keep an address beyond its own life. Pages that were withdrawn lie
-        // in the same range.
+        // SAFETY: `new` mapped the range, replaced pages are within it, and no address outlives the `GuestMap` that owns this.
         let _ = unsafe { rustix::mm::munmap(self.host.as_ptr().cast(), self.len) };
         CUTS.fetch_sub(self.cuts.load(Ordering::Relaxed), Ordering::Relaxed);
     }

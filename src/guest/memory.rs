@@ -1,7 +1,7 @@
-//! The flat table of guest memory regions: a guest-physical range to a host address, checked.
+//! The flat table of guest memory regions, which translates a guest-physical range to a checked host address.
 //!
-//! A [`GuestMap`] is one generation of the table and keeps its mappings alive: what it translated may be
-//! touched as long as the map is held, also after the frontend replaced the table.
+//! A [`GuestMap`] is one generation of the table and keeps its mappings: what it translated may be accessed as long as the map
+//! is held, also after the frontend has replaced the table.
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,12 +15,12 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::copy;
 use super::dirty::DirtyLog;
 use super::mapping::Mapping;
-use super::pages::Part;
+use super::region::{Bounds, Part, RegionIndex};
 
-/// The mappings behind a map, as vhost-user-backend made them.
+/// The mappings that vhost-user-backend made.
 pub type MappedMemory = GuestMemoryMmap<DirtyLog>;
 
-/// A contiguous range of guest memory. Made by a [`GuestMap`], which stays borrowed as long as it is in use.
+/// A contiguous range of guest memory. Made by a [`GuestMap`], which it borrows.
 #[derive(Debug, Clone, Copy)]
 pub struct GuestPiece<'m> {
     host: NonNull<u8>,
@@ -39,44 +39,17 @@ impl GuestPiece<'_> {
     }
 
     /// Bytes, at least one.
-    #[allow(clippy::len_without_is_empty)]
+    #[expect(clippy::len_without_is_empty, reason = "a piece is never empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Copies the piece, or as much of it as `to` takes; the number of bytes.
+    /// Copies the piece, or as much of it as `to` has room for. Returns the bytes copied.
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let len = self.len.min(to.len());
-        // SAFETY: `len` bytes at `host` lie in a region of the map, which keeps it mapped and is borrowed.
+        // SAFETY: `len` bytes at `host` are in a region of the map, which keeps it mapped and is borrowed.
         unsafe { copy::from_guest(self.host, &mut to[..len]) };
         len
-    }
-}
-
-/// Where a region begins and ends, for guest and host. What it translates may be touched while the map is held.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    guest: u64,
-    len: u64,
-    host: NonNull<u8>,
-}
-
-impl Bounds {
-    /// Whether `len` bytes at `guest`, at least one, all lie in this region.
-    #[inline(always)]
-    pub fn holds(&self, guest: u64, len: u64) -> bool {
-        let offset = guest.wrapping_sub(self.guest);
-        len != 0 && offset < self.len && len <= self.len - offset
-    }
-
-    /// The host address of `len` bytes at `guest`, at least one, if all of them lie in this region.
-    #[inline(always)]
-    pub fn host_of(&self, guest: u64, len: u64) -> Option<NonNull<u8>> {
-        if !self.holds(guest, len) {
-            return None;
-        }
-        // SAFETY: `holds` saw that the offset is below the region's length, which is the length of its mapping.
-        Some(unsafe { self.host.add((guest - self.guest) as usize) })
     }
 }
 
@@ -84,67 +57,64 @@ impl Bounds {
 struct Region {
     bounds: Bounds,
     dirty: DirtyLog,
-    /// What `bounds` lead into; `None` for memory without a file, which lies in the crate's mapping.
+    /// The mapping of `bounds`. `None` for memory without a file, which only the mapping of vhost-user-backend has.
     own: Option<Mapping>,
 }
-
-/// A region's place in its map's table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RegionIndex(u32);
 
 /// One generation of the region table.
 #[derive(Debug)]
 pub struct GuestMap {
     regions: Vec<Region>,
     logging: Arc<AtomicBool>,
-    // Dropped last: a region without a mapping of its own points into these.
+    // Last, so that it is dropped after the regions: a region without a mapping of its own points into these.
     mappings: Option<MappedMemory>,
 }
 
-// SAFETY: the pointers lead into mappings that live as long as the map; the memory is shared with the
-// guest anyway, so every access to it is volatile or atomic and never through a reference.
+// SAFETY: the pointers lead into mappings that the map keeps. The guest shares the memory, so every access to it is volatile or
+// atomic, and never through a reference to plain data.
 unsafe impl Send for GuestMap {}
-// SAFETY: as above; the table itself never changes after `new`.
+// SAFETY: as above. The table does not change after `new`.
 unsafe impl Sync for GuestMap {}
 
 impl GuestMap {
-    /// The table of `mappings`. While `logging` is set, writes are marked in the dirty log.
+    /// The table of `mappings`. While `logging` is set, writes are marked in the dirty log. Each region with a file is mapped
+    /// again, so that its pages can be withdrawn; where that fails, the region is served from `mappings` and cannot be withdrawn.
     pub fn new(mappings: MappedMemory, logging: Arc<AtomicBool>) -> GuestMap {
         let mut regions: Vec<Region> = mappings
             .iter()
             .filter_map(|region| {
-                let own = region.file_offset().map(|file| Mapping::new(file, region.len() as usize)).transpose();
-                // It can be served all the same.
+                let len = usize::try_from(region.len()).ok()?;
+                let own = region.file_offset().map(|file| Mapping::new(file, len)).transpose();
                 let own = own.inspect_err(|e| tracing::warn!("guest memory cannot be mapped twice: {e}")).unwrap_or_default();
                 let host = own.as_ref().map_or(NonNull::new(region.as_ptr())?, Mapping::host);
-                let bounds = Bounds { guest: region.start_addr().0, len: region.len(), host };
+                let bounds = Bounds::new(region.start_addr().0, len, host);
                 Some(Region { bounds, dirty: (**region).bitmap().clone(), own })
             })
             .collect();
-        regions.sort_by_key(|r| r.bounds.guest);
+        regions.sort_by_key(|r| r.bounds.guest());
         GuestMap { regions, logging, mappings: Some(mappings) }
     }
 
-    /// A table without memory: every address is outside it.
+    /// A table without memory.
     pub fn empty() -> GuestMap {
         GuestMap { regions: Vec::new(), logging: Arc::default(), mappings: None }
     }
 
-    /// The same table in mappings made anew: what is withdrawn from this one stays in place there.
+    /// The same table with new mappings, in which what was withdrawn from this one is the guest's memory again.
     pub fn renewed(&self) -> GuestMap {
         self.mappings.clone().map_or_else(GuestMap::empty, |mappings| GuestMap::new(mappings, Arc::clone(&self.logging)))
     }
 
-    /// Takes the whole pages of `parts` out of this map: whoever still uses it goes on with private memory in their place, with
-    /// `keeps_content` with copies of them. The guest's memory is seen in another map only. An error where that cannot be done
-    /// for all of them.
+    /// Replaces the whole pages of `parts` in this map by private memory: copies of them with `keeps_content`, else zeroes. A host
+    /// call that still uses this map no longer reaches the guest's memory there. An error where not all of them can be replaced:
+    /// Unsupported for a region without a file, and those of [`Mapping::withdraw`].
     pub(super) fn withdraw(&self, parts: &[Part], keeps_content: bool) -> io::Result<()> {
         let mut result = Ok(());
         for (index, Region { bounds, own, .. }) in self.regions.iter().enumerate() {
-            let of_region = parts.iter().filter(|part| part.region == RegionIndex(index as u32));
+            let of_region = parts.iter().filter(|part| part.region == RegionIndex(index));
             let mut ranges = of_region
                 .map(|part| {
-                    let offset = part.host.addr().get().wrapping_sub(bounds.host.addr().get());
+                    let offset = bounds.host_offset(part.host);
                     offset..offset.saturating_add(part.len)
                 })
                 .peekable();
@@ -159,21 +129,21 @@ impl GuestMap {
         result
     }
 
-    /// The region in which `len` bytes at `guest`, at least one, all lie.
+    /// The region that holds all of the `len` bytes at `guest`, at least one.
     #[inline]
     pub(super) fn region_of(&self, guest: u64, len: u64) -> Option<(RegionIndex, Bounds)> {
-        // A guest has a handful of regions: a scan beats a binary search.
+        // A guest has a few regions: a linear search is faster than a binary one.
         let index = self.regions.iter().position(|region| region.bounds.holds(guest, len))?;
-        Some((RegionIndex(index as u32), self.regions[index].bounds))
+        Some((RegionIndex(index), self.regions[index].bounds))
     }
 
-    /// The longest contiguous piece that begins at `guest` and is at most `len` bytes. `None` where `guest` lies outside
-    /// memory, or `len` is 0.
+    /// The longest contiguous piece at `guest` of at most `len` bytes. `None` where `guest` is not in guest memory, or `len` is 0.
     pub fn piece(&self, guest: u64, len: u64) -> Option<GuestPiece<'_>> {
         let (_, bounds) = self.region_of(guest, 1)?;
-        let len = len.min(bounds.len - (guest - bounds.guest));
-        let host = bounds.host_of(guest, len)?;
-        Some(GuestPiece { host, len: len as usize, map: PhantomData })
+        let left = bounds.left_at(guest);
+        let len = usize::try_from(len).map_or(left, |len| len.min(left));
+        let host = bounds.host_of(guest, len as u64)?;
+        Some(GuestPiece { host, len, map: PhantomData })
     }
 
     /// Whether writes are to be marked in the dirty log.
@@ -182,21 +152,21 @@ impl GuestMap {
         self.logging.load(Ordering::Relaxed)
     }
 
-    /// Marks `len` bytes at `host`, which lie in region `index`, as written by us, if the frontend logs. Never more than
-    /// is left of the region.
+    /// Marks `len` bytes at `host`, in region `index`, in the dirty log, if the frontend wants one. Bytes beyond the region are
+    /// ignored.
     pub(super) fn mark_dirty(&self, index: RegionIndex, host: NonNull<u8>, len: usize) {
         if !self.is_logging() {
             return;
         }
-        let Some(Region { bounds, dirty, .. }) = self.regions.get(index.0 as usize) else { return };
-        let offset = host.addr().get().wrapping_sub(bounds.host.addr().get());
-        let left = (bounds.len as usize).saturating_sub(offset);
+        let Some(Region { bounds, dirty, .. }) = self.regions.get(index.0) else { return };
+        let offset = bounds.host_offset(host);
+        let left = bounds.bytes_from(offset);
         if left > 0 {
             dirty.mark_dirty(offset, len.min(left));
         }
     }
 
-    /// The log that any region of this table writes to.
+    /// The dirty log of a region of this table, if one has it.
     pub fn dirty_log(&self) -> Option<&DirtyLog> {
         self.regions.iter().map(|r| &r.dirty).find(|d| d.log().is_some())
     }
@@ -232,7 +202,7 @@ mod tests {
         guest.write_all_at(&[9; 8 * PAGE as usize], 0).unwrap();
         let seen = |map| [1, 2, 3, 4].map(|page| read(map, page * PAGE + PAGE - 1));
         assert_eq!((seen(&old), seen(&new)), ([9, 7, 7, 9], [9; 4]));
-        // What is written to a withdrawn page reaches nobody.
+        // A write to a withdrawn page does not reach the guest.
         let (region, bounds) = old.region_of(2 * PAGE, 1).unwrap();
         // SAFETY: one byte at an address that the map has just given.
         unsafe { copy::to_guest(&[1], bounds.host_of(2 * PAGE, 1).unwrap()) };

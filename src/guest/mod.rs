@@ -1,9 +1,8 @@
-//! Guest memory as a place: which host address a guest-physical range has, the page descriptors that
-//! point into it, where a virtqueue's rings lie, and the log of pages that we dirtied. Knows nothing of
-//! chains' rules, FUSE or files.
+//! Guest memory: the host address of a guest-physical range, page descriptors, the three parts of a virtqueue, and the log of
+//! dirty pages. Knows nothing of the rules of descriptor chains, of FUSE or of files.
 //!
-//! Everything that touches guest memory is here, and sound by construction: addresses are made by a
-//! [`GuestMap`] alone, and whatever holds one borrows or keeps the map.
+//! Only this room accesses guest memory. Addresses come from a [`GuestMap`], and what holds an address borrows or owns the map,
+//! so that the mapping outlives the address.
 
 mod buffers;
 mod copy;
@@ -11,6 +10,7 @@ mod dirty;
 mod mapping;
 mod memory;
 mod pages;
+mod region;
 mod ring_memory;
 mod table;
 

@@ -1,17 +1,17 @@
-//! Page descriptors `<address, length>`: a descriptor chain's memory as a flat list that the kernel
-//! takes as it is (`struct iovec`).
+//! Page descriptors `<address, length>`: the memory of a descriptor chain as a flat list in the layout of `struct iovec`.
 //!
-//! Neighbours in one region merge; a page descriptor never crosses two regions, also where their host mappings
-//! touch, so that each has one place in the dirty log. The list's storage grows with the largest request and is
-//! used again: 16 bytes a page descriptor.
+//! Adjacent buffers in one region are merged. A page descriptor never extends over two regions, even where their host mappings
+//! are adjacent, so that each is in one dirty log. The storage of a list grows with the largest request and is reused: 16 bytes
+//! for each page descriptor.
 
 use std::ptr::NonNull;
 
-use super::memory::{Bounds, GuestMap, RegionIndex};
+use super::memory::GuestMap;
+use super::region::{Bounds, Part, RegionIndex};
 use crate::sys::vectored::Segments;
 
-/// One contiguous range of guest memory, laid out as `struct iovec` (man readv(2)). Made by the walk of a chain only, and
-/// lent by the buffers that keep the memory mapped: it can be neither made nor copied elsewhere.
+/// One contiguous range of guest memory in the layout of `struct iovec` (man readv(2)). Only the walk of a chain makes one, and
+/// only the buffers that keep the memory mapped lend it. It cannot be copied.
 #[repr(C)]
 #[derive(Debug, PartialEq, Eq)]
 pub struct PageDescriptor {
@@ -21,13 +21,13 @@ pub struct PageDescriptor {
 
 const _: () = assert!(size_of::<PageDescriptor>() == size_of::<libc::iovec>());
 
-// SAFETY: an address of guest memory, which is touched by volatile copies and the kernel only.
+// SAFETY: the address leads to guest memory, which is accessed only by volatile copies and by the kernel.
 unsafe impl Send for PageDescriptor {}
 // SAFETY: as above.
 unsafe impl Sync for PageDescriptor {}
 
 impl PageDescriptor {
-    /// What an unused slot holds.
+    /// The value of an unused slot.
     const UNUSED: PageDescriptor = PageDescriptor { address: NonNull::dangling(), len: 0 };
 
     /// Host address, for checks of its alignment.
@@ -36,48 +36,48 @@ impl PageDescriptor {
     }
 
     /// Bytes, at least one.
-    #[allow(clippy::len_without_is_empty)]
+    #[expect(clippy::len_without_is_empty, reason = "a page descriptor is never empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 }
 
-// SAFETY: page descriptors are iovecs (asserted above) of guest memory; they are only lent, by buffers that
-// keep the map, and with it the mapping, alive. Guest memory is never behind a Rust reference.
+// SAFETY: page descriptors have the layout of iovecs (asserted above). They are borrowed from buffers that keep the map, and with
+// it the mapping. No Rust reference to guest memory exists.
 unsafe impl Segments for [PageDescriptor] {
     fn raw(&self) -> (*const libc::iovec, usize) {
         (self.as_ptr().cast(), self.len())
     }
 }
 
-/// What a list holds.
+/// The totals of a list.
 #[derive(Debug, Clone, Copy, Default)]
 struct Totals {
     count: usize,
     bytes: u64,
-    /// Host address at which the last descriptor ends; 0 where the next one is in another region.
+    /// Host address of the end of the last descriptor; 0 where the next one is in another region.
     end: usize,
 }
 
-/// Descriptors that follow each other in the list and lie in one region.
+/// Consecutive descriptors of a list in one region.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     first: usize,
     region: RegionIndex,
 }
 
-/// Page descriptors in the order of the chain, all of one map.
+/// Page descriptors of one map, in the order of the chain.
 #[derive(Debug, Default)]
 pub(super) struct PageList {
-    /// The storage; the first `totals.count` are the list.
+    /// The storage. The first `totals.count` slots are the list.
     slots: Vec<PageDescriptor>,
     totals: Totals,
-    /// By rising `first`; each ends where the next one begins.
+    /// In ascending order of `first`. Each ends where the next one begins.
     runs: Vec<Run>,
     window: Option<Window>,
 }
 
-/// The part that a list is narrowed to, and its end descriptors as they were.
+/// The part that a list is narrowed to, and the original descriptors at its ends.
 #[derive(Debug)]
 struct Window {
     first: usize,
@@ -86,11 +86,10 @@ struct Window {
     tail: PageDescriptor,
 }
 
-/// What a list that needs storage begins with.
+/// The first size of a list's storage.
 const SLOTS_MIN: usize = 4;
 
-/// A list that is being appended to in one region: by value, so that its fields stay in registers from one buffer
-/// to the next.
+/// Appends to a list in one region. A value of its own, so that the compiler keeps the fields in registers between two buffers.
 #[derive(Debug)]
 pub struct Appender<'l> {
     slots: &'l mut [PageDescriptor],
@@ -100,8 +99,8 @@ pub struct Appender<'l> {
 }
 
 impl Appender<'_> {
-    /// Appends the `len` bytes at `guest`; where they begin at the end of the last ones, these become longer. False, and
-    /// nothing appended, where not all of them lie in the region, or the storage is full.
+    /// Appends the `len` bytes at `guest`, merged with the last descriptor where they are adjacent. False, and nothing appended,
+    /// where not all of them are in the region, or where the storage is full.
     #[inline(always)]
     pub fn push(&mut self, guest: u64, len: u32) -> bool {
         let Some(address) = self.bounds.host_of(guest, u64::from(len)) else { return false };
@@ -119,30 +118,22 @@ impl Appender<'_> {
         true
     }
 
-    /// Gives the list what was appended.
+    /// Writes the new totals to the list.
     #[inline(always)]
     pub fn finish(self) {
         *self.list = self.totals;
     }
 }
 
-/// A part of a list that is contiguous for the host.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
-    pub host: NonNull<u8>,
-    pub len: usize,
-    pub region: RegionIndex,
-}
-
 impl PageList {
-    /// Forgets the pages, keeps the storage.
+    /// Removes the descriptors and keeps the storage.
     pub fn clear(&mut self) {
         self.window = None;
         self.totals = Totals::default();
         self.runs.clear();
     }
 
-    /// Opens the list for buffers that lie in a region, with room for at least one.
+    /// Opens the list for buffers in a region, with storage for at least one.
     #[inline]
     pub fn open(&mut self, (region, bounds): (RegionIndex, Bounds)) -> Appender<'_> {
         if self.totals.count == self.slots.len() {
@@ -155,15 +146,14 @@ impl PageList {
         Appender { totals: self.totals, slots: &mut self.slots, list: &mut self.totals, bounds }
     }
 
-    /// Appends `len` bytes at `guest` of `map`, which must be that of all others, in as many pieces as they cross regions.
-    /// False where they leave memory; what lies before is appended then.
+    /// Appends `len` bytes at `guest` of `map`, one piece for each region. `map` must be that of all other descriptors. False where
+    /// a part of them is not in guest memory; the part before is appended.
     #[cold]
     pub fn append_across(&mut self, map: &GuestMap, guest: u64, len: u32) -> bool {
         let (mut at, mut left) = (guest, len);
         while left > 0 {
             let Some(piece) = map.piece(at, u64::from(left)) else { return false };
-            // A piece is no longer than `left`.
-            let piece_len = piece.len() as u32;
+            let Ok(piece_len) = u32::try_from(piece.len()) else { return false };
             let Some(place) = map.region_of(at, u64::from(piece_len)) else { return false };
             let mut appender = self.open(place);
             let is_appended = appender.push(at, piece_len);
@@ -197,15 +187,15 @@ impl PageList {
         self.slots.capacity() * size_of::<PageDescriptor>()
     }
 
-    /// Narrows the list to the `len` bytes from `skip` on, or fewer where it ends: both ends are shortened in place, so that
-    /// nothing is copied. Undone by [`PageList::widen`], without which nothing but [`PageList::narrowed`] may be asked.
+    /// Narrows the list to the `len` bytes from byte `skip` on, or fewer where the list ends before. Both ends are shortened in
+    /// place. Until [`PageList::widen`], only [`PageList::narrowed`] may be called.
     pub fn narrow(&mut self, skip: u64, len: u64) {
         self.widen();
         let count = self.totals.count;
         let mut first = 0;
-        let mut offset = skip;
-        while first < count && offset >= self.slots[first].len as u64 {
-            offset -= self.slots[first].len as u64;
+        let (Ok(mut offset), len) = (usize::try_from(skip), usize::try_from(len).unwrap_or(usize::MAX)) else { return };
+        while first < count && offset >= self.slots[first].len {
+            offset -= self.slots[first].len;
             first += 1;
         }
         if len == 0 || first == count {
@@ -215,26 +205,26 @@ impl PageList {
         let mut surplus = 0;
         let mut wanted = len.saturating_add(offset);
         while end < count && wanted > 0 {
-            let held = self.slots[end].len as u64;
+            let held = self.slots[end].len;
             surplus = held.saturating_sub(wanted);
             wanted = wanted.saturating_sub(held);
             end += 1;
         }
         let saved = |page: &PageDescriptor| PageDescriptor { ..*page };
         let (head, tail) = (saved(&self.slots[first]), saved(&self.slots[end - 1]));
-        self.slots[end - 1].len -= surplus as usize;
-        // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
-        self.slots[first].address = unsafe { head.address.add(offset as usize) };
-        self.slots[first].len -= offset as usize;
+        self.slots[end - 1].len -= surplus;
+        // SAFETY: `offset` is below the descriptor's length, so the address is within it.
+        self.slots[first].address = unsafe { head.address.add(offset) };
+        self.slots[first].len -= offset;
         self.window = Some(Window { first, end, head, tail });
     }
 
-    /// The descriptors of the narrowed list; none where it was not narrowed, or to nothing.
+    /// The descriptors of the narrowed list; none where the list is not narrowed, or narrowed to no bytes.
     pub fn narrowed(&self) -> &[PageDescriptor] {
         self.window.as_ref().map_or(&[], |window| &self.slots[window.first..window.end])
     }
 
-    /// The whole list again.
+    /// Restores the whole list.
     pub fn widen(&mut self) {
         if let Some(Window { first, end, head, tail }) = self.window.take() {
             self.slots[end - 1] = tail;
@@ -242,10 +232,10 @@ impl PageList {
         }
     }
 
-    /// Calls `visit` with each contiguous part of at most `len` bytes from `skip` on.
+    /// Calls `visit` with each contiguous part of the at most `len` bytes from byte `skip` on.
     pub fn each(&self, skip: u64, len: usize, mut visit: impl FnMut(Part)) {
         debug_assert!(self.window.is_none(), "the list is narrowed");
-        let mut offset = skip;
+        let Ok(mut offset) = usize::try_from(skip) else { return };
         let mut left = len;
         let mut runs = self.runs.iter().peekable();
         let mut region = None;
@@ -256,14 +246,14 @@ impl PageList {
             if left == 0 {
                 return;
             }
-            if offset >= page.len as u64 {
-                offset -= page.len as u64;
+            if offset >= page.len {
+                offset -= page.len;
                 continue;
             }
-            let part_len = left.min(page.len - offset as usize);
-            // SAFETY: `offset` is below the descriptor's length, so the address stays inside it.
-            let host = unsafe { page.address.add(offset as usize) };
-            // The first descriptor begins the first run.
+            let part_len = left.min(page.len - offset);
+            // SAFETY: `offset` is below the descriptor's length, so the address is within it.
+            let host = unsafe { page.address.add(offset) };
+            // The first run begins with the first descriptor.
             let Some(region) = region else { return };
             visit(Part { host, len: part_len, region });
             left -= part_len;

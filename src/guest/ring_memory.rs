@@ -1,12 +1,13 @@
-//! The three parts of a split virtqueue (virtio 1.3 section 2.7) in guest memory: descriptor table, avail ring
-//! and used ring, with the map that they lie in. Every index is taken modulo the size of the queue, so that
-//! none leads outside. All accesses are volatile or atomic: the guest may change the memory at any moment.
+//! The three parts of a split virtqueue (virtio 1.3 section 2.7) in guest memory: descriptor table, avail ring and used ring,
+//! with their map. Every ring index is taken modulo the size of the queue, so that none is out of bounds. All accesses are
+//! volatile or atomic, because the guest may change the memory at any time.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::memory::{GuestMap, RegionIndex};
+use super::memory::GuestMap;
+use super::region::RegionIndex;
 use super::table::DescriptorTable;
 
 /// Bytes before the elements of a ring: flags and index.
@@ -14,7 +15,7 @@ const RING_HEADER_LEN: usize = 4;
 /// Bytes of an element of the used ring.
 const USED_ELEMENT_LEN: usize = 8;
 
-/// A virtqueue's memory.
+/// The memory of a virtqueue.
 #[derive(Debug)]
 pub struct RingMemory {
     map: Arc<GuestMap>,
@@ -35,8 +36,8 @@ unsafe impl Send for RingMemory {}
 unsafe impl Sync for RingMemory {}
 
 impl RingMemory {
-    /// Translates a ring's guest addresses. `None` where a part lies outside one region or is misaligned, or the size is
-    /// no power of two.
+    /// Translates the guest addresses of a virtqueue. `None` where a part is not in one region or is misaligned, or where the size
+    /// is not a power of two.
     pub fn new(map: Arc<GuestMap>, size: u16, descriptors: u64, avail: u64, used: u64) -> Option<RingMemory> {
         if !size.is_power_of_two() {
             return None;
@@ -61,30 +62,30 @@ impl RingMemory {
     /// The descriptor table.
     #[inline]
     pub fn table(&self) -> DescriptorTable<'_> {
-        // SAFETY: `new` saw that `size` entries lie in one region of the map, which is borrowed with `self`.
+        // SAFETY: `new` checked that `size` entries are in one region of the map, which is borrowed with `self`.
         unsafe { DescriptorTable::of_ring(&self.map, self.descriptors, usize::from(self.size)) }
     }
 
-    /// The map that it lies in.
+    /// The map of the three parts.
     pub(super) fn map(&self) -> &GuestMap {
         &self.map
     }
 
-    /// The place of ring index `index`.
+    /// The position of ring index `index`.
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
     }
 
-    /// Word `word` of the avail ring; the last one for any number beyond.
+    /// Word `word` of the avail ring; the last one for a greater number.
     fn avail_word(&self, word: usize) -> &AtomicU16 {
         let word = word.min(RING_HEADER_LEN / 2 + usize::from(self.size));
-        // SAFETY: `new` saw that 6 + 2 * size bytes lie in a region that `map` keeps; the word is one of these.
+        // SAFETY: `new` checked that 6 + 2 * size bytes are in one region, which `map` keeps mapped. The word is in these bytes.
         let address = unsafe { self.avail.add(2 * word) };
-        // SAFETY: as above, and 2-byte aligned; the guest shares the memory, so only atomics touch it.
+        // SAFETY: as above, and 2-byte aligned. This process accesses the word only as an atomic.
         unsafe { AtomicU16::from_ptr(address.as_ptr().cast()) }
     }
 
-    /// Word `word` of the used ring; the last one for any number beyond.
+    /// Word `word` of the used ring; the last one for a greater number.
     fn used_word(&self, word: usize) -> &AtomicU16 {
         let word = word.min((RING_HEADER_LEN + USED_ELEMENT_LEN * usize::from(self.size)) / 2);
         // SAFETY: as in `avail_word`, for 6 + 8 * size bytes.
@@ -97,7 +98,7 @@ impl RingMemory {
         self.map.mark_dirty(self.used_region, from, len);
     }
 
-    /// Writes a word of the used ring. What is there already dirties no page.
+    /// Writes a word of the used ring. A value that is there already is not written, so that it dirties no page.
     fn store_used_word(&self, word: usize, value: u16) {
         let word = self.used_word(word);
         if word.load(Ordering::Relaxed) != value.to_le() {
@@ -111,12 +112,12 @@ impl RingMemory {
         u16::from_le(self.avail_word(0).load(Ordering::Relaxed))
     }
 
-    /// The driver's avail index; what it wrote before is visible afterwards.
+    /// The driver's avail index. Loaded with acquire ordering: what the driver wrote before is visible.
     pub fn avail_index(&self) -> u16 {
         u16::from_le(self.avail_word(1).load(Ordering::Acquire))
     }
 
-    /// The head that the driver put at avail index `index`.
+    /// The head of the descriptor chain at avail index `index`.
     pub fn avail_head(&self, index: u16) -> u16 {
         u16::from_le(self.avail_word(RING_HEADER_LEN / 2 + self.slot(index)).load(Ordering::Relaxed))
     }
@@ -139,14 +140,14 @@ impl RingMemory {
     /// Writes the used element at used index `index`.
     pub fn set_used_element(&self, index: u16, head: u16, len: u32) {
         let element = [u32::from(head).to_le(), len.to_le()];
-        // SAFETY: `slot` is below `size`, so the element lies in the used ring, which `new` checked and `map` keeps mapped.
+        // SAFETY: `slot` is below `size`, so the element is in the used ring, which `new` checked and `map` keeps mapped.
         let address = unsafe { self.used.add(RING_HEADER_LEN + USED_ELEMENT_LEN * self.slot(index)) };
-        // SAFETY: as above, 4-byte aligned; only the driver reads it, after the store of `set_used_index`.
+        // SAFETY: as above, and 4-byte aligned. No reference to the element exists in this process.
         unsafe { address.cast::<[u32; 2]>().write_volatile(element) };
         self.mark_used(address, USED_ELEMENT_LEN);
     }
 
-    /// Shows the used elements before `index` to the driver.
+    /// Sets the used index, with release ordering: the driver then reads the used elements before it.
     pub fn set_used_index(&self, index: u16) {
         self.used_word(1).store(index.to_le(), Ordering::Release);
         self.mark_used(self.used, RING_HEADER_LEN);

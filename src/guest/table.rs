@@ -1,5 +1,5 @@
-//! Descriptor tables: a ring's own, or an indirect one (virtio 1.3 section 2.7.5). A table keeps the map that it
-//! lies in, and an indirect table is looked up in the map of the table that names it.
+//! Descriptor tables: that of a ring, or an indirect one (virtio 1.3 section 2.7.5.3). A table borrows its map, and an indirect
+//! table is looked up in the map of the table that refers to it.
 
 use std::ptr::NonNull;
 
@@ -12,10 +12,10 @@ const ENTRY_LEN: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub struct DescriptorTable<'m> {
     map: &'m GuestMap,
-    /// Host address of all `count` entries; `None` where the table crosses regions.
+    /// Host address of the `count` entries; `None` where they are not all in one region.
     host: Option<NonNull<u8>>,
     count: usize,
-    /// Guest address of an indirect table.
+    /// The guest address of an indirect table.
     indirect: Option<u64>,
 }
 
@@ -23,14 +23,14 @@ impl<'m> DescriptorTable<'m> {
     /// The table of a ring.
     ///
     /// # Safety
-    /// `count` entries at `host` lie in one region of `map`.
+    /// `count` entries at `host` must be in one region of `map`.
     #[inline]
     pub(super) unsafe fn of_ring(map: &'m GuestMap, host: NonNull<u8>, count: usize) -> DescriptorTable<'m> {
         DescriptorTable { map, host: Some(host), count, indirect: None }
     }
 
-    /// The indirect table of `count` entries at guest address `address`. `None` where it is empty or does not begin in
-    /// memory.
+    /// The indirect table of `count` entries at guest address `address`. `None` where it is empty, or where its first byte is not
+    /// in guest memory.
     pub fn indirect(&self, address: u64, count: usize) -> Option<DescriptorTable<'m>> {
         let len = count.checked_mul(ENTRY_LEN)?;
         let piece = self.map.piece(address, len as u64)?;
@@ -49,31 +49,31 @@ impl<'m> DescriptorTable<'m> {
         self.indirect.is_some()
     }
 
-    /// The two words of entry `index`, read once. `None` for an index that the table does not have, and where the entry lies
-    /// outside memory.
+    /// The two words of entry `index`, read once. `None` for an index beyond the table, or where the entry is not in guest memory.
     pub fn read(&self, index: usize) -> Option<[u64; 2]> {
         self.read_whole(index).or_else(|| self.read_across(index))
     }
 
-    /// As `read`, in a table that lies in one region; `None` for another table.
+    /// As `read`, for a table in one region; `None` for another table.
     #[inline(always)]
     pub fn read_whole(&self, index: usize) -> Option<[u64; 2]> {
         let host = self.host?;
         if index >= self.count {
             return None;
         }
-        // SAFETY: whoever set `host` saw that `count` entries lie there, in memory that the map keeps.
+        // SAFETY: `index` is below `count`, and `of_ring` and `indirect` set `host` only where `count` entries are in one region
+        // of the map, which keeps it mapped.
         let at = unsafe { host.add(index * ENTRY_LEN) };
-        // SAFETY: as above. Unaligned and volatile: an indirect table may begin anywhere, and the guest may write meanwhile.
+        // SAFETY: as above. Unaligned, because an indirect table may begin anywhere; volatile, because the guest may write to it.
         let first = unsafe { at.cast::<Unaligned>().read_volatile() }.0;
-        // SAFETY: as above; an entry has two words.
+        // SAFETY: as above. An entry has two words.
         let rest = unsafe { at.add(8) };
         // SAFETY: as above.
         let second = unsafe { rest.cast::<Unaligned>().read_volatile() }.0;
         Some([first, second])
     }
 
-    /// As `read`, for a table that lies in more than one region.
+    /// As `read`, for a table in more than one region.
     #[cold]
     fn read_across(&self, index: usize) -> Option<[u64; 2]> {
         let start = self.indirect.filter(|_| index < self.count)?;
@@ -88,7 +88,7 @@ impl<'m> DescriptorTable<'m> {
     }
 }
 
-/// A word without an alignment.
+/// A word at any alignment.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
 struct Unaligned(u64);

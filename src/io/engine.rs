@@ -15,7 +15,7 @@ pub struct Finished<O> {
     pub result: Result<usize, Errno>,
 }
 
-/// What became of a transfer that was submitted.
+/// The outcome of submitting a transfer.
 #[derive(Debug)]
 pub enum Submission<O> {
     /// It was carried out by the calling thread.
@@ -29,12 +29,18 @@ pub enum Submission<O> {
 
 /// Carries out the transfers of one queue.
 pub trait Engine<O>: Debug + Send + Sync {
-    /// Begins `transfer`. A transfer that must stay on the submitting thread is carried out before this returns.
+    /// Begins `transfer`. A transfer that must stay on the submitting thread is carried out before this returns; one that is
+    /// taken over must not wait for anything after [`TransferOwner::note_submitted`]. Called without a lock of the queue's.
+    ///
+    /// [`TransferOwner::note_submitted`]: super::TransferOwner::note_submitted
     fn submit(&self, transfer: Transfer<O>) -> Submission<O>;
 
-    /// Appends what is finished to `finished`, without waiting.
+    /// Appends what is finished to `finished`, without waiting. Called without a lock of the queue's.
     fn reap(&self, finished: &mut Vec<Finished<O>>);
 
     /// Becomes readable when there is something to reap; `None` for an engine that never takes a transfer over.
     fn completion_event(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The queue has ended: drops the transfers that are finished, and each of the others when it is. Nobody reaps any more.
+    fn end(&self);
 }

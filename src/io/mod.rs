@@ -1,4 +1,4 @@
-//! How bytes come and go between guest pages and a host file: a [`Transfer`] is submitted to an [`Engine`], which
+//! Moves bytes between guest pages and a host file: a [`Transfer`] is submitted to an [`Engine`], which
 //! finishes it at once or later. Knows nothing of queues or FUSE.
 #![forbid(unsafe_code)]
 

@@ -23,6 +23,7 @@ impl SyncEngine {
 }
 
 impl<O: TransferOwner> Engine<O> for SyncEngine {
+    #[inline]
     fn submit(&self, transfer: Transfer<O>) -> Submission<O> {
         let owner = &transfer.owner;
         let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.0);
@@ -34,6 +35,8 @@ impl<O: TransferOwner> Engine<O> for SyncEngine {
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    fn end(&self) {}
 }
 
 /// Moves `pages` between guest memory and `file` at `offset`: how many bytes moved. Each host call is counted in `metrics`.

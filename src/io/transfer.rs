@@ -1,4 +1,4 @@
-//! What is to be moved: a file, an offset, a direction and the guest's pages, with the object that owns them.
+//! A transfer: file, offset, direction and guest pages, with the object that owns them.
 
 use std::os::fd::BorrowedFd;
 

@@ -1,38 +1,38 @@
-//! The rights that the serving process keeps when it is root, on the host or in its user namespace, each
-//! with its user; and those of the process that waits outside.
+//! The capabilities that the serving process keeps when it is root, on the host or in its user namespace, and those of the
+//! process that waits outside. Each with what needs it.
 
 use std::str::FromStr;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-use super::{JailError, Step};
+use super::error::{JailError, Step};
 use crate::sys::identity;
 
-/// What file operations on behalf of the guest's root need; the same set as virtiofsd's.
+/// What file operations for the guest's root need. The same set as virtiofsd's.
 const DEFAULT: [Capability; 8] = [
     // SETATTR of owner and group.
     Capability::CAP_CHOWN,
-    // Files of every user are the guest's.
+    // Access to files of every user.
     Capability::CAP_DAC_OVERRIDE,
     // SETATTR of mode and times on every user's files.
     Capability::CAP_FOWNER,
-    // setgid bits that the guest sets.
+    // SETATTR of a mode with setgid, for a group that the daemon is not in.
     Capability::CAP_FSETID,
-    // Creates with the caller's ids.
+    // Creates with the caller's ids (sys/identity.rs).
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
     // MKNOD of devices.
     Capability::CAP_MKNOD,
-    // security.capability attributes.
+    // SETXATTR of security.capability.
     Capability::CAP_SETFCAP,
 ];
 
-/// open_by_handle_at: with `--inode-file-handles never` nobody needs it.
+/// open_by_handle_at(2), which `--inode-file-handles never` does without.
 const OF_HANDLES: Capability = Capability::CAP_DAC_READ_SEARCH;
 
-/// What the process that waits outside needs.
+/// What the process that waits outside the sandbox needs.
 const OUTSIDE: [Capability; 3] = [
-    // Signals to the serving process, which may be another user.
+    // Signals to the serving process, which may run as another user.
     Capability::CAP_KILL,
     // Removing the socket from another user's directory.
     Capability::CAP_DAC_OVERRIDE,
@@ -43,47 +43,47 @@ const OUTSIDE: [Capability; 3] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     kept: CapsHashSet,
-    /// Those that the command line asked for.
+    /// Those that `--modcaps` adds.
     added: Vec<Capability>,
 }
 
-/// What is wrong with `--modcaps`.
+/// An invalid entry of `--modcaps`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CapabilityError {
-    /// Neither to add nor to take away.
-    #[error("entry {number} ({text}) begins with neither + nor -; write +NAME to keep a capability or -NAME to drop it, separated by :")]
+    /// The entry begins with neither + nor -.
+    #[error("entry {number} ({text}) begins with neither + nor -; use +NAME to keep a capability or -NAME to drop it, separated by :")]
     NoSign {
-        /// Its place, from 1.
+        /// Its position, from 1.
         number: usize,
-        /// What was written.
+        /// The entry.
         text: String,
     },
-    /// An unknown name.
-    #[error("entry {number} ({text}) names no capability; write a name of capabilities(7) without CAP_, such as +sys_admin")]
+    /// The name is unknown.
+    #[error("entry {number} ({text}) names no capability; use a name of capabilities(7), for example +sys_admin")]
     Unknown {
-        /// Its place, from 1.
+        /// Its position, from 1.
         number: usize,
-        /// What was written.
+        /// The entry.
         text: String,
     },
 }
 
 impl Capabilities {
-    /// The default set, for a share whose inodes may be file handles or not, with the changes of `--modcaps`:
-    /// `+NAME` and `-NAME`, separated by `:`.
+    /// The default set with the changes of `--modcaps`: `+NAME` and `-NAME`, separated by `:`. `with_handles` tells whether
+    /// inodes may be kept as file handles. An error for an entry without a sign, or with an unknown name.
     pub fn new(with_handles: bool, changes: Option<&str>) -> Result<Capabilities, CapabilityError> {
         let mut kept: CapsHashSet = DEFAULT.into_iter().chain(with_handles.then_some(OF_HANDLES)).collect();
         let mut added = Vec::new();
         for (index, text) in changes.iter().flat_map(|c| c.split(':')).enumerate() {
-            let (number, told) = (index + 1, || text.to_owned());
+            let (number, entry) = (index + 1, || text.to_owned());
             let (keep, name) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
                 (Some(name), _) => (true, name),
                 (_, Some(name)) => (false, name),
-                _ => return Err(CapabilityError::NoSign { number, text: told() }),
+                _ => return Err(CapabilityError::NoSign { number, text: entry() }),
             };
             let name = name.to_ascii_uppercase();
             let capability = Capability::from_str(&format!("CAP_{}", name.strip_prefix("CAP_").unwrap_or(&name)));
-            let capability = capability.map_err(|_| CapabilityError::Unknown { number, text: told() })?;
+            let capability = capability.map_err(|_| CapabilityError::Unknown { number, text: entry() })?;
             added.retain(|c| *c != capability);
             if keep {
                 kept.insert(capability);
@@ -95,17 +95,17 @@ impl Capabilities {
         Ok(Capabilities { kept, added })
     }
 
-    /// Drops every other capability and the way to get new ones.
+    /// Drops every other capability and sets no_new_privs. An error where the kernel refuses either.
     pub fn confine(&self) -> Result<(), JailError> {
         let held = held()?;
         for missing in self.added.iter().filter(|c| !held.contains(c)) {
-            tracing::warn!("--modcaps: {missing} cannot be kept, the daemon was started without it");
+            tracing::warn!("--modcaps: cannot keep {missing}; the daemon was started without it");
         }
         keep(&held, &self.kept)
     }
 }
 
-/// Drops what the process that waits outside does not need.
+/// Drops what the process that waits outside does not need. An error where the kernel refuses.
 pub fn confine_outside() -> Result<(), JailError> {
     keep(&held()?, &OUTSIDE.into_iter().collect())
 }
@@ -115,13 +115,13 @@ fn held() -> Result<CapsHashSet, JailError> {
 }
 
 fn keep(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<(), JailError> {
-    rustix::thread::set_no_new_privs(true).step("give up new privileges")?;
+    rustix::thread::set_no_new_privs(true).step("set no_new_privs")?;
     if held.is_empty() {
         return Ok(());
     }
     let keep: CapsHashSet = held.intersection(wanted).copied().collect();
     for capability in held.difference(&keep) {
-        // Only with CAP_SETPCAP; without it the permitted set is what counts.
+        // Needs CAP_SETPCAP. Without it the permitted set and no_new_privs suffice.
         let _ = caps::drop(None, CapSet::Bounding, *capability);
     }
     let none = CapsHashSet::new();
@@ -131,9 +131,9 @@ fn keep(held: &CapsHashSet, wanted: &CapsHashSet) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Leaves the daemon's supplementary groups, which would count as the caller's when it acts for one. A
-/// process that has none, or whose user namespace lets nobody change them, stays as it is. Call it while
-/// /proc is there.
+/// Clears the supplementary groups, which would otherwise add to the rights of a caller that the daemon acts for. Does nothing
+/// without groups, without CAP_SETGID, or where the user namespace denies setgroups(2). Call it while /proc is mounted. An
+/// error where the kernel refuses for another reason.
 pub fn leave_groups() -> Result<(), JailError> {
     let has_none = rustix::process::getgroups().step("read supplementary groups")?.is_empty();
     if has_none || !held()?.contains(&Capability::CAP_SETGID) {
@@ -141,11 +141,11 @@ pub fn leave_groups() -> Result<(), JailError> {
     }
     match identity::set_group(None) {
         Err(e) if e.raw() == libc::EPERM && may_not_set_groups() => Ok(()),
-        left => left.map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("leave supplementary groups"),
+        left => left.map_err(|e| std::io::Error::from_raw_os_error(e.raw())).step("clear supplementary groups"),
     }
 }
 
-/// What the user namespace says (man user_namespaces(7)): always so where a user without rights made it.
+/// Whether the user namespace denies setgroups(2) (man user_namespaces(7)), as one that an unprivileged user made.
 fn may_not_set_groups() -> bool {
     std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|answer| answer.trim() == "deny")
 }
@@ -166,12 +166,12 @@ mod tests {
         let changed = kept(true, "+sys_admin:-CHOWN:-cap_mknod");
         assert!(changed.contains(&Capability::CAP_SYS_ADMIN) && changed.len() == DEFAULT.len());
         assert!(!changed.contains(&Capability::CAP_CHOWN) && !changed.contains(&Capability::CAP_MKNOD));
-        assert_eq!(kept(true, "-chown:+chown"), default, "the last word counts");
+        assert_eq!(kept(true, "-chown:+chown"), default, "the last entry counts");
         assert_eq!(kept(false, "-dac_read_search"), Capabilities::new(false, None).unwrap().kept);
     }
 
     #[test]
-    fn a_mistake_in_modcaps_is_told_by_its_place() {
+    fn an_error_of_modcaps_names_the_position_of_the_entry() {
         let said = |changes| Capabilities::new(true, Some(changes)).unwrap_err().to_string();
         assert!(said("").contains("entry 1 ()"), "{}", said(""));
         assert!(said("+chown:sys_admin").contains("entry 2 (sys_admin) begins with neither"));

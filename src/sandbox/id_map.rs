@@ -1,5 +1,4 @@
-//! `--uid-map` and `--gid-map`: which ids of the host are which in the user namespace
-//! (man user_namespaces(7)).
+//! `--uid-map` and `--gid-map`: the id maps of the sandbox's user namespace (man user_namespaces(7)).
 
 /// A range of ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,11 +7,11 @@ pub struct IdRange {
     pub inside: u32,
     /// The first id on the host.
     pub outside: u32,
-    /// How many.
+    /// Number of ids.
     pub count: u32,
 }
 
-/// The maps of users and groups; an empty one maps the daemon's own id to itself.
+/// The maps of users and groups. An empty one maps the daemon's own id to itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMaps {
     /// Users.
@@ -21,20 +20,21 @@ pub struct IdMaps {
     pub gid: Vec<IdRange>,
 }
 
-/// What is wrong with a range, and how it is written.
+/// An invalid range: its position, its text, what is wrong, and the format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("range {number} ({text}) {problem}; write :ID_IN_NAMESPACE:ID_ON_HOST:COUNT:, such as :0:100000:65536:")]
-pub struct IdMapError {
+#[error("range {number} ({text}) {problem}; expected :ID_IN_NAMESPACE:ID_ON_HOST:COUNT:, for example :0:100000:65536:")]
+pub struct IdRangeError {
     number: usize,
     text: String,
     problem: String,
 }
 
-/// Reads one range from each of `words`. The first character of a word separates its numbers.
-pub fn parse(words: &[String]) -> Result<Vec<IdRange>, IdMapError> {
+/// Parses one range from each of `words`. The first character of a word is the separator of its numbers. An error for a word
+/// of another format, for a range of no ids or beyond id 4294967294, and for one that overlaps an earlier range.
+pub fn parse(words: &[String]) -> Result<Vec<IdRange>, IdRangeError> {
     let mut ranges: Vec<IdRange> = Vec::new();
     for (index, text) in words.iter().enumerate() {
-        let failed = |problem| IdMapError { number: index + 1, text: text.clone(), problem };
+        let failed = |problem| IdRangeError { number: index + 1, text: text.clone(), problem };
         let range = range(text).map_err(failed)?;
         for (earlier, known) in ranges.iter().enumerate() {
             for (place, mine, theirs) in [("in the namespace", range.inside, known.inside), ("on the host", range.outside, known.outside)] {
@@ -61,9 +61,9 @@ fn range(text: &str) -> Result<IdRange, String> {
     let number = |field: &str| field.parse::<u32>().map_err(|_| format!("has \"{field}\" in place of a number from 0 to 4294967295"));
     let range = IdRange { inside: number(inside)?, outside: number(outside)?, count: number(count)? };
     if range.count == 0 {
-        return Err("maps no id at all".to_owned());
+        return Err("maps no ids".to_owned());
     }
-    // The last id, -1, is nobody's.
+    // The last id, -1, is not an id (man setreuid(2)).
     if [range.inside, range.outside].iter().any(|first| first.checked_add(range.count).is_none()) {
         return Err("goes beyond the last id".to_owned());
     }
@@ -71,7 +71,7 @@ fn range(text: &str) -> Result<IdRange, String> {
 }
 
 fn overlap(a: (u32, u32), b: (u32, u32)) -> bool {
-    // No sum is above u32::MAX: `range` has seen to it.
+    // No overflow: `range` checked both sums.
     a.0 < b.0 + b.1 && b.0 < a.0 + a.1
 }
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_by_its_place() {
+    fn an_error_names_the_position_of_the_range() {
         let cases: &[(&[&str], &str)] = &[
             (&[""], "range 1 () does not begin with a separator"),
             (&["0:0:1"], "range 1 (0:0:1) does not begin with a separator"),
@@ -104,7 +104,7 @@ mod tests {
             (&[":0:1:"], "has 2 numbers instead of 3"),
             (&[":0:x:1:"], "has \"x\" in place of a number"),
             (&[":0:-1:1:"], "has \"-1\" in place of a number"),
-            (&[":0:0:0:"], "maps no id"),
+            (&[":0:0:0:"], "maps no ids"),
             (&[":0:4294967295:1:"], "goes beyond the last id"),
             (&[":0:1000:10:", ":5:5000:1:"], "range 2 (:5:5000:1:) overlaps range 1 in the namespace"),
             (&[":0:1000:10:", ":10:1009:5:"], "range 2 (:10:1009:5:) overlaps range 1 on the host"),

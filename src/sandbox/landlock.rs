@@ -1,8 +1,8 @@
-//! Landlock on top of the rest (man landlock(7)), as far as the kernel has it: no network, no signals to
-//! others and no abstract sockets; and where inodes are kept as descriptors, no file outside the share.
+//! Landlock (man landlock(7)), as far as the kernel has it: no TCP, no signals to processes outside, no abstract sockets
+//! outside. Where inodes are kept as descriptors, also no files outside the share.
 //!
-//! Not so where they are kept as file handles: a file that is opened by its handle after the kernel forgot
-//! its name has no path, and Landlock then refuses it (docs/decisions/0004-landlock.md).
+//! Files are not restricted where inodes are kept as file handles: a file that is opened by its handle has no path once its
+//! dentry is gone, and Landlock refuses it (docs/decisions/0004-landlock.md).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -11,24 +11,23 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest rights that this code was tried with; the kernel may know fewer.
+/// The newest ABI that this code was tested with. An older kernel restricts what it supports.
 const KNOWN: ABI = ABI::V7;
 
-/// The only files that may be opened and changed by path.
+/// The files that may still be opened and changed by path.
 #[derive(Debug)]
 pub struct Files<'f> {
-    /// The share: a directory with all below, or one file.
+    /// The share: a directory with everything below it, or one file.
     pub share: BorrowedFd<'f>,
     /// Whether it is a directory.
     pub is_directory: bool,
-    /// A directory from which files may be removed: the socket's.
+    /// The directory of the socket, in which files may be removed.
     pub removable: Option<BorrowedFd<'f>>,
 }
 
-/// Restricts this thread and those that it starts, for good. A kernel without Landlock restricts nothing,
-/// which is false.
+/// Restricts this thread and the threads that it starts. It cannot be undone. False where the kernel has no Landlock.
 pub fn restrict(files: Option<&Files<'_>>) -> bool {
-    // The one right without which a rename to another directory would fail (Linux 5.19).
+    // Renames to another directory need the right `Refer`, which a kernel before 5.19 cannot grant.
     let by_path = files.filter(|_| {
         let refer = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
         refer.and_then(Ruleset::create).is_ok()
@@ -53,7 +52,7 @@ fn apply(files: Option<&Files<'_>>) -> Result<RestrictionStatus, RulesetError> {
     let mut created = ruleset.create()?;
     if let Some(files) = files {
         let rights = if files.is_directory { AccessFs::from_all(KNOWN) } else { AccessFs::from_file(KNOWN) };
-        // Nothing in the share is run here.
+        // The daemon executes no file of the share.
         created = created.add_rule(PathBeneath::new(files.share.as_fd(), rights & !BitFlags::from(AccessFs::Execute)))?;
         if let Some(directory) = files.removable {
             created = created.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?;

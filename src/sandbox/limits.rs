@@ -5,49 +5,49 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::sys::identity;
 
-/// Descriptors that are asked for when nobody says how many, as virtiofsd does.
+/// The limit without --rlimit-nofile, as virtiofsd's.
 const OPEN_FILES_DEFAULT: u64 = 1_000_000;
 
-/// What the daemon has open for itself, its queues and one guest that has a few files open.
-const OPEN_FILES_LEAST: u64 = 64;
+/// The lowest useful limit: the daemon's own descriptors, those of its queues, and a few open files of a guest.
+const OPEN_FILES_MIN: u64 = 64;
 
-/// Where the kernel says what no limit may exceed.
+/// The sysctl that no limit may exceed.
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
-/// The limit that was asked for cannot be had, or is of no use.
+/// The limit of open files cannot be set, or is too low.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
-    /// It cannot be had.
+    /// The limit exceeds what this process may set.
     #[error(
         "cannot raise the limit of open files to {wanted}: it is {allowed} here; give --rlimit-nofile {allowed} or less, or raise {bound}"
     )]
     TooHigh {
-        /// What was asked for.
+        /// The limit that was requested.
         wanted: u64,
-        /// What can be had.
+        /// The highest limit that can be set.
         allowed: u64,
         /// The setting that bounds it.
         bound: &'static str,
     },
-    /// No guest could be served.
+    /// The limit is too low to serve a guest.
     #[error(
-        "a limit of {0} open files is too low to serve a guest; give --rlimit-nofile {OPEN_FILES_LEAST} or more, \
+        "a limit of {0} open files is too low to serve a guest; give --rlimit-nofile {OPEN_FILES_MIN} or more, \
          and raise the hard limit where it is lower"
     )]
     TooLow(u64),
 }
 
-/// What bounds the limit.
+/// What bounds RLIMIT_NOFILE.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
-    /// The hard limit, which only CAP_SYS_RESOURCE raises.
+    /// The hard limit. Raising it needs CAP_SYS_RESOURCE.
     hard: u64,
-    /// fs.nr_open, which nobody exceeds. A hard limit from before it was lowered may.
+    /// fs.nr_open. A hard limit that was set before the sysctl was lowered may be above it.
     most: u64,
 }
 
 impl Bounds {
-    /// Soft limit `n`, with the hard limit only raised as far as `n` takes it.
+    /// Soft limit `n`, with a hard limit that is raised to `n` where it is lower.
     fn limit(self, n: u64) -> Rlimit {
         Rlimit { current: Some(n), maximum: Some(n.max(self.hard.min(self.most))) }
     }
@@ -56,7 +56,7 @@ impl Bounds {
         setrlimit(Resource::Nofile, self.limit(n)).is_ok()
     }
 
-    /// Why `wanted` could not be set.
+    /// The error for `wanted`, which could not be set.
     fn refusal(self, wanted: u64, may_raise: bool) -> LimitError {
         if may_raise && wanted > self.most {
             LimitError::TooHigh { wanted, allowed: self.most, bound: "the sysctl fs.nr_open" }
@@ -66,8 +66,9 @@ impl Bounds {
     }
 }
 
-/// Sets the number of descriptors: what is `wanted`, 0 for no change, or by default as many as are allowed
-/// up to a million. Tells what it came to.
+/// Sets the soft limit of open files to `wanted` and returns the limit in force. 0 keeps the present limit; `None` raises it as
+/// far as allowed, up to a million. [`LimitError::TooHigh`] where `wanted` cannot be set, [`LimitError::TooLow`] where the limit
+/// in force is below 64.
 pub fn raise_open_files(wanted: Option<u64>) -> Result<u64, LimitError> {
     let now = getrlimit(Resource::Nofile);
     let (soft, hard) = (now.current.unwrap_or(u64::MAX), now.maximum.unwrap_or(u64::MAX));
@@ -75,7 +76,7 @@ pub fn raise_open_files(wanted: Option<u64>) -> Result<u64, LimitError> {
     let bounds = Bounds { hard, most: most.unwrap_or(hard) };
     let n = match wanted {
         Some(0) => soft,
-        Some(n) if n < OPEN_FILES_LEAST || bounds.set(n) => n,
+        Some(n) if n < OPEN_FILES_MIN || bounds.set(n) => n,
         Some(n) => return Err(bounds.refusal(n, identity::has_capability(Capability::CAP_SYS_RESOURCE))),
         None => {
             let by_default = OPEN_FILES_DEFAULT.min(bounds.most);
@@ -83,7 +84,7 @@ pub fn raise_open_files(wanted: Option<u64>) -> Result<u64, LimitError> {
             candidates.into_iter().find(|n| *n > soft && bounds.set(*n)).unwrap_or(soft)
         }
     };
-    if n < OPEN_FILES_LEAST { Err(LimitError::TooLow(n)) } else { Ok(n) }
+    if n < OPEN_FILES_MIN { Err(LimitError::TooLow(n)) } else { Ok(n) }
 }
 
 #[cfg(test)]

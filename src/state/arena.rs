@@ -1,5 +1,6 @@
-//! One memfd that holds every record: header page, inode slots, handle slots. It is sparse: a slot that
-//! was never used costs address space only. Whoever inherits the memfd can map it and walk the records.
+//! One shared mapping for all records: a header page and the tables of inode and handle records. It is sparse: a page of records
+//! that were never used takes address space only. It belongs to a memfd where possible, so that a process that inherits the
+//! descriptor can map the records.
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,40 +16,40 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// "gatherfs" in the first word of an arena.
 const MAGIC: u64 = u64::from_le_bytes(*b"gatherfs");
-/// Layout of the records that follow; another number is another layout.
+/// The version of the layout of the records, in the second word.
 const LAYOUT_VERSION: u64 = 1;
 const HEADER_LEN: usize = 4096;
 
-/// Why there is no arena.
+/// Why the arena cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
-    /// The kernel gave no memory.
+    /// The kernel refused the memfd or the mapping.
     #[error(
         "cannot make the record arena of {len} bytes of address space: {source}; raise the limit of it (ulimit -v, RLIMIT_AS) if there is one"
     )]
     Map {
         /// Bytes of address space.
         len: usize,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
-/// The mapped memfd.
+/// The mapping.
 #[derive(Debug)]
 pub struct Arena {
-    /// Keeps the records reachable for a process that inherits the descriptor. None where a limit of file sizes
-    /// (RLIMIT_FSIZE) is below the arena's address space, which memory without a descriptor does not count against.
+    /// The memfd of the mapping, which a process may inherit. `None`, with an anonymous mapping, where the limit of file sizes
+    /// (RLIMIT_FSIZE) is below the arena's length; the limit does not apply to anonymous memory.
     _memfd: Option<OwnedFd>,
     base: NonNull<u8>,
     len: usize,
-    /// Asked for at the start: later a sandbox may forbid the question.
+    /// Read when the arena is made: the first query may be a system call that the sandbox forbids later (PR_GET_AUXV).
     page_len: usize,
-    /// Bytes that a table has: records have one owner.
+    /// The byte ranges of the tables, which must not overlap.
     given: Mutex<Vec<Range<usize>>>,
 }
 
-// SAFETY: the mapping is shared memory of atomics only; it stays mapped as long as the arena lives.
+// SAFETY: the mapping holds atomics only, and stays mapped as long as the arena exists.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
@@ -56,14 +57,15 @@ unsafe impl Sync for Arena {}
 /// A record type: a `repr(C)` structure of atomics for which all zeroes is "never used".
 ///
 /// # Safety
-/// Every field is an atomic integer or an array of them, so that any bit pattern is valid.
+/// Every field must be an atomic integer or an array of them, so that any bit pattern is valid.
 pub unsafe trait Record: Sync {}
 
 // SAFETY: an atomic integer itself.
 unsafe impl Record for AtomicU64 {}
 
 impl Arena {
-    /// An arena with room for `records_len` bytes of records.
+    /// An arena for `records_len` bytes of records. [`ArenaError::Map`] where the kernel refuses the memfd or the mapping: ENOMEM
+    /// beyond RLIMIT_AS or vm.overcommit, EMFILE or ENFILE.
     pub fn new(records_len: usize) -> Result<Arc<Arena>, ArenaError> {
         let len = HEADER_LEN + records_len;
         let map = || -> io::Result<Arena> {
@@ -74,14 +76,14 @@ impl Arena {
             };
             let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
             let base = match &memfd {
-                // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+                // SAFETY: the kernel chooses an unused address range for the new mapping.
                 Some(memfd) => unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, memfd, 0) }?,
                 // SAFETY: as above.
                 None => unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?,
             };
             let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-            // A core dump without the records' address space stays small. Best effort.
-            // SAFETY: the advice changes no contents.
+            // Keeps a core dump small. An error is ignored.
+            // SAFETY: the advice does not change the contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
             Ok(Arena { _memfd: memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
         };
@@ -94,17 +96,20 @@ impl Arena {
 
     fn table_at<T: Record>(&self, offset: usize, count: usize) -> Table<T> {
         let end = count.checked_mul(size_of::<T>()).and_then(|len| offset.checked_add(len)).filter(|end| *end <= self.len);
-        let end = end.expect("a table lies inside the arena");
+        let end = end.expect("a table is within the arena");
         assert!(offset.is_multiple_of(align_of::<T>()));
         let mut given = self.given.lock();
         assert!(given.iter().all(|other| end <= other.start || other.end <= offset), "two tables overlap");
         given.push(offset..end);
-        // SAFETY: just seen to lie inside the mapping.
+        // SAFETY: the offset is within the mapping, as checked above.
         let first = unsafe { self.base.add(offset) };
         Table { first: first.cast(), count, kind: PhantomData }
     }
 
-    /// The table of `count` records that begins `offset` bytes behind the header. No part of it may be another table's.
+    /// The table of `count` records, `offset` bytes after the header.
+    ///
+    /// # Panics
+    /// Where the table is misaligned, not within the arena, or overlaps another table.
     pub fn table<T: Record>(self: &Arc<Self>, offset: usize, count: usize) -> Records<T> {
         Records { table: self.table_at(HEADER_LEN + offset, count), arena: Arc::clone(self) }
     }
@@ -112,7 +117,7 @@ impl Arena {
 
 #[cfg(test)]
 impl Arena {
-    /// Bytes that have memory.
+    /// Bytes of the memfd that have memory.
     pub fn resident_len(&self) -> io::Result<u64> {
         let memfd = self._memfd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         Ok(rustix::fs::fstat(memfd)?.st_blocks as u64 * 512)
@@ -121,9 +126,20 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: `base` and `len` are the mapping that `new` made; tables hold the arena, so none is left.
+        // SAFETY: `new` mapped `len` bytes at `base`. Tables keep the arena, so none exists any more.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
     }
+}
+
+/// The slot of a node id, a file handle, or the state of a record: the lower half.
+#[expect(clippy::cast_possible_truncation, reason = "the slot is the lower half of the word")]
+pub fn slot_of(word: u64) -> u32 {
+    word as u32
+}
+
+/// The generation of a node id, a file handle, or the state of a record: the upper half.
+pub fn generation_of(word: u64) -> u32 {
+    slot_of(word >> 32)
 }
 
 #[derive(Debug)]
@@ -136,59 +152,60 @@ struct Table<T: Record> {
 impl<T: Record> Table<T> {
     fn get(&self, index: usize) -> &T {
         assert!(index < self.count);
-        // SAFETY: below `count`, which `table_at` checked against the mapping.
+        // SAFETY: the index is below `count`, and `table_at` checked that `count` records are within the mapping.
         let record = unsafe { self.first.add(index) };
-        // SAFETY: records are atomics (`Record`), valid for any bytes and for sharing; whoever has the table keeps the arena mapped.
+        // SAFETY: a record consists of atomics (`Record`), for which any bytes are valid. The owner of the table keeps the arena,
+        // and with it the mapping.
         unsafe { record.as_ref() }
     }
 }
 
-/// A table of records, with the arena that it lies in.
+/// A table of records, with its arena.
 #[derive(Debug)]
 pub struct Records<T: Record> {
     table: Table<T>,
     arena: Arc<Arena>,
 }
 
-// SAFETY: records are atomics; the arena keeps them mapped.
+// SAFETY: records consist of atomics, and the arena keeps them mapped.
 unsafe impl<T: Record> Send for Records<T> {}
 // SAFETY: as above.
 unsafe impl<T: Record> Sync for Records<T> {}
 
 impl<T: Record> Records<T> {
-    /// The record of slot `index`, if the table is that long.
+    /// The record of slot `index`; `None` beyond the table.
     pub fn get(&self, index: u32) -> Option<&T> {
         let index = index as usize;
         (index < self.table.count).then(|| self.table.get(index))
     }
 
-    /// The generation, in the upper half, that a free slot is taken with. `state` has the slot's own there, or 0
-    /// where it has no memory; that of slot 0 has the one that such slots begin with.
+    /// The generation, in the upper half, with which the free `slot` is to be taken. `state` selects the word of a record that has
+    /// the generation in its upper half: that of the slot, or of slot 0 where the slot's is 0, as in a slot without memory.
     pub fn generation(&self, slot: u32, state: impl Fn(&T) -> &AtomicU64) -> u64 {
         let own = self.get(slot).map_or(0, |record| state(record).load(Ordering::Relaxed));
         (if own == 0 { self.get(0).map_or(0, |record| state(record).load(Ordering::Acquire)) } else { own }) & !0xffff_ffff
     }
 
-    /// Slots without memory are taken with `generation` from now on.
+    /// Sets the generation with which slots without memory are to be taken.
     pub fn begin_at(&self, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
         if let Some(record) = self.get(0) {
             state(record).store(u64::from(generation) << 32, Ordering::Release);
         }
     }
 
-    /// Gives the memory of free `slots` back to the host: they read as never used, and are taken with `generation`.
+    /// Returns the memory of the free `slots` to the host. They read as zeroes then, and are to be taken with `generation`.
     pub fn let_go(&self, slots: Range<u32>, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
         self.begin_at(generation, state);
         let table = self.table.first.addr().get();
-        // Whole pages only: others keep what they hold.
+        // Whole pages only. Records in other pages keep their state.
         let page_len = self.arena.page_len;
         let first = (table + slots.start as usize * size_of::<T>()).next_multiple_of(page_len);
         let end = (table + (slots.end as usize).min(self.table.count) * size_of::<T>()) / page_len * page_len;
         if first < end {
-            // SAFETY: inside the mapping; a record may be all zeroes at any time (`Record`), and these are nobody's.
+            // SAFETY: the range is within the mapping, all zeroes are a valid record (`Record`), and the slots are free.
             let gone = unsafe { rustix::mm::madvise(self.table.first.as_ptr().with_addr(first).cast(), end - first, Advice::LinuxRemove) };
             if let Err(e) = gone {
-                tracing::debug!("memory of {} records stays: {e}", slots.len());
+                tracing::debug!("cannot return the memory of {} records: {e}", slots.len());
             }
         }
     }

@@ -1,6 +1,5 @@
-//! How many descriptors the objects of the guest may hold together: its open files, its inodes that are kept as
-//! descriptors, its locks, and what is kept open because it was used recently. One count for all, so that each takes what
-//! it needs. Whoever closes such a descriptor gives its place back.
+//! The limit of descriptors that are held for a guest: open files, inodes that are kept as descriptors, locks, and recently used
+//! files. One count for all. Closing such a descriptor returns its place to the budget.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +10,7 @@ pub struct Budget {
     max: usize,
 }
 
-/// Places that were taken for descriptors and whose owner is not there yet; given back when this is dropped.
+/// Places for descriptors that are about to be opened. Dropping it returns them.
 #[derive(Debug)]
 pub struct Reserved<'b> {
     budget: &'b Budget,
@@ -24,33 +23,33 @@ impl Budget {
         Budget { held: AtomicUsize::new(0), max }
     }
 
-    /// How many there are.
+    /// The limit.
     pub fn max(&self) -> usize {
         self.max
     }
 
-    /// Takes `count` places, if `spare` others stay free.
+    /// Takes `count` places. `None` where fewer than `spare` would then be free.
     pub fn reserve(&self, count: usize, spare: usize) -> Option<Reserved<'_>> {
         let room = |held: usize| held.checked_add(count).filter(|sum| sum.saturating_add(spare) <= self.max);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
         Some(Reserved { budget: self, count })
     }
 
-    /// Takes one place, also where none is left: for what there is once in each session.
+    /// Takes one place, even where none is free: for a descriptor that each session needs once.
     pub fn take_one(&self) -> Reserved<'_> {
         self.held.fetch_add(1, Ordering::Relaxed);
         Reserved { budget: self, count: 1 }
     }
 
-    /// Gives `count` places back.
+    /// Returns `count` places.
     pub fn give(&self, count: usize) {
         let before = self.held.fetch_sub(count, Ordering::Relaxed);
-        debug_assert!(before >= count, "more places were given back than taken");
+        debug_assert!(before >= count, "more places are returned than were taken");
     }
 }
 
 impl Reserved<'_> {
-    /// Leaves the places to an owner, who gives them back by [`Budget::give`].
+    /// Keeps the places taken; the caller returns them later with [`Budget::give`].
     pub fn keep(mut self) {
         self.count = 0;
     }

@@ -1,42 +1,45 @@
-//! Handle records: the files that the guest has open. A record holds the number of its descriptor and
-//! counts who uses it, so that a RELEASE during an I/O closes the file behind it, never under it.
+//! Handle records: the files that the guest has open. A record holds the number of its descriptor and counts its users, so that
+//! a RELEASE during an I/O closes the descriptor after the I/O.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use super::arena::{Arena, Record, Records};
+use super::arena::{Arena, Record, Records, generation_of, slot_of};
 use super::budget::{Budget, Reserved};
 use super::slots::{Slots, TableFull};
 use crate::types::{FileHandle, NodeId};
 
-/// Files that a guest may have open at a time, where the limit of descriptors allows as many.
+/// The most files that a guest may have open, where the limit of descriptors allows as many.
 pub const HANDLES_MAX: u32 = 1 << 20;
 /// Bytes of the table in the arena.
 pub const TABLE_LEN: usize = HANDLES_MAX as usize * size_of::<HandleRecord>();
 
+/// The handle exists.
 const LIVE: u64 = 1 << 31;
+/// The bits of the number of users.
 const USERS: u64 = LIVE - 1;
+/// No descriptor.
 const NO_FD: i32 = -1;
 
 /// One open file.
 #[repr(C)]
 #[derive(Debug)]
 pub struct HandleRecord {
-    /// Generation in the upper half; LIVE; users in the low 31 bits, the handle itself being one.
+    /// The generation in the upper half; LIVE; the number of users in the low 31 bits. The handle itself counts as one.
     state: AtomicU64,
     node: AtomicU64,
     fd: AtomicI32,
-    /// A second descriptor of the same file, opened without O_DIRECT when it was first needed.
+    /// A second descriptor of the same file without O_DIRECT, opened when it is first needed.
     buffered_fd: AtomicI32,
-    /// Flags that it was opened with on the host.
+    /// The flags of open(2) on the host.
     flags: AtomicU32,
     reserved: [AtomicU32; 9],
 }
 
 const _: () = assert!(size_of::<HandleRecord>() == 64);
 
-// SAFETY: atomics only.
+// SAFETY: every field is an atomic integer or an array of them.
 unsafe impl Record for HandleRecord {}
 
 /// All handle records.
@@ -44,11 +47,11 @@ unsafe impl Record for HandleRecord {}
 pub struct HandleTable {
     records: Records<HandleRecord>,
     slots: Slots,
-    /// Where the open files have their places.
+    /// The budget of the descriptors.
     budget: Arc<Budget>,
 }
 
-/// A file in use. While it lives the descriptor stays open.
+/// A user of an open file. The descriptor stays open as long as it exists.
 #[derive(Debug)]
 pub struct OpenFile<'t> {
     table: &'t HandleTable,
@@ -56,8 +59,8 @@ pub struct OpenFile<'t> {
     slot: u32,
 }
 
-/// A file in use, without a borrow of its table: [`HandleTable::take_up`] makes an [`OpenFile`] of it again. One that is
-/// dropped otherwise keeps its descriptor open for ever.
+/// A user of an open file that does not borrow the table. [`HandleTable::take_up`] turns it into an [`OpenFile`] again. Dropping
+/// it leaves the descriptor open until the table is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct HeldFile {
@@ -68,26 +71,26 @@ pub struct HeldFile {
 impl HeldFile {
     /// Its descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `OpenFile::hold` read the number of a descriptor that the record owns, and left the user in the count, so
-        // that nothing closes it before `take_up`, which consumes this.
+        // SAFETY: `OpenFile::hold` read the number of a descriptor that the record owns, and kept the user counted, so that the
+        // descriptor is not closed before `take_up`, which consumes this.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
 impl HandleTable {
-    /// The table in `arena`, `offset` bytes behind its header, for files that have their places in `budget`. Slot 0 is
-    /// no file's, for handle 0 means "not open": its state holds the generation that slots without memory begin with.
+    /// The table in `arena`, `offset` bytes after its header, for files with places in `budget`. Slot 0 is not used, because handle
+    /// 0 means "not open"; its state holds the generation of slots without memory.
     pub fn new(arena: &Arc<Arena>, offset: usize, budget: Arc<Budget>) -> HandleTable {
         HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(HANDLES_MAX), budget }
     }
 
-    /// How many descriptors a file may take that is opened with `flags`: one for direct I/O may need a second one.
+    /// The most descriptors of a file that is opened with `flags`: two with O_DIRECT, else one.
     pub fn descriptors_of(flags: i32) -> usize {
         if flags & libc::O_DIRECT == 0 { 1 } else { 2 }
     }
 
-    /// Takes an open file in; `flags` are those it was opened with, `reserved` are its places: [`HandleTable::descriptors_of`]
-    /// its flags, in the table's budget.
+    /// Adds an open file. `flags` are those it was opened with, `reserved` are [`HandleTable::descriptors_of`] places of the
+    /// table's budget. [`TableFull`] where no slot is free.
     pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, reserved: Reserved<'_>) -> Result<FileHandle, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
@@ -101,7 +104,7 @@ impl HandleTable {
         Ok(FileHandle(generation | u64::from(slot)))
     }
 
-    /// Slots that were never used are taken with `generation` from now on.
+    /// Sets the generation with which slots that were never used are to be taken.
     pub fn begin_at(&self, generation: u32) {
         self.slots.begin_at(generation);
         self.records.begin_at(generation, |record| &record.state);
@@ -111,9 +114,9 @@ impl HandleTable {
         self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))
     }
 
-    /// The file behind `handle`; `None` where there is none.
+    /// The file of `handle`; `None` where it is not open.
     pub fn get(&self, handle: FileHandle) -> Option<OpenFile<'_>> {
-        let slot = handle.0 as u32;
+        let slot = slot_of(handle.0);
         let record = self.record(slot)?;
         let mut state = record.state.load(Ordering::Acquire);
         loop {
@@ -127,8 +130,8 @@ impl HandleTable {
         }
     }
 
-    /// The file that `held` keeps in use, which must come from this table. `None` where that cannot be.
-    #[expect(clippy::needless_pass_by_value, reason = "the user that it stands for is the returned one's from now on")]
+    /// The file of `held`, which must come from this table. `None` where its slot is not in use.
+    #[expect(clippy::needless_pass_by_value, reason = "the returned value takes over the user that it counts for")]
     pub fn take_up(&self, held: HeldFile) -> Option<OpenFile<'_>> {
         let HeldFile { slot, fd } = held;
         let record = self.record(slot)?;
@@ -136,16 +139,16 @@ impl HandleTable {
         Some(OpenFile { table: self, record, slot })
     }
 
-    /// Another user of the file that `held` keeps in use. `None` where it is of no file of this table.
+    /// Another user of the file of `held`, which must come from this table. `None` where its slot is not in use.
     pub fn user_of(&self, held: &HeldFile) -> Option<OpenFile<'_>> {
         let record = self.record(held.slot)?;
         record.state.fetch_add(1, Ordering::AcqRel);
         Some(OpenFile { table: self, record, slot: held.slot })
     }
 
-    /// Ends `handle`. The file is closed when its last user is done. False where there is no such handle.
+    /// Removes `handle`. The file is closed when its last user is dropped. False where there is no such handle.
     pub fn remove(&self, handle: FileHandle) -> bool {
-        let slot = handle.0 as u32;
+        let slot = slot_of(handle.0);
         let Some(record) = self.record(slot) else { return false };
         let mut state = record.state.load(Ordering::Acquire);
         loop {
@@ -165,7 +168,7 @@ impl HandleTable {
         }
     }
 
-    /// Any open file of `node`, found by a walk: for the rare case that the node has no other way in.
+    /// An open file of `node`, by a search of the whole table: for the rare case that the node cannot be opened otherwise.
     pub fn find(&self, node: NodeId) -> Option<OpenFile<'_>> {
         self.slots.taken().find_map(|slot| {
             let record = self.records.get(slot)?;
@@ -178,7 +181,7 @@ impl HandleTable {
         })
     }
 
-    /// Ends every handle.
+    /// Removes every handle.
     pub fn clear(&self) {
         for slot in self.slots.taken() {
             if let Some(record) = self.records.get(slot) {
@@ -192,8 +195,8 @@ impl HandleTable {
         for field in [&record.fd, &record.buffered_fd] {
             let fd = field.swap(NO_FD, Ordering::Relaxed);
             if fd != NO_FD {
-                // SAFETY: the record owned the descriptor since `insert` or `set_buffered`; nobody uses the
-                // record any more, and the swap took the number out of it.
+                // SAFETY: the record has owned the descriptor since `insert` or `set_buffered`. It has no users any more, and the
+                // swap removed the number from it.
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
@@ -201,7 +204,7 @@ impl HandleTable {
         let generation = record.state.load(Ordering::Relaxed) & !0xffff_ffff;
         let next = generation.wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
-        self.slots.give(slot, (next >> 32) as u32, |slots, generation| {
+        self.slots.give(slot, generation_of(next), |slots, generation| {
             self.records.let_go(slots, generation, |record| &record.state);
         });
     }
@@ -214,7 +217,7 @@ impl Drop for HandleTable {
 }
 
 impl OpenFile<'_> {
-    /// The same file in use, without the borrow of the table.
+    /// The same user without a borrow of the table.
     pub fn hold(self) -> HeldFile {
         let file = std::mem::ManuallyDrop::new(self);
         HeldFile { slot: file.slot, fd: file.record.fd.load(Ordering::Relaxed) }
@@ -222,18 +225,18 @@ impl OpenFile<'_> {
 
     /// Its descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the record owns the descriptor and this user keeps it from being closed.
+        // SAFETY: the record owns the descriptor, which stays open while this user is counted.
         unsafe { BorrowedFd::borrow_raw(self.record.fd.load(Ordering::Relaxed)) }
     }
 
-    /// The descriptor without O_DIRECT, if one was set.
+    /// The descriptor without O_DIRECT, if there is one.
     pub fn buffered(&self) -> Option<BorrowedFd<'_>> {
         let fd = self.record.buffered_fd.load(Ordering::Acquire);
-        // SAFETY: as in `fd`; once set it stays until the record is closed.
+        // SAFETY: as in `fd`. Once set, the descriptor stays until the record is closed.
         (fd != NO_FD).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    /// Keeps `file` as the descriptor without O_DIRECT, unless another thread was first.
+    /// Sets `file` as the descriptor without O_DIRECT, or closes it where another thread has set one.
     pub fn set_buffered(&self, file: OwnedFd) {
         let raw = file.as_raw_fd();
         if self.record.buffered_fd.compare_exchange(NO_FD, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -246,7 +249,7 @@ impl OpenFile<'_> {
         NodeId(self.record.node.load(Ordering::Relaxed))
     }
 
-    /// The flags that it was opened with.
+    /// The flags of open(2).
     pub fn flags(&self) -> i32 {
         self.record.flags.load(Ordering::Relaxed).cast_signed()
     }

@@ -1,22 +1,21 @@
-//! Inode records: what must be known to find a guest's inode again, and how often the guest looked it up.
+//! Inode records: the identity of each inode that the guest knows, and its lookup count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 
-use super::arena::{Arena, Record, Records};
+use super::arena::{Arena, Record, Records, generation_of, slot_of};
 use super::slots::{Slots, TableFull};
 use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 use crate::types::NodeId;
 
-/// Inodes that a guest may hold at a time. A slot costs memory only once it was used: 8 GiB for all.
+/// The most inodes that a guest may know at a time. All of them take 8 GiB; a slot takes memory when it is first used.
 pub const INODES_MAX: u32 = 1 << 26;
-/// As many as that need no more than this share of a limited address space (RLIMIT_AS): the rest is for what
-/// serving takes.
+/// The table takes at most a quarter of a limited address space (RLIMIT_AS).
 const SPACE_SHARE: u64 = 4;
-/// And no fewer than this: 128 MiB.
+/// The fewest inodes of a table: 128 MiB of records.
 const INODES_MIN: u32 = 1 << 20;
 
-/// Inodes that a guest may hold where the process may use `space` bytes of addresses; `None` is no limit.
+/// The most inodes that a guest may know where the address space is limited to `space` bytes; `None` is no limit.
 pub fn inodes_max(space: Option<u64>) -> u32 {
     let mut max = INODES_MAX;
     while max > INODES_MIN && space.is_some_and(|space| table_len(max) as u64 > space / SPACE_SHARE) {
@@ -25,25 +24,25 @@ pub fn inodes_max(space: Option<u64>) -> u32 {
     max
 }
 
-/// Bytes of a table for `inodes_max` in the arena.
+/// Bytes of a table for `inodes_max` inodes.
 pub fn table_len(inodes_max: u32) -> usize {
     inodes_max as usize * size_of::<InodeRecord>()
 }
 
-/// A node has the record.
+/// The record is that of a node.
 const LIVE: u64 = 1;
-/// `kind` was seen on the very object that the handle or the descriptor leads to. In the same word as the generation, so
-/// that the mark can never be set on the slot's next node.
+/// `kind` was read from the object that the handle or the descriptor opens. In the same word as the generation, so that the mark
+/// cannot be set on the next node of the slot.
 const TYPE_SEEN: u64 = 2;
 
-/// One inode. Fields other than `state` and `lookups` are written before `state` says LIVE and not
-/// changed until it no longer does.
+/// One inode. Fields other than `state`, `lookups` and `retained` are written before LIVE is set in `state`, and not changed
+/// while it is set.
 #[repr(C)]
 #[derive(Debug)]
 pub struct InodeRecord {
-    /// Generation in the upper half, LIVE and TYPE_SEEN in the lower.
+    /// The generation in the upper half, LIVE and TYPE_SEEN in the lower.
     state: AtomicU64,
-    /// How often the guest looked the node up, less what it forgot.
+    /// The lookup count.
     lookups: AtomicU64,
     device: AtomicU64,
     ino: AtomicU64,
@@ -54,32 +53,32 @@ pub struct InodeRecord {
     handle_kind: AtomicI32,
     /// 0: no handle.
     handle_len: AtomicU32,
-    /// 1: the record is kept when no lookup is left.
+    /// 1: the record is kept at a lookup count of 0.
     retained: AtomicU32,
     handle: [AtomicU64; HANDLE_LEN_MAX / 8],
 }
 
 const _: () = assert!(size_of::<InodeRecord>() == 128);
 
-// SAFETY: atomics only.
+// SAFETY: every field is an atomic integer or an array of them.
 unsafe impl Record for InodeRecord {}
 
-/// Which file on the host an inode is.
+/// The identity of an inode's file on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InodeIdentity {
-    /// Device: major in the upper half, minor in the lower.
+    /// The device number: major in the upper half, minor in the lower.
     pub device: u64,
-    /// Inode number.
+    /// The inode number.
     pub ino: u64,
-    /// The mount it was found on.
+    /// The id of its mount.
     pub mount_id: u64,
-    /// Birth time in nanoseconds, 0 where the file system has none: tells a reused number from the old file.
+    /// The birth time in nanoseconds, 0 where the file system has none. It distinguishes files with the same inode number.
     pub birth_ns: u64,
-    /// S_IFMT bits of its mode: a file never changes its type.
+    /// S_IFMT bits of its mode, which never change.
     pub kind: u32,
-    /// `kind` was seen on the object that `handle` or the node's descriptor leads to, not only by a name.
+    /// Whether `kind` was read from the object that `handle` or the node's descriptor opens, not only by name.
     pub type_seen: bool,
-    /// Its file handle, where the file system has them and they may be opened.
+    /// Its file handle, where the file system has handles and the daemon may open them.
     pub handle: Option<Handle>,
 }
 
@@ -90,34 +89,30 @@ pub struct InodeRecords {
     slots: Slots,
 }
 
-fn slot_of(node: NodeId) -> u32 {
-    node.0 as u32
-}
-
 fn live_state_of(node: NodeId) -> u64 {
     (node.0 & !0xffff_ffff) | LIVE
 }
 
 impl InodeRecords {
-    /// The table for `inodes_max` in `arena`, `offset` bytes behind its header. Slot 0 is no inode's, for node id 0 means "none":
-    /// its state holds the generation that slots without memory begin with.
+    /// The table for `inodes_max` inodes in `arena`, `offset` bytes after its header. Slot 0 is not used, because node id 0 means
+    /// "none"; its state holds the generation of slots without memory.
     pub fn new(arena: &Arc<Arena>, offset: usize, inodes_max: u32) -> InodeRecords {
         InodeRecords { records: arena.table(offset, inodes_max as usize), slots: Slots::new(inodes_max) }
     }
 
-    /// Slots that were never used are taken with `generation` from now on.
+    /// Sets the generation with which slots that were never used are to be taken.
     pub fn begin_at(&self, generation: u32) {
         self.slots.begin_at(generation);
         self.records.begin_at(generation, |record| &record.state);
     }
 
     fn live(&self, node: NodeId) -> Option<&InodeRecord> {
-        let slot = slot_of(node);
+        let slot = slot_of(node.0);
         let record = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?;
         (record.state.load(Ordering::Acquire) & !TYPE_SEEN == live_state_of(node)).then_some(record)
     }
 
-    /// Makes a record that was looked up once. The first one ever made is [`NodeId::ROOT`].
+    /// Makes a record with a lookup count of 1. The first one of a table is [`NodeId::ROOT`]. [`TableFull`] where no slot is free.
     pub fn create(&self, identity: &InodeIdentity) -> Result<NodeId, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
@@ -141,7 +136,7 @@ impl InodeRecords {
         Ok(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
 
-    /// What the record of `node` says; `None` where there is no such node.
+    /// The identity of `node`; `None` where there is no such node.
     pub fn identity(&self, node: NodeId) -> Option<InodeIdentity> {
         let record = self.live(node)?;
         let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
@@ -151,7 +146,7 @@ impl InodeRecords {
             for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&record.handle) {
                 *bytes = get(word).to_ne_bytes();
             }
-            Handle { kind: record.handle_kind.load(Ordering::Relaxed), len: handle_len.min(HANDLE_LEN_MAX as u32), bytes }
+            Handle { kind: record.handle_kind.load(Ordering::Relaxed), len: handle_len, bytes }
         });
         let identity = InodeIdentity {
             device: get(&record.device),
@@ -162,37 +157,37 @@ impl InodeRecords {
             type_seen: false,
             handle,
         };
-        // The record may have been freed and reused while it was read.
+        // The record may have been freed, and used for another node, while it was read.
         fence(Ordering::Acquire);
         let state = record.state.load(Ordering::Relaxed);
         (state & !TYPE_SEEN == live_state_of(node)).then_some(InodeIdentity { type_seen: state & TYPE_SEEN != 0, ..identity })
     }
 
-    /// The type of `node` was seen on the object that its handle leads to. False where there is no such node any more.
+    /// Marks the type of `node` as read from the object that its handle opens. False where there is no such node any more.
     pub fn mark_type_seen(&self, node: NodeId) -> bool {
         let Some(record) = self.live(node) else { return false };
         let live = live_state_of(node);
-        // Fails where the mark is there already, or where the slot has another node since.
+        // Fails where the mark is set, or where the slot has another node now.
         match record.state.compare_exchange(live, live | TYPE_SEEN, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => true,
             Err(state) => state == live | TYPE_SEEN,
         }
     }
 
-    /// S_IFMT bits of `node`.
+    /// S_IFMT bits of `node`; `None` where there is no such node.
     pub fn kind(&self, node: NodeId) -> Option<u32> {
         self.live(node).map(|r| r.kind.load(Ordering::Relaxed))
     }
 
-    /// Counts one more lookup. The caller holds the lock of the index that led it here.
+    /// Increments the lookup count. The caller holds the lock of the index. False where there is no such node.
     pub fn add_lookup(&self, node: NodeId) -> bool {
         let Some(record) = self.live(node) else { return false };
         record.lookups.fetch_add(1, Ordering::Relaxed);
         true
     }
 
-    /// Takes `count` lookups off: what is left. More than there are leaves 0. The caller holds the lock
-    /// of the index. `None` where there is no such node.
+    /// Decrements the lookup count by `count`, at most to 0, and returns the new count. The caller holds the lock of the index.
+    /// `None` where there is no such node.
     pub fn forget(&self, node: NodeId, count: u64) -> Option<u64> {
         let record = self.live(node)?;
         let left = record.lookups.load(Ordering::Relaxed).saturating_sub(count);
@@ -200,35 +195,36 @@ impl InodeRecords {
         Some(left)
     }
 
-    /// How many lookups `node` has at this moment; `None` where there is no such node.
+    /// The lookup count of `node`; `None` where there is no such node.
     pub fn lookups(&self, node: NodeId) -> Option<u64> {
         self.live(node).map(|record| record.lookups.load(Ordering::Acquire))
     }
 
-    /// Marks `node` as kept without lookups. True where it was not. The caller holds the lock of the index.
+    /// Marks `node` to be kept at a lookup count of 0. False where it was marked already, or where there is no such node. The caller
+    /// holds the lock of the index.
     pub fn retain(&self, node: NodeId) -> bool {
         self.live(node).is_some_and(|record| record.retained.swap(1, Ordering::Relaxed) == 0)
     }
 
-    /// Takes that mark off: how many lookups `node` has. The caller holds the lock of the index. `None` where
-    /// there is no such node.
+    /// Removes that mark and returns the lookup count of `node`. The caller holds the lock of the index. `None` where there is no
+    /// such node.
     pub fn end_retention(&self, node: NodeId) -> Option<u64> {
         let record = self.live(node)?;
         record.retained.store(0, Ordering::Relaxed);
         Some(record.lookups.load(Ordering::Relaxed))
     }
 
-    /// Frees the record of `node`; its id is not given again before 2^32 uses of the slot.
+    /// Frees the record of `node`. Its id is used again after 2^32 uses of the slot at the earliest.
     pub fn free(&self, node: NodeId) {
         let Some(record) = self.live(node) else { return };
         let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
-        self.slots.give(slot_of(node), (next >> 32) as u32, |slots, generation| {
+        self.slots.give(slot_of(node.0), generation_of(next), |slots, generation| {
             self.records.let_go(slots, generation, |record| &record.state);
         });
     }
 
-    /// Every node that lives.
+    /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.slots.taken().filter_map(|slot| {
             let state = self.records.get(slot)?.state.load(Ordering::Acquire);
@@ -262,7 +258,7 @@ mod tests {
         assert_eq!(records.identity(node), None);
         let next = records.create(&identity(8)).unwrap();
         assert_ne!(next, node);
-        assert_eq!(slot_of(next), slot_of(node), "the slot is used again");
+        assert_eq!(slot_of(next.0), slot_of(node.0), "the slot is used again");
         assert_eq!(records.identity(node), None);
         assert_eq!(records.nodes().collect::<Vec<_>>(), [root, next]);
         for bad in [0, 99, u64::MAX, 1 << 32 | 1] {
@@ -281,7 +277,7 @@ mod tests {
         assert!(records.add_lookup(node) && records.kind(node).is_some(), "the mark is no part of the id");
         records.free(node);
         let next = records.create(&identity(8)).unwrap();
-        assert_eq!(slot_of(next), slot_of(node), "the slot is used again");
+        assert_eq!(slot_of(next.0), slot_of(node.0), "the slot is used again");
         assert!(!records.mark_type_seen(node), "the old node is gone");
         assert!(!records.identity(next).unwrap().type_seen);
         assert_eq!(records.nodes().count(), 2);

@@ -1,5 +1,5 @@
-//! Records that outlive a worker: plain slots of atomics in one memfd-backed arena. Knows what a record
-//! holds, not what it means on the host.
+//! Records of inodes and open files: slots of atomics in one shared mapping. Knows the fields of a record, not what they mean on
+//! the host.
 
 mod arena;
 mod budget;

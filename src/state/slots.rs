@@ -1,7 +1,7 @@
-//! Which slots of a table are free. Derived from the records: a walk over them rebuilds it.
+//! The free slots of a table. The allocator is not stored in the arena.
 //!
-//! Slots come in blocks, and the lowest block with a free slot gives the next one, so that the records of a guest
-//! that has forgotten most of what it knew draw together and whole blocks of memory can go back to the host.
+//! Slots are grouped in blocks. The next slot comes from the lowest block with a free one, so that after many inodes were
+//! forgotten, new ones fill the low blocks, and the memory of whole blocks can be returned to the host.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,57 +9,60 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-/// Every slot is taken.
+/// Every slot of the table is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the table is full")]
 pub struct TableFull;
 
-/// Slots of a block: 256 KiB of inode records, so that giving one back costs little for each of its slots.
+/// Slots of a block: 256 KiB of inode records. The system call that returns their memory is then rare.
 pub const BLOCK: u32 = 2048;
 
-/// The free slots of a table. Slot 0 is never given.
+/// The free slots of a table. Slot 0 is never taken.
 #[derive(Debug)]
 pub struct Slots {
     count: u32,
-    /// One more than the highest slot that may be taken: nothing needs to look beyond.
+    /// The end of the last block in `Free::blocks`: a slot at or above it was not taken since its block was removed.
     end: AtomicU32,
     free: Mutex<Free>,
 }
 
 #[derive(Debug)]
 struct Free {
+    /// The blocks up to the highest one that is in use.
     blocks: Vec<Block>,
-    /// Blocks with a free slot.
+    /// The numbers of the blocks with a free slot.
     open: BTreeSet<u32>,
-    /// A block without a taken slot that keeps its memory, for a guest that goes on as before.
+    /// The block without a taken slot that keeps its memory, so that a guest that takes and frees one slot causes no system calls.
     spare: Option<u32>,
-    /// The highest generation that a slot waits to be taken with.
+    /// The highest generation with which a free slot is to be taken.
     generation_max: u32,
 }
 
 #[derive(Debug, Default)]
 struct Block {
-    /// Slots that were freed, counted from the block's first; the last one freed is taken first.
+    /// Slots that were freed, relative to the block's first. The last one is taken first.
     freed: Vec<u16>,
-    /// Slots that were never taken since the block has its memory begin here.
+    /// The first slot that was not taken since the block's memory was returned. Slots from here on have no memory.
     fresh: u16,
+    /// Slots that are taken.
     taken: u16,
 }
 
 impl Slots {
     /// Slots 1 to `count - 1`, all free.
     pub fn new(count: u32) -> Slots {
+        // Slot 0 counts as taken.
         let first = Block { fresh: 1, taken: 1, ..Block::default() };
         let free = Free { blocks: vec![first], open: BTreeSet::from([0]), spare: None, generation_max: 0 };
         Slots { count, end: AtomicU32::new(BLOCK.min(count)), free: Mutex::new(free) }
     }
 
-    /// Slots wait to be taken with `generation`, which is higher than any that one has had.
+    /// Free slots are to be taken with `generation`, which no slot has had.
     pub fn begin_at(&self, generation: u32) {
         self.free.lock().generation_max = generation;
     }
 
-    /// Takes a free slot.
+    /// Takes a free slot. [`TableFull`] where there is none.
     pub fn take(&self) -> Result<u32, TableFull> {
         let free = &mut *self.free.lock();
         let number = match free.open.first() {
@@ -87,7 +90,7 @@ impl Slots {
     }
 
     fn add_block(&self, free: &mut Free) -> Result<u32, TableFull> {
-        let number = free.blocks.len() as u32;
+        let number = free.block_count();
         let first = number * BLOCK;
         if first >= self.count {
             return Err(TableFull);
@@ -98,22 +101,22 @@ impl Slots {
         Ok(number)
     }
 
-    /// Gives `slot` back, whose next taker uses `generation`. Where a second block is left without a taken slot,
-    /// `let_go` is called for its slots, none of which can be taken before it returns; it is told a generation
-    /// that none of them has had.
+    /// Frees `slot`, which is to be taken with `generation` next. Where that leaves a second block without a taken slot, calls
+    /// `let_go` with the slots of the higher one and a generation that none of them has had. No slot can be taken before `let_go`
+    /// returns.
     pub fn give(&self, slot: u32, generation: u32, let_go: impl FnOnce(Range<u32>, u32)) {
         let free = &mut *self.free.lock();
         let number = slot / BLOCK;
         let Some(block) = free.blocks.get_mut(number as usize) else { return };
         free.generation_max = free.generation_max.max(generation);
-        block.freed.push((slot % BLOCK) as u16);
+        block.freed.push(within_block(slot));
         block.taken -= 1;
         free.open.insert(number);
         if block.taken > 0 {
             return;
         }
         let Some(spare) = free.spare.replace(number) else { return };
-        // The lower one stays: it is the one that is taken from first.
+        // The lower block keeps its memory, because its slots are taken first.
         let emptied = spare.max(number);
         free.spare = Some(spare.min(number));
         let first = emptied * BLOCK;
@@ -122,22 +125,22 @@ impl Slots {
         self.drop_end(free);
     }
 
-    /// Lets go of blocks at the end that were never used since they lost their memory.
+    /// Removes the last blocks as long as no slot of them was taken since their memory was returned.
     fn drop_end(&self, free: &mut Free) {
         while free.blocks.last().is_some_and(|block| block.fresh == 0) {
             free.blocks.pop();
-            free.open.remove(&(free.blocks.len() as u32));
+            free.open.remove(&free.block_count());
         }
-        self.end.store((free.blocks.len() as u32 * BLOCK).min(self.count), Ordering::Release);
+        self.end.store((free.block_count() * BLOCK).min(self.count), Ordering::Release);
     }
 
-    /// Whether `slot` can be taken. A guest may name any; a record beyond must not be touched, for that
-    /// alone would give it memory.
+    /// Whether `slot` may be taken now. A guest may send any slot number, and an access to a record beyond the last block would
+    /// allocate memory for it.
     pub fn may_be_taken(&self, slot: u32) -> bool {
         slot < self.end.load(Ordering::Acquire)
     }
 
-    /// The slots that are taken, and free ones among them.
+    /// All slots that are taken, and some of the free ones.
     pub fn taken(&self) -> impl Iterator<Item = u32> + use<> {
         let ranges: Vec<Range<u32>> = {
             let free = self.free.lock();
@@ -146,6 +149,19 @@ impl Slots {
         };
         ranges.into_iter().flatten().filter(|slot| *slot > 0)
     }
+}
+
+impl Free {
+    fn block_count(&self) -> u32 {
+        // A block has 2048 of at most 2^32 slots.
+        u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The position of `slot` in its block.
+fn within_block(slot: u32) -> u16 {
+    const { assert!(BLOCK <= 1 << 16) };
+    (slot % BLOCK) as u16
 }
 
 #[cfg(test)]
@@ -157,7 +173,7 @@ mod tests {
     use super::*;
 
     fn keeps(range: Range<u32>, _: u32) {
-        panic!("{range:?} let go");
+        panic!("the memory of {range:?} was returned");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Descriptors by number: close(2) with its error, and sockets that were inherited.
+//! Descriptors by number: close(2) with its error, and inherited sockets.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -9,22 +9,24 @@ use rustix::net::sockopt;
 
 use crate::types::Errno;
 
-/// Closes `fd` and tells what the file system had to say. The descriptor is gone in any case.
+/// Closes `fd`. The error is that of close(2), for example EIO or ENOSPC of a network file system. The descriptor is closed in
+/// any case.
 pub fn close(fd: OwnedFd) -> Result<(), Errno> {
-    // SAFETY: the descriptor was owned and is given up here.
+    // SAFETY: the descriptor was owned by `fd`, which no longer owns it.
     if unsafe { libc::close(fd.into_raw_fd()) } == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
-/// Takes over descriptor `fd`, which the process inherited as a listening unix socket. A number is taken over once:
-/// what came through execve(2) lacks FD_CLOEXEC, which it gets here, and which every descriptor has that this process
-/// opens. EBADF where it is not open or was not inherited, EINVAL where it is no listening unix socket.
+/// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through
+/// execve(2) lacks FD_CLOEXEC, and this process opens none without it. This function sets the flag, so that a descriptor has
+/// one owner. EBADF where it is not open or was not inherited, EINVAL where it is not a listening unix socket.
 pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock();
+    // The flag belongs to the process, and so does the lock between test and set.
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _guard = LOCK.lock();
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: only looked at; the kernel answers EBADF for a number that is not open.
+    // SAFETY: the number is only queried; the kernel answers EBADF where it is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     if rustix::io::fcntl_getfd(borrowed)?.contains(rustix::io::FdFlags::CLOEXEC) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
@@ -34,7 +36,7 @@ pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: inherited and not taken over before, as the flag said, so nobody else in the process owns it.
+    // SAFETY: FD_CLOEXEC was not set, so the descriptor was inherited and has no owner in this process yet.
     Ok(unsafe { UnixListener::from_raw_fd(fd) })
 }
 

@@ -1,4 +1,4 @@
-//! getdents64(2): directory entries as the kernel packs them.
+//! getdents64(2): directory entries in the kernel's format.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,7 +13,7 @@ const HEADER_LEN: usize = 19;
 pub struct HostEntry<'a> {
     /// Inode number.
     pub ino: u64,
-    /// Where the entry behind this one begins (`d_off`).
+    /// Directory offset of the next entry (`d_off`).
     pub next_offset: u64,
     /// File type as in `d_type`.
     pub kind: u8,
@@ -21,15 +21,15 @@ pub struct HostEntry<'a> {
     pub name: &'a CStr,
 }
 
-/// Reads entries from the directory's present position into `buffer`: bytes written, 0 at the end.
-/// EINVAL where not even one entry fits.
+/// Reads entries from the directory's current position into `buffer` and returns the bytes written, 0 at the end of the
+/// directory. EINVAL where `buffer` is too small for the next entry, ENOTDIR for another file, ENOENT for a removed directory.
 pub fn read(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes to the buffer.
     let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
     usize::try_from(n).map_err(|_| Errno::last())
 }
 
-/// The first entry of `bytes` and what follows it. `None` at the end.
+/// The first entry of `bytes` and the bytes behind it. `None` at the end.
 pub fn next(bytes: &[u8]) -> Option<(HostEntry<'_>, &[u8])> {
     let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
     let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));

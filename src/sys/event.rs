@@ -1,14 +1,14 @@
-//! eventfd(2) and epoll(7): how a queue's thread sleeps until a kick.
+//! eventfd(2) and epoll(7): a queue's thread waits for a kick.
 //!
-//! The kick is watched edge-triggered and never read: every write to an eventfd is a new edge, so a
-//! wake-up costs one system call. Its counter would overflow after 2^64 kicks.
+//! The kick is watched edge-triggered and never read: every write to an eventfd is a new edge, so a wake-up costs one system
+//! call. The counter overflows after 2^64 kicks.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-/// Sleeps until a kick or until another thread wakes it.
+/// Waits for a kick, a completion, or a wake-up by another thread.
 #[derive(Debug)]
 pub struct KickWatch {
     epoll: OwnedFd,
@@ -27,7 +27,7 @@ pub struct Woken {
 }
 
 impl KickWatch {
-    /// A watch without a kick. An error where the process is out of descriptors.
+    /// A watch without a kick. EMFILE or ENFILE where no descriptor is available.
     pub fn new() -> io::Result<KickWatch> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -36,13 +36,14 @@ impl KickWatch {
         Ok(KickWatch { epoll, wake })
     }
 
-    /// Watches `kick`; a kick that was sent already counts.
+    /// Watches `kick`. A kick that was sent before counts. EEXIST where it is watched already, ENOSPC beyond the user's limit of
+    /// watches (fs.epoll.max_user_watches).
     pub fn watch(&self, kick: impl AsFd) -> io::Result<()> {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         Ok(epoll::add(&self.epoll, kick, epoll::EventData::new_u64(KICK), edge)?)
     }
 
-    /// Watches the completions of an I/O engine: `event` becomes readable with each.
+    /// Watches the completions of an I/O engine: each makes `event` readable. Errors as for [`KickWatch::watch`].
     pub fn watch_completions(&self, event: impl AsFd) -> io::Result<()> {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
         Ok(epoll::add(&self.epoll, event, epoll::EventData::new_u64(COMPLETION), edge)?)
@@ -53,12 +54,12 @@ impl KickWatch {
         let _ = epoll::delete(&self.epoll, kick);
     }
 
-    /// Ends the present or the next wait.
+    /// Ends the current wait, or the next one where no thread waits.
     pub fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Sleeps until a kick, a completion or a wake.
+    /// Waits for a kick, a completion or a wake-up.
     pub fn wait(&self) -> Woken {
         let mut storage = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 3];
         let count = epoll::wait(&self.epoll, &mut storage[..], None::<&Timespec>).unwrap_or(0);
@@ -66,7 +67,7 @@ impl KickWatch {
     }
 }
 
-/// Signals an eventfd: a call to the frontend. A full counter is a call already.
+/// Signals an eventfd: a call to the frontend. A full counter is readable already, so its EAGAIN is ignored.
 pub fn signal(event: BorrowedFd<'_>) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }

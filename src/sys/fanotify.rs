@@ -1,21 +1,20 @@
-//! fanotify(7): marks on directories, which need no privilege (Linux 5.13), or on a whole file system, which takes
-//! CAP_SYS_ADMIN. Events name a file by its handle and tell whether this process caused them.
+//! fanotify(7): marks on directories, which need no privilege (Linux 5.13), or on a whole file system, which needs
+//! CAP_SYS_ADMIN. Events identify a file by its handle, and the process that caused them.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use std::ffi::CStr;
-
 use super::file_handle::{HANDLE_LEN_MAX, Handle};
 
-/// Bytes for events in one read: a few hundred.
+/// Bytes of one read: a few hundred events.
 const READ_LEN: usize = 32 * 1024;
-/// `struct fanotify_event_metadata`.
+/// Bytes of `struct fanotify_event_metadata`.
 const METADATA_LEN: usize = 24;
-/// Type, padding and length of an information record.
+/// Bytes of `struct fanotify_event_info_header`: type, padding and length.
 const INFO_HEADER_LEN: usize = 4;
 
-/// What changes a directory's entries or a file.
+/// Events that change a file or a directory's entries.
 const CHANGES: u64 = libc::FAN_MODIFY
     | libc::FAN_ATTRIB
     | libc::FAN_CREATE
@@ -31,8 +30,8 @@ const CHANGES: u64 = libc::FAN_MODIFY
 pub struct Change {
     /// The file that changed, or the directory whose entries did.
     pub file: Handle,
-    /// The directory of `file`, or the directory itself. Only a group that watches a file system is told; not of a file that was
-    /// opened by its handle while the kernel knew no name of it.
+    /// The directory of `file`, or the directory itself. Only for a group that watches a file system, and not for a file that was
+    /// opened by its handle while it had no dentry.
     pub directory: Option<Handle>,
     /// The file's contents changed.
     pub contents: bool,
@@ -43,9 +42,9 @@ pub struct Change {
 pub enum Event {
     /// A file, or a directory's entries, changed by another process.
     Changed(Change),
-    /// This process did it.
+    /// A change by this process.
     Own,
-    /// Events were lost, or cannot be told apart.
+    /// Events were lost, or an event does not identify its file.
     Lost,
 }
 
@@ -54,13 +53,14 @@ pub enum Event {
 pub struct Fanotify(OwnedFd);
 
 impl Fanotify {
-    /// A group without marks. ENOSYS, EPERM or EINVAL where the kernel has none for this process.
+    /// A group without marks. ENOSYS, EPERM or EINVAL where the kernel does not allow this process a group, EMFILE beyond the
+    /// user's limit of groups (fs.fanotify.max_user_groups).
     pub fn new() -> io::Result<Fanotify> {
         Fanotify::reporting(libc::FAN_REPORT_FID)
     }
 
-    /// A group that sees every change in the file system of the directory behind `dir`, also through files that were opened by
-    /// handle. EPERM without CAP_SYS_ADMIN; EXDEV, ENODEV or EOPNOTSUPP where the file system cannot.
+    /// A group that reports every change in the file system of directory `dir`, including changes through files that were opened
+    /// by handle. EPERM without CAP_SYS_ADMIN; EXDEV, ENODEV or EOPNOTSUPP where the file system does not support it.
     pub fn of_file_system(dir: BorrowedFd<'_>) -> io::Result<Fanotify> {
         let group = Fanotify::reporting(libc::FAN_REPORT_FID | libc::FAN_REPORT_DIR_FID)?;
         group.change(libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM, CHANGES, dir, c".")?;
@@ -70,28 +70,29 @@ impl Fanotify {
     fn reporting(report: u32) -> io::Result<Fanotify> {
         let flags = libc::FAN_CLASS_NOTIF | report | libc::FAN_CLOEXEC;
         // SAFETY: takes integers only.
-        let fd = unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_CLOEXEC) as u32) };
+        let fd = unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_CLOEXEC).cast_unsigned()) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel just gave us this descriptor.
+        // SAFETY: the call above returned this descriptor, and it has no other owner.
         Ok(Fanotify(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Marks the directory `name` in `dir`, which may be an O_PATH descriptor. ENOSPC beyond the user's limit of
-    /// marks (fs.fanotify.max_user_marks); EXDEV, ENODEV or EOPNOTSUPP where the file system cannot.
+    /// Marks the directory `name` in `dir`, which may be an O_PATH descriptor. ENOSPC beyond the user's limit of marks
+    /// (fs.fanotify.max_user_marks); EXDEV, ENODEV or EOPNOTSUPP where the file system does not support it; ENOENT or ENOTDIR
+    /// where it is not a directory any more.
     pub fn mark(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
         self.change(libc::FAN_MARK_ADD, CHANGES | libc::FAN_EVENT_ON_CHILD, dir, name)
     }
 
-    /// Takes the mark off the directory `name` in `dir`.
+    /// Removes the mark of the directory `name` in `dir`. ENOENT where it has none.
     pub fn unmark(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
         self.change(libc::FAN_MARK_REMOVE, CHANGES | libc::FAN_EVENT_ON_CHILD, dir, name)
     }
 
-    /// Takes the marks off all directories.
+    /// Removes the marks of all directories.
     pub fn unmark_all(&self) {
-        // SAFETY: no path is given, and integers else.
+        // SAFETY: the path is null, the other arguments are integers.
         unsafe { libc::fanotify_mark(self.0.as_raw_fd(), libc::FAN_MARK_FLUSH, 0, libc::AT_FDCWD, std::ptr::null()) };
     }
 
@@ -104,7 +105,7 @@ impl Fanotify {
         }
     }
 
-    /// Waits for events and gives each to `take`.
+    /// Waits for events and passes each to `take`. EINTR where a signal interrupts the wait.
     pub fn read(&self, take: impl FnMut(Event)) -> io::Result<()> {
         let mut buffer = [0; READ_LEN];
         let len = rustix::io::read(&self.0, &mut buffer)?;
@@ -117,7 +118,7 @@ fn word<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// Goes through events as the kernel packs them.
+/// Decodes events in the kernel's format.
 fn decode(mut bytes: &[u8], own_pid: i32, mut take: impl FnMut(Event)) {
     while bytes.len() >= METADATA_LEN {
         let len = word(bytes, 0).map_or(0, u32::from_ne_bytes) as usize;
@@ -127,7 +128,7 @@ fn decode(mut bytes: &[u8], own_pid: i32, mut take: impl FnMut(Event)) {
     }
 }
 
-/// `None` for an event that does not name its file.
+/// `None` for an event that does not identify its file.
 fn decode_one(event: &[u8], own_pid: i32) -> Option<Event> {
     let metadata_len = usize::from(u16::from_ne_bytes(word(event, 6)?));
     let mask = u64::from_ne_bytes(word(event, 8)?);
@@ -154,7 +155,7 @@ fn decode_one(event: &[u8], own_pid: i32) -> Option<Event> {
 }
 
 fn handle_in(info: &[u8]) -> Option<Handle> {
-    // The file system's id, 8 bytes, lies between; then `struct file_handle`.
+    // The file system's id, 8 bytes, precedes `struct file_handle`.
     let handle = info.get(INFO_HEADER_LEN + 8..)?;
     let len = u32::from_ne_bytes(word(handle, 0)?);
     let kind = i32::from_ne_bytes(word(handle, 4)?);

@@ -1,4 +1,4 @@
-//! name_to_handle_at(2) and open_by_handle_at(2): a file's name that outlives renames and needs no
+//! name_to_handle_at(2) and open_by_handle_at(2): an identifier of a file that is independent of its names and needs no
 //! descriptor. Opening one needs CAP_DAC_READ_SEARCH.
 
 use std::ffi::CStr;
@@ -6,21 +6,24 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::types::Errno;
 
-/// Bytes of handle that are kept. ext4 and tmpfs use 8 to 12, XFS 12, btrfs 20, overlayfs up to about 60;
-/// a longer one (the kernel allows 128) counts as "no handle".
-pub const HANDLE_LEN_MAX: usize = 64;
+/// The longest handle that is kept, in bytes. ext4 and tmpfs use 8 to 12, XFS 12, btrfs 20, overlayfs up to about 60. A longer
+/// one (the kernel allows 128) is treated as no handle.
+pub const HANDLE_LEN_MAX: usize = HANDLE_BYTES_MAX as usize;
+/// The same as the kernel takes it.
+const HANDLE_BYTES_MAX: u32 = 64;
 
-/// A file handle as the kernel made it.
+/// A file handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handle {
-    /// File-system specific type.
+    /// Type, specific to the file system.
     pub kind: i32,
-    /// Bytes of `bytes` that count.
+    /// Bytes of the handle in `bytes`.
     pub len: u32,
-    /// Opaque; zero behind `len`.
+    /// Opaque. Zero after `len`.
     pub bytes: [u8; HANDLE_LEN_MAX],
 }
 
+/// `struct file_handle`.
 #[repr(C)]
 struct Raw {
     handle_bytes: u32,
@@ -28,10 +31,11 @@ struct Raw {
     f_handle: [u8; HANDLE_LEN_MAX],
 }
 
-/// The handle of `name` in `dir` (no symbolic link is followed) and the id of its mount. An empty name is
-/// `dir` itself. `None` where the file system has no handles or longer ones than we keep.
+/// The handle of `name` in `dir` and the id of its mount. A symbolic link is not followed; an empty name is `dir` itself.
+/// `None` where the file system has no handles, or longer ones than are kept. ENOENT, ENOTDIR, EACCES and ESTALE as for a
+/// lookup.
 pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Errno> {
-    let mut raw = Raw { handle_bytes: HANDLE_LEN_MAX as u32, handle_type: 0, f_handle: [0; HANDLE_LEN_MAX] };
+    let mut raw = Raw { handle_bytes: HANDLE_BYTES_MAX, handle_type: 0, f_handle: [0; HANDLE_LEN_MAX] };
     let mut mount_id: i32 = 0;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
     // SAFETY: `raw` has the layout of `struct file_handle` with room for `handle_bytes`, and the kernel
@@ -39,7 +43,7 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Err
     let r = unsafe { libc::syscall(libc::SYS_name_to_handle_at, dir.as_raw_fd(), name.as_ptr(), &raw mut raw, &raw mut mount_id, flags) };
     if r == 0 {
         let handle = Handle { kind: raw.handle_type, len: raw.handle_bytes, bytes: raw.f_handle };
-        return Ok(Some((handle, mount_id as u64)));
+        return Ok(Some((handle, u64::from(mount_id.cast_unsigned()))));
     }
     match Errno::last() {
         Errno::EOPNOTSUPP | Errno::ENOSYS => Ok(None),
@@ -48,18 +52,18 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Err
     }
 }
 
-/// Opens the file behind `handle`; `mount` is any open, not O_PATH, descriptor on its mount.
-/// ESTALE where the file is gone, EPERM without the capability, EINVAL for a length that no handle has.
+/// Opens the file that `handle` identifies. `mount` is a descriptor on its mount that is not O_PATH. ESTALE where the file does
+/// not exist any more, EPERM without CAP_DAC_READ_SEARCH, EINVAL for an impossible length, and the errors of open(2).
 pub fn open(mount: BorrowedFd<'_>, handle: &Handle, flags: i32) -> Result<OwnedFd, Errno> {
-    if handle.len as usize > HANDLE_LEN_MAX {
+    if handle.len > HANDLE_BYTES_MAX {
         return Err(Errno::EINVAL);
     }
     let mut raw = Raw { handle_bytes: handle.len, handle_type: handle.kind, f_handle: handle.bytes };
     // SAFETY: `raw` has the layout of `struct file_handle` with at least `handle_bytes` bytes; the kernel reads it.
     let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut raw, flags | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return Err(Errno::last());
+    match i32::try_from(fd) {
+        // SAFETY: the call above returned this descriptor, and it has no other owner.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(Errno::last()),
     }
-    // SAFETY: the kernel just gave us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

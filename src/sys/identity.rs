@@ -1,17 +1,18 @@
-//! The calling thread's own credentials. glibc changes those of every thread, so these are raw calls
-//! (man setresuid(2), "C library/kernel differences").
+//! Credentials of the calling thread. glibc's functions change those of every thread, so these are direct system calls (man
+//! setresuid(2), "C library/kernel differences").
 
 use caps::{CapSet, Capability};
 
 use crate::types::{Errno, HostGid, HostUid};
 
+/// Leaves an id unchanged.
 const KEEP: libc::c_long = -1;
 
 fn check(r: libc::c_long) -> Result<(), Errno> {
     if r == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
-/// An id as the call takes it. EINVAL for -1, which would leave the thread what it is.
+/// An id as an argument of the call. EINVAL for -1, which would leave the id unchanged.
 fn new_id(id: u32) -> Result<libc::c_long, Errno> {
     if id == u32::MAX { Err(Errno::EINVAL) } else { Ok(libc::c_long::from(id)) }
 }
@@ -23,17 +24,18 @@ pub fn set_effective_uid(uid: HostUid) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) })
 }
 
-/// Sets the thread's effective group id, as [`set_effective_uid`].
+/// Sets the thread's effective group id. EPERM without CAP_SETGID, EINVAL for an id that is not mapped.
 pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
     let gid = new_id(gid.0)?;
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })
 }
 
-/// Sets the thread's supplementary groups to `group`, or to none. EPERM without CAP_SETGID.
+/// Sets the thread's supplementary groups to `group`, or to none. EPERM without CAP_SETGID or where the user namespace denies
+/// it, EINVAL for an id that is not mapped.
 pub fn set_group(group: Option<HostGid>) -> Result<(), Errno> {
     let id: libc::gid_t = group.map_or(0, |group| group.0);
-    // SAFETY: at most one id is read, and there is one.
+    // SAFETY: the kernel reads at most one id from the pointer.
     check(unsafe { libc::syscall(libc::SYS_setgroups, usize::from(group.is_some()), &raw const id) })
 }
 
@@ -42,18 +44,19 @@ pub fn effective() -> (HostUid, HostGid) {
     (HostUid(rustix::process::geteuid().as_raw()), HostGid(rustix::process::getegid().as_raw()))
 }
 
-/// Empties the thread's effective set. The permitted one stays.
+/// Clears the thread's effective set. The permitted set is unchanged. EPERM where the kernel refuses.
 pub fn lay_down_capabilities() -> Result<(), Errno> {
     caps::clear(None, CapSet::Effective).map_err(|_| Errno::EPERM)
 }
 
-/// Makes what the thread is permitted effective again.
+/// Makes the thread's permitted capabilities effective. EPERM where the kernel refuses.
 pub fn take_capabilities_up() -> Result<(), Errno> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(|_| Errno::EPERM)?;
     caps::set(None, CapSet::Effective, &permitted).map_err(|_| Errno::EPERM)
 }
 
-/// Takes a capability out of the thread's effective set, or puts it back. False where that is not allowed.
+/// Adds a capability to the thread's effective set, or removes it. False where the kernel refuses, as for one that is not
+/// permitted.
 pub fn set_capability(capability: Capability, on: bool) -> bool {
     let change = if on { caps::raise } else { caps::drop };
     change(None, CapSet::Effective, capability).is_ok()

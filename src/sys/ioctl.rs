@@ -1,7 +1,9 @@
-//! ioctl(2) of files: their flags, their project and other extended flags (linux/fs.h), and fs-verity
-//! (linux/fsverity.h). ENOTTY or EOPNOTSUPP where the file system has none.
+//! ioctl(2) of files: inode flags, extended flags and project ids (linux/fs.h), and fs-verity (linux/fsverity.h). ENOTTY or
+//! EOPNOTSUPP where the file system does not support one.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::types::Errno;
 
@@ -31,40 +33,38 @@ pub const DIGEST_LEN_MAX: usize = 64;
 
 /// The inode's flags, as lsattr(1) shows them.
 pub fn flags(file: BorrowedFd<'_>) -> Result<u32, Errno> {
-    let mut flags = 0u32;
-    // SAFETY: the kernel writes 32 bits, whatever the size in the request's number says.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(GET_FLAGS) as _, &raw mut flags) })?;
-    Ok(flags)
+    Ok(ioctl_getflags(file)?.bits())
 }
 
-/// Sets the inode's flags.
+/// Sets the inode's flags, unknown ones included. EPERM without the right to change them, EOPNOTSUPP or EINVAL for flags that
+/// the file system does not have, EROFS.
 pub fn set_flags(file: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
-    // SAFETY: the kernel reads 32 bits.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(SET_FLAGS) as _, &raw const flags) })
+    Ok(ioctl_setflags(file, IFlags::from_bits_retain(flags))?)
 }
 
 /// `struct fsxattr` of the inode: extended flags, extent sizes, project id.
 pub fn attributes(file: BorrowedFd<'_>) -> Result<[u8; ATTRIBUTES_LEN], Errno> {
     let mut attributes = [0; ATTRIBUTES_LEN];
-    // SAFETY: the kernel writes as many bytes as the structure has; it has no alignment for user memory.
+    // SAFETY: the kernel writes `ATTRIBUTES_LEN` bytes, and requires no alignment.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(GET_ATTRIBUTES) as _, attributes.as_mut_ptr()) })?;
     Ok(attributes)
 }
 
-/// Sets what `struct fsxattr` holds.
+/// Sets `struct fsxattr` of the inode. EPERM without the right to change it, EINVAL for values that the file system does not
+/// take, EROFS.
 pub fn set_attributes(file: BorrowedFd<'_>, attributes: &[u8; ATTRIBUTES_LEN]) -> Result<(), Errno> {
-    // SAFETY: the kernel reads as many bytes as the structure has.
+    // SAFETY: the kernel reads `ATTRIBUTES_LEN` bytes.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(SET_ATTRIBUTES) as _, attributes.as_ptr()) })
 }
 
-/// How a file becomes one whose contents are verified.
+/// The parameters of FS_IOC_ENABLE_VERITY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verity<'a> {
     /// Version of the structure: 1.
     pub version: u32,
-    /// FS_VERITY_HASH_ALG_.
+    /// An FS_VERITY_HASH_ALG_ constant.
     pub hash_algorithm: u32,
-    /// Bytes of a block of the hash tree.
+    /// Bytes of a block of the Merkle tree.
     pub block_size: u32,
     /// Salt of the hashes.
     pub salt: &'a [u8],
@@ -88,31 +88,32 @@ struct EnableArgument {
 
 const _: () = assert!(size_of::<EnableArgument>() == 128);
 
-/// Makes `file`, which must be open for reading only and by nobody for writing, one that is verified.
+/// Enables fs-verity on `file`, which must be open for reading. ETXTBSY while it is open for writing, EEXIST where it is enabled
+/// already, EINVAL for parameters that the kernel does not take or a salt or signature above 4 GiB.
 pub fn enable_verity(file: BorrowedFd<'_>, verity: &Verity<'_>) -> Result<(), Errno> {
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| Errno::EINVAL);
     let address = |bytes: &[u8]| if bytes.is_empty() { 0 } else { bytes.as_ptr() as u64 };
     let argument = EnableArgument {
         version: verity.version,
         hash_algorithm: verity.hash_algorithm,
         block_size: verity.block_size,
-        salt_size: verity.salt.len() as u32,
+        salt_size: len(verity.salt)?,
         salt: address(verity.salt),
-        signature_size: verity.signature.len() as u32,
+        signature_size: len(verity.signature)?,
         reserved1: 0,
         signature: address(verity.signature),
         reserved2: [0; 11],
     };
-    // SAFETY: the kernel reads the structure, and the two slices whose addresses and lengths it holds; they live
-    // until the call returns.
+    // SAFETY: the kernel reads the structure and the two slices whose addresses and lengths it holds. They outlive the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(ENABLE_VERITY) as _, &raw const argument) })
 }
 
-/// The digest of a verified file: `struct fsverity_digest` with at most `len_max` bytes of digest. EOVERFLOW
-/// where it is longer, ENODATA where the file is not verified.
+/// The digest of a file with fs-verity: `struct fsverity_digest` with at most `len_max` bytes of digest. EOVERFLOW where the
+/// digest is longer, ENODATA where fs-verity is not enabled on the file.
 pub fn measure_verity(file: BorrowedFd<'_>, len_max: u16) -> Result<Vec<u8>, Errno> {
     let mut digest = vec![0; DIGEST_HEADER_LEN + usize::from(len_max)];
     digest[2..4].copy_from_slice(&len_max.to_ne_bytes());
-    // SAFETY: the kernel writes the header and at most as many bytes of digest as the header says there are.
+    // SAFETY: the kernel writes the header and at most as many bytes of digest as the header's length, `len_max`.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(MEASURE_VERITY) as _, digest.as_mut_ptr()) })?;
     Ok(digest)
 }

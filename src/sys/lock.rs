@@ -1,5 +1,4 @@
-//! Locks of an open file description: byte ranges (fcntl(2), F_OFD_SETLK) and whole files (flock(2)). None of
-//! these calls waits.
+//! Locks of an open file description: byte ranges (F_OFD_SETLK of fcntl(2)) and whole files (flock(2)). No call waits.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -7,12 +6,12 @@ use rustix::fs::FlockOperation;
 
 use crate::types::Errno;
 
-/// What holds, or is wanted.
+/// The kind of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockKind {
-    /// Others may hold it too.
+    /// A read lock: others may hold read locks on the same bytes.
     Shared,
-    /// Nobody else holds anything.
+    /// A write lock: nobody else may hold a lock on the same bytes.
     Exclusive,
 }
 
@@ -30,31 +29,38 @@ impl Span {
     pub const WHOLE: Span = Span { start: 0, end: i64::MAX as u64 };
 }
 
-fn describe(span: Span, kind: Option<LockKind>) -> libc::flock {
-    let l_type = match kind {
-        Some(LockKind::Shared) => libc::F_RDLCK,
-        Some(LockKind::Exclusive) => libc::F_WRLCK,
-        None => libc::F_UNLCK,
-    };
-    let to_the_end = span.end >= Span::WHOLE.end;
-    // A length of zero reaches to the end, wherever that will be.
-    let l_len = if to_the_end { 0 } else { (span.end - span.start + 1).cast_signed() };
-    libc::flock { l_type: l_type as i16, l_whence: libc::SEEK_SET as i16, l_start: span.start.cast_signed(), l_len, l_pid: 0 }
+/// A constant of `struct flock` in the type of its field.
+#[expect(clippy::cast_possible_truncation, reason = "the constants are 0, 1 and 2")]
+const fn short(constant: i32) -> i16 {
+    constant as i16
 }
 
-/// Sets the lock of `file`'s description on `span`, or takes it off. EAGAIN where another description's or a
-/// process's lock is in the way; EBADF for a kind that the file was not opened for.
+fn describe(span: Span, kind: Option<LockKind>) -> libc::flock {
+    let l_type = match kind {
+        Some(LockKind::Shared) => short(libc::F_RDLCK),
+        Some(LockKind::Exclusive) => short(libc::F_WRLCK),
+        None => short(libc::F_UNLCK),
+    };
+    let to_the_end = span.end >= Span::WHOLE.end;
+    // A length of zero is up to the end of the file, however it grows.
+    let l_len = if to_the_end { 0 } else { (span.end - span.start + 1).cast_signed() };
+    libc::flock { l_type, l_whence: short(libc::SEEK_SET), l_start: span.start.cast_signed(), l_len, l_pid: 0 }
+}
+
+/// Sets the lock of `file`'s description on `span`, or removes it. EAGAIN where a lock of another description or of a process
+/// conflicts, EBADF for a kind that the file was not opened for, ENOLCK where the kernel has no memory for locks.
 pub fn set(file: BorrowedFd<'_>, span: Span, kind: Option<LockKind>) -> Result<(), Errno> {
     let lock = describe(span, kind);
     // SAFETY: the kernel reads the structure and keeps no pointer to it.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
         0 => Ok(()),
-        // man fcntl(2): either errno says that the lock is held.
+        // man fcntl(2): EACCES and EAGAIN both mean that the lock is held.
         _ => Err(Errno::last()).map_err(|e| if e == Errno::EACCES { Errno::EAGAIN } else { e }),
     }
 }
 
-/// A lock that keeps `file`'s description from setting one of `kind` on `span`: its bytes and kind.
+/// A lock that conflicts with one of `kind` on `span` of `file`'s description: its bytes and kind. `None` where the lock can be
+/// set. EBADF as for [`set`].
 pub fn in_the_way(file: BorrowedFd<'_>, span: Span, kind: LockKind) -> Result<Option<(Span, LockKind)>, Errno> {
     let mut lock = describe(span, Some(kind));
     // SAFETY: the kernel reads and writes the structure and keeps no pointer to it.
@@ -71,8 +77,9 @@ pub fn in_the_way(file: BorrowedFd<'_>, span: Span, kind: LockKind) -> Result<Op
     Ok(Some((Span { start, end }, kind)))
 }
 
-/// As [`set`], for the whole file and among flock(2)'s own locks. A change of kind that fails has lost the old
-/// lock (man flock(2), NOTES).
+/// Sets or removes the flock(2) lock of `file`'s description. EAGAIN where another description holds a conflicting lock, EBADF
+/// where the file system needs write access for an exclusive one. A conversion that fails has lost the old lock (man flock(2),
+/// NOTES).
 pub fn set_whole(file: BorrowedFd<'_>, kind: Option<LockKind>) -> Result<(), Errno> {
     let operation = match kind {
         Some(LockKind::Shared) => FlockOperation::NonBlockingLockShared,

@@ -1,27 +1,27 @@
-//! fork(2) and waiting for the child, for the sandbox's process in its own pid namespace.
+//! fork(2), waitpid(2) and unshare(2), for the sandbox's process in its own pid namespace.
 
 use std::io;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
-/// Which side of a fork this is.
+/// Which process returned from [`fork`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The new process.
+    /// The child.
     Child,
-    /// The old one, with the child's id.
+    /// The parent, with the child's process id.
     Parent(Pid),
 }
 
-/// Splits the process in two. An error in a process with more than one thread, whose child may call nothing that
-/// takes a lock.
+/// fork(2). An error where the process has more than one thread, because the child could then call only async-signal-safe
+/// functions; EAGAIN or ENOMEM of fork(2).
 pub fn fork() -> io::Result<Side> {
-    // man unshare(2): refused to a process with more than one thread, without effect on others.
-    // SAFETY: changes nothing.
+    // man unshare(2): fails in a process with more than one thread, and has no effect in others.
+    // SAFETY: the call changes nothing.
     if unsafe { libc::unshare(libc::CLONE_THREAD) } != 0 {
         return Err(io::Error::other("the process has more than one thread"));
     }
-    // SAFETY: just seen: this is the only thread, and it starts no other, so the child's memory is whole and no lock is held.
+    // SAFETY: this is the only thread, as checked above, so no other thread holds a lock or changes memory at the fork.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Side::Child),
@@ -29,7 +29,8 @@ pub fn fork() -> io::Result<Side> {
     }
 }
 
-/// Whether `child` has ended: the status that a shell would show.
+/// The exit status of `child` as a shell reports it, `None` while it runs. ECHILD where it is not a child of this process or
+/// was waited for.
 pub fn ended(child: Pid) -> io::Result<Option<i32>> {
     Ok(rustix::process::waitpid(Some(child), WaitOptions::NOHANG)?.map(|(_, status)| shell_status(status)))
 }
@@ -38,20 +39,19 @@ fn shell_status(status: WaitStatus) -> i32 {
     status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap_or(1)
 }
 
-/// Ends this process at once, without what others have registered for its end: for a child that was forked
-/// for one task and shares its parent's buffers.
+/// _exit(2): ends this process without exit handlers. For a forked child, which has copies of its parent's buffers.
 pub fn end_now(status: i32) -> ! {
-    // SAFETY: ends the process; nothing of it is used afterwards.
+    // SAFETY: the call does not return.
     unsafe { libc::_exit(status) }
 }
 
-/// Leaves the namespaces that `flags` name (man unshare(2)). EINVAL for FILES: descriptors stay shared by all
-/// threads.
+/// unshare(2). EINVAL for FILES, because all threads must share their descriptors; EPERM without the privilege that a namespace
+/// needs; ENOSPC or EUSERS beyond a limit of namespaces.
 pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     if flags.contains(rustix::thread::UnshareFlags::FILES) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    // SAFETY: without FILES no descriptor changes its meaning under another thread.
+    // SAFETY: without FILES, threads still share one descriptor table.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 

@@ -1,46 +1,51 @@
-//! preadv2(2) and pwritev2(2) on memory that is named by address.
+//! preadv2(2) and pwritev2(2) on memory that is given by address.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::types::Errno;
 
-/// Segments that one call takes (IOV_MAX, linux/uio.h UIO_MAXIOV).
+/// The most segments of one call (IOV_MAX; UIO_MAXIOV of linux/uio.h).
 pub const SEGMENTS_MAX: usize = 1024;
 
-/// RWF_APPEND: the write goes to the end of the file, whatever the offset.
+/// RWF_APPEND: the write goes to the end of the file, and the offset is ignored.
 pub const APPEND: i32 = libc::RWF_APPEND;
 
 /// A list of memory ranges in the layout of `struct iovec`.
 ///
 /// # Safety
-/// Each entry names memory that stays mapped while the value is borrowed, and to which the kernel may
-/// write (for a read) without breaking a reference.
+/// Each entry is memory that stays mapped while the value is borrowed, and to which no Rust reference exists, so that the kernel
+/// may write to it.
 pub unsafe trait Segments {
-    /// First entry and number of entries.
+    /// The first entry and the number of entries.
     fn raw(&self) -> (*const libc::iovec, usize);
 }
 
-/// An offset as the kernel takes it. Negative ones are EINVAL here: to these calls, -1 is the position of
-/// the descriptor (man preadv2(2)).
+/// An offset as an argument of the call. EINVAL above `i64::MAX`: preadv2(2) takes -1 for the descriptor's own position.
 fn position(offset: u64) -> Result<i64, Errno> {
     i64::try_from(offset).map_err(|_| Errno::EINVAL)
 }
 
-/// Reads into `pages` from `offset`: the number of bytes, fewer at end of file. EINVAL above
-/// [`SEGMENTS_MAX`] pages.
+/// The number of segments as an argument of the call. EINVAL where it does not fit, as of the kernel above [`SEGMENTS_MAX`].
+fn segments(count: usize) -> Result<i32, Errno> {
+    i32::try_from(count).map_err(|_| Errno::EINVAL)
+}
+
+/// Reads into `pages` from `offset` and returns the bytes read, fewer at the end of the file. EINVAL above [`SEGMENTS_MAX`] pages
+/// or for an offset above `i64::MAX`, and the errors of preadv2(2).
 pub fn read(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64) -> Result<usize, Errno> {
     let (first, count) = pages.raw();
-    let offset = position(offset)?;
-    // SAFETY: `Segments` promises memory that stays mapped for this call; the kernel checks the rest.
-    let n = unsafe { libc::preadv2(file.as_raw_fd(), first, count as i32, offset, 0) };
+    let (count, offset) = (segments(count)?, position(offset)?);
+    // SAFETY: by the contract of `Segments`, the memory stays mapped during this call and no reference to it exists.
+    let n = unsafe { libc::preadv2(file.as_raw_fd(), first, count, offset, 0) };
     usize::try_from(n).map_err(|_| Errno::last())
 }
 
-/// Writes `pages` at `offset`: the number of bytes taken. `flags` are RWF_ bits.
+/// Writes `pages` at `offset` and returns the bytes written. `flags` are RWF_ bits. EINVAL as for [`read`], EOPNOTSUPP for flags
+/// that the kernel does not know, and the errors of pwritev2(2).
 pub fn write(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64, flags: i32) -> Result<usize, Errno> {
     let (first, count) = pages.raw();
-    let offset = position(offset)?;
-    // SAFETY: as in `read`; the kernel only reads the memory.
-    let n = unsafe { libc::pwritev2(file.as_raw_fd(), first, count as i32, offset, flags) };
+    let (count, offset) = (segments(count)?, position(offset)?);
+    // SAFETY: as in `read`. The kernel only reads the memory.
+    let n = unsafe { libc::pwritev2(file.as_raw_fd(), first, count, offset, flags) };
     usize::try_from(n).map_err(|_| Errno::last())
 }

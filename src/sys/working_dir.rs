@@ -1,6 +1,6 @@
-//! A thread whose working directory is /proc/self/fd can name any of its descriptors as a path: calls
-//! that refuse O_PATH descriptors (chmod, truncate, xattrs, re-opening) then take one step instead of two.
-//! Names from the guest are never resolved there: those always go with a directory descriptor.
+//! The working directory /proc/self/fd. A thread there can use the number of a descriptor as a path, in system calls that take
+//! no O_PATH descriptor (chmod, truncate, xattrs, open), without a second system call. Names from the guest are never resolved
+//! there: they are always used with a directory descriptor.
 
 use std::ffi::CStr;
 use std::io::{self, Write};
@@ -10,40 +10,41 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::UnshareFlags;
 
-/// /proc/self/fd, opened before the sandbox hides /proc.
+/// /proc/self/fd, opened before the sandbox unmounts /proc.
 #[derive(Debug)]
 pub struct DescriptorDir(OwnedFd);
 
 impl DescriptorDir {
-    /// Opens it for the calling process; a child needs its own.
+    /// Opens the directory of the calling process; a child needs its own. ENOENT where /proc is not mounted.
     pub fn open() -> io::Result<DescriptorDir> {
         let fd = rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(DescriptorDir(fd))
     }
 
-    /// As `open`, with nothing above it: in a sandbox `..` must not lead to the rest of the host's /proc.
-    /// Needs CAP_SYS_ADMIN (Linux 5.2).
+    /// As `open`, as a detached mount, so that `..` does not lead to the rest of the host's /proc. EPERM without CAP_SYS_ADMIN,
+    /// ENOSYS before Linux 5.2.
     pub fn open_alone() -> io::Result<DescriptorDir> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         Ok(DescriptorDir(open_tree(rustix::fs::CWD, c"/proc/self/fd", flags)?))
     }
 
-    /// Opens the file behind `fd` once more, for a thread that has another working directory.
+    /// Opens the file `fd` again, for a thread with another working directory. The errors of open(2).
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
         Ok(rustix::fs::openat(&self.0, DescriptorName::of(fd).as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// Makes it the working directory of the calling thread alone, whose umask becomes 0.
+    /// Makes it the working directory of the calling thread only, and sets the thread's umask to 0. EPERM where a seccomp filter
+    /// or the kernel refuses unshare(2).
     pub fn enter(&self) -> io::Result<()> {
-        // SAFETY: CLONE_FS detaches only the working directory, root and umask of this thread.
+        // SAFETY: FS separates only the working directory, root directory and umask of this thread from the other threads'.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-        // The thread that started this one may have had a request's umask at that moment.
+        // The thread that started this one may have had the umask of a request at that moment.
         rustix::process::umask(Mode::empty());
         Ok(rustix::process::fchdir(self.0.as_fd())?)
     }
 }
 
-/// A descriptor's name in /proc/self/fd.
+/// The name of a descriptor in /proc/self/fd.
 #[derive(Debug, Clone, Copy)]
 pub struct DescriptorName([u8; 12]);
 
@@ -51,7 +52,7 @@ impl DescriptorName {
     /// The name of `fd`.
     pub fn of(fd: BorrowedFd<'_>) -> DescriptorName {
         let mut name = [0; 12];
-        // Eleven bytes hold any i32; the twelfth stays NUL.
+        // An i32 has at most eleven characters; the twelfth byte stays NUL.
         let _ = write!(&mut name[..11], "{}", fd.as_raw_fd());
         DescriptorName(name)
     }

@@ -1,4 +1,4 @@
-//! Extended attributes by path, followed (man xattr(7)); the path is a descriptor's name, see `working_dir`.
+//! Extended attributes (man xattr(7)). The path is the name of a descriptor, see `working_dir`, and symbolic links are followed.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -7,29 +7,32 @@ use rustix::fs::XattrFlags;
 
 use crate::types::Errno;
 
-/// Reads attribute `name` into `value`; with an empty `value`, its length.
+/// Reads attribute `name` into `value` and returns its length. With an empty `value`, only the length. ENODATA where the file
+/// has no such attribute, ERANGE where `value` is too small, EOPNOTSUPP where the file system has no such attributes.
 pub fn get(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
-    // The binding answers 0 for an empty buffer.
+    // rustix returns 0 for an empty buffer.
     Ok(if value.is_empty() { rustix::fs::getxattr_query(path, name) } else { rustix::fs::getxattr(path, name, value) }?)
 }
 
-/// The length of attribute `name` of a file that is open, not O_PATH.
+/// The length of attribute `name` of an open file, which must not be an O_PATH descriptor. Errors as for [`get`], EBADF for
+/// O_PATH.
 pub fn of_open(file: BorrowedFd<'_>, name: &CStr) -> Result<usize, Errno> {
     Ok(rustix::fs::fgetxattr_query(file, name)?)
 }
 
-/// Sets attribute `name`; `flags` as in man setxattr(2).
+/// Sets attribute `name`. `flags` are those of setxattr(2): EEXIST with XATTR_CREATE where the attribute exists, ENODATA with
+/// XATTR_REPLACE where it does not. ENOSPC, EDQUOT, EPERM and EOPNOTSUPP as of setxattr(2).
 pub fn set(path: &CStr, name: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
     Ok(rustix::fs::setxattr(path, name, value, XattrFlags::from_bits_retain(flags))?)
 }
 
-/// Lists the names, each with its NUL, into `list`, which is not empty.
+/// Reads the names of the attributes, each with its NUL, into `list`, which must not be empty, and returns the bytes written.
+/// ERANGE where `list` is too small.
 pub fn list(path: &CStr, list: &mut [u8]) -> Result<usize, Errno> {
-    // The buffer is bytes; the binding takes C chars.
     Ok(rustix::fs::listxattr(path, list)?)
 }
 
-/// Removes attribute `name`.
+/// Removes attribute `name`. ENODATA where the file does not have it.
 pub fn remove(path: &CStr, name: &CStr) -> Result<(), Errno> {
     Ok(rustix::fs::removexattr(path, name)?)
 }

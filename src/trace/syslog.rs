@@ -1,5 +1,5 @@
-//! Lines to the syslog daemon of this host, as syslog(3) sends them: one datagram a line, with priority,
-//! name and process id. The daemon adds the time.
+//! Messages to the syslog daemon of this host, in the format of syslog(3): one datagram for each line, with priority, name and
+//! process id. The daemon adds the time.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
@@ -8,30 +8,30 @@ use std::path::Path;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// LOG_USER of syslog(3), where virtiofsd's lines are too.
+/// LOG_USER of syslog(3), as virtiofsd.
 const FACILITY: u8 = 1;
 const NAME: &str = "gatherfsd";
 
-/// A connection to the syslog daemon, made before a sandbox hides its socket.
+/// A connection to the syslog daemon, made before the sandbox, in which its socket is not accessible.
 #[derive(Debug)]
 pub struct Syslog {
     socket: UnixDatagram,
-    /// The process id that whoever started us knows; a sandbox may give another one.
+    /// The process id outside the sandbox, whose pid namespace may give another one.
     pid: u32,
 }
 
 impl Syslog {
-    /// Connects to the daemon that listens at `path`.
+    /// Connects to the daemon at `path`. ENOENT or ECONNREFUSED where none listens, EACCES, and EPROTOTYPE for a stream socket.
     pub fn connect(path: &Path) -> io::Result<Syslog> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
-        // A daemon that does not read must not hold up a guest's requests.
+        // A daemon that does not read its socket must not delay requests.
         socket.set_nonblocking(true)?;
         Ok(Syslog { socket, pid: std::process::id() })
     }
 }
 
-/// One line on its way.
+/// A line to be sent.
 #[derive(Debug)]
 pub struct Line<'s> {
     syslog: &'s Syslog,
@@ -39,8 +39,8 @@ pub struct Line<'s> {
 }
 
 impl Write for Line<'_> {
-    /// Takes a whole line. One that finds the daemon busy is lost; one that finds it gone goes to standard
-    /// error.
+    /// Sends a whole line. It is dropped where the daemon's socket is full, and written to standard error where the daemon has
+    /// closed it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let priority = FACILITY << 3 | self.severity;
         let mut message = format!("<{priority}>{NAME}[{}]: ", self.syslog.pid).into_bytes();
@@ -70,7 +70,7 @@ impl<'s> MakeWriter<'s> for Syslog {
     }
 }
 
-/// The severity of syslog(3) for a level.
+/// The severity of syslog(3) of a level.
 fn severity(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_read_holds_nobody_up() {
+    fn a_daemon_that_does_not_read_delays_nothing() {
         let path = std::env::temp_dir().join(format!("gfs-syslog-busy-{}", std::process::id()));
         let _daemon = UnixDatagram::bind(&path).unwrap();
         let syslog = Syslog::connect(&path).unwrap();

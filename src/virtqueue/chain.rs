@@ -57,6 +57,7 @@ struct Descriptor {
 impl Descriptor {
     /// The entry that lies in these two words of guest memory.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the fields of the second word")]
     fn of(words: [u64; 2]) -> Descriptor {
         let [address, rest] = words.map(u64::from_le);
         Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
@@ -80,8 +81,8 @@ impl Chain {
     }
 
     /// Takes the whole pages of the chain's buffers, of those that are read for the first `readable_max` bytes, out of the map
-    /// that it was walked with: a host call that goes on with them reaches neither the guest's memory nor what the guest puts
-    /// there later. An error where that cannot be done.
+    /// that it was walked with: a host call that still uses them then reaches neither the guest's memory nor what the guest
+    /// puts there later. An error where that cannot be done.
     pub fn withdraw_pages(&self, readable_max: usize) -> io::Result<()> {
         self.buffers.withdraw(readable_max)
     }
@@ -130,7 +131,7 @@ impl Chain {
         }
     }
 
-    /// Lets go of the chain and of the memory that it lies in, which is given back: a thread without a request keeps
+    /// Releases the chain and returns the memory that it lies in: a thread without a request keeps
     /// no guest memory mapped.
     pub fn release(&mut self) -> Option<Arc<RingMemory>> {
         self.buffers.release()
@@ -168,7 +169,8 @@ impl Chain {
 
     /// Copies the first `len` readable bytes, or as many as there are, and forgets an earlier copy.
     pub fn copy_arguments(&mut self, len: usize) -> &[u8] {
-        let len = len.min(self.buffers.readable_bytes() as usize).min(ARGUMENTS_LEN_MAX);
+        let readable = usize::try_from(self.buffers.readable_bytes()).unwrap_or(usize::MAX);
+        let len = len.min(readable).min(ARGUMENTS_LEN_MAX);
         // `clear` first: growing must not move stale bytes.
         self.arguments.clear();
         self.arguments.resize(len, 0);
@@ -207,6 +209,11 @@ impl Chain {
         self.buffers.storage_bytes()
     }
 
+    /// Bytes of storage that are kept for the next chain.
+    pub fn storage_bytes(&self) -> usize {
+        self.descriptor_storage_bytes() + self.arguments.capacity()
+    }
+
     /// The page descriptors that the device may write to.
     pub fn writable_pages(&self) -> &[PageDescriptor] {
         self.buffers.writable_pages()
@@ -230,6 +237,7 @@ impl<'m> Walk<'m> {
     }
 
     /// Descriptors read of the present table.
+    #[expect(clippy::cast_possible_truncation, reason = "a table has at most CHAIN_LEN_MAX descriptors")]
     fn taken(&self) -> u16 {
         (self.table.count() - self.left) as u16
     }

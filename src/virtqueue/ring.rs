@@ -45,7 +45,7 @@ impl Ring {
         self.memory = Some(memory);
     }
 
-    /// Lets go of the memory; the ring keeps its place and goes on with `remap`.
+    /// Releases the memory. The ring keeps its indexes, and runs again after `remap`.
     pub fn detach(&mut self) {
         self.memory = None;
     }
@@ -87,7 +87,7 @@ impl Ring {
         Some((head, Arc::clone(memory)))
     }
 
-    /// Chain `head` is answered with `len` bytes: a driver that looks at the used ring sees it from now on.
+    /// Pushes a used element: chain `head`, `len` bytes written. Visible to the driver from now on.
     pub fn push_used(&mut self, head: u16, len: u32) {
         if let Some(memory) = &self.memory {
             memory.set_used_element(self.next_used, head, len);
@@ -114,8 +114,7 @@ impl Ring {
         if self.event_idx { need_event(memory.used_event(), self.next_used, old) } else { memory.avail_flags() & AVAIL_NO_INTERRUPT == 0 }
     }
 
-    /// Asks the driver for a kick at its next chain. True where chains came meanwhile, so that nobody
-    /// needs to wait.
+    /// Requests a kick for the next chain. True if chains arrived meanwhile, so that there is no need to wait.
     pub fn enable_kicks(&mut self) -> bool {
         let Some(memory) = &self.memory else { return false };
         if self.event_idx {
@@ -127,7 +126,7 @@ impl Ring {
         memory.avail_index() != self.next_avail
     }
 
-    /// Tells the driver that kicks are not needed. With EVENT_IDX the index left behind says so already.
+    /// Suppresses kicks. With EVENT_IDX the old avail_event does so already.
     pub fn disable_kicks(&mut self) {
         if let Some(memory) = self.memory.as_ref().filter(|_| !self.event_idx) {
             memory.set_used_flags(USED_NO_NOTIFY);

@@ -155,7 +155,7 @@ fn in_a_plain_chroot_it_is_said_that_the_root_is_no_mount_point_and_what_helps_d
     let scratch = Scratch::new();
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
     let (root, mut mounts) = chroot_tree(&scratch);
-    for (user, advice) in [(0, "say --sandbox chroot, or bind the directory to itself"), (USER, "say --sandbox none")] {
+    for (user, advice) in [(0, "use --sandbox chroot, or bind the directory to itself"), (USER, "use --sandbox none")] {
         let (_, said) = refused(&mut in_chroot(&root, user, "namespace"));
         assert!(said.contains("/ is not a mount point") && said.contains(advice), "{said}");
         assert!(said.lines().count() == 1 && !root.join("run/s").exists(), "{said}");

@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 use std::cell::Cell;
+use std::collections::{BTreeSet, VecDeque};
 
 use shuttle::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -33,6 +34,8 @@ struct Plan {
     blocks: bool,
     /// The host finishes the first request only after the stop has given it up.
     gives_up: bool,
+    /// Every other request goes to an engine, which takes one at a time and finishes it on a thread of its own.
+    has_engine: bool,
     /// A follower may find that it waited long enough.
     times_out: bool,
 }
@@ -74,9 +77,15 @@ struct State {
     next_used: u16,
     signalled: u16,
     in_service: u16,
-    /// Answers to suspended requests.
-    late: u16,
-    suspended: u16,
+    /// Suspended requests whose answer is ready, and those that wait.
+    late: Vec<u16>,
+    suspended: Vec<u16>,
+    /// Requests whose answer was pushed.
+    answered: BTreeSet<u16>,
+    /// What the engine had no room for, in order; whether it has got room since; and how often it has.
+    throttled: VecDeque<u16>,
+    is_engine_full: bool,
+    engine_room: u64,
     is_ready: bool,
     /// The first request is with the host, and was given up.
     is_held: bool,
@@ -85,8 +94,17 @@ struct State {
     sleepers: u16,
 }
 
+/// An engine with room for one request.
+#[derive(Default)]
+struct Engine {
+    request: Mutex<Option<u16>>,
+    submitted: Event,
+    finished: Mutex<Vec<u16>>,
+}
+
 struct Queue {
     plan: Plan,
+    engine: Engine,
     ring: Ring,
     state: Mutex<State>,
     followers: Condvar,
@@ -135,8 +153,9 @@ fn needs_event(event: u16, new: u16, old: u16) -> bool {
 }
 
 impl Queue {
-    fn push_used(&self, guard: &mut Guard<'_>) {
+    fn push_used(&self, guard: &mut Guard<'_>, number: u16) {
         let state = guard.state();
+        assert!(state.answered.insert(number), "answered twice");
         state.next_used += 1;
         self.ring.used.store(state.next_used, Ordering::SeqCst);
     }
@@ -158,15 +177,45 @@ impl Queue {
 
     /// As `Queue::answer_late`.
     fn answer_late(&self, guard: &mut Guard<'_>) {
-        while guard.state().late > 0 && guard.state().is_ready {
-            guard.state().late -= 1;
+        while guard.state().is_ready
+            && let Some(number) = guard.state().late.pop()
+        {
             guard.state().in_service += 1;
             guard.unlocked(thread::yield_now);
             guard.state().in_service -= 1;
-            self.push_used(guard);
+            self.push_used(guard, number);
             self.signal_call(guard);
             self.note_answered(guard);
         }
+    }
+
+    /// As `Worker::reap`.
+    fn reap(&self, guard: &mut Guard<'_>) {
+        if !self.plan.has_engine {
+            return;
+        }
+        let finished = guard.unlocked(|| {
+            let finished = std::mem::take(&mut *self.engine.finished.lock().unwrap());
+            if !finished.is_empty() {
+                *self.engine.request.lock().unwrap() = None;
+            }
+            finished
+        });
+        if finished.is_empty() {
+            return;
+        }
+        guard.state().engine_room += 1;
+        guard.state().is_engine_full = false;
+        if !guard.state().throttled.is_empty() {
+            self.kick.signal();
+        }
+        for number in finished {
+            guard.unlocked(thread::yield_now);
+            guard.state().in_service -= 1;
+            self.push_used(guard, number);
+            self.note_answered(guard);
+        }
+        self.signal_call(guard);
     }
 
     /// As `Queue::stop`.
@@ -192,7 +241,7 @@ impl Queue {
         state.leadership.lose_threads(1);
         self.followers.notify_one();
         self.kick.signal();
-        self.push_used(guard);
+        self.push_used(guard, 1);
     }
 
     /// As the frontend's start of the queue.
@@ -270,10 +319,17 @@ impl<'q> Station<Guard<'q>> for Worker {
 
     fn answer_late(&mut self, guard: &mut Guard<'q>) {
         self.queue.answer_late(guard);
+        self.queue.reap(guard);
     }
 
     fn next(&mut self, guard: &mut Guard<'q>) -> Next<Chain> {
         let state = guard.state();
+        if !state.throttled.is_empty() {
+            if state.is_engine_full {
+                return Next::Stopped;
+            }
+            return state.throttled.pop_front().map_or(Next::Stopped, |number| Next::Chain(Chain { number, waiting: 0 }));
+        }
         if !state.is_ready {
             return Next::Stopped;
         }
@@ -306,6 +362,31 @@ impl<'q> Station<Guard<'q>> for Worker {
                 return guard.state().leadership.readmit_thread();
             }
         }
+        if plan.has_engine && !chain.number.is_multiple_of(2) {
+            let room_before = guard.state().engine_room;
+            let engine = &self.queue.engine;
+            let is_taken = guard.unlocked(|| {
+                let mut request = engine.request.lock().unwrap();
+                let has_room = request.is_none();
+                if has_room {
+                    *request = Some(chain.number);
+                }
+                drop(request);
+                if has_room {
+                    engine.submitted.signal();
+                }
+                has_room
+            });
+            if !is_taken {
+                let state = guard.state();
+                state.throttled.push_back(chain.number);
+                state.is_engine_full = state.engine_room == room_before;
+                if !state.leadership.leads(term) {
+                    self.queue.kick.signal();
+                }
+            }
+            return;
+        }
         if plan.blocks && !chain.number.is_multiple_of(2) {
             guard.unlocked(|| self.queue.unblocked.wait());
         }
@@ -313,10 +394,10 @@ impl<'q> Station<Guard<'q>> for Worker {
         guard.state().in_service -= 1;
         let each = self.queue.plan.suspend_each;
         if each > 0 && chain.number.is_multiple_of(each) {
-            guard.state().suspended += 1;
+            guard.state().suspended.push(chain.number);
             self.queue.suspended.signal();
         } else {
-            self.queue.push_used(guard);
+            self.queue.push_used(guard, chain.number);
         }
         if plan.blocks && chain.number.is_multiple_of(2) {
             self.queue.unblocked.signal();
@@ -393,9 +474,21 @@ fn answer_suspended(queue: &Queue) {
     while !queue.has_ended.load(Ordering::SeqCst) {
         queue.suspended.wait();
         let mut guard = Guard::new(queue);
-        let suspended = std::mem::take(&mut guard.state().suspended);
-        guard.state().late += suspended;
+        let mut suspended = std::mem::take(&mut guard.state().suspended);
+        guard.state().late.append(&mut suspended);
         queue.answer_late(&mut guard);
+    }
+}
+
+/// The engine's thread: each completion is an event on what the leader sleeps on.
+fn finish_transfers(queue: &Queue) {
+    let engine = &queue.engine;
+    while !queue.has_ended.load(Ordering::SeqCst) {
+        engine.submitted.wait();
+        if let Some(number) = *engine.request.lock().unwrap() {
+            engine.finished.lock().unwrap().push(number);
+        }
+        queue.kick.signal();
     }
 }
 
@@ -421,6 +514,7 @@ fn watchdog(queue: &Arc<Queue>) {
 fn check(plan: Plan) {
     let queue = Arc::new(Queue {
         plan,
+        engine: Engine::default(),
         ring: Ring::default(),
         state: Mutex::default(),
         followers: Condvar::new(),
@@ -441,6 +535,7 @@ fn check(plan: Plan) {
     };
     let guest = on_queue(|queue| guest(queue));
     let locks = (plan.suspend_each > 0).then(|| on_queue(|queue| answer_suspended(queue)));
+    let engine = plan.has_engine.then(|| on_queue(|queue| finish_transfers(queue)));
     let watchdog = (plan.looks > 0).then(|| on_queue(watchdog));
     if plan.restarts {
         if plan.gives_up {
@@ -461,7 +556,12 @@ fn check(plan: Plan) {
         queue.suspended.signal();
         locks.join().unwrap();
     }
+    if let Some(engine) = engine {
+        queue.engine.submitted.signal();
+        engine.join().unwrap();
+    }
     let state = queue.state.lock().unwrap();
+    assert_eq!(state.answered.len(), usize::from(plan.burst * plan.bursts));
     assert_eq!((state.next_used, state.in_service, state.leadership.threads()), (plan.burst * plan.bursts, 0, 0));
 }
 
@@ -475,6 +575,7 @@ const PLAN: Plan = Plan {
     restarts: false,
     blocks: false,
     gives_up: false,
+    has_engine: false,
     times_out: false,
 };
 
@@ -535,6 +636,13 @@ fn a_stop_that_gives_up_leaves_a_queue_that_serves() {
         Plan { gives_up: true, restarts: true, burst: 3, bursts: 3, looks: 8, is_slow: true, threads_max: 4, ..PLAN },
     );
     try_schedules("giving up the only thread", Plan { gives_up: true, restarts: true, threads_max: 1, ..PLAN });
+}
+
+#[test]
+fn requests_that_an_engine_delays_are_all_answered() {
+    try_schedules("engine", Plan { has_engine: true, burst: 3, threads_max: 1, ..PLAN });
+    try_schedules("engine, many leaders", Plan { has_engine: true, burst: 4, threads_max: 3, is_slow: true, looks: 4, ..PLAN });
+    try_schedules("engine, stop", Plan { has_engine: true, restarts: true, burst: 4, threads_max: 2, is_slow: true, looks: 4, ..PLAN });
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) fn listxattr(request: &InFlight, size: u32, list: &mut Vec<u8>) -> Re
 /// Answers with `value`, or with its length where the guest asked with `size` 0.
 pub(super) fn answer_xattr(got: Result<usize, Errno>, size: u32, value: &[u8], request: InFlight) -> Answered {
     match got {
-        Ok(len) if size == 0 => answer(Ok(GetxattrOut { size: len as u32, padding: 0 }), request),
+        Ok(len) if size == 0 => answer(Ok(GetxattrOut { size: u32::try_from(len).unwrap_or(u32::MAX), padding: 0 }), request),
         Ok(_) => request.reply(value),
         Err(errno) => request.error(errno),
     }

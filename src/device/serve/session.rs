@@ -4,7 +4,7 @@ use crate::device::answer::answer;
 use crate::device::features::{features_of, flags_of};
 use crate::device::in_flight::{Answered, InFlight};
 use crate::device::service::Service;
-use crate::fuse::{InitRequest, Limits, SessionError, negotiate};
+use crate::fuse::{InitError, InitRequest, Limits, negotiate};
 use crate::info_limited;
 use crate::types::Errno;
 
@@ -34,8 +34,8 @@ pub(super) fn init(service: &Service, init: &InitRequest, request: InFlight) -> 
             tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", negotiated.minor, negotiated.flags, out.max_pages);
             answer(Ok(out), request)
         }
-        Err(SessionError::RetryWithOurs(out)) => answer(Ok(out), request),
-        Err(SessionError::TooOld) => {
+        Err(InitError::RetryWithOurs(out)) => answer(Ok(out), request),
+        Err(InitError::TooOld) => {
             tracing::error!("the guest speaks FUSE {}.{}; 7.27 (Linux 4.20) or newer is needed", init.major, init.minor);
             request.error(Errno::EPROTO)
         }

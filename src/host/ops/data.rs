@@ -96,13 +96,17 @@ impl Share {
         file: &FileInUse,
         pages: &[PageDescriptor],
         offset: u64,
-        direction: Direction,
+        (direction, thread): (Direction, Thread),
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
         if is_aligned(pages, offset) {
             return None;
         }
         let file = self.files.user_of(file)?;
+        // The calling thread may have cleared CAP_FSETID for a WRITE of its own.
+        if thread == Thread::Any && matches!(direction, Direction::Write { .. }) {
+            keep_suidgid(true);
+        }
         Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 

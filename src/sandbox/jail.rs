@@ -1,0 +1,200 @@
+//! Entering the sandbox: which process serves, and what it sees of the host's files.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags};
+use rustix::process::{Pid, Signal};
+
+use super::capabilities::{self, Capabilities};
+use super::error::{JailError, Step};
+use super::id_map::IdMaps;
+use super::namespace;
+use super::seccomp::Seccomp;
+use super::user_namespace;
+use crate::sys::process::{self, Side};
+use crate::sys::signal;
+use crate::sys::working_dir::DescriptorDir;
+
+/// How the serving process is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Mount, pid and network namespaces, and a user namespace where the daemon is not root. The share is the root
+    /// directory.
+    Namespace,
+    /// The share is the root directory.
+    Chroot,
+    /// No change of root.
+    None,
+}
+
+/// The parts of a sandbox.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How the process is confined.
+    pub mode: Mode,
+    /// The id maps of the user namespace.
+    pub id_maps: IdMaps,
+    /// The capabilities that are kept.
+    pub capabilities: Capabilities,
+    /// What happens to other system calls after [`super::seal`].
+    pub seccomp: Seccomp,
+}
+
+/// What the confined process has open: the share, and /proc/self/fd, which it opened before /proc was unmounted.
+#[derive(Debug)]
+pub struct Jail {
+    /// The shared directory or file, open for reading. O_PATH for a directory that the process may search and not read.
+    pub share: OwnedFd,
+    /// /proc/self/fd.
+    pub descriptor_dir: DescriptorDir,
+}
+
+/// Which process returned from [`enter`].
+#[derive(Debug)]
+pub enum Entered {
+    /// The process that serves.
+    Inside(Jail),
+    /// The process that waited outside the sandbox. The other one ended with this status.
+    Outside(i32),
+}
+
+/// Confines the process to `shared`, a directory or a regular file. [`Mode::Namespace`] and [`Mode::Chroot`] fork: the child
+/// returns at once to serve, the parent returns when the child has ended. Call it before any thread is started, and
+/// [`super::seal`] when everything that serving needs is open.
+///
+/// [`JailError::Share`] or [`JailError::Special`] where `shared` cannot be shared, [`JailError::NoMountPoint`],
+/// [`JailError::UserNamespace`] or [`JailError::IdMap`] where the host does not allow the namespaces, and
+/// [`JailError::Step`] for any other system call that failed.
+pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
+    let kind = std::fs::metadata(shared).map_err(|source| JailError::Share { path: shared.to_owned(), source })?;
+    if !kind.is_dir() && !kind.is_file() {
+        return Err(JailError::Special(shared.to_owned()));
+    }
+    // The guest applies its umask before it sends a mode.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    if options.mode == Mode::None {
+        let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
+        let share = open_share(shared, shared)?;
+        capabilities::leave_groups()?;
+        options.capabilities.confine()?;
+        return Ok(Entered::Inside(Jail { share, descriptor_dir }));
+    }
+    if options.mode == Mode::Namespace && !namespace::root_is_mount_point() {
+        return Err(JailError::NoMountPoint { is_root: rustix::process::geteuid().is_root() });
+    }
+    let in_user_namespace = options.mode == Mode::Namespace && !rustix::process::geteuid().is_root();
+    match options.mode {
+        Mode::Namespace if in_user_namespace => user_namespace::leave_host(&options.id_maps)?,
+        Mode::Namespace => namespace::leave_host()?,
+        _ => {}
+    }
+    // The parent's end closes when it ends. PR_SET_PDEATHSIG alone misses a parent that ended before the call.
+    let (outer, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+    match process::fork().step("start the serving process")? {
+        Side::Parent(child) => {
+            let waited = capabilities::confine_outside().and_then(|()| wait_outside(child));
+            drop(alive);
+            waited
+        }
+        Side::Child => {
+            if in_user_namespace {
+                // Before PR_SET_PDEATHSIG, which a change of user clears (man prctl(2)).
+                user_namespace::become_root(&options.id_maps)?;
+            }
+            // The serving process ends with its parent, whose process id the user knows.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("request a signal for the end of the parent")?;
+            drop(alive);
+            if outer_has_ended(&outer) {
+                return Err(JailError::Step {
+                    step: "continue without the outer process",
+                    source: io::Error::from_raw_os_error(libc::ESRCH),
+                });
+            }
+            change_root(options, shared, kind.is_dir()).map(Entered::Inside)
+        }
+    }
+}
+
+/// Makes the share the root directory. A share that is a file is opened first; the root directory is then empty.
+fn change_root(options: &Options, shared: &Path, is_dir: bool) -> Result<Jail, JailError> {
+    let descriptor_dir = match DescriptorDir::open_alone() {
+        // chroot(2) does not need CAP_SYS_ADMIN, which containers seldom have.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied && options.mode == Mode::Chroot => DescriptorDir::open(),
+        opened => opened,
+    };
+    let descriptor_dir = descriptor_dir.step("open /proc/self/fd (is /proc mounted?)")?;
+    capabilities::leave_groups()?;
+    if is_dir {
+        // A directory that may not be searched cannot become the root directory: reported here, with its path.
+        open_to_search(shared).map_err(|e| JailError::Share { path: shared.to_owned(), source: e.into() })?;
+    }
+    let file = if is_dir { None } else { Some(open_share(shared, shared)?) };
+    match (options.mode, is_dir) {
+        (Mode::Namespace, true) => namespace::enter_share(shared)?,
+        (Mode::Namespace, false) => namespace::enter_empty()?,
+        (_, true) => namespace::change_root(shared)?,
+        (_, false) => namespace::change_root_to_empty()?,
+    }
+    let share = file.map_or_else(|| open_share(Path::new("/"), shared), Ok)?;
+    options.capabilities.confine()?;
+    Ok(Jail { share, descriptor_dir })
+}
+
+/// Opens the share at `path`. Errors name it `name`, as on the command line.
+fn open_share(path: &Path, name: &Path) -> Result<OwnedFd, JailError> {
+    let failed = |source: rustix::io::Errno| JailError::Share { path: name.to_owned(), source: source.into() };
+    // O_NONBLOCK: an open of a fifo, which may have replaced the share, would wait.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let share = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+        Err(e @ rustix::io::Errno::ACCESS) => open_to_search(path).map_err(|_| failed(e))?,
+        opened => opened.map_err(failed)?,
+    };
+    match FileType::from_raw_mode(rustix::fs::fstat(&share).map_err(failed)?.st_mode) {
+        FileType::Directory | FileType::RegularFile => Ok(share),
+        _ => Err(JailError::Special(name.to_owned())),
+    }
+}
+
+/// Opens a directory that may be searched and perhaps not read. Its entries can be served by name.
+fn open_to_search(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let directory = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    // This checks the search permission; O_PATH does not.
+    rustix::fs::statat(&directory, ".", rustix::fs::AtFlags::empty())?;
+    Ok(directory)
+}
+
+/// Whether the process that holds the other end of `outer` has ended.
+fn outer_has_ended(outer: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(outer, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Forwards signals to the serving process and waits for its end. Not with a thread: after unshare(CLONE_NEWPID) a process
+/// cannot start one (man pid_namespaces(7)).
+fn wait_outside(child: Pid) -> Result<Entered, JailError> {
+    use signal_hook::consts::SIGCHLD;
+    let mut signals = signal_hook::iterator::Signals::new(signal::watched().chain([SIGCHLD])).step("watch signals")?;
+    signal::release().step("watch signals")?;
+    loop {
+        // Checked before the first wait, for a child that ended before SIGCHLD was watched.
+        if let Some(status) = process::ended(child).step("wait for the serving process")? {
+            if status == 128 + libc::SIGSYS {
+                tracing::error!(
+                    "a system call that is not on the list ended the serving process; --seccomp log writes it to the kernel's log"
+                );
+            }
+            return Ok(Entered::Outside(status));
+        }
+        for signal in signals.wait() {
+            if signal != SIGCHLD
+                && let Some(signal) = Signal::from_named_raw(signal)
+            {
+                let _ = rustix::process::kill_process(child, signal);
+            }
+        }
+    }
+}

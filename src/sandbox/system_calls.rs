@@ -1,0 +1,205 @@
+//! The system calls that the serving process may make (man seccomp(2)), each with the call site that needs it. A test holds
+//! the call sites of this crate against the source text, and the crates against Cargo.lock.
+//!
+//! Only what is called after [`super::seal`] counts. rustix makes its calls directly, so they do not depend on the C library.
+
+use libc::c_long;
+
+use crate::sys::ioctl;
+
+/// Where a call is made.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(test), expect(dead_code, reason = "documentation, which a test holds against the source text"))]
+pub(super) enum Caller {
+    /// This crate: a file below src/, and what its code says there.
+    Here(&'static str, &'static str),
+    /// A dependency, by its name in Cargo.lock, and the item of it.
+    Crate(&'static str, &'static str),
+    /// The standard library.
+    Std(&'static str),
+    /// The C library: glibc, or musl where a list says so.
+    C(&'static str),
+    /// The kernel itself.
+    Kernel(&'static str),
+}
+
+use Caller::{C, Crate, Here, Kernel, Std};
+
+/// Calls that are allowed with any arguments.
+pub(super) const CALLS: &[(c_long, Caller)] = &[
+    // Names and attributes.
+    (libc::SYS_statx, Here("sys/stat.rs", "rustix::fs::statx(")),
+    (libc::SYS_fstatfs, Here("sys/stat.rs", "rustix::fs::fstatvfs(")),
+    (libc::SYS_name_to_handle_at, Here("sys/file_handle.rs", "libc::SYS_name_to_handle_at")),
+    (libc::SYS_open_by_handle_at, Here("sys/file_handle.rs", "libc::SYS_open_by_handle_at")),
+    (libc::SYS_openat, Here("sys/working_dir.rs", "rustix::fs::openat(")),
+    (libc::SYS_openat2, Here("host/inodes/adding.rs", "rustix::fs::openat2(")),
+    (libc::SYS_readlinkat, Here("host/ops/attributes.rs", "rustix::fs::readlinkat(")),
+    (libc::SYS_mkdirat, Here("host/ops/create.rs", "rustix::fs::mkdirat(")),
+    (libc::SYS_mknodat, Here("host/ops/create.rs", "rustix::fs::mknodat(")),
+    (libc::SYS_symlinkat, Here("host/ops/create.rs", "rustix::fs::symlinkat(")),
+    (libc::SYS_linkat, Here("host/ops/create.rs", "rustix::fs::linkat(")),
+    (libc::SYS_unlinkat, Here("host/ops/remove.rs", "rustix::fs::unlinkat(")),
+    (libc::SYS_renameat2, Here("host/ops/remove.rs", "rustix::fs::renameat_with(")),
+    (libc::SYS_fchmodat, Here("host/ops/attributes.rs", "rustix::fs::chmodat(")),
+    (libc::SYS_fchownat, Here("host/ops/attributes.rs", "rustix::fs::chownat(")),
+    (libc::SYS_ftruncate, Here("host/ops/attributes.rs", "rustix::fs::ftruncate(")),
+    (libc::SYS_utimensat, Here("host/ops/attributes.rs", "rustix::fs::utimensat(")),
+    (libc::SYS_getdents64, Here("sys/dirent.rs", "libc::SYS_getdents64")),
+    (libc::SYS_getxattr, Here("sys/xattr.rs", "rustix::fs::getxattr(")),
+    (libc::SYS_setxattr, Here("sys/xattr.rs", "rustix::fs::setxattr(")),
+    (libc::SYS_listxattr, Here("sys/xattr.rs", "rustix::fs::listxattr(")),
+    (libc::SYS_removexattr, Here("sys/xattr.rs", "rustix::fs::removexattr(")),
+    (libc::SYS_fgetxattr, Here("sys/xattr.rs", "rustix::fs::fgetxattr_query(")),
+    // Data.
+    (libc::SYS_preadv2, Here("sys/vectored.rs", "libc::preadv2(")),
+    (libc::SYS_pwritev2, Here("sys/vectored.rs", "libc::pwritev2(")),
+    (libc::SYS_lseek, Here("host/ops/data.rs", "rustix::fs::seek(")),
+    (libc::SYS_fallocate, Here("host/ops/data.rs", "rustix::fs::fallocate(")),
+    (libc::SYS_copy_file_range, Here("host/ops/data.rs", "rustix::fs::copy_file_range(")),
+    (libc::SYS_fsync, Here("host/ops/open.rs", "rustix::fs::fsync(")),
+    (libc::SYS_fdatasync, Here("host/ops/open.rs", "rustix::fs::fdatasync(")),
+    (libc::SYS_syncfs, Here("host/ops/statfs.rs", "rustix::fs::syncfs(")),
+    (libc::SYS_flock, Here("sys/lock.rs", "rustix::fs::flock(")),
+    (libc::SYS_close, Here("sys/descriptor.rs", "libc::close(")),
+    // Credentials of the calling thread.
+    (libc::SYS_setresuid, Here("sys/identity.rs", "libc::SYS_setresuid")),
+    (libc::SYS_setresgid, Here("sys/identity.rs", "libc::SYS_setresgid")),
+    (libc::SYS_setgroups, Here("sys/identity.rs", "libc::SYS_setgroups")),
+    (libc::SYS_capget, Here("sys/identity.rs", "caps::read(")),
+    (libc::SYS_capset, Here("sys/identity.rs", "caps::set(")),
+    (libc::SYS_fchdir, Here("sys/working_dir.rs", "rustix::process::fchdir(")),
+    (libc::SYS_umask, Here("host/ops/create.rs", "rustix::process::umask(")),
+    // The connection to the frontend.
+    (libc::SYS_accept4, Crate("vhost", "Listener::accept")),
+    (libc::SYS_recvmsg, Crate("vhost", "Endpoint::recv_into_iovec, through vmm-sys-util")),
+    (libc::SYS_sendmsg, Crate("vhost", "Endpoint::send_iovec, through vmm-sys-util")),
+    (libc::SYS_getsockopt, Crate("vhost", "get_socket_opt: the type of a socket that SET_BACKEND_REQ_FD brings")),
+    (libc::SYS_shutdown, Crate("vhost-user-backend", "VhostUserDaemon::start_daemon, when the connection ends")),
+    (libc::SYS_eventfd2, Here("sys/event.rs", "eventfd(0")),
+    (libc::SYS_epoll_create1, Here("sys/event.rs", "epoll::create(")),
+    (libc::SYS_epoll_ctl, Here("sys/event.rs", "epoll::add(")),
+    (libc::SYS_epoll_pwait, Here("sys/event.rs", "epoll::wait(")),
+    (libc::SYS_ppoll, Here("device/server.rs", "poll(")),
+    (libc::SYS_read, Here("sys/fanotify.rs", "rustix::io::read(")),
+    (libc::SYS_write, Here("sys/event.rs", "rustix::io::write(")),
+    (libc::SYS_writev, C("__libc_message: why a corrupted heap or stack ends the process")),
+    (libc::SYS_recvfrom, Crate("signal-hook", "SignalDelivery::flush")),
+    // Watching the share (--watch).
+    (libc::SYS_fanotify_init, Here("sys/fanotify.rs", "libc::fanotify_init(")),
+    (libc::SYS_fanotify_mark, Here("sys/fanotify.rs", "libc::fanotify_mark(")),
+    // Memory.
+    (libc::SYS_munmap, Here("guest/mapping.rs", "rustix::mm::munmap(")),
+    (libc::SYS_mremap, Here("guest/mapping.rs", "rustix::mm::mremap_fixed(")),
+    (libc::SYS_madvise, Here("state/arena.rs", "rustix::mm::madvise(")),
+    (libc::SYS_brk, C("malloc")),
+    (libc::SYS_memfd_create, Here("state/arena.rs", "rustix::fs::memfd_create(")),
+    // Threads, time and signals.
+    (libc::SYS_clone3, C("pthread_create; answered with ENOSYS, see `WITHOUT_CLONE3`")),
+    (libc::SYS_futex, Crate("parking_lot_core", "ThreadParker")),
+    (libc::SYS_set_robust_list, C("a thread starts")),
+    (libc::SYS_rseq, C("a thread starts")),
+    (libc::SYS_sched_getaffinity, C("pthread_getattr_np, when a thread starts; malloc, to count the CPUs")),
+    (libc::SYS_sched_yield, Crate("parking_lot_core", "SpinWait")),
+    (libc::SYS_gettid, Std("a thread starts")),
+    (libc::SYS_getpid, Here("sys/fanotify.rs", "std::process::id()")),
+    (libc::SYS_clock_gettime, C("clock_gettime, where the kernel's vDSO does not read the clock source")),
+    (libc::SYS_clock_nanosleep, Std("thread::sleep")),
+    (libc::SYS_restart_syscall, Kernel("continues a wait that a signal or a tracer interrupted")),
+    (libc::SYS_getrandom, Std("RandomState of HashMap")),
+    (libc::SYS_rt_sigaction, C("pthread_create, for the first thread; abort")),
+    (libc::SYS_rt_sigprocmask, Here("sys/signal.rs", "libc::pthread_sigmask(")),
+    (libc::SYS_rt_sigreturn, Kernel("the end of a signal handler")),
+    (libc::SYS_sigaltstack, Std("a thread starts or ends")),
+    (libc::SYS_getcwd, Std("the backtrace of a panic")),
+    (libc::SYS_exit, C("a thread ends")),
+    (libc::SYS_exit_group, C("exit")),
+];
+
+/// Calls that only this architecture has.
+#[cfg(target_arch = "x86_64")]
+pub(super) const CALLS_OF_ARCH: &[(c_long, Caller)] =
+    &[(libc::SYS_readlink, Std("the backtrace of a panic: /proc/self/exe, where the sandbox has no /proc/self/maps"))];
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) const CALLS_OF_ARCH: &[(c_long, Caller)] = &[];
+
+/// Calls that only musl makes.
+#[cfg(target_env = "musl")]
+pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[
+    (libc::SYS_preadv, C("musl: preadv2 without flags")),
+    (libc::SYS_pwritev, C("musl: pwritev2 without flags")),
+    (libc::SYS_fstat, C("musl: fstat")),
+    (libc::SYS_newfstatat, C("musl: fstatat")),
+    (libc::SYS_set_tid_address, C("musl: a detached thread ends, before 1.2")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, C("musl: open")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_stat, C("musl: stat")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_lstat, C("musl: lstat")),
+];
+#[cfg(not(target_env = "musl"))]
+pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[];
+
+/// Requests of ioctl(2). The filter compares their lower 32 bits.
+pub(super) const IOCTLS: &[(u32, Caller)] = &[
+    (ioctl::GET_FLAGS, Here("sys/ioctl.rs", "ioctl_getflags(")),
+    (ioctl::SET_FLAGS, Here("sys/ioctl.rs", "ioctl_setflags(")),
+    (ioctl::GET_ATTRIBUTES, Here("sys/ioctl.rs", "u64::from(GET_ATTRIBUTES)")),
+    (ioctl::SET_ATTRIBUTES, Here("sys/ioctl.rs", "u64::from(SET_ATTRIBUTES)")),
+    (ioctl::ENABLE_VERITY, Here("sys/ioctl.rs", "u64::from(ENABLE_VERITY)")),
+    (ioctl::MEASURE_VERITY, Here("sys/ioctl.rs", "u64::from(MEASURE_VERITY)")),
+];
+
+/// Commands of fcntl(2).
+pub(super) const FCNTLS: &[(i32, Caller)] = &[
+    (libc::F_DUPFD_CLOEXEC, Here("host/ops/open.rs", "rustix::io::fcntl_dupfd_cloexec(")),
+    (libc::F_GETFD, Std("builds with debug assertions: whether a descriptor that is closed is open")),
+    (libc::F_OFD_GETLK, Here("sys/lock.rs", "libc::F_OFD_GETLK")),
+    (libc::F_OFD_SETLK, Here("sys/lock.rs", "libc::F_OFD_SETLK")),
+];
+
+/// Options of prctl(2).
+pub(super) const PRCTLS: &[(i32, Caller)] = &[
+    (libc::PR_SET_NAME, Std("a thread starts")),
+    (libc::PR_SET_VMA, C("malloc, where the tunable glibc.mem.decorate_maps is set (glibc 2.39)")),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn everything() -> impl Iterator<Item = Caller> {
+        let calls = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(_, caller)| *caller);
+        let commands = FCNTLS.iter().chain(PRCTLS).map(|(_, caller)| *caller);
+        calls.chain(IOCTLS.iter().map(|(_, caller)| *caller)).chain(commands)
+    }
+
+    #[test]
+    fn no_call_is_listed_twice() {
+        let mut seen = std::collections::HashSet::new();
+        for (call, _) in CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL) {
+            assert!(seen.insert(*call), "system call {call} is listed twice");
+        }
+    }
+
+    #[test]
+    fn every_call_that_is_allowed_has_a_call_site() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let lock = fs::read_to_string(root.join("Cargo.lock")).unwrap();
+        let is_missing = |caller: &Caller| match *caller {
+            Here(file, code) => {
+                let text = fs::read_to_string(root.join("src").join(file)).unwrap_or_default();
+                let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+                !text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(code))
+            }
+            Crate(name, item) => item.is_empty() || !lock.contains(&format!("name = \"{name}\"\n")),
+            Std(item) | C(item) | Kernel(item) => item.is_empty(),
+        };
+        let missing: Vec<String> = everything().filter(is_missing).map(|caller| format!("{caller:?}")).collect();
+        assert!(missing.is_empty(), "allowed system calls without a call site; remove them from the list:\n{}", missing.join("\n"));
+    }
+}
