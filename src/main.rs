@@ -75,18 +75,18 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
 }
 
 /// Listens, confines the process and serves. In the process that waits outside, ends with the other.
-fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
+fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     let (listener, mut socket) = config::listen(&checked.listening)?;
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
-    let entered = open_files.map_err(AnyError::from).and_then(|n| {
-        checked.share.descriptors = Descriptors::of(n);
-        Ok(sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?)
+    let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
+        let entered = sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?;
+        Ok((entered, Descriptors::of(open_files)))
     });
-    let jail = match entered {
-        Ok(Entered::Inside(jail)) => jail,
-        Ok(Entered::Outside(status)) => {
+    let (jail, descriptors) = match entered {
+        Ok((Entered::Inside(jail), descriptors)) => (jail, descriptors),
+        Ok((Entered::Outside(status), _)) => {
             socket.remove();
             return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));
         }
@@ -98,7 +98,7 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
     if checked.sandbox.mode != Mode::None {
         socket.leave();
     }
-    let served = serve(&listener, checked, jail, whole, &socket);
+    let served = serve(&listener, checked, descriptors, jail, whole, &socket);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -107,12 +107,13 @@ fn start(mut checked: Checked) -> Result<ExitCode, AnyError> {
 fn serve(
     listener: &UnixListener,
     checked: Checked,
+    descriptors: Descriptors,
     jail: Jail,
     whole: Option<FileSystemWatch>,
     socket: &SocketFile,
 ) -> Result<(), AnyError> {
     let root = jail.share.try_clone()?;
-    let share = Share::export(checked.share, jail.share, jail.descriptor_dir)?;
+    let share = Share::export(checked.share, descriptors, jail.share, jail.descriptor_dir)?;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let server = Server::new(share, ServerOptions { device, config_space, keep_listening })?;
     let share = server.share();
@@ -136,9 +137,9 @@ fn serve(
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
     tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
     log_policies(checked.summary, &share, has_landlock);
-    if !share.lacks().is_empty() {
-        let lacks: Vec<String> = share.lacks().iter().map(ToString::to_string).collect();
-        tracing::info!("the file system of {} has no {}", share.path().display(), lacks.join(", no "));
+    if !share.fs_limits().is_empty() {
+        let limits: Vec<String> = share.fs_limits().iter().map(ToString::to_string).collect();
+        tracing::info!("the file system of {} has no {}", share.path().display(), limits.join(", no "));
     }
     // The first session's; from the second on it is another one.
     drop(share);

@@ -7,9 +7,7 @@ use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
 use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
-use crate::host::{
-    CachePolicy, Descriptors, FileHandles, IdMap, IdMapError, KillPriv, Options, Rights, Timeouts, Tmpfile, Translation, Wanted,
-};
+use crate::host::{CachePolicy, FileHandles, IdMap, IdRuleError, KillPriv, Options, Rights, Support, Timeouts, TmpfilePolicy, Translation};
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The mount tag when none was given.
@@ -45,7 +43,7 @@ pub enum ConfigError {
         /// The option.
         option: &'static str,
         /// What is wrong.
-        source: IdMapError,
+        source: IdRuleError,
     },
     /// Ids in ACLs are not translated.
     #[error("--posix-acl excludes --translate-uid and --translate-gid: ids in ACLs are not translated; leave one of them out")]
@@ -95,7 +93,7 @@ pub struct Checked {
     pub device: DeviceOptions,
     /// The sandbox.
     pub sandbox: sandbox::Options,
-    /// The share; the caller sets `descriptors` when the limit of open files is known.
+    /// The share.
     pub share: Options,
     /// `--rlimit-nofile`, if given.
     pub open_files: Option<u64>,
@@ -169,7 +167,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         },
         xattr_map: a.xattrmap.clone(),
     };
-    let needs_xattr = rights.posix_acl != Wanted::Never || rights.security_label != Wanted::Never || rights.xattr_map.is_some();
+    let needs_xattr = rights.posix_acl != Support::Never || rights.security_label != Support::Never || rights.xattr_map.is_some();
     let config_space = ConfigSpace::new(&tag, queues)?;
     let is_asked_for = a.tag.is_some() || a.num_request_queues.is_some();
     Ok(Checked {
@@ -201,16 +199,15 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             host_locks: a.locks == Locks::Host,
             lock_wait: a.lock_wait,
             tmpfile: match a.tmpfile {
-                values::Tmpfile::Auto => Tmpfile::Auto,
-                values::Tmpfile::Always => Tmpfile::Always,
-                values::Tmpfile::Never => Tmpfile::Never,
+                values::Tmpfile::Auto => TmpfilePolicy::Auto,
+                values::Tmpfile::Always => TmpfilePolicy::Always,
+                values::Tmpfile::Never => TmpfilePolicy::Never,
             },
             file_handles: match a.inode_file_handles {
                 InodeFileHandles::Never => FileHandles::Never,
                 InodeFileHandles::Prefer | InodeFileHandles::Fallback => FileHandles::Prefer,
                 InodeFileHandles::Mandatory => FileHandles::Mandatory,
             },
-            descriptors: Descriptors::of(0),
         },
         open_files: a.rlimit_nofile,
         watch: a.watch,
@@ -219,11 +216,11 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     })
 }
 
-fn wanted(negotiation: Negotiation) -> Wanted {
+fn wanted(negotiation: Negotiation) -> Support {
     match negotiation {
-        Negotiation::Never => Wanted::Never,
-        Negotiation::Auto => Wanted::Auto,
-        Negotiation::Always => Wanted::Always,
+        Negotiation::Never => Support::Never,
+        Negotiation::Auto => Support::Auto,
+        Negotiation::Always => Support::Always,
     }
 }
 
@@ -399,14 +396,18 @@ mod tests {
     fn options_about_rights_imply_what_they_need_and_take_virtiofsds_values() {
         let base = "--shared-dir /d --fd 5";
         let share = |more: &str| parsed(&format!("{base} {more}")).unwrap().share;
-        for (word, mode) in
-            [("", Wanted::Never), ("=never", Wanted::Never), ("=auto", Wanted::Auto), ("=always", Wanted::Always), ("!", Wanted::Always)]
-        {
+        for (word, mode) in [
+            ("", Support::Never),
+            ("=never", Support::Never),
+            ("=auto", Support::Auto),
+            ("=always", Support::Always),
+            ("!", Support::Always),
+        ] {
             for option in ["--posix-acl", "--security-label"] {
                 let line = if word.is_empty() { String::new() } else { format!("{option}{}", word.trim_end_matches('!')) };
                 let share = share(&line);
                 let got = if option == "--posix-acl" { share.rights.posix_acl } else { share.rights.security_label };
-                assert_eq!((got, share.xattr), (mode, mode != Wanted::Never), "{line}");
+                assert_eq!((got, share.xattr), (mode, mode != Support::Never), "{line}");
             }
         }
         let mapped = share("--xattrmap :map::user.virtiofs.:");
@@ -431,7 +432,7 @@ mod tests {
         let base = "--shared-dir /d --fd 5";
         let error = |more: &str| parsed(&format!("{base} {more}")).unwrap_err().to_string();
         let twice = error("--translate-gid guest:0:1:10 --translate-gid map:5:1:1");
-        assert!(twice.starts_with("--translate-gid: rules \"guest:0:1:10\" and \"map:5:1:1\" both say"), "{twice}");
+        assert!(twice.starts_with("--translate-gid: rules \"guest:0:1:10\" and \"map:5:1:1\" overlap"), "{twice}");
         for option in ["--translate-uid", "--translate-gid"] {
             assert!(error(&format!("{option} map:0:1:1 --posix-acl=auto")).contains("leave one of them out"));
         }

@@ -12,7 +12,7 @@ use super::claim::Claim;
 use crate::fuse::RequestHeader;
 use crate::fuse::abi::OUT_HEADER_LEN;
 use crate::guest::{PageDescriptor, RingMemory};
-use crate::host::{HeldFile, Pending, Share};
+use crate::host::{FileInUse, Pending, Share};
 use crate::io::TransferOwner;
 use crate::types::{Errno, QueueIndex, RequestId, Unique};
 use crate::virtqueue::{Chain, ChainFault};
@@ -62,7 +62,7 @@ struct Storage {
     share: Arc<Share>,
     share_generation: u64,
     header: RequestHeader,
-    file: Option<HeldFile>,
+    file: Option<FileInUse>,
     used_len: u32,
     stage: Stage,
 }
@@ -203,13 +203,13 @@ impl InFlight {
     }
 
     /// Sets `len` bytes from `skip` on apart, of those that the device may write, or read, for a transfer with `file`.
-    pub(super) fn begin_transfer(&mut self, file: HeldFile, writable: bool, skip: usize, len: usize) {
+    pub(super) fn begin_transfer(&mut self, file: FileInUse, writable: bool, skip: usize, len: usize) {
         self.0.file = Some(file);
         self.0.chain.begin_transfer(writable, skip as u64, len as u64);
     }
 
     /// The file of the transfer.
-    pub(super) fn held_file(&self) -> Option<&HeldFile> {
+    pub(super) fn held_file(&self) -> Option<&FileInUse> {
         self.0.file.as_ref()
     }
 
@@ -261,7 +261,7 @@ impl Pending for InFlight {
 impl TransferOwner for InFlight {
     fn file(&self) -> BorrowedFd<'_> {
         // Without a file there is nothing that could be moved: the kernel answers EBADF.
-        self.0.file.as_ref().map_or(rustix::fs::CWD, HeldFile::fd)
+        self.0.file.as_ref().map_or(rustix::fs::CWD, FileInUse::fd)
     }
 
     fn pages(&self) -> &[PageDescriptor] {

@@ -9,12 +9,14 @@
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
 //! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
 //! | `answer.rs`, `reply.rs` | a result becomes the answer; its bytes in guest memory |
+//! | `wire.rs`, `features.rs` | results and features of the share as structures and flags of the protocol |
 #![forbid(unsafe_code)]
 
 mod activity;
 mod answer;
 mod claim;
 mod config_space;
+mod features;
 mod in_flight;
 mod in_flight_table;
 mod leadership;
@@ -30,6 +32,7 @@ mod stop;
 mod transfer;
 mod vring;
 mod watchdog;
+mod wire;
 mod worker;
 
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};

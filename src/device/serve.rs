@@ -4,6 +4,7 @@
 //! The match in [`carry_out`] names every operation, so that none is forgotten. What takes more than a line lies in the files of
 //! `serve/`, and in `transfer.rs`.
 
+mod arguments;
 mod attributes;
 mod directories;
 mod locks;
@@ -16,7 +17,8 @@ use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use super::transfer;
-use crate::fuse::abi::{CopyFileRangeOut, IN_HEADER_LEN, LseekOut, WriteOut};
+use super::wire;
+use crate::fuse::abi::{CopyFileRangeOut, IN_HEADER_LEN, LseekOut, WRITE_CACHE, WRITE_KILL_PRIV, WriteOut};
 use crate::fuse::{Opcode, Operation, decode, decode_header};
 use crate::host::WriteRequest;
 use crate::types::Errno;
@@ -98,9 +100,14 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         // Contents and open files.
         Operation::Read { handle, offset, size } => return transfer::read(service, engine, request, handle, offset, size),
         Operation::Write { handle, offset, size, flags, write_flags } => {
-            return transfer::write(service, engine, request, &WriteRequest { handle, offset, flags, write_flags }, size);
+            let (from_cache, clears_suidgid) = (write_flags & WRITE_CACHE != 0, write_flags & WRITE_KILL_PRIV != 0);
+            let write = WriteRequest { handle, offset, flags, from_cache, clears_suidgid };
+            return transfer::write(service, engine, request, &write, size);
         }
-        Operation::Open { flags, kill_suidgid } => answer_open(share.open(node, flags, kill_suidgid, &names::context(&request)), request),
+        Operation::Open { flags, kill_suidgid } => {
+            let opened = share.open(node, flags, kill_suidgid, &names::context(&request));
+            answer_open(opened.map(|opened| wire::open_out(&opened)), request)
+        }
         Operation::Release { handle, flock_owner } => answer_done(share.release(handle, flock_owner), request),
         Operation::Flush { handle, lock_owner } => answer_done(share.flush(handle, lock_owner), request),
         Operation::Fsync { handle, data_only } => answer_done(share.fsync(node, handle, data_only), request),
@@ -108,12 +115,13 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         Operation::Lseek { handle, offset, whence } => {
             answer(share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }), request)
         }
-        Operation::CopyFileRange { copy, wide_reply: true } => {
-            answer(share.copy_file_range(&copy, header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }), request)
-        }
+        Operation::CopyFileRange { copy, wide_reply: true } => answer(
+            share.copy_file_range(&arguments::copy_range(&copy), header.uid).map(|bytes_copied| CopyFileRangeOut { bytes_copied }),
+            request,
+        ),
         Operation::CopyFileRange { copy, wide_reply: false } => {
             // At most 2 GiB: `copy_file_range` has a limit.
-            let size = share.copy_file_range(&copy, header.uid).map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+            let size = share.copy_file_range(&arguments::copy_range(&copy), header.uid).map(|size| u32::try_from(size).unwrap_or(u32::MAX));
             answer(size.map(|size| WriteOut { size, padding: 0 }), request)
         }
         Operation::Ioctl { request: ioctl, data } => {
@@ -121,12 +129,12 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
 
         // Locks.
-        Operation::Getlk(lk) => answer(share.getlk(node, &lk), request),
-        Operation::Setlk(lk) => answer_done(share.setlk(node, &lk, None).map(|_| ()), request),
+        Operation::Getlk(lk) => answer(locks::get(&lk, &request), request),
+        Operation::Setlk(lk) => answer_done(locks::try_set(&lk, &request), request),
         Operation::Setlkw(lk) => return locks::wait(&lk, request),
 
         // Directories.
-        Operation::Opendir { .. } => answer_open(share.opendir(node), request),
+        Operation::Opendir { .. } => answer_open(share.opendir(node).map(|opened| wire::open_out(&opened)), request),
         Operation::Readdir { handle, offset, size } => {
             let listed = directories::readdir(&request, handle, offset, size, scratch);
             answer_bytes(listed.map(|()| scratch.as_slice()), request)
@@ -138,18 +146,24 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         Operation::Fsyncdir { handle, data_only } => answer_done(share.fsyncdir(node, handle, data_only), request),
 
         // Nodes and their attributes.
-        Operation::Lookup { name } => answer_entry(share.lookup(node, name), request),
+        Operation::Lookup { name } => answer_entry(share.lookup(node, name).map(|found| wire::lookup_out(&found)), request),
         Operation::Forget { count } => {
             share.forget(node, count);
             request.none()
         }
         Operation::BatchForget { nodes } => {
-            share.batch_forget(nodes);
+            arguments::forget_each(share, nodes);
             request.none()
         }
-        Operation::Getattr { target } => answer(share.getattr(node, target), request),
-        Operation::Setattr(set) => answer(share.setattr(node, &set, &names::context(&request)), request),
-        Operation::Statx { target, flags, mask } => answer(share.statx(node, target, flags, mask), request),
+        Operation::Getattr { target } => answer(share.getattr(node, arguments::handle(target)).map(|got| wire::attr_out(&got)), request),
+        Operation::Setattr(set) => {
+            let changed = share.setattr(node, &arguments::attribute_change(&set), &names::context(&request));
+            answer(changed.map(|got| wire::attr_out(&got)), request)
+        }
+        Operation::Statx { target, flags, mask } => {
+            let got = share.statx(node, arguments::handle(target), flags, mask);
+            answer(got.map(|got| wire::statx_out(&got)), request)
+        }
         Operation::Access { mask } => answer_done(share.access(node, (header.uid, header.gid), mask), request),
         Operation::Readlink => answer_bytes(share.readlink(node).as_deref().map_err(|errno| *errno), request),
         Operation::Setxattr { name, value, flags, kill_sgid } => answer_done(share.setxattr(node, name, value, flags, kill_sgid), request),
@@ -166,34 +180,37 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         // Names.
         Operation::Symlink { name, target, extensions } => {
             let made = names::create_with(&request, 0, &extensions, |create| share.symlink(node, name, target, create));
-            answer_entry(made, request)
+            answer_entry(made.map(|entry| wire::entry_out(&entry)), request)
         }
         Operation::Mknod { name, mode, rdev, umask, extensions } => {
-            let made = names::create_with(&request, umask, &extensions, |create| share.mknod(node, name, mode, rdev, create));
-            answer_entry(made, request)
+            let made =
+                names::create_with(&request, umask, &extensions, |create| share.mknod(node, name, mode, wire::decode_device(rdev), create));
+            answer_entry(made.map(|entry| wire::entry_out(&entry)), request)
         }
         Operation::Mkdir { name, mode, umask, extensions } => {
             let made = names::create_with(&request, umask, &extensions, |create| share.mkdir(node, name, mode, create));
-            answer_entry(made, request)
+            answer_entry(made.map(|entry| wire::entry_out(&entry)), request)
         }
         Operation::Unlink { name } => answer_done(share.unlink(node, name, &names::context(&request)), request),
         Operation::Rmdir { name } => answer_done(share.rmdir(node, name, &names::context(&request)), request),
         Operation::Rename { name, new_parent, new_name, flags } => {
             answer_done(share.rename((node, name), (new_parent, new_name), flags, &names::context(&request)), request)
         }
-        Operation::Link { node: old, name } => answer_entry(share.link(old, node, name, &names::context(&request)), request),
+        Operation::Link { node: old, name } => {
+            answer_entry(share.link(old, node, name, &names::context(&request)).map(|entry| wire::entry_out(&entry)), request)
+        }
         Operation::Create { name, flags, mode, umask, kill_suidgid, extensions } => {
             let made =
                 names::create_with(&request, umask, &extensions, |create| share.create(node, name, flags, mode, kill_suidgid, create));
-            answer_created(made, request)
+            answer_created(made.map(|created| wire::created_out(&created)), request)
         }
         Operation::Tmpfile { flags, mode, umask, extensions } => {
             let made = names::create_with(&request, umask, &extensions, |create| share.tmpfile(node, flags, mode, create));
-            answer_created(made, request)
+            answer_created(made.map(|created| wire::created_out(&created)), request)
         }
 
         // The file system.
-        Operation::Statfs => answer(share.statfs(node), request),
+        Operation::Statfs => answer(share.statfs(node).map(|st| wire::kstatfs(&st)), request),
         Operation::Syncfs => answer_done(share.syncfs(node), request),
 
         // No logic behind these; the guest's kernel then does without.

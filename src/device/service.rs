@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use super::features;
 use super::in_flight::InFlight;
 use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
@@ -174,7 +175,7 @@ impl Service {
                 return Err(Errno::EIO);
             }
             let share = self.export.begin_session()?;
-            share.begin_session(negotiated);
+            share.begin_session(features::negotiated(negotiated));
             *fuse = Some(*negotiated);
             share
         };

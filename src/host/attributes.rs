@@ -1,85 +1,90 @@
-//! What statx says, as the protocol's structures.
+//! Attributes of a file as the guest sees them. Does not know how requests and replies encode them.
 
-use super::id_map::Translation;
-use crate::fuse::abi::{Attr, Statx as WireStatx, SxTime};
+use std::time::Duration;
+
+use rustix::fs::{StatxFlags, StatxTimestamp};
+
+use super::rights::Translation;
 use crate::sys::stat::{self, Statx};
+use crate::types::{GuestGid, GuestUid};
 
-/// A device number as the guest's kernel packs it into 32 bits (new_encode_dev of linux/kdev_t.h).
-fn encode_device(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+/// A point in time since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timestamp {
+    /// Seconds.
+    pub sec: i64,
+    /// Nanoseconds, less than a second.
+    pub nsec: u32,
 }
 
-/// The major and minor numbers of a packed device number.
-pub fn decode_device(packed: u32) -> (u32, u32) {
-    ((packed & 0xf_ff00) >> 8, (packed & 0xff) | ((packed >> 12) & 0xf_ff00))
-}
-
-/// `fuse_attr` of a file that the guest knows by the inode number `ino`, its owner as the guest knows it.
-pub fn attr(st: &Statx, ino: u64, ids: &Translation) -> Attr {
-    let (uid, gid) = stat::owner(st);
-    Attr {
-        ino,
-        size: st.stx_size,
-        blocks: st.stx_blocks,
-        atime: st.stx_atime.tv_sec.cast_unsigned(),
-        mtime: st.stx_mtime.tv_sec.cast_unsigned(),
-        ctime: st.stx_ctime.tv_sec.cast_unsigned(),
-        atimensec: st.stx_atime.tv_nsec,
-        mtimensec: st.stx_mtime.tv_nsec,
-        ctimensec: st.stx_ctime.tv_nsec,
-        mode: u32::from(st.stx_mode),
-        nlink: st.stx_nlink,
-        uid: ids.guest_uid(uid).0,
-        gid: ids.guest_gid(gid).0,
-        rdev: encode_device(st.stx_rdev_major, st.stx_rdev_minor),
-        blksize: st.stx_blksize,
-        flags: 0,
+impl From<&StatxTimestamp> for Timestamp {
+    fn from(t: &StatxTimestamp) -> Timestamp {
+        Timestamp { sec: t.tv_sec, nsec: t.tv_nsec }
     }
 }
 
-/// `fuse_statx` of a file that the guest knows by the inode number `ino`, its owner as the guest knows it. Only fields that the
-/// protocol carries stay in the mask.
-pub fn statx(st: &Statx, ino: u64, ids: &Translation) -> WireStatx {
-    let (uid, gid) = stat::owner(st);
-    let time = |t: &rustix::fs::StatxTimestamp| SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
-    let carried = (rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME).bits();
-    WireStatx {
-        mask: st.stx_mask & carried,
-        blksize: st.stx_blksize,
-        attributes: st.stx_attributes.bits(),
-        nlink: st.stx_nlink,
-        uid: ids.guest_uid(uid).0,
-        gid: ids.guest_gid(gid).0,
-        mode: st.stx_mode,
-        ino,
-        size: st.stx_size,
-        blocks: st.stx_blocks,
-        attributes_mask: st.stx_attributes_mask.bits(),
-        atime: time(&st.stx_atime),
-        btime: time(&st.stx_btime),
-        ctime: time(&st.stx_ctime),
-        mtime: time(&st.stx_mtime),
-        rdev_major: st.stx_rdev_major,
-        rdev_minor: st.stx_rdev_minor,
-        dev_major: st.stx_dev_major,
-        dev_minor: st.stx_dev_minor,
-        ..WireStatx::default()
-    }
+/// A file's attributes, its inode number and owner as the guest knows them. Device numbers are major and minor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Attributes {
+    pub ino: u64,
+    pub size: u64,
+    pub blocks: u64,
+    pub block_size: u32,
+    /// Type and permission bits.
+    pub mode: u16,
+    pub links: u32,
+    pub uid: GuestUid,
+    pub gid: GuestGid,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    pub btime: Timestamp,
+    /// The device that a device file stands for.
+    pub rdev: (u32, u32),
+    /// The device that the file is on.
+    pub dev: (u32, u32),
+    /// STATX_ bits of the fields above that are valid; basic ones and the birth time only.
+    pub mask: u32,
+    /// STATX_ATTR_ bits, and which of them the file system supports.
+    pub flags: u64,
+    pub flags_mask: u64,
+    /// The root of a mount that is announced to the guest.
+    pub is_submount: bool,
 }
 
-/// S_IFMT bits of a file.
-pub fn kind(st: &Statx) -> u32 {
-    u32::from(st.stx_mode) & libc::S_IFMT
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn device_numbers_survive_packing() {
-        for (major, minor) in [(0, 0), (8, 1), (259, 0x12345), (0xfff, 0xf_ffff)] {
-            assert_eq!(decode_device(encode_device(major, minor)), (major, minor));
+impl Attributes {
+    /// Attributes of the file that `st` describes, shown with the inode number `ino`.
+    pub(super) fn new(st: &Statx, ino: u64, is_submount: bool, ids: &Translation) -> Attributes {
+        let (uid, gid) = stat::owner(st);
+        Attributes {
+            ino,
+            size: st.stx_size,
+            blocks: st.stx_blocks,
+            block_size: st.stx_blksize,
+            mode: st.stx_mode,
+            links: st.stx_nlink,
+            uid: ids.guest_uid(uid),
+            gid: ids.guest_gid(gid),
+            atime: (&st.stx_atime).into(),
+            mtime: (&st.stx_mtime).into(),
+            ctime: (&st.stx_ctime).into(),
+            btime: (&st.stx_btime).into(),
+            rdev: (st.stx_rdev_major, st.stx_rdev_minor),
+            dev: (st.stx_dev_major, st.stx_dev_minor),
+            mask: st.stx_mask & (StatxFlags::BASIC_STATS | StatxFlags::BTIME).bits(),
+            flags: st.stx_attributes.bits(),
+            flags_mask: st.stx_attributes_mask.bits(),
+            is_submount,
         }
     }
+}
+
+/// Attributes, and how long the guest may cache them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheableAttributes {
+    /// The attributes.
+    pub attributes: Attributes,
+    /// Attribute timeout.
+    pub timeout: Duration,
 }

@@ -1,6 +1,6 @@
-//! The exported directory over its FUSE sessions: each has a [`Share`] of its own. What a session held is let go when it
-//! ends, beside the next one, for a host that does not answer may take as long as it likes to close a file; and a request
-//! that such a host finishes late finds the share that it began with, and not the next guest's.
+//! The exported directory over its FUSE sessions: each has a [`Share`] of its own. What a session held is closed after its end,
+//! concurrently with the next one, as an unresponsive host may take any time to close a file. A request that finishes late
+//! still uses the share that it began with, not the next session's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::share::Share;
+use crate::host::share::Share;
 use crate::types::Errno;
 
-/// Sessions whose files the host has not closed. With more no session begins: each keeps a thread, descriptors and memory.
+/// Ended sessions whose files the host has not closed. With more, no session begins: each keeps a thread, descriptors and memory.
 const CLOSING_MAX: usize = 64;
-/// How often a thread that has closed a session's files looks whether it is the last that has its share.
+/// How often a thread that has closed a session's files checks whether it is the last that refers to its share.
 const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// The share of the present session or of the next one.
@@ -23,7 +23,7 @@ pub struct Export {
     share: RwLock<Arc<Share>>,
     /// Changes with each share.
     generation: AtomicU64,
-    /// Those of sessions that ended, until their files are closed.
+    /// The shares of sessions that ended, until their files are closed.
     ended: Arc<Mutex<Vec<Arc<Share>>>>,
 }
 
@@ -38,23 +38,23 @@ impl Export {
         Arc::clone(&self.share.read())
     }
 
-    /// The generation of the present share: another one once that was replaced.
+    /// The generation of the present share; changes when it is replaced.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// A share for a session that begins. ENOMEM where there can be none; EIO where the host has not closed the files of too
-    /// many earlier ones.
+    /// A share for a session that begins. ENOMEM where there is no memory for it; EIO where the host has not closed the files of
+    /// too many earlier ones.
     pub fn begin_session(&self) -> Result<Arc<Share>, Errno> {
-        if self.ended.lock().iter().filter(|share| !share.is_closed()).count() > CLOSING_MAX {
-            tracing::error!("the host has not closed the files of {CLOSING_MAX} sessions: no other begins until it has");
+        if self.ended.lock().iter().filter(|share| !share.session.is_closed()).count() > CLOSING_MAX {
+            tracing::error!("the host has not closed the files of {CLOSING_MAX} sessions; new sessions are refused with EIO until it has");
             return Err(Errno::EIO);
         }
         let share = self.share();
-        if share.has_ended() { self.renew(&share).ok_or(Errno::from_raw(libc::ENOMEM)) } else { Ok(share) }
+        if share.session.has_ended() { self.renew(&share).ok_or(Errno::from_raw(libc::ENOMEM)) } else { Ok(share) }
     }
 
-    /// Ends the session: the next one has another share, and what the guest held is let go. Waits for nothing.
+    /// Ends the session: the next one has another share, and a thread closes what the guest held. Does not block.
     pub fn end_session(&self) -> Closing {
         let old = self.share();
         old.mark_ended();
@@ -62,9 +62,9 @@ impl Export {
         Closing::begin(old, &self.ended)
     }
 
-    /// Puts another share in the place of `old`. `None` where there can be none: it is tried again when a session begins.
+    /// Replaces `old`. `None` where there is no memory for another share; tried again when a session begins.
     fn renew(&self, old: &Share) -> Option<Arc<Share>> {
-        let renewed = old.renewed().inspect_err(|e| tracing::error!("the next session cannot have tables of its own: {e}"));
+        let renewed = old.renewed().inspect_err(|e| tracing::error!("cannot create the tables of the next session: {e}"));
         let new = Arc::new(renewed.ok()?);
         new.take_over_watch();
         *self.share.write() = Arc::clone(&new);
@@ -73,7 +73,7 @@ impl Export {
     }
 }
 
-/// The files of a session that ended, on their way to be closed.
+/// The files of a session that ended, while a thread closes them.
 #[derive(Debug)]
 #[must_use]
 pub struct Closing(Receiver<()>);
@@ -83,31 +83,31 @@ impl Closing {
         let (done, closing) = sync_channel(1);
         ended.lock().push(share);
         let all = Arc::clone(ended);
-        // Where there is no thread the share stays in the list, and nobody waits for it: the next session's end tries again.
+        // Without a thread the share stays in the list; the end of the next session closes it.
         if let Err(e) = std::thread::Builder::new().name("closing".to_owned()).spawn(move || close(&all, &done)) {
-            tracing::error!("no thread to close the guest's files: {e}");
+            tracing::error!("cannot start the thread that closes the guest's files: {e}");
         }
         Closing(closing)
     }
 
-    /// Waits until everything is closed, and no longer than `timeout`: then the host closes the rest when it can.
+    /// Waits until everything is closed, at most for `timeout`; the rest is closed in the background.
     pub fn wait(self, timeout: Duration) {
         if self.0.recv_timeout(timeout).is_err() {
-            tracing::error!("the host has not closed all files of the guest within --stop-timeout; they are left to it");
+            tracing::error!("the host has not closed all files of the guest within --stop-timeout; closing continues in the background");
         }
     }
 }
 
-/// Lets go of what the sessions in `ended` held that no other thread sees to. Each share is kept until nobody else has it: the
-/// last one that lets go of it may have to wait for the host.
+/// Closes what the sessions in `ended` held, except where another thread does. Each share is kept until no other reference is
+/// left: dropping the last one may block on the host.
 fn close(ended: &Mutex<Vec<Arc<Share>>>, done: &SyncSender<()>) {
-    let shares: Vec<Arc<Share>> = ended.lock().iter().filter(|share| share.begin_closing()).cloned().collect();
+    let shares: Vec<Arc<Share>> = ended.lock().iter().filter(|share| share.session.begin_closing()).cloned().collect();
     for share in &shares {
-        share.end_session();
+        share.close_session();
     }
     let _ = done.send(());
     for share in shares {
-        // This one's, and the list's.
+        // The references of this thread and of the list.
         while Arc::strong_count(&share) > 2 {
             std::thread::sleep(LAST_LOOK);
         }

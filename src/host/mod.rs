@@ -1,51 +1,52 @@
-//! The exported directory: what an operation of the guest means on the host. Knows nothing of queues or
-//! of how requests are encoded beyond the protocol's own structures.
+//! The exported directory: what each operation of the guest does on the host. Does not know queues or how requests and replies
+//! are encoded.
 //!
-//! `share.rs` is what the guest sees as a file system; `ops/` holds one file for each family of
-//! operations, all of them methods of [`Share`].
+//! | group | what it knows |
+//! |---|---|
+//! | `inodes` | which file a node id is, and how it is opened |
+//! | `files`, `directories` | open files and descriptors; the streams of open directories |
+//! | `locks` | the guest's locks on the host |
+//! | `rights` | credentials, ids, extended attributes |
+//! | `caching` | what the guest may cache, and changes by other processes |
+//! | `session.rs`, `policy.rs` | what INIT negotiated; what is in force of the options |
+//!
+//! [`Share`] puts them together. `ops/` holds one file for each family of operations, all of them methods of [`Share`].
 #![forbid(unsafe_code)]
 
 mod attributes;
-mod by_node;
-mod cache;
-mod caller;
-mod descriptors;
-mod directory;
-mod early_interrupts;
-mod entries;
+mod caching;
+mod directories;
 mod export;
-mod freshness;
-mod handleless;
-mod held_file;
-mod id_map;
-mod inode_numbers;
+mod features;
+mod files;
+mod fs_limits;
 mod inodes;
-mod lacks;
-mod lock_ranges;
-mod lock_waits;
 mod locks;
-mod mounts;
-mod opening;
 mod ops;
+mod options;
+mod policy;
 mod request_context;
 mod rights;
+mod session;
 mod share;
 mod share_error;
-mod watch;
-mod xattr_map;
 
-pub use cache::{CachePolicy, Timeouts};
-pub use caller::Caller;
-pub use descriptors::Descriptors;
+pub use attributes::{Attributes, CacheableAttributes, Timestamp};
+pub use caching::{CachePolicy, FileSystemWatch, OpenCaching, Timeouts};
 pub use export::{Closing, Export};
-pub use held_file::HeldFile;
-pub use id_map::{IdMap, IdMapError, IdRule, Translation};
-pub use lacks::Lack;
-pub use locks::{LockAnswer, LockWait, Locked};
-pub use ops::{CreateContext, IoctlRequest, PreparedTransfer, WriteRequest};
+pub use features::{Feature, Features};
+pub use files::{Descriptors, FileInUse};
+pub use fs_limits::FsLimit;
+pub use inodes::FileHandles;
+pub use locks::{HeldLock, LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};
+pub use ops::{
+    AttributeChange, CopyRange, CreateContext, DirectoryEntry, IoctlRequest, Label, Listing, Lookup, NewTime, NodeEntry, Opened,
+    PreparedTransfer, WriteRequest,
+};
+pub use options::{Options, TmpfilePolicy};
 pub use request_context::{Pending, RequestContext};
-pub use rights::{GuestLacks, KillPriv, Rights, Wanted};
-pub use share::{FileHandles, Options, Share, Tmpfile};
+pub use rights::{
+    CATCH_ALL, IdMap, IdRule, IdRuleError, KillPriv, Rights, Support, Translation, UnsupportedGuest, XattrMap, XattrMapError,
+};
+pub use share::Share;
 pub use share_error::ShareError;
-pub use watch::FileSystemWatch;
-pub use xattr_map::{CATCH_ALL, XattrMap, XattrMapError};

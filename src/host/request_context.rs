@@ -1,21 +1,21 @@
-//! Who asks for a change: the request, its caller, and whether the change is still wanted.
+//! The request that makes a change: its identity, its caller, and whether it still waits for an answer.
 
 use crate::types::{Errno, GuestGid, GuestUid, RequestId};
 
-/// Tells whether an answer is still waited for.
+/// Whether a request still waits for its answer.
 pub trait Pending {
-    /// False once the request was answered by somebody else: its queue was stopped, and the host had not finished it.
+    /// False once the request was answered with an error, as its queue was stopped before the host had finished it.
     fn is_wanted(&self) -> bool;
 }
 
-/// What a request that changes names tells besides its arguments.
+/// The request that makes a change.
 #[derive(Clone, Copy)]
 pub struct RequestContext<'r> {
     /// The request.
     pub id: RequestId,
-    /// The guest's user that asks.
+    /// The caller's user.
     pub uid: GuestUid,
-    /// And group.
+    /// The caller's group.
     pub gid: GuestGid,
     /// Whether it waits for its answer.
     pub pending: &'r dyn Pending,
@@ -28,13 +28,13 @@ impl std::fmt::Debug for RequestContext<'_> {
 }
 
 impl RequestContext<'_> {
-    /// To be called before a change, after what may have waited for the host: EIO where the request was answered meanwhile,
-    /// so that nothing changes after the guest was told of a failure.
+    /// To be called before a change, after any call that may have blocked on the host: EIO where the request was answered
+    /// meanwhile, so that nothing changes after the guest got an error.
     pub fn check_wanted(&self) -> Result<(), Errno> {
         if self.pending.is_wanted() {
             return Ok(());
         }
-        tracing::debug!("{} was given up before it changed anything", self.id);
+        tracing::debug!("{} was withdrawn before it changed anything", self.id);
         Err(Errno::EIO)
     }
 }

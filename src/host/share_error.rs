@@ -1,26 +1,27 @@
-//! Why a directory or file cannot be shared: one sentence each, with what to do instead.
+//! Why a directory or file cannot be shared: the cause, and what to do instead.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::inodes::RootFault;
 use crate::state::ArenaError;
 use crate::types::Errno;
 
 /// Why a directory or file cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    /// File handles were asked for and cannot be had.
+    /// File handles are required and cannot be opened.
     #[error(
         "--inode-file-handles mandatory: {path} has no file handles that this process may open; \
-         run it with CAP_DAC_READ_SEARCH on a file system that has them, or say prefer"
+         run it with CAP_DAC_READ_SEARCH on a file system with file handles, or use prefer"
     )]
     NoFileHandles {
         /// The directory.
         path: PathBuf,
     },
-    /// Security labels were demanded and cannot be had.
+    /// Security labels are required and not supported.
     #[error(
-        "--security-label=always: {path} lies on a file system without extended attributes; \
-         share a directory of one that has them, or say auto"
+        "--security-label=always: the file system of {path} does not support extended attributes; \
+         share a directory on one that does, or use auto"
     )]
     NoLabels {
         /// The directory.
@@ -29,12 +30,24 @@ pub enum ShareError {
     /// No memory for the records.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// The root cannot be looked at.
+    /// The root cannot be examined.
     #[error("cannot read the attributes of {path}: {errno}")]
     Root {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The errno of the system call.
         errno: Errno,
     },
+}
+
+impl ShareError {
+    /// `fault` of the root at `path`.
+    pub(super) fn of(fault: RootFault, path: &Path) -> ShareError {
+        let path = path.to_owned();
+        match fault {
+            RootFault::Arena(e) => ShareError::Arena(e),
+            RootFault::NoFileHandles => ShareError::NoFileHandles { path },
+            RootFault::Failed(errno) => ShareError::Root { path, errno },
+        }
+    }
 }

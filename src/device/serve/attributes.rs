@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use crate::device::answer::answer;
 use crate::device::in_flight::{Answered, InFlight};
-use crate::fuse::abi::{GetxattrOut, IoctlIn, IoctlOut};
+use crate::fuse::abi::{GetxattrOut, IOCTL_UNRESTRICTED, IoctlIn, IoctlOut};
 use crate::host::IoctlRequest;
 use crate::types::{Errno, FileHandle};
 
@@ -48,7 +48,7 @@ pub(super) fn ioctl(request: &InFlight, ioctl: &IoctlIn, data: &[u8], reply: &mu
     let (handle, out_len) = (FileHandle(ioctl.fh), ioctl.out_size as usize);
     let header = request.header();
     reply.clear();
-    let ioctl = IoctlRequest { handle, flags: ioctl.flags, command: ioctl.cmd, data, out_len };
+    let ioctl = IoctlRequest { handle, is_unrestricted: ioctl.flags & IOCTL_UNRESTRICTED != 0, command: ioctl.cmd, data, out_len };
     request.share().ioctl(header.node, &ioctl, header.uid, reply)
 }
 

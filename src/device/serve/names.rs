@@ -2,7 +2,7 @@
 
 use crate::device::in_flight::InFlight;
 use crate::fuse::Extensions;
-use crate::host::{CreateContext, RequestContext};
+use crate::host::{CreateContext, Label, RequestContext};
 use crate::types::Errno;
 
 /// Who asks for a change, and whether it is still wanted.
@@ -18,5 +18,6 @@ pub(super) fn create_with<R>(
     extensions: &Extensions<'_>,
     create: impl FnOnce(&CreateContext<'_>) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
-    create(&request.share().create_context(context(request), umask, extensions)?)
+    let label = extensions.label.map(|label| Label { name: label.name, value: label.value });
+    create(&request.share().create_context(context(request), umask, extensions.group, label)?)
 }

@@ -1,6 +1,7 @@
 //! INIT: what the guest and the share agree on.
 
 use crate::device::answer::answer;
+use crate::device::features::{features_of, flags_of};
 use crate::device::in_flight::{Answered, InFlight};
 use crate::device::service::Service;
 use crate::fuse::{InitError, InitRequest, Limits, negotiate};
@@ -15,14 +16,14 @@ const HEADER_DESCRIPTORS: u16 = 4;
 pub(super) fn init(service: &Service, init: &InitRequest, request: InFlight) -> Answered {
     let share = request.share();
     let max_pages = request.queue_size().saturating_sub(HEADER_DESCRIPTORS).clamp(1, service.options.max_pages.max(1));
-    let rights = match share.rights_flags(init.flags) {
-        Ok(flags) => flags,
+    let offered = match share.offered_features(features_of(init.flags)) {
+        Ok(features) => features,
         Err(lacks) => {
             tracing::error!("{lacks}");
             return request.error(Errno::EPROTO);
         }
     };
-    let limits = Limits { wanted: share.wanted_flags() | rights, max_pages };
+    let limits = Limits { wanted: flags_of(offered), max_pages };
     match negotiate(init, &limits) {
         Ok((out, negotiated)) => {
             if let Err(errno) = service.begin_fuse(&negotiated, || request.is_wanted()) {

@@ -1,90 +1,73 @@
-//! What makes a new name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. Everything but LINK is done with
-//! the caller's credentials, so that owner, group and setgid directories come out as on the host itself.
-//! The mode arrives with the guest's umask applied and the daemon's own umask is 0, unless POSIX ACLs were
-//! agreed on: a default ACL then takes the umask's place, which only the host can tell.
+//! Operations that make a name: MKNOD, MKDIR, SYMLINK, LINK, CREATE and TMPFILE. All but LINK are done with the caller's
+//! credentials, so that owner, group and setgid directories are handled as for a process of the host. The mode arrives with the
+//! guest's umask applied, and the daemon's own umask is 0. If POSIX ACLs were negotiated, the daemon applies the umask instead,
+//! as a default ACL on the host replaces it.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 
-use crate::fuse::abi::{EntryOut, OpenOut, init_flags};
-use crate::fuse::{Extensions, SecurityLabel};
-use crate::host::caller::acting_as;
-use crate::host::entries::open_path;
-use crate::host::lacks::is_no_tmpfile;
-use crate::host::{Caller, RequestContext, Share, attributes};
+use super::lookup::NodeEntry;
+use super::open::Opened;
+use crate::host::features::Feature;
+use crate::host::fs_limits::is_no_tmpfile;
+use crate::host::inodes::open_path;
+use crate::host::options::TmpfilePolicy;
+use crate::host::request_context::RequestContext;
+use crate::host::rights::{Caller, acting_as};
+use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
-use crate::types::{Errno, NodeId};
+use crate::types::{Errno, GuestGid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
-/// What a umask may name.
+/// Bits of a umask.
 const PERMISSIONS: u32 = 0o777;
 
-/// On whose behalf something is made, and what it gets beside its name and mode.
+/// The label of a new file: an extended attribute that it gets.
+#[derive(Debug, Clone, Copy)]
+pub struct Label<'a> {
+    /// Name of the attribute, as the guest calls it.
+    pub name: &'a CStr,
+    /// Value of the attribute.
+    pub value: &'a [u8],
+}
+
+/// The caller of a create, and what the new file gets besides its name and mode.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateContext<'a> {
     request: RequestContext<'a>,
     caller: Caller,
     umask: Mode,
-    label: Option<SecurityLabel<'a>>,
+    label: Option<Label<'a>>,
 }
 
 impl Share {
-    /// What a create gets that `request` asks for. EPERM where its caller may not create anything.
+    /// The context of a create by `request`. EPERM where an id of its caller is forbidden.
     pub fn create_context<'a>(
         &self,
         request: RequestContext<'a>,
         umask: u32,
-        extensions: &Extensions<'a>,
+        group: Option<GuestGid>,
+        label: Option<Label<'a>>,
     ) -> Result<CreateContext<'a>, Errno> {
-        let caller = Caller::of_guest(&self.options.translation, request.uid, request.gid, extensions.group)?;
-        let umask = Mode::from_raw_mode(if self.has_acls() { umask & PERMISSIONS } else { 0 });
-        Ok(CreateContext { request, caller, umask, label: extensions.label })
+        let caller = Caller::of_guest(&self.policy.translation, request.uid, request.gid, group)?;
+        let umask = Mode::from_raw_mode(if self.session.has_acls() { umask & PERMISSIONS } else { 0 });
+        Ok(CreateContext { request, caller, umask, label })
     }
 
-    /// Labels the new file behind `fd`.
-    fn label(&self, fd: BorrowedFd<'_>, label: &SecurityLabel<'_>) -> Result<(), Errno> {
-        let name = self.host_xattr_name(label.name)?;
-        xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
-    }
-
-    /// Labels what was just made as `name` in `dir`, or takes it back: nothing stays without its label.
-    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
-        let Some(label) = &context.label else { return Ok(()) };
-        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
-        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
-    }
-
-    /// Runs `create` on the directory `parent` with the caller's credentials.
-    fn create_in<R>(
+    /// MKNOD: a regular file, FIFO, socket or device, which is made and not opened. EINVAL for other types; errors as in man
+    /// mknod(2), as of the caller's credentials, and as of LOOKUP.
+    pub fn mknod(
         &self,
         parent: NodeId,
+        name: &CStr,
+        mode: u32,
+        (major, minor): (u32, u32),
         context: &CreateContext<'_>,
-        create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
-    ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
-        self.writable()?;
-        let dir = self.path_fd(parent)?;
-        context.request.check_wanted()?;
-        let groups_known = self.agreed(init_flags::CREATE_SUPP_GROUP);
-        let made = acting_as(&context.caller, self.own_ids, groups_known, || {
-            if context.umask.is_empty() {
-                return create(dir.as_fd());
-            }
-            // The umask is this thread's alone (man unshare(2), CLONE_FS).
-            rustix::process::umask(context.umask);
-            let made = create(dir.as_fd());
-            rustix::process::umask(Mode::empty());
-            made
-        })?;
-        Ok((dir, made))
-    }
-
-    /// MKNOD: a regular file, FIFO, socket or device. It is made, never opened.
-    pub fn mknod(&self, parent: NodeId, name: &CStr, mode: u32, rdev: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
-        let (major, minor) = attributes::decode_device(rdev);
+    ) -> Result<NodeEntry, Errno> {
         let kind = match mode & libc::S_IFMT {
             0 => FileType::RegularFile,
             kind => FileType::from_raw_mode(kind),
@@ -99,25 +82,25 @@ impl Share {
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// MKDIR.
-    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
+    /// MKDIR. Errors as in man mkdir(2), and as of [`Share::mknod`].
+    pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
         self.label_new(dir.as_fd(), name, context, AtFlags::REMOVEDIR)?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// SYMLINK: `target` is kept as it is; the host never follows it.
-    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<EntryOut, Errno> {
+    /// SYMLINK: `target` is stored unchanged; the host never follows it. Errors as in man symlink(2), and as of [`Share::mknod`].
+    pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
         self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// LINK: another name for `node`.
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<EntryOut, Errno> {
+    /// LINK: another name for `node`. Errors as in man link(2); EROFS, ESTALE and EIO as of [`Share::mknod`].
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<NodeEntry, Errno> {
         self.writable()?;
-        let (file, dir) = (self.path_fd(node)?, self.path_fd(parent)?);
+        let (file, dir) = (self.inodes.path_fd(node)?, self.inodes.path_fd(parent)?);
         context.check_wanted()?;
         // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         let old = DescriptorName::of(file.as_fd());
@@ -125,7 +108,8 @@ impl Share {
         self.look_up_at(parent, dir.as_fd(), name)
     }
 
-    /// CREATE: makes and opens a file; opens the one that is there unless O_EXCL forbids it.
+    /// CREATE: makes and opens a file; without O_EXCL, opens an existing one. Errors as in man open(2), as of [`Share::mknod`] and
+    /// [`Share::open`]; ENFILE where too many files are open.
     pub fn create(
         &self,
         parent: NodeId,
@@ -134,9 +118,9 @@ impl Share {
         mode: u32,
         kill_suidgid: bool,
         context: &CreateContext<'_>,
-    ) -> Result<(EntryOut, OpenOut), Errno> {
+    ) -> Result<(NodeEntry, Opened), Errno> {
         let host_flags = self.host_flags(flags);
-        // A new file has nothing to truncate; O_EXCL never follows a link and never opens what is there.
+        // A new file needs no truncation; O_EXCL never follows a link and never opens an existing file.
         let make_flags =
             OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
@@ -153,8 +137,8 @@ impl Share {
                 self.keep_created(entry, file, host_flags)
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.look_up_at(parent, self.path_fd(parent)?.as_fd(), name)?;
-                let node = NodeId(entry.nodeid);
+                let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name)?;
+                let node = entry.node;
                 let opened = self.open(node, flags, kill_suidgid, &context.request);
                 if opened.is_err() {
                     self.forget(node, 1);
@@ -167,12 +151,12 @@ impl Share {
 
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
     /// not offered.
-    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(EntryOut, OpenOut), Errno> {
+    pub fn tmpfile(&self, parent: NodeId, flags: u32, mode: u32, context: &CreateContext<'_>) -> Result<(NodeEntry, Opened), Errno> {
         if !self.offers_tmpfile() {
             return Err(Errno::ENOSYS);
         }
         let host_flags = self.host_flags(flags);
-        // O_EXCL stays: it says that the file may never get a name.
+        // O_EXCL is passed on: with it the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
@@ -188,13 +172,60 @@ impl Share {
         self.keep_created(entry, file, host_flags)
     }
 
-    /// Takes in the file that was just made and opened. Where the handle table is full the lookup is
-    /// taken back.
-    fn keep_created(&self, entry: EntryOut, file: OwnedFd, host_flags: i32) -> Result<(EntryOut, OpenOut), Errno> {
-        let node = NodeId(entry.nodeid);
-        // What opens the file once more must not empty it.
-        match self.keep_open(file, node, host_flags & !libc::O_TRUNC) {
-            Ok(handle) => Ok((entry, self.open_out(handle, node, host_flags))),
+    /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
+    /// gone, EIO where the request was withdrawn, and the errors of `create`.
+    fn create_in<R>(
+        &self,
+        parent: NodeId,
+        context: &CreateContext<'_>,
+        create: impl Fn(BorrowedFd<'_>) -> Result<R, Errno>,
+    ) -> Result<(std::sync::Arc<OwnedFd>, R), Errno> {
+        self.writable()?;
+        let dir = self.inodes.path_fd(parent)?;
+        context.request.check_wanted()?;
+        let groups_known = self.session.negotiated(Feature::CreateGroup);
+        let made = acting_as(&context.caller, self.policy.own_ids, groups_known, || {
+            if context.umask.is_empty() {
+                return create(dir.as_fd());
+            }
+            // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
+            rustix::process::umask(context.umask);
+            let made = create(dir.as_fd());
+            rustix::process::umask(Mode::empty());
+            made
+        })?;
+        Ok((dir, made))
+    }
+
+    /// Labels the new file behind `fd`. The errno of setxattr(2).
+    fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
+        let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
+        xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
+    }
+
+    /// Labels what was just made as `name` in `dir`; removes it again where that fails.
+    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
+        let Some(label) = &context.label else { return Ok(()) };
+        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
+        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
+    }
+
+    /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
+    /// ESTALE.
+    fn offers_tmpfile(&self) -> bool {
+        match self.policy.tmpfile {
+            TmpfilePolicy::Auto => self.session.negotiated(Feature::OverlayTmpfile),
+            TmpfilePolicy::Always => true,
+            TmpfilePolicy::Never => false,
+        }
+    }
+
+    /// Makes a handle for the file that was just created. ENFILE where there are too many; the lookup is taken back then.
+    fn keep_created(&self, entry: NodeEntry, file: OwnedFd, host_flags: i32) -> Result<(NodeEntry, Opened), Errno> {
+        let node = entry.node;
+        // Opening the file again by its flags must not truncate it.
+        match self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended()) {
+            Ok(handle) => Ok((entry, self.opened(handle, node, host_flags))),
             Err(errno) => {
                 self.forget(node, 1);
                 Err(errno)

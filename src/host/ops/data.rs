@@ -1,25 +1,24 @@
-//! READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE: a file's contents.
+//! READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE: file data.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use crate::fuse::abi::{CopyFileRangeIn, WRITE_CACHE, WRITE_KILL_PRIV, init_flags};
 use crate::guest::PageDescriptor;
-use crate::host::Share;
-use crate::host::caller::{keep_suidgid, without_fsetid};
-use crate::host::handleless::Opened;
-use crate::host::held_file::{Held, HeldFile};
+use crate::host::files::{FileInUse, OpenTarget};
+use crate::host::inodes::reopen;
+use crate::host::rights::{keep_suidgid, without_fsetid};
+use crate::host::share::Share;
 use crate::io::{self, Direction, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
-/// Bytes that one COPY_FILE_RANGE copies at most: the old reply has 32 bits, and the guest asks again.
+/// Largest COPY_FILE_RANGE: the old reply has 32 bits. The guest sends another request for the rest.
 const COPY_LEN_MAX: u64 = 0x7fff_f000;
 
-/// What a WRITE says of itself.
+/// Arguments of a WRITE.
 #[derive(Debug, Clone, Copy)]
 pub struct WriteRequest {
     /// The open file.
@@ -28,92 +27,94 @@ pub struct WriteRequest {
     pub offset: u64,
     /// The guest's open flags at the time of the write.
     pub flags: u32,
-    /// FUSE_WRITE_ bits.
-    pub write_flags: u32,
+    /// The guest's page cache writes back; otherwise an application writes.
+    pub from_cache: bool,
+    /// The caller may not keep setuid and setgid bits of the file.
+    pub clears_suidgid: bool,
 }
 
-/// What a READ or WRITE comes to on the host.
+/// What COPY_FILE_RANGE copies.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyRange {
+    /// The file to read.
+    pub from: FileHandle,
+    /// Byte offset in it.
+    pub from_offset: u64,
+    /// The file to write.
+    pub to: FileHandle,
+    /// Byte offset in it.
+    pub to_offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// As in man copy_file_range(2): none is defined.
+    pub flags: u64,
+}
+
+/// A READ or WRITE that was checked, for an I/O engine.
 #[derive(Debug)]
 pub struct PreparedTransfer {
     /// The open file.
-    pub file: HeldFile,
-    /// Which way the bytes go.
+    pub file: FileInUse,
+    /// Read or write.
     pub direction: Direction,
-    /// Which thread may move them.
+    /// Which thread may make the call.
     pub thread: Thread,
-    /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): what O_DIRECT
-    /// refuses for its alignment then goes through a second descriptor without it.
+    /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): a transfer that
+    /// O_DIRECT refuses for its alignment is made through a second descriptor without it.
     pub unaligned: Unaligned,
 }
 
 impl Share {
-    /// READ: EBADF where nothing is open, EISDIR for a directory.
+    /// READ. EBADF where the handle is not open, EISDIR for a directory; ESTALE where the guest sends no OPEN and the file is gone.
     pub fn prepare_read(&self, node: NodeId, handle: FileHandle) -> Result<PreparedTransfer, Errno> {
-        let opened = self.opened(node, handle)?;
-        let unaligned = if let Opened::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
+        let opened = self.open_target(node, handle)?;
+        let unaligned = if let OpenTarget::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
         Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned })
     }
 
-    /// WRITE: EROFS on a read-only share, EBADF where nothing is open. The calling thread clears setuid and setgid bits by its
-    /// next write(2), or keeps them, as the request says.
+    /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
+    /// setgid bits, or keeps them, as the request says.
     pub fn prepare_write(&self, write: &WriteRequest) -> Result<PreparedTransfer, Errno> {
         self.not_readonly()?;
-        let file = self.open_file(write.handle)?;
-        // Pages that the guest's cache writes back have their place; only an application's own write appends.
-        let from_cache = write.write_flags & WRITE_CACHE != 0;
-        let append = !from_cache && !self.agreed(init_flags::WRITEBACK_CACHE) && write.flags.cast_signed() & libc::O_APPEND != 0;
-        self.drop_hidden_capability(file.node(), file.fd())?;
-        let kills = self.kills_suidgid(write.write_flags & WRITE_KILL_PRIV != 0);
-        keep_suidgid(!kills);
-        let thread = if kills { Thread::Submitting } else { Thread::Any };
-        let unaligned = when_unaligned(&file, from_cache);
-        let file = HeldFile(Held::Handle(file.hold()));
+        let file = self.files.get(write.handle)?;
+        // Pages that the guest's cache writes back have their offset; only an application's own write appends.
+        let append = !write.from_cache && !self.session.has_writeback() && write.flags.cast_signed() & libc::O_APPEND != 0;
+        self.drop_mapped_capability(file.node(), file.fd())?;
+        let clears = self.session.clears_suidgid(write.clears_suidgid);
+        keep_suidgid(!clears);
+        let thread = if clears { Thread::Submitting } else { Thread::Any };
+        let unaligned = when_unaligned(&file, write.from_cache);
+        let file = FileInUse::of_handle(file);
         Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned })
     }
 
-    /// Makes a transfer again that O_DIRECT refused, without it. `None` where alignment was not what it complained of. To be
-    /// called on the thread that made it, where it had to stay there.
+    /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause. To be
+    /// called on the thread that made the transfer, where it was bound to one.
     pub fn transfer_buffered(
         &self,
-        file: &HeldFile,
+        file: &FileInUse,
         pages: &[PageDescriptor],
         offset: u64,
         (direction, thread): (Direction, Thread),
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
-        let Held::Handle(held) = &file.0 else { return None };
         if is_aligned(pages, offset) {
             return None;
         }
-        let file = self.handles.user_of(held)?;
-        // The calling thread may have laid down CAP_FSETID for a WRITE of its own.
+        let file = self.files.user_of(file)?;
+        // The calling thread may have cleared CAP_FSETID for a WRITE of its own.
         if thread == Thread::Any && matches!(direction, Direction::Write { .. }) {
             keep_suidgid(true);
         }
         Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
     }
 
-    /// The descriptor of `file` without O_DIRECT, opened when it is first needed.
-    fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
-        if file.buffered().is_none() {
-            file.set_buffered(self.reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
-        }
-        file.buffered().ok_or(Errno::EBADF)
-    }
-
-    /// Changes `file` for `caller` without a WRITE's flags: with killpriv, setuid and setgid bits go as they do
-    /// for such a writer.
-    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
-        self.drop_hidden_capability(file.node(), file.fd())?;
-        let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
-        Ok(if self.kills_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
-    }
-
-    /// FALLOCATE; `mode` as in man fallocate(2).
+    /// FALLOCATE; `mode` and errors as in man fallocate(2). EROFS on a read-only share, EBADF where the handle is not open,
+    /// EOPNOTSUPP for an unknown `mode`, EINVAL for a range beyond `i64::MAX`.
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, caller: GuestUid) -> Result<(), Errno> {
         self.writable()?;
-        let file = self.open_file(handle)?;
+        let file = self.files.get(handle)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
             return Err(Errno::EINVAL);
@@ -121,14 +122,14 @@ impl Share {
         self.change_for(caller, &file, || rustix::fs::fallocate(file.fd(), flags, offset, len))
     }
 
-    /// LSEEK: SEEK_DATA and SEEK_HOLE. The guest answers other kinds itself; EINVAL for them. ENOSYS where
-    /// the guest writes back, after which it stops asking.
+    /// LSEEK: SEEK_DATA and SEEK_HOLE; EINVAL for others, which the guest handles itself. ENXIO as in man lseek(2), EBADF where the
+    /// handle is not open. ENOSYS with the writeback cache, after which the guest sends no more.
     pub fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64, Errno> {
-        // The host would call the guest's dirty pages a hole, and whoever copies the file would leave them out.
-        if self.agreed(init_flags::WRITEBACK_CACHE) {
+        // The host would report the guest's dirty pages as a hole, and a copy of the file would lack them.
+        if self.session.has_writeback() {
             return Err(Errno::ENOSYS);
         }
-        let file = self.opened(node, handle)?;
+        let file = self.open_target(node, handle)?;
         let from = match whence.cast_signed() {
             libc::SEEK_DATA => SeekFrom::Data(offset),
             libc::SEEK_HOLE => SeekFrom::Hole(offset),
@@ -140,27 +141,43 @@ impl Share {
         Ok(rustix::fs::seek(file.fd(), from)?)
     }
 
-    /// COPY_FILE_RANGE: bytes copied, in one call; the guest asks again for the rest.
-    pub fn copy_file_range(&self, copy: &CopyFileRangeIn, caller: GuestUid) -> Result<u64, Errno> {
+    /// COPY_FILE_RANGE: bytes copied by one call; the guest sends another request for the rest. EROFS on a read-only share, EINVAL
+    /// for flags, EBADF where a handle is not open; errors as in man copy_file_range(2).
+    pub fn copy_file_range(&self, copy: &CopyRange, caller: GuestUid) -> Result<u64, Errno> {
         self.writable()?;
         if copy.flags != 0 {
             return Err(Errno::EINVAL);
         }
-        let (from, to) = (self.open_file(FileHandle(copy.fh_in))?, self.open_file(FileHandle(copy.fh_out))?);
-        let (mut off_in, mut off_out) = (copy.off_in, copy.off_out);
+        let (from, to) = (self.files.get(copy.from)?, self.files.get(copy.to)?);
+        let (mut off_in, mut off_out) = (copy.from_offset, copy.to_offset);
         let len = copy.len.min(COPY_LEN_MAX) as usize;
         let copy = || rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len);
         self.change_for(caller, &to, copy).map(|copied| copied as u64)
     }
+
+    /// The descriptor of `file` without O_DIRECT, opened when it is first needed. The errno of open(2).
+    fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
+        if file.buffered().is_none() {
+            file.set_buffered(reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
+        }
+        file.buffered().ok_or(Errno::EBADF)
+    }
+
+    /// Changes `file` for `caller`, by a request without the flags of a WRITE: where killpriv was negotiated, setuid and setgid bits
+    /// are cleared as for a write by this caller.
+    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
+        self.drop_mapped_capability(file.node(), file.fd())?;
+        let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
+        Ok(if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
+    }
 }
 
-/// What follows when O_DIRECT refuses a transfer of `file`, which may be made without it where `buffered_too` says so.
+/// What to do when O_DIRECT refuses a transfer of `file`; `buffered_too`: it may be made without O_DIRECT.
 fn when_unaligned(file: &OpenFile<'_>, buffered_too: bool) -> Unaligned {
     if buffered_too && file.flags() & libc::O_DIRECT != 0 { Unaligned::Buffered } else { Unaligned::Fail }
 }
 
-/// Whether offset and every page are multiples of the smallest block, so that alignment is not what
-/// O_DIRECT complained of.
+/// Whether offset and every page are multiples of the smallest block, so that alignment cannot be why O_DIRECT failed.
 fn is_aligned(pages: &[PageDescriptor], offset: u64) -> bool {
     const BLOCK: u64 = 4096;
     let page_aligned = |p: &PageDescriptor| (p.address() as u64).is_multiple_of(BLOCK) && (p.len() as u64).is_multiple_of(BLOCK);

@@ -1,10 +1,8 @@
-//! IOCTL: a file's flags, its project id, and fs-verity. Everything else is ENOTTY: what another number would
-//! have the host do, and whether it is safe, nobody has looked at.
+//! IOCTL: a file's flags, its project id, and fs-verity. Every other command is ENOTTY, as it was not examined for safety.
 
 use std::os::fd::BorrowedFd;
 
-use crate::fuse::abi::IOCTL_UNRESTRICTED;
-use crate::host::Share;
+use crate::host::share::Share;
 use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_LEN_MAX, Verity};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
@@ -20,25 +18,25 @@ const PROJECT_ID_AT: usize = 12;
 /// Bytes of `struct fsverity_enable_arg`; salt and signature follow it in the request.
 const ENABLE_LEN: usize = 128;
 
-/// The caller where mounts of the guest may map ids.
+/// The caller in requests of a guest whose mounts may map ids.
 const UNNAMED: GuestUid = GuestUid(u32::MAX);
 
-/// What an IOCTL says.
+/// Arguments of an IOCTL.
 #[derive(Debug, Clone, Copy)]
 pub struct IoctlRequest<'a> {
     /// The open file.
     pub handle: FileHandle,
-    /// FUSE_IOCTL_ bits.
-    pub flags: u32,
-    /// The request's number.
+    /// The caller's memory may be read and written anywhere (character devices only): EINVAL.
+    pub is_unrestricted: bool,
+    /// The number of the command.
     pub command: u32,
-    /// What goes in.
+    /// Input bytes.
     pub data: &'a [u8],
-    /// Bytes that come out.
+    /// Number of output bytes.
     pub out_len: usize,
 }
 
-/// The requests that are served. The structures are the same for callers of 32 and 64 bits.
+/// The commands that are served. Their structures are the same for callers of 32 and 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command<'a> {
     GetFlags,
@@ -50,7 +48,7 @@ enum Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    /// ENOTTY for a number that is not served, EINVAL for lengths that do not go with it.
+    /// ENOTTY for a command that is not served, EINVAL for lengths that it does not have.
     fn of(request: &IoctlRequest<'a>) -> Result<Command<'a>, Errno> {
         let (data, out_len) = (request.data, request.out_len);
         let when = |fits: bool, command| if fits { Ok(command) } else { Err(Errno::EINVAL) };
@@ -77,12 +75,12 @@ fn u32_at(data: &[u8], at: usize) -> Result<u32, Errno> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
-/// Project id and PROJINHERIT of `struct fsxattr`: what decides which project quota a file counts towards.
+/// Project id and PROJINHERIT of `struct fsxattr`: they decide which project quota a file counts towards.
 fn project_of(attributes: &[u8; ATTRIBUTES_LEN]) -> Result<(u32, bool), Errno> {
     Ok((u32_at(attributes, PROJECT_ID_AT)?, u32_at(attributes, XFLAGS_AT)? & PROJINHERIT_XFLAG != 0))
 }
 
-/// The pointers in the guest's structure mean nothing here: salt and signature are what follows it.
+/// The pointers in the guest's structure are ignored: salt and signature follow the structure.
 fn verity(data: &[u8]) -> Result<Verity<'_>, Errno> {
     let (salt_len, signature_len) = (u32_at(data, 12)? as usize, u32_at(data, 24)? as usize);
     let reserved = data.get(40..ENABLE_LEN).ok_or(Errno::EINVAL)?;
@@ -95,15 +93,18 @@ fn verity(data: &[u8]) -> Result<Verity<'_>, Errno> {
 }
 
 impl Share {
-    /// IOCTL: what comes out is appended to `reply`. ENOTTY for what is not served here or by the host's file
-    /// system; EROFS and EPERM for a change on a read-only share or by a caller who may not make it: the guest's
-    /// kernel does not always check.
+    /// IOCTL: output bytes are appended to `reply`.
+    ///
+    /// # Errors
+    /// ENOTTY for a command that is not served here or by the host's file system; EINVAL for wrong lengths; EBADF where the handle
+    /// is not open; EROFS for a change on a read-only share; EPERM for a change by a caller who may not make it, as the guest's
+    /// kernel does not always check; EOPNOTSUPP for enabling fs-verity without a caller.
     pub fn ioctl(&self, node: NodeId, request: &IoctlRequest<'_>, caller: GuestUid, reply: &mut Vec<u8>) -> Result<(), Errno> {
-        if request.flags & IOCTL_UNRESTRICTED != 0 {
+        if request.is_unrestricted {
             return Err(Errno::EINVAL);
         }
         let command = Command::of(request)?;
-        let opened = self.opened(node, request.handle)?;
+        let opened = self.open_target(node, request.handle)?;
         let file = opened.fd();
         match command {
             Command::GetFlags => {
@@ -125,7 +126,7 @@ impl Share {
             }
             Command::EnableVerity(verity) => {
                 self.check_owner(file, caller)?;
-                // No kernel of a guest looks at who asks, so there is nobody to trust.
+                // No guest kernel checks the caller of this command.
                 if caller == UNNAMED {
                     return Err(Errno::EOPNOTSUPP);
                 }
@@ -135,19 +136,19 @@ impl Share {
         Ok(())
     }
 
-    /// EPERM for a request that would change a file's project, unless `--allow-project-ids` permits it. `is_kept` tells
-    /// whether the request leaves project id and PROJINHERIT as they are. The kernel refuses the same change with EINVAL in
-    /// a user namespace; chattr(1) and xfs_io(8) print the errno only, and EPERM tells a user what is wrong.
+    /// EPERM for a request that would change a file's project, unless `--allow-project-ids` permits it. `is_kept`: whether the
+    /// request leaves project id and PROJINHERIT unchanged. In a user namespace the kernel refuses the change with EINVAL;
+    /// chattr(1) and xfs_io(8) print the errno only, and EPERM is clearer.
     fn check_project(&self, is_kept: impl FnOnce() -> Result<bool, Errno>) -> Result<(), Errno> {
-        if self.options.allow_project_ids || is_kept()? { Ok(()) } else { Err(Errno::EPERM) }
+        if self.policy.allow_project_ids || is_kept()? { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// Whether `caller` may change what only a file's owner may: EPERM where not, EROFS on a read-only share. A guest
-    /// that names no caller is Linux 6.12 or newer, which has checked flags and attributes itself.
+    /// Checks that `caller` may change what only a file's owner may: EPERM where not, EROFS on a read-only share. A guest that sends
+    /// no caller is Linux 6.12 or newer, which has checked flags and attributes itself.
     fn check_owner(&self, file: BorrowedFd<'_>, caller: GuestUid) -> Result<(), Errno> {
         self.writable()?;
         let (owner, _) = stat::owner(&stat::of(file)?);
-        if caller.0 == 0 || caller == UNNAMED || caller == self.options.translation.guest_uid(owner) { Ok(()) } else { Err(Errno::EPERM) }
+        if caller.0 == 0 || caller == UNNAMED || caller == self.policy.translation.guest_uid(owner) { Ok(()) } else { Err(Errno::EPERM) }
     }
 }
 
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     fn command(number: u32, data: &[u8], out_len: usize) -> Result<Command<'_>, Errno> {
-        Command::of(&IoctlRequest { handle: FileHandle(1), flags: 0, command: number, data, out_len })
+        Command::of(&IoctlRequest { handle: FileHandle(1), is_unrestricted: false, command: number, data, out_len })
     }
 
     /// `struct fsverity_enable_arg` with pointers that lead anywhere.

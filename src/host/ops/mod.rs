@@ -1,17 +1,23 @@
-//! The operations, one file for each family. Each is a method of `Share`; errors are what the guest sees.
+//! The operations, one file for each family, each a method of `Share`. Errors are what the guest gets.
 
-mod attr;
+mod attributes;
 mod create;
 mod data;
-mod dir;
+mod directories;
 mod ioctl;
-mod lock;
+mod locks;
 mod lookup;
 mod open;
 mod remove;
+mod session;
 mod statfs;
+mod target;
 mod xattr;
 
-pub use create::CreateContext;
-pub use data::{PreparedTransfer, WriteRequest};
+pub use attributes::{AttributeChange, NewTime};
+pub use create::{CreateContext, Label};
+pub use data::{CopyRange, PreparedTransfer, WriteRequest};
+pub use directories::{DirectoryEntry, Listing};
 pub use ioctl::IoctlRequest;
+pub use lookup::{Lookup, NodeEntry};
+pub use open::Opened;

@@ -1,17 +1,19 @@
-//! What takes a name away or moves it: UNLINK, RMDIR and RENAME.
+//! Operations that remove or move a name: UNLINK, RMDIR and RENAME.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, RenameFlags, Uid};
 
-use crate::host::{Caller, RequestContext, Share};
+use crate::host::request_context::RequestContext;
+use crate::host::rights::Caller;
+use crate::host::share::Share;
 use crate::sys::stat;
 use crate::types::{Errno, NodeId};
 
 impl Share {
-    /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); ESTALE where `parent` is gone, EIO where the
-    /// request was given up.
+    /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); EROFS on a read-only
+    /// share, ESTALE where `parent` is gone, EIO where the request was withdrawn.
     pub fn unlink(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.remove(parent, name, AtFlags::empty(), context)
     }
@@ -23,13 +25,13 @@ impl Share {
 
     fn remove(&self, parent: NodeId, name: &CStr, flags: AtFlags, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.writable()?;
-        let parent = self.path_fd(parent)?;
+        let parent = self.inodes.path_fd(parent)?;
         context.check_wanted()?;
         Ok(rustix::fs::unlinkat(parent.as_fd(), name, flags)?)
     }
 
-    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller; EPERM
-    /// where it may not make anything, EIO where the request was given up.
+    /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller;
+    /// EPERM where an id of the caller is forbidden. Errors as in man rename(2), and as of `unlink`.
     pub fn rename(
         &self,
         (parent, name): (NodeId, &CStr),
@@ -39,21 +41,21 @@ impl Share {
     ) -> Result<(), Errno> {
         self.writable()?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
-        let (from, to) = (self.path_fd(parent)?, self.path_fd(new_parent)?);
+        let (from, to) = (self.inodes.path_fd(parent)?, self.inodes.path_fd(new_parent)?);
         context.check_wanted()?;
         if !flags.contains(RenameFlags::WHITEOUT) {
             return Ok(rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?);
         }
-        let caller = Caller::of_guest(&self.options.translation, context.uid, context.gid, None)?;
+        let caller = Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)?;
         rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?;
         self.give_whiteout(from.as_fd(), name, &caller);
         Ok(())
     }
 
-    /// Gives the whiteout `name` that a rename left in `dir` to the caller. The rename itself has happened, so
-    /// nothing is told of a failure: a whiteout of the daemon's serves as well.
+    /// Changes the owner of the whiteout `name` that a rename left in `dir` to the caller. The rename is done, so a failure is
+    /// ignored: a whiteout that belongs to the daemon works as well.
     fn give_whiteout(&self, dir: BorrowedFd<'_>, name: &CStr, caller: &Caller) {
-        // Ids that are none, or that the daemon acts for by itself, have no owner to give it to.
+        // The guest's root and an id of -1 stand for the daemon itself.
         let uid = (caller.uid.0 != 0 && caller.uid.0 != u32::MAX).then(|| Uid::from_raw(caller.uid.0));
         let passes_group = stat::of(dir).is_ok_and(|st| u32::from(st.stx_mode) & libc::S_ISGID != 0);
         let gid = (!passes_group && caller.gid.0 != 0 && caller.gid.0 != u32::MAX).then(|| Gid::from_raw(caller.gid.0));

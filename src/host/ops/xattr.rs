@@ -1,32 +1,26 @@
-//! GETXATTR, SETXATTR, LISTXATTR and REMOVEXATTR; ENOSYS unless the share serves them, after which the
-//! guest does not ask again.
+//! GETXATTR, SETXATTR, LISTXATTR and REMOVEXATTR. All of them are ENOSYS unless the share serves extended attributes, after which
+//! the guest sends no more, and ESTALE where the node is gone.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
-use crate::host::Share;
+use crate::host::rights::RightsPolicy;
+use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::{stat, xattr};
 use crate::types::{Errno, NodeId};
 
-/// The longest value and the longest list (linux/limits.h).
+/// Length of the longest value and of the longest list (linux/limits.h).
 const LEN_MAX: usize = 65536;
 /// Permission bits with setuid and sticky, without setgid.
 const MODE_WITHOUT_SETGID: u32 = 0o5777;
 
 impl Share {
-    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        if !self.options.xattr {
-            return Err(Errno::ENOSYS);
-        }
-        let fd = self.path_fd(node)?;
-        act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
-    }
-
-    /// GETXATTR into `value`; with an empty `value`, the length. ENODATA where there is none or the map refuses it,
-    /// ERANGE where it does not fit.
+    /// GETXATTR into `value`; with an empty `value`, the length only. ENODATA where there is none or the map refuses the name,
+    /// EOPNOTSUPP for ACLs that were not negotiated, ERANGE where it does not fit; errors as in man getxattr(2).
     pub fn getxattr(&self, node: NodeId, name: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
         self.with_path(node, |path, _| match self.host_xattr_name(name) {
             Ok(name) => xattr::get(path, &name, value),
@@ -35,14 +29,14 @@ impl Share {
         })
     }
 
-    /// LISTXATTR: every name with its NUL, as the guest calls it, without those that are hidden.
+    /// LISTXATTR: every name with its NUL, mapped for the guest, without hidden ones. Errors as in man listxattr(2).
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         self.with_path(node, |path, _| {
             let mut list = vec![0; LEN_MAX];
             let len = xattr::list(path, &mut list)?;
             let mut shown = Vec::with_capacity(len);
             for name in list[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {
-                if let Some(name) = self.guest_xattr_name(name) {
+                if let Some(name) = self.policy.rights.guest_xattr_name(name, self.session.has_acls()) {
                     shown.extend_from_slice(name);
                     shown.push(0);
                 }
@@ -51,14 +45,15 @@ impl Share {
         })
     }
 
-    /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE. `kill_sgid` says that the caller may not keep the
-    /// setgid bit when the access ACL changes (man setxattr(2) has no word of it, acl(5) does).
+    /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE. `kill_sgid`: the caller may not keep the setgid bit when the access ACL
+    /// changes (man acl(5)). EROFS on a read-only share, EPERM where the map refuses the name, EOPNOTSUPP for ACLs that were not
+    /// negotiated; errors as in man setxattr(2).
     pub fn setxattr(&self, node: NodeId, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<(), Errno> {
         self.with_path(node, |path, fd| {
             self.writable()?;
             xattr::set(path, &self.host_xattr_name(name)?, value, flags)?;
-            if kill_sgid && self.has_acls() && Share::is_access_acl(name) {
-                // The daemon may keep it, so the host did not clear it.
+            if kill_sgid && self.session.has_acls() && RightsPolicy::is_access_acl(name) {
+                // The host did not clear it, as the daemon may keep it.
                 let mode = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
                 rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
             }
@@ -66,11 +61,23 @@ impl Share {
         })
     }
 
-    /// REMOVEXATTR.
+    /// REMOVEXATTR. EROFS, EPERM and EOPNOTSUPP as of [`Share::setxattr`]; errors as in man removexattr(2).
     pub fn removexattr(&self, node: NodeId, name: &CStr) -> Result<(), Errno> {
         self.with_path(node, |path, _| {
             self.writable()?;
             xattr::remove(path, &self.host_xattr_name(name)?)
         })
+    }
+
+    fn with_path<R>(&self, node: NodeId, act: impl FnOnce(&CStr, BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
+        if !self.policy.xattr {
+            return Err(Errno::ENOSYS);
+        }
+        let fd = self.inodes.path_fd(node)?;
+        act(DescriptorName::of(fd.as_fd()).as_c_str(), fd.as_fd())
+    }
+
+    fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+        self.policy.rights.host_xattr_name(name, self.session.has_acls())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use gatherfs::device::{self, ConfigSpace, Server, ServerOptions, Service};
-use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, Tmpfile};
+use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, TmpfilePolicy};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
 
@@ -37,7 +37,7 @@ pub fn share_options() -> Options {
         announce_submounts: true,
         host_locks: false,
         lock_wait: None,
-        tmpfile: Tmpfile::Auto,
+        tmpfile: TmpfilePolicy::Auto,
         readonly: false,
         allow_direct_io: false,
         writeback: false,
@@ -46,7 +46,6 @@ pub fn share_options() -> Options {
         translation: Default::default(),
         rights: Default::default(),
         file_handles: FileHandles::Prefer,
-        descriptors: Descriptors::of(4096),
     }
 }
 
@@ -60,7 +59,7 @@ impl Device {
         let listener = UnixListener::bind(&socket).expect("a socket");
         let root = std::fs::File::open(&shared_dir).expect("the shared directory").into();
         let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
-        let share = Share::export(Options { shared_dir, ..options }, root, descriptor_dir).expect("a share");
+        let share = Share::export(Options { shared_dir, ..options }, Descriptors::of(4096), root, descriptor_dir).expect("a share");
         let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
         let server_options = ServerOptions { device: device::Options::default(), config_space, keep_listening: false };
         let server = Server::new(share, server_options).expect("a server");

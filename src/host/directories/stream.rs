@@ -1,0 +1,122 @@
+//! An open directory's stream: entries are read ahead by one getdents64, and those that did not fit a reply are kept for the
+//! next. The descriptor belongs to the handle.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sys::dirent::{self, HostEntry};
+use crate::types::Errno;
+
+/// Bytes that one getdents64 fills at most: about 1000 entries.
+const READ_LEN_MAX: usize = 32 * 1024;
+/// Bytes for the longest entry: 19 of header, 256 of name, padded.
+const READ_LEN_MIN: usize = 280;
+/// Bytes that all streams together keep for their next request. Beyond it, what did not fit a reply is read again: a
+/// guest may have a million directories open.
+const KEPT_LEN_MAX: usize = 16 << 20;
+
+/// Bytes that they keep now.
+static KEPT_LEN: AtomicUsize = AtomicUsize::new(0);
+
+/// The position of the guest in an open directory.
+#[derive(Debug, Default)]
+pub(in crate::host) struct DirectoryStream {
+    /// File position of the descriptor: the offset after the last entry of `read`.
+    position: u64,
+    read: Vec<u8>,
+    /// Start of the part of `read` that is not consumed, and the directory offset of its first entry.
+    start: usize,
+    start_offset: u64,
+    /// This stream's part of `KEPT_LEN`.
+    kept_len: usize,
+}
+
+impl Drop for DirectoryStream {
+    fn drop(&mut self) {
+        KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed);
+    }
+}
+
+impl DirectoryStream {
+    /// Calls `take` for the entries of `file` from `offset` on, as long as it returns true. About `wanted_len` bytes of host entries
+    /// will be taken. The errno of lseek(2) or getdents(2), EINVAL for an offset beyond `i64::MAX`, EIO for entries that cannot be
+    /// parsed; not where entries were offered before.
+    ///
+    /// Offset 0 is a rewind: the directory is read again.
+    pub fn each(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        wanted_len: usize,
+        take: impl FnMut(&HostEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        let is_read_ahead = offset == self.start_offset && (!self.read.is_empty() || offset == self.position);
+        if offset == 0 || !is_read_ahead {
+            self.seek(file, offset)?;
+        }
+        let listed = self.go_on(file, wanted_len, take);
+        self.keep();
+        listed
+    }
+
+    /// Keeps what was read ahead for the next request, within `KEPT_LEN_MAX`.
+    fn keep(&mut self) {
+        let len = if self.start == self.read.len() { 0 } else { self.read.capacity() };
+        let others_len = KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed) - self.kept_len;
+        self.kept_len = if others_len + len <= KEPT_LEN_MAX { len } else { 0 };
+        KEPT_LEN.fetch_add(self.kept_len, Ordering::Relaxed);
+        if self.kept_len == 0 {
+            (self.read, self.start) = (Vec::new(), 0);
+        }
+    }
+
+    fn go_on(&mut self, file: BorrowedFd<'_>, wanted_len: usize, mut take: impl FnMut(&HostEntry<'_>) -> bool) -> Result<(), Errno> {
+        let mut offered = false;
+        loop {
+            if self.start == self.read.len() {
+                match self.fill(file, wanted_len) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    Err(errno) => return if offered { Ok(()) } else { Err(errno) },
+                }
+            }
+            let Some((entry, rest)) = dirent::next(&self.read[self.start..]) else {
+                return Err(Errno::EIO);
+            };
+            if !take(&entry) {
+                return Ok(());
+            }
+            offered = true;
+            self.start_offset = entry.next_offset;
+            self.start = self.read.len() - rest.len();
+        }
+    }
+
+    fn seek(&mut self, file: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+        self.read.clear();
+        self.start = 0;
+        if offset != self.position || offset == 0 {
+            let at = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+            if offset != 0 || self.position != 0 {
+                rustix::fs::seek(file, rustix::fs::SeekFrom::Start(at.cast_unsigned()))?;
+            }
+            self.position = offset;
+        }
+        self.start_offset = offset;
+        Ok(())
+    }
+
+    /// Reads more entries. False at the end.
+    fn fill(&mut self, file: BorrowedFd<'_>, wanted_len: usize) -> Result<bool, Errno> {
+        self.read.resize(wanted_len.clamp(READ_LEN_MIN, READ_LEN_MAX), 0);
+        self.start = 0;
+        let filled = dirent::read(file, &mut self.read);
+        self.read.truncate(*filled.as_ref().unwrap_or(&0));
+        let mut rest = &self.read[..];
+        while let Some((entry, more)) = dirent::next(rest) {
+            self.position = entry.next_offset;
+            rest = more;
+        }
+        filled.map(|len| len > 0)
+    }
+}

@@ -1,0 +1,144 @@
+//! The inodes that the guest knows: the table, their mounts and the inode numbers shown to the guest.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::identity::{FileKey, ino_in_handle};
+use super::mounts::Mounts;
+use super::numbers::InodeNumbers;
+use super::root::{Root, RootFault};
+use super::table::{Forgotten, InodeTable};
+use crate::host::files::OpenFiles;
+use crate::state::{InodeIdentity, InodeRecords};
+use crate::sys::file_handle::Handle;
+use crate::sys::stat::Statx;
+use crate::types::{Errno, NodeId};
+
+/// The inodes that the guest knows.
+#[derive(Debug)]
+pub(in crate::host) struct Inodes {
+    pub(super) table: InodeTable,
+    pub(super) mounts: Mounts,
+    numbers: InodeNumbers,
+    pub(super) root: Root,
+    pub(super) files: Arc<OpenFiles>,
+    /// Generation of every inode but the root; random per session. An NFS client in the guest that uses a node id of an earlier
+    /// session gets ESTALE.
+    generation: u64,
+}
+
+impl Inodes {
+    /// A table over `records` with the root only, which is open behind both descriptors; `path_fd` is an O_PATH one.
+    ///
+    /// # Errors
+    /// ENFILE where the table has no room.
+    pub fn new(root: Root, records: InodeRecords, root_fd: OwnedFd, path_fd: OwnedFd, files: Arc<OpenFiles>) -> Result<Inodes, RootFault> {
+        let table = InodeTable::new(records);
+        let inodes =
+            Inodes { table, mounts: Mounts::default(), numbers: InodeNumbers::default(), root, files, generation: random_generation() };
+        let identity = &inodes.root.identity;
+        inodes.mounts.add_inode(identity.mount_id, Some(root_fd));
+        let path_fd = inodes.files.pinnable_root(path_fd);
+        inodes.table.insert(identity, |node| inodes.files.pin_path_fd(node, path_fd))?;
+        // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
+        let first = inodes.generation as u32 >> 1;
+        inodes.table.begin_at(first);
+        inodes.files.begin_at(first);
+        Ok(inodes)
+    }
+
+    /// Descriptors of the root's mount and an O_PATH one of the root, for another table. ESTALE where they are gone.
+    pub fn root_descriptors(&self) -> Result<(OwnedFd, OwnedFd), RootFault> {
+        let mount = self.mounts.get(self.root.identity.mount_id).ok_or(Errno::ESTALE)?;
+        let path_fd = self.files.path_fd(NodeId::ROOT).ok_or(Errno::ESTALE)?;
+        Ok((mount.try_clone()?, path_fd.try_clone()?))
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The key of the root.
+    pub fn root_key(&self) -> FileKey {
+        FileKey::of_record(&self.root.identity)
+    }
+
+    /// Which file `node` is; ESTALE where there is no such node.
+    pub fn identity(&self, node: NodeId) -> Result<InodeIdentity, Errno> {
+        self.table.identity(node)
+    }
+
+    /// S_IFMT bits of `node`; ESTALE where there is no such node.
+    pub fn kind(&self, node: NodeId) -> Result<u32, Errno> {
+        self.table.kind(node)
+    }
+
+    /// Whether `node` is on the root's mount; false where there is no such node.
+    pub fn is_on_root_mount(&self, node: NodeId) -> bool {
+        self.table.identity(node).is_ok_and(|identity| identity.mount_id == self.root.identity.mount_id)
+    }
+
+    /// Whether the guest has looked `node` up and not forgotten it.
+    pub fn is_looked_up(&self, node: NodeId) -> bool {
+        self.table.is_looked_up(node)
+    }
+
+    /// The generation that goes with the id of `node`.
+    pub fn generation(&self, node: NodeId) -> u64 {
+        if node == NodeId::ROOT { 0 } else { self.generation }
+    }
+
+    /// Whether the guest may know the file that has `handle` in the root's file system.
+    pub fn may_know(&self, handle: &Handle) -> bool {
+        let Some(ino) = ino_in_handle(handle) else { return true };
+        self.table.knows(&FileKey { ino, ..self.root_key() })
+    }
+
+    /// The inode number shown to the guest for the file with `key`. `announces`: mounts are announced to the guest.
+    pub fn number(&self, key: &FileKey, announces: bool) -> u64 {
+        self.numbers.number(key, &self.root_key(), announces)
+    }
+
+    /// Whether `st` is the root directory of a mount below the share.
+    pub fn is_submount(&self, st: &Statx) -> bool {
+        let is_mount_root = st.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0;
+        let is_directory = u32::from(st.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        is_mount_root && is_directory && st.stx_mnt_id != self.root.identity.mount_id
+    }
+
+    /// Records that the mount whose root `st` describes is announced to the guest.
+    pub fn announce(&self, st: &Statx) {
+        self.numbers.announce(&FileKey::of(st));
+    }
+
+    /// Every node.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.table.nodes()
+    }
+
+    /// Takes `count` lookups off `node`; an unknown node is ignored. `retain` is called with the last lookup, under the lock of
+    /// the node: whether the node is kept for a later lookup by its id. To be followed by [`Inodes::close_forgotten`].
+    pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
+        self.table.forget(node, count, retain)
+    }
+
+    /// Closes what a forgotten `node` and the freed one kept open.
+    pub fn close_forgotten(&self, node: NodeId, forgotten: &Forgotten) {
+        if forgotten.is_last {
+            self.files.close_node(node);
+        }
+        if let Some((freed, identity)) = forgotten.freed {
+            self.files.close_node(freed);
+            if identity.handle.is_some() {
+                self.mounts.remove_inode(identity.mount_id);
+            }
+        }
+    }
+}
+
+/// A random number of 32 bits, as the protocol's users keep it, not 0.
+fn random_generation() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() & 0xffff_ffff | 1
+}

@@ -1,0 +1,71 @@
+//! One open descriptor for each mount that the guest's inodes are on: open_by_handle_at(2) needs it. A mount's descriptor is
+//! closed with its last inode, so that the host can unmount it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+/// The mounts in use.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    by_id: RwLock<FxHashMap<u64, Mount>>,
+    /// Mounts whose inodes are kept as descriptors, although they have handles.
+    by_descriptor: RwLock<FxHashSet<u64>>,
+}
+
+/// Mounts whose inodes are kept as descriptors and that are recorded; of others each new inode examines the mount again.
+const BY_DESCRIPTOR_MAX: usize = 4096;
+
+#[derive(Debug)]
+struct Mount {
+    fd: Arc<OwnedFd>,
+    inodes: u64,
+}
+
+impl Mounts {
+    /// The descriptor of mount `id`.
+    pub fn get(&self, id: u64) -> Option<Arc<OwnedFd>> {
+        self.by_id.read().get(&id).map(|m| Arc::clone(&m.fd))
+    }
+
+    /// Whether inodes of mount `id` can be kept as handles; `None` where it was not examined yet.
+    pub fn keeps_handles(&self, id: u64) -> Option<bool> {
+        if self.by_descriptor.read().contains(&id) {
+            return Some(false);
+        }
+        self.by_id.read().contains_key(&id).then_some(true)
+    }
+
+    /// Records that inodes of mount `id` are kept as descriptors, until the session ends: the kernel may give its number to
+    /// another mount later. False where that was recorded before, or there are too many.
+    pub fn keep_descriptors(&self, id: u64) -> bool {
+        let mut by_descriptor = self.by_descriptor.write();
+        by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id)
+    }
+
+    /// Counts one more inode on mount `id`, whose descriptor is `fd` if it had none. False, and nothing
+    /// counted, where there is neither.
+    pub fn add_inode(&self, id: u64, fd: Option<OwnedFd>) -> bool {
+        let mut by_id = self.by_id.write();
+        if let Some(mount) = by_id.get_mut(&id) {
+            mount.inodes += 1;
+            return true;
+        }
+        let Some(fd) = fd else { return false };
+        by_id.insert(id, Mount { fd: Arc::new(fd), inodes: 1 });
+        true
+    }
+
+    /// Counts one inode less.
+    pub fn remove_inode(&self, id: u64) {
+        let mut by_id = self.by_id.write();
+        let Some(mount) = by_id.get_mut(&id) else { return };
+        mount.inodes -= 1;
+        let unused = if mount.inodes == 0 { by_id.remove(&id) } else { None };
+        drop(by_id);
+        // Closed outside the lock: a mount that the host has unmounted may go with it.
+        drop(unused);
+    }
+}

@@ -1,0 +1,345 @@
+//! The inode table: from a file on the host to the guest's node id and back. Hard links have one node.
+//!
+//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file take the lock of the same
+//! part of the index, so a lookup count does not drop to zero during a lookup.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use super::identity::FileKey;
+use crate::state::{InodeIdentity, InodeRecords};
+use crate::types::{Errno, NodeId};
+
+/// Parts of the index with a lock of their own: more than there are threads.
+const SHARDS: usize = 64;
+
+/// A part of the index shrinks once less than one in `SHRINK_BELOW` of its places is used, but not below `SHARD_KEPT` places: the
+/// cost of copying is amortized over the removals.
+const SHRINK_BELOW: usize = 4;
+const SHARD_KEPT: usize = 256;
+
+/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB; the oldest
+/// is freed first.
+const RETAINED_MAX: usize = 65_536;
+
+/// The nodes that are retained without lookups, and some that were looked up again since.
+#[derive(Debug, Default)]
+struct Retained {
+    places: Vec<NodeId>,
+    oldest: usize,
+}
+
+impl Retained {
+    /// Gives `node` a place. Returns the node that had it before, where all are taken.
+    fn keep(&mut self, node: NodeId, places_max: usize) -> Option<NodeId> {
+        if self.places.len() < places_max {
+            self.places.push(node);
+            return None;
+        }
+        let previous = std::mem::replace(&mut self.places[self.oldest], node);
+        self.oldest = (self.oldest + 1) % places_max;
+        Some(previous)
+    }
+}
+
+/// Result of a FORGET.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forgotten {
+    /// The lookup count is zero: what is open of the node can be closed.
+    pub is_last: bool,
+    /// The node whose record was freed, so that the caller can release what belongs to it: the forgotten one, or a retained one
+    /// that it replaced.
+    pub freed: Option<(NodeId, InodeIdentity)>,
+}
+
+/// Result of an insertion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inserted {
+    /// The file got a new node.
+    New(NodeId),
+    /// The file had a node, whose lookup count was incremented.
+    Known(NodeId),
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct InodeTable {
+    records: InodeRecords,
+    index: [Mutex<FxHashMap<FileKey, Indexed>>; SHARDS],
+    retained: Mutex<Retained>,
+    retained_max: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Indexed {
+    node: NodeId,
+    /// Birth time: a file that reuses the inode number of a deleted one has another.
+    birth_ns: u64,
+    /// No file that is made from now on can have the same number and birth time. Until then only the file
+    /// handle tells them apart.
+    settled: bool,
+}
+
+/// Birth times are as coarse as the host's clock tick, 10 ms at most, before Linux 6.13. A file that is
+/// looked up within this after its birth may be deleted and its number be reused with the same birth time.
+const BIRTH_TICK_NS: u64 = 20_000_000;
+
+/// Whether the clock tick of a birth is over. Never for a file system without birth times.
+fn is_settled(birth_ns: u64) -> bool {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()) as u64;
+    birth_ns != 0 && birth_ns.saturating_add(BIRTH_TICK_NS) < now_ns
+}
+
+/// Whether two identities with one key are of one file. The type may have been taken of another file than the handle; then they
+/// are not.
+fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
+    known.handle == identity.handle && known.kind == identity.kind
+}
+
+impl InodeTable {
+    /// A table over `records`, which are empty.
+    pub fn new(records: InodeRecords) -> InodeTable {
+        InodeTable { records, index: std::array::from_fn(|_| Mutex::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
+    }
+
+    /// Nodes that are made from now on have this generation or a later one.
+    pub fn begin_at(&self, generation: u32) {
+        self.records.begin_at(generation);
+    }
+
+    fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
+        let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &self.index[(mixed >> 58) as usize]
+    }
+
+    /// The node of a file that is certainly known, counted once more. `None` for one that may be another file with the same inode
+    /// number: `insert` compares the file handle.
+    pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
+        let shard = self.shard(key).lock();
+        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns && i.settled)?;
+        self.records.add_lookup(found.node).then_some(found.node)
+    }
+
+    /// The node with the key, type and handle (or no handle) of `identity` and another birth time.
+    pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
+        let key = FileKey::of_record(identity);
+        let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
+        self.records.identity(node).filter(|known| is_same(known, identity)).map(|_| node)
+    }
+
+    /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
+    pub fn look_up_reborn(&self, key: &FileKey, node: NodeId, birth_ns: u64) -> Option<NodeId> {
+        let mut shard = self.shard(key).lock();
+        let found = shard.get_mut(key).filter(|i| i.node == node)?;
+        found.birth_ns = birth_ns;
+        self.records.add_lookup(node).then_some(node)
+    }
+
+    /// Whether there is a node of a file with `key`.
+    pub fn knows(&self, key: &FileKey) -> bool {
+        self.shard(key).lock().contains_key(key)
+    }
+
+    /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
+    /// `on_new` is called before any other thread can find a new node.
+    pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
+        let key = FileKey::of_record(identity);
+        let mut shard = self.shard(&key).lock();
+        // A node without a handle keeps its file open, so that its number cannot be reused.
+        let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
+        if let Some(found) = shard.get_mut(&key).filter(|i| i.birth_ns == identity.birth_ns)
+            && self.records.identity(found.node).is_some_and(|known| is_same(&known, identity))
+            && self.records.add_lookup(found.node)
+        {
+            found.settled |= settled;
+            return Ok(Inserted::Known(found.node));
+        }
+        let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        on_new(node);
+        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns, settled });
+        Ok(Inserted::New(node))
+    }
+
+    /// Counts one more lookup of `node` itself. ESTALE where there is no such node.
+    pub fn look_up_node(&self, node: NodeId) -> Result<(), Errno> {
+        let key = FileKey::of_record(&self.identity(node)?);
+        let _shard = self.shard(&key).lock();
+        if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Takes `count` lookups off `node`. At zero the node is freed, or retained if `retain` says so, and then found again under the
+    /// same id. The root is never freed.
+    pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
+        let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
+        let key = FileKey::of_record(&identity);
+        let mut shard = self.shard(&key).lock();
+        if self.records.forget(node, count) != Some(0) {
+            return Forgotten::default();
+        }
+        if !retain(&identity) {
+            self.free(&mut shard, &key, node);
+            return Forgotten { is_last: true, freed: Some((node, identity)) };
+        }
+        let has_place = !self.records.retain(node);
+        // Two locks are never held at once.
+        drop(shard);
+        let previous = if has_place { None } else { self.retained.lock().keep(node, self.retained_max) };
+        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
+    }
+
+    /// Frees a node that is no longer retained, unless it was looked up again.
+    fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
+        let identity = self.records.identity(node)?;
+        let key = FileKey::of_record(&identity);
+        let mut shard = self.shard(&key).lock();
+        if self.records.end_retention(node)? > 0 {
+            return None;
+        }
+        self.free(&mut shard, &key, node);
+        Some((node, identity))
+    }
+
+    fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
+        if shard.get(key).is_some_and(|i| i.node == node) {
+            shard.remove(key);
+            // Gives memory back after the guest has forgotten most of its inodes.
+            if shard.len() < shard.capacity() / SHRINK_BELOW && shard.capacity() > SHARD_KEPT {
+                shard.shrink_to(shard.len() * 2);
+            }
+        }
+        self.records.free(node);
+    }
+
+    /// Which file `node` is; ESTALE where there is no such node.
+    pub fn identity(&self, node: NodeId) -> Result<InodeIdentity, Errno> {
+        self.records.identity(node).ok_or(Errno::ESTALE)
+    }
+
+    /// Records that the type of `node` was checked on the object behind its handle. ESTALE where there is no such node.
+    pub fn mark_type_seen(&self, node: NodeId) -> Result<(), Errno> {
+        if self.records.mark_type_seen(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Whether the guest has looked `node` up and not forgotten it.
+    pub fn is_looked_up(&self, node: NodeId) -> bool {
+        self.records.lookups(node).is_some_and(|lookups| lookups > 0)
+    }
+
+    /// S_IFMT bits of `node`, or ESTALE.
+    pub fn kind(&self, node: NodeId) -> Result<u32, Errno> {
+        self.records.kind(node).ok_or(Errno::ESTALE)
+    }
+
+    /// Every node.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.records.nodes().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Arena;
+    use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
+
+    fn table() -> InodeTable {
+        let inodes_max = 1 << 16;
+        let arena = Arena::new(crate::state::inodes_len(inodes_max)).unwrap();
+        InodeTable::new(InodeRecords::new(&arena, 0, inodes_max))
+    }
+
+    fn file(ino: u64, birth_ns: u64) -> InodeIdentity {
+        InodeIdentity { device: 1, ino, mount_id: 1, birth_ns, kind: libc::S_IFREG, type_seen: true, handle: None }
+    }
+
+    #[test]
+    fn one_file_is_one_node_until_every_lookup_is_forgotten() {
+        let table = table();
+        assert_eq!(table.insert(&file(1, 1), |_| ()).unwrap(), Inserted::New(NodeId::ROOT));
+        let Inserted::New(node) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
+        let key = FileKey::of_record(&file(2, 1));
+        assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
+        assert_eq!(table.look_up(&key, 1), Some(node));
+        assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
+        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))) });
+        assert_eq!(table.look_up(&key, 1), None);
+        assert_eq!(table.identity(node), Err(Errno::ESTALE));
+        assert_eq!(table.forget(NodeId::ROOT, 100, |_| true), Forgotten::default());
+        assert!(table.identity(NodeId::ROOT).is_ok());
+    }
+
+    #[test]
+    fn files_of_one_number_and_one_clock_tick_are_told_apart_by_their_handles() {
+        let table = table();
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let generation = |n: u8| {
+            let mut handle = Handle { kind: 1, len: 8, bytes: [0; HANDLE_LEN_MAX] };
+            handle.bytes[4] = n;
+            InodeIdentity { handle: Some(handle), ..file(2, now_ns) }
+        };
+        let key = FileKey::of_record(&generation(1));
+        let Inserted::New(old) = table.insert(&generation(1), |_| ()).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&key, now_ns), None, "the tick is not over");
+        assert_eq!(table.insert(&generation(1), |_| ()).unwrap(), Inserted::Known(old));
+        let Inserted::New(new) = table.insert(&generation(2), |_| ()).unwrap() else { panic!("known") };
+        assert_ne!(old, new);
+
+        let long_ago = InodeIdentity { birth_ns: now_ns - 2 * BIRTH_TICK_NS, ..generation(3) };
+        let Inserted::New(settled) = table.insert(&long_ago, |_| ()).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&key, long_ago.birth_ns), Some(settled));
+    }
+
+    #[test]
+    fn a_reused_inode_number_is_another_node_and_both_can_be_forgotten() {
+        let table = table();
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        let Inserted::New(old) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
+        assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), None);
+        let Inserted::New(new) = table.insert(&file(2, 2), |_| ()).unwrap() else { panic!("known") };
+        assert_ne!(old, new);
+        assert!(table.forget(old, 1, |_| false).freed.is_some());
+        assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), Some(new), "still indexed");
+    }
+    #[test]
+    fn a_retained_node_keeps_its_id_until_its_place_is_taken() {
+        let table = InodeTable { retained_max: 2, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        let look_up = |ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+            Inserted::New(node) | Inserted::Known(node) => node,
+        };
+        let [a, b, c] = [2, 3, 4].map(look_up);
+        let forget = |node| table.forget(node, 1, |_| true);
+        let kept = Forgotten { is_last: true, freed: None };
+        assert_eq!((forget(a), forget(b)), (kept, kept));
+        assert_eq!(forget(b), kept, "one FORGET too many takes no second place");
+        assert_eq!((look_up(2), look_up(2)), (a, a), "found again under its id");
+        assert_eq!(forget(c).freed, None, "the place of one that lives again is taken, and it lives on");
+        assert!(table.identity(a).is_ok());
+
+        assert_eq!(forget(a), Forgotten::default());
+        assert_eq!(forget(a).freed, Some((b, file(3, 1))), "a has a new place, that of b");
+        assert_eq!(table.identity(b), Err(Errno::ESTALE));
+        assert_ne!(look_up(3), b, "an id is not given twice");
+        assert_eq!(table.look_up_node(c), Ok(()));
+        assert_eq!(table.look_up_node(b), Err(Errno::ESTALE));
+        assert_eq!(table.forget(a, 1, |_| false).freed, Some((a, file(2, 1))), "freed at the end of a session");
+    }
+
+    #[test]
+    fn however_many_are_forgotten_no_more_than_the_bound_are_retained() {
+        let table = InodeTable { retained_max: 10, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        for round in 0..1000u64 {
+            let ino = 2 + round * 7 % 50;
+            for _ in 0..=round % 3 {
+                table.insert(&file(ino, 1), |_| ()).unwrap();
+            }
+            let Inserted::Known(node) = table.insert(&file(ino, 1), |_| ()).unwrap() else { panic!("new") };
+            table.forget(node, u64::MAX, |_| true);
+            assert!(table.nodes().len() <= 11, "round {round}: {}", table.nodes().len());
+        }
+    }
+}
