@@ -3,6 +3,9 @@
 //! Each guest READ or WRITE, whatever the number of its descriptors, becomes one vectored
 //! host I/O. `docs/ARCHITECTURE.md` is the map of these modules; imports go down its floors only.
 
+// Tests may cast.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
+
 pub mod config;
 pub mod device;
 pub mod fuse;

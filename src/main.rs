@@ -1,5 +1,6 @@
 //! gatherfsd: reads the command line, confines the process, serves the share.
 #![forbid(unsafe_code)]
+#![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 use std::io::Write;
 use std::os::fd::AsFd;

@@ -131,15 +131,16 @@ pub(super) fn lk_out(lk: &LkIn, conflict: Option<HeldLock>) -> LkOut {
 
 /// The reply of STATFS.
 pub(super) fn kstatfs(st: &StatVfs) -> Kstatfs {
+    let bits32 = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Kstatfs {
         blocks: st.f_blocks,
         bfree: st.f_bfree,
         bavail: st.f_bavail,
         files: st.f_files,
         ffree: st.f_ffree,
-        bsize: st.f_bsize as u32,
-        namelen: st.f_namemax as u32,
-        frsize: st.f_frsize as u32,
+        bsize: bits32(st.f_bsize),
+        namelen: bits32(st.f_namemax),
+        frsize: bits32(st.f_frsize),
         ..Kstatfs::default()
     }
 }

@@ -150,7 +150,7 @@ impl std::fmt::Debug for IsKnown {
 }
 
 fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()) as u64
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn key_of(handle: &Handle) -> Key {
@@ -219,7 +219,7 @@ impl Watch {
             Event::Changed(change) => {
                 let mut changed = self.changed.lock();
                 if changed.len() >= CHANGED_MAX {
-                    let kept_ns = now.saturating_sub(CHANGE_KEPT.as_nanos() as u64);
+                    let kept_ns = now.saturating_sub(u64::try_from(CHANGE_KEPT.as_nanos()).unwrap_or(u64::MAX));
                     changed.retain(|_, at| *at > kept_ns);
                     if changed.len() >= CHANGED_MAX {
                         changed.clear();

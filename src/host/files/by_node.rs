@@ -62,6 +62,7 @@ impl<T> ByNode<T> {
         ByNode { shards: std::array::from_fn(shard), shard_len_max, turn: AtomicUsize::new(0), budget }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "any bits of the number will do")]
     fn shard(&self, node: NodeId) -> &Mutex<Shard<T>> {
         &self.shards[node.0 as usize % SHARDS]
     }

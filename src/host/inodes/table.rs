@@ -88,7 +88,7 @@ const BIRTH_TICK_NS: u64 = 20_000_000;
 
 /// Whether the clock tick of a birth is over. Never for a file system without birth times.
 fn is_settled(birth_ns: u64) -> bool {
-    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()) as u64;
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
     birth_ns != 0 && birth_ns.saturating_add(BIRTH_TICK_NS) < now_ns
 }
 
