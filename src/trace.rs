@@ -65,19 +65,19 @@ fn log(level: &str) -> SubscriberBuilder<DefaultFields, Format, EnvFilter> {
 
 /// Limits the lines of one call site.
 #[derive(Debug)]
-pub struct RateLimit {
+struct RateLimit {
     /// The current second in the upper half, the lines written in it in the lower.
     window: AtomicU64,
 }
 
 impl RateLimit {
     /// A limit without lines so far.
-    pub const fn new() -> RateLimit {
+    const fn new() -> RateLimit {
         RateLimit { window: AtomicU64::new(0) }
     }
 
     /// Whether a line may be written now. Counts it if so.
-    pub fn allows(&self) -> bool {
+    fn allows(&self) -> bool {
         let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()) << 32;
         let mut window = self.window.load(Ordering::Relaxed);
         loop {
@@ -90,12 +90,6 @@ impl RateLimit {
                 Err(seen) => window = seen,
             }
         }
-    }
-}
-
-impl Default for RateLimit {
-    fn default() -> Self {
-        RateLimit::new()
     }
 }
 
@@ -126,8 +120,7 @@ impl Limiter {
     }
 }
 
-/// Logs a warning, at most a few times a second: `warn_limited!(limiter; "...")` for each call site and [`trace::Limiter`],
-/// `warn_limited!("...")` for each call site in the process.
+/// Logs a warning, at most a few times a second: `warn_limited!(limiter; "...")` for each call site and [`trace::Limiter`].
 ///
 /// [`trace::Limiter`]: crate::trace::Limiter
 #[macro_export]
@@ -137,12 +130,6 @@ macro_rules! warn_limited {
             tracing::warn!($($arg)*);
         }
     };
-    ($($arg:tt)*) => {{
-        static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
-        if LIMIT.allows() {
-            tracing::warn!($($arg)*);
-        }
-    }};
 }
 
 /// Logs an information, limited as [`warn_limited`].
@@ -153,12 +140,6 @@ macro_rules! info_limited {
             tracing::info!($($arg)*);
         }
     };
-    ($($arg:tt)*) => {{
-        static LIMIT: $crate::trace::RateLimit = $crate::trace::RateLimit::new();
-        if LIMIT.allows() {
-            tracing::info!($($arg)*);
-        }
-    }};
 }
 
 #[cfg(test)]

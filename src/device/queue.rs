@@ -127,7 +127,7 @@ impl State {
             return true;
         }
         let Some(memory) = self.setup.map_ring(service) else {
-            warn_limited!("a queue of {} entries lies outside guest memory or is misaligned; it is not served", self.setup.size);
+            warn_limited!(service.limiter; "a queue of {} entries lies outside guest memory or is misaligned; it is not served", self.setup.size);
             return false;
         };
         let s = &self.setup;
@@ -184,7 +184,7 @@ impl State {
             Err(jump) => {
                 // Nothing can be popped until the driver's index makes sense again.
                 service.metrics.avail_jumps.increment();
-                warn_limited!("the guest's avail index jumped from {} to {}; its queue waits until it is possible", jump.next, jump.index);
+                warn_limited!(service.limiter; "the guest's avail index jumped from {} to {}; its queue waits until it is possible", jump.next, jump.index);
                 return Next::Empty;
             }
         };

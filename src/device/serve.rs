@@ -42,7 +42,7 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
     }
     if u64::from(header.len) != readable {
         service.metrics.malformed_requests.increment();
-        warn_limited!("a request says {} bytes and has {readable}; answered with EINVAL", header.len);
+        warn_limited!(service.limiter; "a request says {} bytes and has {readable}; answered with EINVAL", header.len);
         return Served::Answered(answer_error(Errno::EINVAL, request));
     }
     if opcode != Some(Opcode::Write) && readable > FIRST_LEN as u64 {
@@ -232,7 +232,7 @@ fn refuse_headerless(service: &Service, request: InFlight) -> Answered {
         Some(fault) => refuse_chain(service, fault),
         None => {
             service.metrics.malformed_requests.increment();
-            warn_limited!("a request of {} bytes has no header", request.readable_bytes());
+            warn_limited!(service.limiter; "a request of {} bytes has no header", request.readable_bytes());
             Errno::EINVAL
         }
     };
@@ -242,7 +242,7 @@ fn refuse_headerless(service: &Service, request: InFlight) -> Answered {
 /// Counts a chain that breaks the rules: the errno for it.
 fn refuse_chain(service: &Service, fault: ChainFault) -> Errno {
     service.metrics.malformed_chains.increment();
-    warn_limited!("a descriptor chain was refused: {fault}");
+    warn_limited!(service.limiter; "a descriptor chain was refused: {fault}");
     match fault {
         ChainFault::Outside { .. } => Errno::EFAULT,
         _ => Errno::EINVAL,

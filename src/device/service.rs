@@ -15,6 +15,7 @@ use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
 use crate::io::{Engine, SyncEngine};
 use crate::metrics::Metrics;
+use crate::trace::Limiter;
 use crate::types::Errno;
 
 /// Bounds of a device.
@@ -59,6 +60,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Bounds.
     pub options: Options,
+    /// Limits what guest and frontend can have logged.
+    pub limiter: Limiter,
     /// Whether the frontend wants dirty pages logged; the guest maps look at it.
     pub logging: Arc<AtomicBool>,
     memory: RwLock<Arc<GuestMap>>,
@@ -85,6 +88,7 @@ impl Service {
             export,
             metrics,
             options: Options::default(),
+            limiter: Limiter::new(),
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),

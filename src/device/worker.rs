@@ -52,7 +52,7 @@ pub(super) fn ensure_served(queue: &Arc<Queue>) {
 fn add_thread(queue: &Arc<Queue>, state: &mut State) {
     let Some(Bound { index, service, .. }) = queue.bound() else { return };
     if service.stuck_threads() >= STUCK_MAX {
-        warn_limited!("the host does not finish {STUCK_MAX} requests that were given up: no more threads are started until it does");
+        warn_limited!(service.limiter; "the host does not finish {STUCK_MAX} requests that were given up: no more threads are started until it does");
         return;
     }
     let threads_max = if *index == QueueIndex::HIPRIO { HIPRIO_THREADS_MAX } else { service.options.threads_per_queue };

@@ -30,7 +30,7 @@ pub(super) fn init(service: &Service, init: &InitRequest, request: InFlight) -> 
                 return request.error(errno);
             }
             let queues = service.running_request_queues();
-            info_limited!("the guest mounted the share: FUSE {}.{} in its kernel, {queues} request queue(s)", init.major, init.minor);
+            info_limited!(service.limiter; "the guest mounted the share: FUSE {}.{} in its kernel, {queues} request queue(s)", init.major, init.minor);
             tracing::debug!("FUSE 7.{} session: flags {:#x}, {} pages a request", negotiated.minor, negotiated.flags, out.max_pages);
             answer(Ok(out), request)
         }

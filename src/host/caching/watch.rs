@@ -20,6 +20,7 @@ use crate::host::inodes::device_of;
 use crate::sys::fanotify::{Change, Event, Fanotify};
 use crate::sys::file_handle::Handle;
 use crate::sys::stat;
+use crate::trace::Limiter;
 use crate::types::NodeId;
 use crate::warn_limited;
 
@@ -138,6 +139,8 @@ pub struct Watch {
     incomplete: AtomicBool,
     /// Whether the guest may know a file of the share's file system.
     is_known: Mutex<IsKnown>,
+    /// Limits its warnings.
+    limiter: Limiter,
 }
 
 /// Whether the guest may know a file, by its handle.
@@ -175,6 +178,7 @@ impl Watch {
             marked_ns: AtomicU64::new(0),
             incomplete: AtomicBool::new(false),
             is_known: Mutex::new(IsKnown(Box::new(|_| true))),
+            limiter: Limiter::new(),
         })
     }
 
@@ -251,7 +255,7 @@ impl Watch {
     /// Records that no change on `device` is seen.
     pub fn sees_nothing_on(&self, device: u64) {
         self.directories.lock().devices.insert(device, Sight::Nothing);
-        warn_limited!(
+        warn_limited!(self.limiter;
             "--watch cannot see changes by other hosts in a network or FUSE file system; the timeouts of --cache apply to its files"
         );
     }
@@ -303,7 +307,7 @@ impl Watch {
             // It was removed meanwhile.
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             Err(e) => {
-                warn_limited!(
+                warn_limited!(self.limiter;
                     "--watch cannot watch every directory: {e}; the timeouts of --cache apply \
                      (raise fs.fanotify.max_user_marks if there are more directories than marks)"
                 );

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -19,34 +20,38 @@ pub(in crate::host) struct OpenDirectory {
 }
 
 impl OpenDirectory {
-    /// `file` at its first entry.
+    /// `file` at its first entry. There are so few of these directories that each may keep what it read.
     pub fn new(file: OwnedFd) -> OpenDirectory {
-        OpenDirectory { file, stream: Mutex::default() }
+        OpenDirectory { file, stream: Mutex::new(DirectoryStream::new(&Arc::default())) }
     }
 }
 
 /// The streams of the directories that the guest has open, by handle.
 #[derive(Debug, Default)]
-pub(in crate::host) struct OpenDirectories(RwLock<HashMap<FileHandle, Arc<Mutex<DirectoryStream>>>>);
+pub(in crate::host) struct OpenDirectories {
+    streams: RwLock<HashMap<FileHandle, Arc<Mutex<DirectoryStream>>>>,
+    /// Bytes that all streams keep for their next request.
+    kept_len: Arc<AtomicUsize>,
+}
 
 impl OpenDirectories {
     /// Begins a stream for `handle`.
     pub fn insert(&self, handle: FileHandle) {
-        self.0.write().insert(handle, Arc::default());
+        self.streams.write().insert(handle, Arc::new(Mutex::new(DirectoryStream::new(&self.kept_len))));
     }
 
     /// The stream of `handle`; EBADF where it is no directory's.
     pub fn get(&self, handle: FileHandle) -> Result<Arc<Mutex<DirectoryStream>>, Errno> {
-        self.0.read().get(&handle).cloned().ok_or(Errno::EBADF)
+        self.streams.read().get(&handle).cloned().ok_or(Errno::EBADF)
     }
 
     /// Ends the stream of `handle`; EBADF where it is no directory's.
     pub fn remove(&self, handle: FileHandle) -> Result<(), Errno> {
-        self.0.write().remove(&handle).map(drop).ok_or(Errno::EBADF)
+        self.streams.write().remove(&handle).map(drop).ok_or(Errno::EBADF)
     }
 
     /// Ends every stream.
     pub fn clear(&self) {
-        self.0.write().clear();
+        self.streams.write().clear();
     }
 }

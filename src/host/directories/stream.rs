@@ -2,6 +2,7 @@
 //! next. The descriptor belongs to the handle.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sys::dirent::{self, HostEntry};
@@ -11,15 +12,12 @@ use crate::types::Errno;
 const READ_LEN_MAX: usize = 32 * 1024;
 /// Bytes for the longest entry: 19 of header, 256 of name, padded.
 const READ_LEN_MIN: usize = 280;
-/// Bytes that all streams together keep for their next request. Beyond it, what did not fit a reply is read again: a
+/// Bytes that all streams of a share together keep for their next request. Beyond it, what did not fit a reply is read again: a
 /// guest may have a million directories open.
 const KEPT_LEN_MAX: usize = 16 << 20;
 
-/// Bytes that they keep now.
-static KEPT_LEN: AtomicUsize = AtomicUsize::new(0);
-
 /// The position of the guest in an open directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::host) struct DirectoryStream {
     /// File position of the descriptor: the offset after the last entry of `read`.
     position: u64,
@@ -27,17 +25,25 @@ pub(in crate::host) struct DirectoryStream {
     /// Start of the part of `read` that is not consumed, and the directory offset of its first entry.
     start: usize,
     start_offset: u64,
-    /// This stream's part of `KEPT_LEN`.
+    /// This stream's part of `all_kept_len`.
     kept_len: usize,
+    /// Bytes that the streams of a share keep now.
+    all_kept_len: Arc<AtomicUsize>,
 }
 
 impl Drop for DirectoryStream {
     fn drop(&mut self) {
-        KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed);
+        self.all_kept_len.fetch_sub(self.kept_len, Ordering::Relaxed);
     }
 }
 
 impl DirectoryStream {
+    /// A stream at the first entry. `all_kept_len` counts what the streams of the share keep.
+    pub fn new(all_kept_len: &Arc<AtomicUsize>) -> DirectoryStream {
+        let all_kept_len = Arc::clone(all_kept_len);
+        DirectoryStream { position: 0, read: Vec::new(), start: 0, start_offset: 0, kept_len: 0, all_kept_len }
+    }
+
     /// Calls `take` for the entries of `file` from `offset` on, as long as it returns true. About `wanted_len` bytes of host entries
     /// will be taken. The errno of lseek(2) or getdents(2), EINVAL for an offset beyond `i64::MAX`, EIO for entries that cannot be
     /// parsed; not where entries were offered before.
@@ -62,9 +68,9 @@ impl DirectoryStream {
     /// Keeps what was read ahead for the next request, within `KEPT_LEN_MAX`.
     fn keep(&mut self) {
         let len = if self.start == self.read.len() { 0 } else { self.read.capacity() };
-        let others_len = KEPT_LEN.fetch_sub(self.kept_len, Ordering::Relaxed) - self.kept_len;
+        let others_len = self.all_kept_len.fetch_sub(self.kept_len, Ordering::Relaxed) - self.kept_len;
         self.kept_len = if others_len + len <= KEPT_LEN_MAX { len } else { 0 };
-        KEPT_LEN.fetch_add(self.kept_len, Ordering::Relaxed);
+        self.all_kept_len.fetch_add(self.kept_len, Ordering::Relaxed);
         if self.kept_len == 0 {
             (self.read, self.start) = (Vec::new(), 0);
         }

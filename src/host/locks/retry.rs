@@ -32,9 +32,10 @@ pub(super) fn has_thread(table: &Arc<LockTable>) -> bool {
 }
 
 fn start(table: &Arc<LockTable>) -> bool {
+    let limits = &table.waits.limiter;
     let table = Arc::clone(table);
     let started = std::thread::Builder::new().name("locks".to_owned()).spawn(move || run(&table));
-    started.inspect_err(|e| warn_limited!("cannot start the thread that waits for locks: {e}; the guest gets ENOLCK")).is_ok()
+    started.inspect_err(|e| warn_limited!(limits; "cannot start the thread that waits for locks: {e}; the guest gets ENOLCK")).is_ok()
 }
 
 fn run(table: &LockTable) {

@@ -12,6 +12,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::early_interrupts::EarlyInterrupts;
 use super::node::{Deadline, NodeLocks, Waiter};
 use super::request::{LockFamily, LockOwner, LockRequest, LockWait};
+use crate::trace::Limiter;
 use crate::types::{Errno, NodeId, Unique};
 
 /// Waits through which a deadlock is followed, as many as Linux does (fs/locks.c).
@@ -31,6 +32,8 @@ pub(super) struct Waits {
     requests: Mutex<Requests>,
     /// Length of `requests.early`, so that a request that does not wait need not take the lock to see that there is none.
     early: AtomicUsize,
+    /// Limits the warnings about waits.
+    pub limiter: Limiter,
 }
 
 /// The requests that wait: each has an entry in both maps as long as its waiter is in the list of its file.
