@@ -226,15 +226,15 @@ impl InFlight {
         self.0.claim.leave_thread();
     }
 
-    /// Suspends the request: releases its guest memory and its storage, and returns what answers it later. On an
-    /// error it is as before: EIO where it was withdrawn, ENOLCK where too many are suspended.
-    pub(super) fn suspend(mut self) -> Result<(Suspended, Vacant), (InFlight, Errno)> {
+    /// Suspends the request: what answers it later, and its storage, to be finished without a lock, since that releases guest
+    /// memory. On an error the request is as before: EIO where it was withdrawn, ENOLCK where too many are suspended.
+    pub(super) fn suspend(mut self) -> Result<(Suspended, Answered), (InFlight, Errno)> {
         let (id, storage) = (self.id(), &mut *self.0);
         match storage.origin.suspend(storage.slot, &storage.claim, id, storage.chain.ring_descriptors()) {
             Ok(key) => {
                 storage.stage = Stage::Answered;
                 let suspended = Suspended { origin: Arc::clone(&storage.origin), key, is_answered: false };
-                Ok((suspended, vacate(self.0)))
+                Ok((suspended, Answered { storage: self.0, is_given: true }))
             }
             Err(errno) => Err((self, errno)),
         }

@@ -58,11 +58,12 @@ impl Share {
         let at_path = |fault: RootFault| ShareError::of(fault, &path);
         let st = stat::of(root.as_fd()).map_err(|errno| at_path(errno.into()))?;
         let file_handles = options.file_handles;
+        let identified = Root::new(path.clone(), root.as_fd(), &st, file_handles).map_err(at_path)?;
         let policy = Policy::new(options, descriptors, root.as_fd(), &st)?;
         let path_fd = descriptor_dir.reopen(root.as_fd(), OFlags::PATH).map_err(|e| at_path(e.into()))?;
         let common = Common {
             policy: Arc::new(policy),
-            root: Root::new(path.clone(), root.as_fd(), &st, file_handles).map_err(at_path)?,
+            root: identified,
             budget: Arc::new(Budget::new(descriptors.all)),
             descriptor_dir: Arc::new(descriptor_dir),
             watch: OnceLock::new(),

@@ -35,11 +35,11 @@ pub(in crate::device) fn wait(lk: &LkIn, request: InFlight) -> Served {
     let (node, unique) = (request.header().node, request.header().unique);
     let share = request.shared();
     // The request is either here, or waits with its answer.
-    let (mut present, mut vacant) = (Some(request), None);
+    let (mut present, mut spent) = (Some(request), None);
     let mut suspend = || -> Result<LockAnswer, Errno> {
         match present.take().map(InFlight::suspend) {
             Some(Ok((suspended, storage))) => {
-                vacant = Some(storage);
+                spent = Some(storage);
                 Ok(Box::new(move |result| suspended.answer(result)))
             }
             Some(Err((request, errno))) => {
@@ -51,7 +51,7 @@ pub(in crate::device) fn wait(lk: &LkIn, request: InFlight) -> Served {
     };
     let locked = set(lk, node, &share, Some(LockWait { unique, suspend: &mut suspend }));
     match present {
-        None => Served::Submitted(vacant),
+        None => Served::Submitted(spent.map(|storage| storage.finish().1)),
         Some(request) => {
             share.forget_interrupt(unique);
             debug_assert_ne!(locked, Ok(Locked::Waits), "a request that waits is suspended");

@@ -12,8 +12,8 @@ use crate::types::Errno;
 const READ_LEN_MAX: usize = 32 * 1024;
 /// Bytes for the longest entry: 19 of header, 256 of name, padded.
 const READ_LEN_MIN: usize = 280;
-/// Bytes that all streams of a share together keep for their next request. Beyond it, what did not fit a reply is read again: a
-/// guest may have a million directories open.
+/// Bytes that all streams of a share that have a handle keep for their next request. Beyond it, what did not fit a reply is
+/// read again: a guest may have a million directories open.
 const KEPT_LEN_MAX: usize = 16 << 20;
 
 /// The position of the guest in an open directory.
