@@ -159,7 +159,7 @@ impl Service {
         Arc::clone(&self.memory.read())
     }
 
-    /// What INIT agreed on, if there is a FUSE session.
+    /// What INIT negotiated, if there is a FUSE session.
     pub fn negotiated(&self) -> Option<Negotiated> {
         *self.fuse.read()
     }

@@ -18,6 +18,7 @@ use super::queue_engine::QueueEngine;
 use super::serve::{FIRST_LEN, serve, serve_again};
 use super::served::Served;
 use super::transfer;
+use crate::host::Share;
 use crate::io::{Engine, Finished};
 use crate::types::QueueIndex;
 use crate::warn_limited;
@@ -113,7 +114,7 @@ fn serve_queue(queue: &Arc<Queue>) {
     state.leadership.end_thread();
 }
 
-fn new_storage(queue: &Arc<Queue>, bound: &Bound, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<crate::host::Share>, u64)) -> Vacant {
+fn new_storage(queue: &Arc<Queue>, bound: &Bound, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<Share>, u64)) -> Vacant {
     Vacant::new(Arc::clone(queue) as Arc<dyn Origin>, bound.index, slot, claim, share)
 }
 

@@ -34,14 +34,14 @@ pub struct Extensions<'a> {
 }
 
 /// Whether the header of a request has no length of the extensions, so that they are all bytes after the last name.
-pub fn follow_the_names(agreed: Option<&Negotiated>) -> bool {
-    agreed.is_some_and(|a| a.has(init_flags::SECURITY_CTX) && a.minor < MINOR_WITH_LENGTH)
+pub fn follow_the_names(negotiated: Option<&Negotiated>) -> bool {
+    negotiated.is_some_and(|a| a.has(init_flags::SECURITY_CTX) && a.minor < MINOR_WITH_LENGTH)
 }
 
 /// Decodes the extensions of a request. Blocks of unknown types are ignored. EINVAL for an impossible length, for a label without
 /// SECURITY_CTX, for a second one, and, with SECURITY_CTX, for a create without a security block.
-pub fn extensions<'a>(area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Extensions<'a>, Errno> {
-    let has_labels = agreed.is_some_and(|a| a.has(init_flags::SECURITY_CTX));
+pub fn extensions<'a>(area: &'a [u8], negotiated: Option<&Negotiated>) -> Result<Extensions<'a>, Errno> {
+    let has_labels = negotiated.is_some_and(|a| a.has(init_flags::SECURITY_CTX));
     let mut cursor = Cursor::new(area);
     let mut found = Extensions::default();
     let mut has_security_block = false;
@@ -92,7 +92,7 @@ mod tests {
         [size, kind].iter().chain(words).flat_map(|w| w.to_ne_bytes()).collect()
     }
 
-    fn agreed(minor: u32, flags: u64) -> Negotiated {
+    fn negotiated(minor: u32, flags: u64) -> Negotiated {
         Negotiated { flags, minor, max_write: 4096 }
     }
 
@@ -111,14 +111,14 @@ mod tests {
 
     #[test]
     fn one_label_is_read_where_labels_were_agreed_on() {
-        let with = agreed(45, init_flags::SECURITY_CTX);
+        let with = negotiated(45, init_flags::SECURITY_CTX);
         let mut area = block(40, 1, &[3, 0]);
         area.extend_from_slice(b"security.selinux\0abc\0\0\0\0");
         let label = SecurityLabel { name: c"security.selinux", value: b"abc" };
         assert_eq!(extensions(&area, Some(&with)), Ok(Extensions { group: None, label: Some(label) }));
         assert_eq!(extensions(&block(8, 0, &[]), Some(&with)), Ok(Extensions::default()), "no security module");
         assert_eq!(extensions(&[], Some(&with)), Err(Errno::EINVAL), "nothing is said of a label");
-        assert_eq!(extensions(&area, Some(&agreed(45, 0))), Err(Errno::EINVAL), "not agreed on");
+        assert_eq!(extensions(&area, Some(&negotiated(45, 0))), Err(Errno::EINVAL), "not negotiated");
         assert_eq!(extensions(&[&area[..], &area].concat(), Some(&with)), Err(Errno::EINVAL), "twice");
         for (at, byte) in [(4, 2), (8, 0), (8, 8), (16, 0)] {
             let mut bad = area.clone();
@@ -129,8 +129,8 @@ mod tests {
 
     #[test]
     fn before_7_38_the_label_follows_the_names() {
-        assert!(follow_the_names(Some(&agreed(37, init_flags::SECURITY_CTX))));
-        assert!(!follow_the_names(Some(&agreed(37, 0))) && !follow_the_names(Some(&agreed(38, init_flags::SECURITY_CTX))));
+        assert!(follow_the_names(Some(&negotiated(37, init_flags::SECURITY_CTX))));
+        assert!(!follow_the_names(Some(&negotiated(37, 0))) && !follow_the_names(Some(&negotiated(38, init_flags::SECURITY_CTX))));
         assert!(!follow_the_names(None));
     }
 }

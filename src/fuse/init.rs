@@ -119,12 +119,12 @@ mod tests {
 
     #[test]
     fn only_flags_known_to_both_are_agreed_in_both_words() {
-        let (out, agreed) = negotiate(&guest(45, u64::MAX), &LIMITS).unwrap();
-        assert_eq!(agreed.flags, LIMITS.wanted);
+        let (out, negotiated) = negotiate(&guest(45, u64::MAX), &LIMITS).unwrap();
+        assert_eq!(negotiated.flags, LIMITS.wanted);
         assert_eq!(out.flags2, (f::CREATE_SUPP_GROUP >> 32) as u32);
         assert_eq!((out.max_pages, out.max_write, out.max_readahead), (1020, 1020 * 4096, 131_072));
-        let (out, agreed) = negotiate(&guest(38, f::BIG_WRITES), &LIMITS).unwrap();
-        assert_eq!((agreed.flags, out.flags2, out.max_write), (f::BIG_WRITES, 0, 32 * 4096));
+        let (out, negotiated) = negotiate(&guest(38, f::BIG_WRITES), &LIMITS).unwrap();
+        assert_eq!((negotiated.flags, out.flags2, out.max_write), (f::BIG_WRITES, 0, 32 * 4096));
     }
 
     #[test]

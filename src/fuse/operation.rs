@@ -148,18 +148,18 @@ pub fn decode_header(bytes: &[u8]) -> Option<RequestHeader> {
     })
 }
 
-/// Decodes the arguments after the header. `agreed` is the result of INIT, `None` before it.
+/// Decodes the arguments after the header. `negotiated` is the result of INIT, `None` before it.
 ///
 /// ENOSYS for an unknown opcode; EINVAL for arguments that are too short, and for an invalid name; ENAMETOOLONG for a name above
 /// 255 bytes, and for a target of a symbolic link above PATH_MAX; ENOENT for an empty target; ERANGE for the name of an
 /// attribute that is empty or above 255 bytes; E2BIG for a value of an attribute above 64 KiB.
-pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
+pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], negotiated: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     let opcode = Opcode::from_number(header.opcode).ok_or(Errno::ENOSYS)?;
     let own_len = arguments.len().checked_sub(header.extension_len).ok_or(Errno::EINVAL)?;
     let (own, area) = arguments.split_at(own_len);
     let mut c = Cursor::new(own);
     let operation = match opcode {
-        Opcode::Lookup if agreed.is_some_and(|a| a.has(init_flags::EXPORT_SUPPORT)) => {
+        Opcode::Lookup if negotiated.is_some_and(|a| a.has(init_flags::EXPORT_SUPPORT)) => {
             let name = c.take_lookup_name()?;
             c.finish()?;
             Operation::Lookup { name }
@@ -167,7 +167,7 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
         Opcode::Lookup => Operation::Lookup { name: last_name(c)? },
         Opcode::Unlink => Operation::Unlink { name: last_name(c)? },
         Opcode::Rmdir => Operation::Rmdir { name: last_name(c)? },
-        Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Create | Opcode::Tmpfile => decode_create(opcode, c, area, agreed)?,
+        Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Create | Opcode::Tmpfile => decode_create(opcode, c, area, negotiated)?,
         Opcode::Rename => {
             let a: RenameIn = c.take()?;
             rename(c, NodeId(a.newdir), 0)?
@@ -180,20 +180,20 @@ pub fn decode<'a>(header: &RequestHeader, arguments: &'a [u8], agreed: Option<&N
             let a: LinkIn = c.take()?;
             Operation::Link { node: NodeId(a.oldnodeid), name: last_name(c)? }
         }
-        Opcode::Setxattr | Opcode::Getxattr | Opcode::Listxattr | Opcode::Removexattr => decode_xattr(opcode, c, agreed)?,
+        Opcode::Setxattr | Opcode::Getxattr | Opcode::Listxattr | Opcode::Removexattr => decode_xattr(opcode, c, negotiated)?,
         _ => decode_fixed(opcode, &mut c)?,
     };
     Ok(operation)
 }
 
 /// Decodes the operations that create an inode. `area` holds the extensions whose length is in the header.
-fn decode_create<'a>(opcode: Opcode, mut c: Cursor<'a>, area: &'a [u8], agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
+fn decode_create<'a>(opcode: Opcode, mut c: Cursor<'a>, area: &'a [u8], negotiated: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     let end = |c: Cursor<'a>| {
-        if area.is_empty() && follow_the_names(agreed) {
-            return extensions(c.rest(), agreed);
+        if area.is_empty() && follow_the_names(negotiated) {
+            return extensions(c.rest(), negotiated);
         }
         c.finish()?;
-        extensions(area, agreed)
+        extensions(area, negotiated)
     };
     Ok(match opcode {
         Opcode::Symlink => {
@@ -236,10 +236,10 @@ fn rename(mut cursor: Cursor<'_>, new_parent: NodeId, flags: u32) -> Result<Oper
     Ok(Operation::Rename { name, new_parent, new_name, flags })
 }
 
-fn decode_xattr<'a>(opcode: Opcode, mut c: Cursor<'a>, agreed: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
+fn decode_xattr<'a>(opcode: Opcode, mut c: Cursor<'a>, negotiated: Option<&Negotiated>) -> Result<Operation<'a>, Errno> {
     match opcode {
         Opcode::Setxattr => {
-            let (size, flags, more_flags) = if agreed.is_some_and(|a| a.has(init_flags::SETXATTR_EXT)) {
+            let (size, flags, more_flags) = if negotiated.is_some_and(|a| a.has(init_flags::SETXATTR_EXT)) {
                 let a: SetxattrIn = c.take()?;
                 (a.size, a.flags, a.setxattr_flags)
             } else {

@@ -186,3 +186,17 @@ pub fn cycle<'s>(edges: &BTreeMap<&'s str, BTreeSet<&'s str>>) -> Option<Vec<&'s
     let mut done = BTreeSet::new();
     edges.keys().find_map(|file| visit(file, edges, &mut Vec::new(), &mut done))
 }
+
+/// Files of `edges` from which a way of imports leads back to them.
+pub fn in_circles(edges: &BTreeMap<&str, BTreeSet<&str>>) -> usize {
+    let leads_back = |file: &&&str| {
+        let (mut seen, mut next) = (BTreeSet::new(), Vec::from_iter(&edges[**file]));
+        while let Some(at) = next.pop() {
+            if seen.insert(at) {
+                next.extend(edges.get(at).into_iter().flatten());
+            }
+        }
+        seen.contains(*file)
+    };
+    edges.keys().filter(leads_back).count()
+}
