@@ -188,6 +188,8 @@ counters! {
     withdrawn_finished: Events, Stable, "Withdrawn requests that the host has finished since";
     stuck: Events, Internal, "Threads that did not return from the host with a withdrawn request";
     stuck_returned: Events, Internal, "Stuck threads that have returned since";
+    polls_found: Events, Internal, "Looks at a ring before a sleep that found a request";
+    polls_in_vain: Events, Internal, "Looks at a ring before a sleep that found nothing";
     followers_woken: Events, Internal, "Times a follower took the lead because requests waited behind a slow one";
     connections: Events, Stable, "Frontend connections served";
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::values::{Cache, InodeFileHandles, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile};
+use crate::device::PollTime;
 use crate::host::{IdRule, XattrMap};
 
 const SHARE: &str = "Share";
@@ -23,6 +24,19 @@ pub const COMPATIBILITY: &str = "Compatibility";
 fn seconds(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     parsed.ok_or_else(|| "expected a number of seconds, 0 or more, for example 0.5".to_owned())
+}
+
+/// Longest `--poll-us`: a thread that looks for a second keeps its CPU busy all the time, and longer looks add nothing to that.
+const POLL_US_MAX: u64 = 1_000_000;
+
+/// `auto`, or microseconds.
+fn poll_time(text: &str) -> Result<PollTime, String> {
+    if text == "auto" {
+        return Ok(PollTime::Auto);
+    }
+    let us = text.parse().ok().filter(|us| *us <= POLL_US_MAX);
+    us.map(|us| PollTime::Fixed(Duration::from_micros(us)))
+        .ok_or_else(|| format!("expected auto or a number of microseconds up to {POLL_US_MAX}, for example 50"))
 }
 
 /// Shares a host directory with a virtual machine: virtio-fs over vhost-user, for QEMU and other VMMs
@@ -116,6 +130,12 @@ pub struct Arguments {
     /// Threads are started while requests wait, and exit when idle.
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true, help_heading = SOCKET_AND_DEVICE)]
     pub thread_pool_size: usize,
+
+    /// Time to look for the next request before sleeping
+    ///
+    /// In microseconds, at most 1000000; 0: never. auto: up to 50, while requests come close together and a CPU is free for it.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = poll_time, help_heading = SOCKET_AND_DEVICE)]
+    pub poll_us: PollTime,
 
     /// Limit for the requests of a queue that the VMM stops [default: 60]
     ///

@@ -246,6 +246,7 @@ fn device_options(a: &Arguments) -> DeviceOptions {
         max_pages: a.max_pages.unwrap_or(default.max_pages),
         threads_per_queue,
         stop_timeout: a.stop_timeout.unwrap_or(default.stop_timeout),
+        poll: a.poll_us,
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Leadership {
     turns: u64,
     /// Threads that are serving a request.
     serving: u16,
-    /// The leader sleeps until a kick.
+    /// The leader sleeps until a kick, or polls.
     is_asleep: bool,
     /// Followers that wait for the lead.
     idle: u16,
@@ -45,7 +45,7 @@ pub(super) enum Successor {
 /// What a look at the leader finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
-    /// No leader, or the leader sleeps.
+    /// No leader, or the leader sleeps or polls.
     Quiet,
     /// The leader is awake.
     Awake,
@@ -179,6 +179,9 @@ pub(super) trait Station<G> {
     /// Signals the call for answers that the guest may not know of, with the lock open. False where there are none.
     fn call(&mut self, guard: &mut G) -> bool;
 
+    /// Looks at the ring for a short time, with the lock open, if that is worth it. True if there may be something to do.
+    fn poll(&mut self, guard: &mut G) -> bool;
+
     /// Requests a kick for the next chain. True if chains arrived meanwhile.
     fn enable_kicks(&self, guard: &mut G) -> bool;
 
@@ -261,11 +264,10 @@ fn sleep<G, S: Station<G>>(station: &mut S, guard: &mut G, term: Term, runs: boo
     if station.call(guard) {
         return;
     }
-    if runs && station.enable_kicks(guard) {
-        return;
-    }
     station.leadership(guard).is_asleep = true;
-    let is_woken = station.sleep(guard);
+    // A poll opens the lock: what sleeps below must still lead.
+    let is_due = runs && (station.poll(guard) || !station.leadership(guard).leads(term) || station.enable_kicks(guard));
+    let is_woken = !is_due && station.sleep(guard);
     let roles = station.leadership(guard);
     let leads = roles.leads(term);
     if leads {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use super::claim::Claim;
 use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
 use super::in_flight_table::{InFlightTable, Popped};
 use super::leadership::{Leadership, Next};
+use super::polling::Polling;
 use super::queue_engine::QueueEngine;
 use super::reply;
 use super::service::{Service, SessionQueue};
@@ -23,7 +25,7 @@ use crate::guest::RingMemory;
 use crate::io::Engine;
 use crate::sys::event::{self, KickWatch};
 use crate::types::{Errno, QueueIndex, RequestId};
-use crate::virtqueue::{Chain, Ring};
+use crate::virtqueue::{Arrivals, Chain, Ring};
 use crate::warn_limited;
 
 /// What the frontend said of the queue.
@@ -74,6 +76,7 @@ pub(super) struct State {
     /// The setup changed in a way that the running ring has not seen.
     is_stale: bool,
     pub leadership: Leadership,
+    pub polling: Polling,
     pub in_flight: InFlightTable,
     /// When the call eventfd was last signalled, or the guest found not to want it.
     pub last_call_at: Option<Instant>,
@@ -106,6 +109,8 @@ pub(super) struct Queue {
     /// The thread that stops the queue waits here until nothing is in service.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
+    /// Counts the wake-ups by [`Queue::wake`], for a leader that polls.
+    wakes: AtomicU32,
     engine: OnceLock<QueueEngine>,
     pub bound: OnceLock<Bound>,
     pub handles: Mutex<Vec<JoinHandle<()>>>,
@@ -139,7 +144,10 @@ impl State {
                     self.in_flight.clear_suspended();
                     self.late.clear();
                 }
-                self.ring = Some(Ring::new(memory, s.event_idx, s.next_avail, s.next_used));
+                let mut ring = Ring::new(memory, s.event_idx, s.next_avail, s.next_used);
+                // The leader is awake: starting the queue has woken it.
+                ring.disable_kicks();
+                self.ring = Some(ring);
             }
         }
         self.memory_generation = generation;
@@ -249,6 +257,11 @@ impl State {
         if wanted { self.setup.call.clone() } else { None }
     }
 
+    /// What a thread without the lock looks at to see whether chains wait.
+    pub fn arrivals(&self) -> Option<Arrivals> {
+        self.ring.as_ref().and_then(Ring::arrivals)
+    }
+
     /// Requests a kick for the next chain; true if chains arrived meanwhile.
     pub fn enable_kicks(&mut self) -> bool {
         let Some(ring) = &mut self.ring else { return false };
@@ -282,11 +295,17 @@ impl Queue {
         self.engine.get()
     }
 
-    /// Wakes the thread that sleeps on the ring.
+    /// Wakes the thread that sleeps on the ring, or polls it.
     pub fn wake(&self) {
+        self.wakes.fetch_add(1, Ordering::Release);
         if let Some(watch) = self.watch.get() {
             watch.wake();
         }
+    }
+
+    /// A number that changes with each wake-up by [`Queue::wake`].
+    pub fn wakes(&self) -> u32 {
+        self.wakes.load(Ordering::Acquire)
     }
 
     /// What the leader sleeps on. Made with the first kick, since most queues are never used.
@@ -315,7 +334,7 @@ impl Queue {
             watch.watch(new)?;
         }
         state.setup.kick = kick;
-        watch.wake();
+        self.wake();
         Ok(())
     }
 

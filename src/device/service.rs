@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 
 use super::features;
 use super::in_flight::InFlight;
+use super::polling::{Lookers, PollTime};
 use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
@@ -27,13 +28,15 @@ pub struct Options {
     pub threads_per_queue: u16,
     /// How long a request may have been under way when its queue is stopped: then what the host does not finish is given up.
     pub stop_timeout: Duration,
+    /// How long a leader looks at its ring before it sleeps.
+    pub poll: PollTime,
 }
 
 impl Default for Options {
     /// What the queue carries; 16 threads, each of which may wait for a disk: more than that would only queue there. A
     /// minute before a stop gives up: longer than a disk's own timeout (30 s in Linux's SCSI layer) or a large fsync takes.
     fn default() -> Options {
-        Options { max_pages: u16::MAX, threads_per_queue: 16, stop_timeout: Duration::from_secs(60) }
+        Options { max_pages: u16::MAX, threads_per_queue: 16, stop_timeout: Duration::from_secs(60), poll: PollTime::Auto }
     }
 }
 
@@ -60,6 +63,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Bounds.
     pub options: Options,
+    /// Bounds how many leaders poll at a time.
+    pub(super) lookers: Lookers,
     /// Limits what guest and frontend can have logged.
     pub limiter: Limiter,
     /// Whether the frontend wants dirty pages logged; the guest maps look at it.
@@ -88,6 +93,7 @@ impl Service {
             export,
             metrics,
             options: Options::default(),
+            lookers: Lookers::default(),
             limiter: Limiter::new(),
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),

@@ -13,6 +13,7 @@ use super::claim::Claim;
 use super::in_flight::{InFlight, Origin, SlotIndex, UsedEntry, Vacant};
 use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
+use super::polling::Look;
 use super::queue::{Bound, Queue, State, Work, signal_call};
 use super::queue_engine::QueueEngine;
 use super::serve::{FIRST_LEN, serve, serve_again};
@@ -353,6 +354,24 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             signal_call(guard, &self.bound.service);
         }
         has_any
+    }
+
+    fn poll(&mut self, guard: &mut Guard<'g>) -> bool {
+        let Bound { index, service, .. } = self.bound;
+        // Nobody waits for FORGETs.
+        if *index == QueueIndex::HIPRIO || !service.lookers.has_room() {
+            return false;
+        }
+        let Some(window) = guard.polling.window(service.options.poll, Instant::now) else { return false };
+        let Some(arrivals) = guard.arrivals() else { return false };
+        let (queue, wakes) = (self.queue, self.queue.wakes());
+        // The ring's memory is released with the lock open.
+        let looked = MutexGuard::unlocked(guard, move || service.lookers.look(window, || arrivals.are_there() || queue.wakes() != wakes));
+        let Some((look, now)) = looked else { return false };
+        guard.polling.note(look, now);
+        let counter = if look == Look::Found { &service.metrics.polls_found } else { &service.metrics.polls_in_vain };
+        counter.increment();
+        look == Look::Found
     }
 
     fn enable_kicks(&self, guard: &mut Guard<'g>) -> bool {

@@ -6,4 +6,4 @@ mod chain;
 mod ring;
 
 pub use chain::{Chain, ChainFault};
-pub use ring::{AvailJump, Ring};
+pub use ring::{Arrivals, AvailJump, Ring};

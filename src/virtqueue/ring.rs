@@ -20,6 +20,22 @@ pub struct AvailJump {
     pub next: u16,
 }
 
+/// What tells, without the ring itself, whether chains wait.
+#[derive(Debug)]
+pub struct Arrivals {
+    memory: Arc<RingMemory>,
+    next_avail: u16,
+}
+
+impl Arrivals {
+    /// Whether chains wait, as [`Ring::waiting`] would say. An impossible index of the driver's is none.
+    #[inline]
+    pub fn are_there(&self) -> bool {
+        let waiting = self.memory.avail_index().wrapping_sub(self.next_avail);
+        waiting != 0 && waiting <= self.memory.size()
+    }
+}
+
 /// A running ring: its memory and the device's place in it. Made when the frontend starts the queue,
 /// dropped when it stops it; the caller keeps `next_avail` in between.
 #[derive(Debug)]
@@ -76,6 +92,12 @@ impl Ring {
         let index = memory.avail_index();
         let waiting = index.wrapping_sub(self.next_avail);
         if waiting > memory.size() { Err(AvailJump { index, next: self.next_avail }) } else { Ok(waiting) }
+    }
+
+    /// What tells whether chains arrive after this. `None` without memory.
+    pub fn arrivals(&self) -> Option<Arrivals> {
+        let memory = Arc::clone(self.memory.as_ref()?);
+        Some(Arrivals { memory, next_avail: self.next_avail })
     }
 
     /// The head of the next chain and the memory to walk it in; the caller saw that one waits. The head may be out of
@@ -174,8 +196,12 @@ mod tests {
         assert_eq!([ring.pop(), ring.pop()].map(|popped| popped.unwrap().0), [3, 1]);
         put(&memory, AVAIL + 2, 7);
         assert_eq!(ring.waiting(), Err(AvailJump { index: 7, next: 2 }));
+        assert!(!ring.arrivals().unwrap().are_there(), "nothing can be popped");
+        put(&memory, AVAIL + 2, 2);
+        let arrivals = ring.arrivals().unwrap();
+        assert!(!arrivals.are_there());
         put(&memory, AVAIL + 2, 3);
-        assert_eq!(ring.waiting(), Ok(1));
+        assert_eq!((ring.waiting(), arrivals.are_there()), (Ok(1), true));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod log;
 mod memory;
 mod offers;
 mod order;
+mod polling;
 mod queues;
 mod restart;
 mod stuck;

@@ -38,6 +38,8 @@ struct Plan {
     has_engine: bool,
     /// A follower may find that it waited long enough.
     times_out: bool,
+    /// Leaders look at the ring before they sleep.
+    polls: bool,
 }
 
 /// The guest: keeps `burst` requests under way, and sleeps until all of them are answered.
@@ -175,6 +177,7 @@ const PLAN: Plan = Plan {
     gives_up: false,
     has_engine: false,
     times_out: false,
+    polls: false,
 };
 
 /// Schedules of each plan; GATHERFS_SCHEDULES asks for others.
@@ -241,6 +244,15 @@ fn requests_that_an_engine_delays_are_all_answered() {
     try_schedules("engine", Plan { has_engine: true, burst: 3, threads_max: 1, ..PLAN });
     try_schedules("engine, many leaders", Plan { has_engine: true, burst: 4, threads_max: 3, is_slow: true, looks: 4, ..PLAN });
     try_schedules("engine, stop", Plan { has_engine: true, restarts: true, burst: 4, threads_max: 2, is_slow: true, looks: 4, ..PLAN });
+}
+
+#[test]
+fn leaders_that_poll_lose_no_wake_up() {
+    try_schedules("polling", Plan { polls: true, threads_max: 1, ..PLAN });
+    try_schedules("polling, stop", Plan { polls: true, restarts: true, burst: 3, is_slow: true, looks: 2, ..PLAN });
+    try_schedules("polling, late answers", Plan { polls: true, suspend_each: 2, looks: 2, is_slow: true, ..PLAN });
+    try_schedules("polling, giving up", Plan { polls: true, gives_up: true, restarts: true, burst: 3, looks: 8, threads_max: 4, ..PLAN });
+    try_schedules("polling, engine", Plan { polls: true, has_engine: true, restarts: true, burst: 4, looks: 4, ..PLAN });
 }
 
 #[test]

@@ -385,6 +385,12 @@ impl<'q> Station<Guard<'q>> for Worker {
         has_any
     }
 
+    fn poll(&mut self, guard: &mut Guard<'q>) -> bool {
+        let next = guard.state().next_avail;
+        let ring = &self.queue.ring;
+        self.queue.plan.polls && guard.unlocked(|| (0..2).any(|_| ring.avail.load(Ordering::SeqCst) != next))
+    }
+
     fn enable_kicks(&self, guard: &mut Guard<'q>) -> bool {
         let next = guard.state().next_avail;
         self.queue.ring.avail_event.store(next, Ordering::SeqCst);
