@@ -116,6 +116,20 @@ impl Engine<InFlight> for LaterEngine {
         Submission::Submitted
     }
 
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        !self.state.lock().finished.is_empty()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.state.lock().taken
+    }
+
     fn reap(&self, finished: &mut Vec<Finished<InFlight>>) {
         let mut state = self.state.lock();
         state.taken -= state.finished.len();
@@ -299,6 +313,20 @@ impl Engine<InFlight> for LossyEngine {
             drop(transfer);
         });
         Submission::Submitted
+    }
+
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.is_taken.load(Ordering::SeqCst))
     }
 
     fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}

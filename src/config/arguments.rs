@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::values::{Cache, InodeFileHandles, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile};
+use super::values::{
+    Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
+};
 use crate::host::{IdRule, XattrMap};
 
 const SHARE: &str = "Share";
 const SOCKET_AND_DEVICE: &str = "Socket and device";
 const CACHING: &str = "Caching";
+const PERFORMANCE: &str = "Performance";
 const IDS_AND_ATTRIBUTES: &str = "Ids and attributes";
 const SECURITY: &str = "Security";
 const LOCKS: &str = "Locks";
@@ -169,6 +172,12 @@ pub struct Arguments {
     /// Disable READDIRPLUS: list directories without attributes
     #[arg(long, help_heading = CACHING)]
     pub no_readdirplus: bool,
+
+    /// How file data is read and written
+    ///
+    /// With auto, rings are made if --allow-direct-io is given, one for each request queue (--num-request-queues).
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = PERFORMANCE)]
+    pub io_engine: IoEngine,
 
     /// Enable extended attributes
     #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]

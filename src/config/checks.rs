@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::arguments::Arguments;
 use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
-use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
+use super::values::{self, Cache, InodeFileHandles, IoEngine, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, FileHandles, IdMap, IdRuleError, KillPriv, Options, Rights, Support, Timeouts, TmpfilePolicy, Translation};
+use crate::io::Which;
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The mount tag when none was given.
@@ -101,8 +102,26 @@ pub struct Checked {
     pub watch: bool,
     /// Whether to wait for the next VMM after one disconnects.
     pub keep_listening: bool,
+    /// How file data is read and written.
+    pub io: IoOptions,
     /// For the log at start.
     pub summary: PolicySummary,
+}
+
+/// Rings to make at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoOptions {
+    /// One for each request queue; 0 where only system calls are used.
+    pub rings: u16,
+    /// What goes to them.
+    pub which: Which,
+}
+
+impl IoOptions {
+    /// Whether the daemon cannot do without rings.
+    pub fn is_required(self) -> bool {
+        self.which == Which::All
+    }
 }
 
 /// Checks `arguments`. `is_root` decides which sandboxes are possible, `cpus` is the default number of request queues.
@@ -212,6 +231,11 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
+        io: match a.io_engine {
+            IoEngine::Uring => IoOptions { rings: queues, which: Which::All },
+            IoEngine::Auto if a.allow_direct_io => IoOptions { rings: queues, which: Which::Overlapping },
+            IoEngine::Auto | IoEngine::Sync => IoOptions { rings: 0, which: Which::Overlapping },
+        },
         summary: policy_summary(a),
     })
 }

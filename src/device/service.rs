@@ -13,10 +13,10 @@ use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
-use crate::io::{Engine, SyncEngine};
+use crate::io::{Engine, Rings, SyncEngine, UringEngine, Which};
 use crate::metrics::Metrics;
 use crate::trace::Limiter;
-use crate::types::Errno;
+use crate::types::{Errno, QueueIndex};
 
 /// Bounds of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(super) trait SessionQueue: Send + Sync {
 }
 
 /// Makes the I/O engine of a queue.
-type MakeEngine = dyn Fn() -> QueueEngine + Send + Sync;
+type MakeEngine = dyn Fn(QueueIndex) -> QueueEngine + Send + Sync;
 
 /// The shared state of a session's workers.
 pub struct Service {
@@ -82,7 +82,7 @@ impl Service {
     /// A service without guest memory.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
         let counters = Arc::clone(&metrics);
-        let make_engine = move || QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
+        let make_engine = move |_| QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
             export,
@@ -104,12 +104,31 @@ impl Service {
 
     /// The same with another I/O engine for each queue.
     pub fn with_engine(self, make_engine: impl Fn() -> Box<dyn Engine<InFlight>> + Send + Sync + 'static) -> Service {
-        Service { make_engine: Box::new(move || QueueEngine::Other(make_engine())), ..self }
+        Service { make_engine: Box::new(move |_| QueueEngine::Other(make_engine())), ..self }
     }
 
-    /// The I/O engine of a queue that starts.
-    pub(super) fn make_engine(&self) -> QueueEngine {
-        (self.make_engine)()
+    /// The same with the io_uring engine for request queues, as long as there are `rings`.
+    pub fn with_rings(self, rings: Arc<Rings>, which: Which) -> Service {
+        let metrics = Arc::clone(&self.metrics);
+        let make_engine = move |index: QueueIndex| {
+            if index == QueueIndex::HIPRIO {
+                return QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)));
+            }
+            UringEngine::new(&rings, which, Arc::clone(&metrics)).map_or_else(
+                || {
+                    let count = rings.count();
+                    tracing::warn!("queue {} has no ring: there are {count}; --num-request-queues N makes N of them", index.0);
+                    QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)))
+                },
+                QueueEngine::Uring,
+            )
+        };
+        Service { make_engine: Box::new(make_engine), ..self }
+    }
+
+    /// The I/O engine of queue `index`, which starts.
+    pub(super) fn make_engine(&self, index: QueueIndex) -> QueueEngine {
+        (self.make_engine)(index)
     }
 
     /// The share of the present FUSE session, with its generation.

@@ -39,7 +39,7 @@ fn submit(
     prepared: Result<PreparedTransfer, Errno>,
     (offset, skip, len): (u64, usize, usize),
 ) -> Served {
-    let PreparedTransfer { file, direction, thread, unaligned } = match prepared {
+    let PreparedTransfer { file, direction, thread, unaligned, waits_for_disk } = match prepared {
         Ok(prepared) => prepared,
         Err(errno) => return Served::Answered(request.error(errno)),
     };
@@ -49,7 +49,8 @@ fn submit(
         request.end_transfer();
         return Served::Answered(request.error(Errno::EIO));
     }
-    match engine.submit(Transfer { owner: request, offset, direction, thread, unaligned }) {
+    let is_alone = request.is_alone();
+    match engine.submit(Transfer { owner: request, offset, direction, thread, unaligned, waits_for_disk, is_alone }) {
         Submission::Finished(finished) => Served::Answered(finish(service, finished)),
         Submission::Submitted => {
             service.metrics.submitted.increment();
@@ -66,7 +67,11 @@ fn submit(
 /// Answers a request whose transfer is finished.
 pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
     let Finished { transfer, mut result } = finished;
-    let Transfer { owner: mut request, offset, direction, thread, unaligned } = transfer;
+    let Transfer { owner: mut request, offset, direction, thread, unaligned, .. } = transfer;
+    if matches!(result, Err(Errno::EAGAIN | Errno::EINTR | Errno::ECANCELED)) && request.is_wanted() {
+        // The kernel gave it up, for example because the thread that submitted it has ended.
+        result = request.share().transfer_again(request.file(), request.pages(), offset, (direction, thread), &service.metrics);
+    }
     if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered && request.is_wanted() {
         let (share, pages) = (request.share(), request.pages());
         let retry = |file| share.transfer_buffered(file, pages, offset, (direction, thread), &service.metrics);

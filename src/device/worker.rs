@@ -107,6 +107,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         scratch: Vec::new(),
         last_took: Duration::ZERO,
         now: Instant::now(),
+        had_company: false,
     };
     // Dropped before the worker, whose storage takes the lock when it is dropped.
     let mut state = queue.state.lock();
@@ -141,6 +142,8 @@ struct Worker<'q> {
     last_took: Duration,
     /// When the last request was done, or the leader woke up.
     now: Instant,
+    /// Others arrived while the last request was served.
+    had_company: bool,
 }
 
 type Guard<'g> = MutexGuard<'g, State>;
@@ -213,10 +216,19 @@ impl Worker<'_> {
         MutexGuard::unlocked(state, || drop(old));
     }
 
+    /// Starts the transfers that the engine has collected. True if there were any; the lock was open then.
+    fn flush(&self, state: &mut Guard<'_>) -> bool {
+        let has_collected = self.engine.has_collected();
+        if has_collected {
+            MutexGuard::unlocked(state, || self.engine.flush());
+        }
+        has_collected
+    }
+
     /// Finishes what the engine has brought to an end.
     fn reap(&mut self, state: &mut Guard<'_>) {
         let bound = self.bound;
-        if self.engine.completion_event().is_none() {
+        if !self.engine.has_finished() {
             return;
         }
         let (engine, finished) = (self.engine, &mut self.finished);
@@ -287,10 +299,10 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let leads = guard.leadership.leads(term);
         let room_before = guard.engine_room();
         let (slot, request) = match chain {
-            Work::New { popped, .. } => {
+            Work::New { popped, waiting } => {
                 let spare = self.take_spare(guard);
                 guard.in_flight.begin(spare.slot(), &popped, self.now, self.thread);
-                (spare.slot(), Ok((spare, popped)))
+                (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
             }
             Work::Again(request) => {
                 let slot = request.slot();
@@ -306,8 +318,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         }
         let served = MutexGuard::unlocked(guard, || {
             let served = match request {
-                Ok((spare, Popped { head, memory })) => {
-                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
+                Ok((spare, Popped { head, memory }, is_alone)) => {
+                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN, is_alone), &mut self.scratch)
                 }
                 Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
@@ -321,6 +333,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let done = Instant::now();
         self.last_took = done - self.now;
         self.now = done;
+        // Before the answer, after which the guest may send the next one.
+        self.had_company = guard.has_waiting();
         match served {
             Outcome::Answered(answered) => self.finish(guard, answered),
             Outcome::Submitted(Some(vacant)) => self.keep_spare(guard, vacant),
@@ -348,11 +362,11 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     }
 
     fn call(&mut self, guard: &mut Guard<'g>) -> bool {
-        let has_any = guard.unsignalled() > 0;
+        let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
         if has_any {
             signal_call(guard, &self.bound.service);
         }
-        has_any
+        has_any || has_started
     }
 
     fn enable_kicks(&self, guard: &mut Guard<'g>) -> bool {

@@ -30,6 +30,23 @@ impl<O: TransferOwner> Engine<O> for SyncEngine {
         Submission::Finished(Finished { transfer, result })
     }
 
+    #[inline]
+    fn flush(&self) {}
+
+    #[inline]
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     fn reap(&self, _finished: &mut Vec<Finished<O>>) {}
 
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {

@@ -21,8 +21,8 @@ pub enum Direction {
 pub enum Thread {
     /// Any thread, or a kernel worker, with the daemon's own credentials and capabilities.
     Any,
-    /// Only the thread that submits: it has laid down a capability for this call (CAP_FSETID, so that the kernel clears
-    /// setuid and setgid).
+    /// Only the thread that submits, which has laid down a capability for this call (CAP_FSETID, so that the kernel clears
+    /// setuid and setgid), or one that has done the same.
     Submitting,
 }
 
@@ -60,4 +60,8 @@ pub struct Transfer<O> {
     pub thread: Thread,
     /// What follows a refusal for alignment.
     pub unaligned: Unaligned,
+    /// It waits for a disk, and the file system lets others be in flight meanwhile: direct I/O, for example on ext4.
+    pub waits_for_disk: bool,
+    /// No other request waited when this one was taken.
+    pub is_alone: bool,
 }

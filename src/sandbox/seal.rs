@@ -1,6 +1,6 @@
 //! The last step of the sandbox: Landlock and the list of system calls.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use rustix::fs::FileType;
 
@@ -20,14 +20,15 @@ pub struct Reach<'f> {
 }
 
 /// Gives up what serving does not need: other files and other system calls. Call it after [`super::enter`], when everything
-/// is open, and before the first thread is started. It cannot be undone. False where the kernel has no Landlock.
+/// is open, and before the first thread is started. It cannot be undone. `rings` are the descriptors of the io_uring rings that
+/// may be entered; others cannot be made. False where the kernel has no Landlock.
 ///
 /// [`JailError::Step`] where the share cannot be examined, [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal(seccomp: Seccomp, reach: &Reach<'_>) -> Result<bool, JailError> {
+pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, rings: &[RawFd]) -> Result<bool, JailError> {
     let kind = rustix::fs::fstat(reach.share).step("examine the share")?.st_mode;
     let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
     let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };
     let has_landlock = landlock::restrict((!reach.by_handle).then_some(&files));
-    seccomp::install(seccomp).map_err(JailError::Seccomp)?;
+    seccomp::install(seccomp, rings).map_err(JailError::Seccomp)?;
     Ok(has_landlock)
 }

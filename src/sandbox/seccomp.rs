@@ -2,6 +2,7 @@
 //! allowed with certain arguments only.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 use libc::c_long;
 use seccompiler::SeccompCmpArgLen::{Dword, Qword};
@@ -39,16 +40,17 @@ const OF_A_PROCESS: u64 = word(
 /// The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) on ENOSYS.
 const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
 
-/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. An error where the
+/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. `rings` are the
+/// descriptors of the io_uring rings that may be entered. An error where the
 /// kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
-pub fn install(wanted: Seccomp) -> Result<(), seccompiler::Error> {
+pub fn install(wanted: Seccomp, rings: &[RawFd]) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::Trap => SeccompAction::Trap,
         Seccomp::None => return Ok(()),
     };
-    let list = program(rules()?, refused, SeccompAction::Allow)?;
+    let list = program(rules(rings)?, refused, SeccompAction::Allow)?;
     let clone3 = program(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, WITHOUT_CLONE3)?;
     // Two filters, because a filter has one action for all calls that match. The stricter action counts. The list comes last,
     // because it does not allow seccomp(2).
@@ -68,7 +70,7 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
     SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
 }
 
-fn rules() -> Result<Rules, BackendError> {
+fn rules(rings: &[RawFd]) -> Result<Rules, BackendError> {
     let mut rules: Rules = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(call, _)| (*call, Vec::new())).collect();
     let one_of = |argument, values: &mut dyn Iterator<Item = u64>| -> Result<Vec<SeccompRule>, BackendError> {
         values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
@@ -99,6 +101,11 @@ fn rules() -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_prlimit64, all(vec![own, SeccompCondition::new(2, Qword, Eq, 0)])?);
     // signal-hook's handler wakes the thread `signals`, and trace/syslog.rs writes a line: connected sockets, no address.
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
+    // sys/uring/in_flight.rs. Only the rings that were made before, which are restricted. io_uring_setup(2) has its flags in
+    // memory, so that no filter could tell a restricted ring from another one.
+    if !rings.is_empty() {
+        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.iter().map(|fd| word(*fd)))?);
+    }
     Ok(rules)
 }
 
@@ -108,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_not_listed() {
-        let rules = rules().unwrap();
+        let rules = rules(&[]).unwrap();
         let ways_out = [
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -138,14 +145,14 @@ mod tests {
 
     #[test]
     fn a_thread_of_an_unnamed_process_gets_signals_only_where_the_c_library_aborts_so() {
-        let rules = rules().unwrap();
+        let rules = rules(&[]).unwrap();
         assert_eq!(rules.get(&libc::SYS_tkill).map(Vec::len), cfg!(target_env = "musl").then_some(1));
         assert_eq!(rules[&libc::SYS_tgkill].len(), 1);
     }
 
     #[test]
     fn the_filter_fits_the_kernels_limit() {
-        let list = program(rules().unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+        let list = program(rules(&[]).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         // BPF_MAXINSNS.
         assert!(list.len() < 4096, "{} instructions", list.len());
     }

@@ -62,15 +62,20 @@ pub struct PreparedTransfer {
     /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): a transfer that
     /// O_DIRECT refuses for its alignment is made through a second descriptor without it.
     pub unaligned: Unaligned,
+    /// As in [`io::Transfer`].
+    pub waits_for_disk: bool,
 }
 
 impl Share {
     /// READ. EBADF where the handle is not open, EISDIR for a directory; ESTALE where the guest sends no OPEN and the file is gone.
     pub fn prepare_read(&self, node: NodeId, handle: FileHandle) -> Result<PreparedTransfer, Errno> {
         let opened = self.open_target(node, handle)?;
-        let unaligned = if let OpenTarget::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
+        let (unaligned, waits_for_disk) = match &opened {
+            OpenTarget::Handle(file) => (when_unaligned(file, true), file.waits_for_disk()),
+            _ => (Unaligned::Fail, false),
+        };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
-        Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned })
+        Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned, waits_for_disk })
     }
 
     /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
@@ -84,13 +89,27 @@ impl Share {
         let clears = self.session.clears_suidgid(write.clears_suidgid);
         keep_suidgid(!clears);
         let thread = if clears { Thread::Submitting } else { Thread::Any };
-        let unaligned = when_unaligned(&file, write.from_cache);
+        let (unaligned, waits_for_disk) = (when_unaligned(&file, write.from_cache), file.waits_for_disk());
         let file = FileInUse::of_handle(file);
-        Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned })
+        Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned, waits_for_disk })
     }
 
-    /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause. To be
-    /// called on the thread that made the transfer, where it was bound to one.
+    /// Makes a transfer of `file` on this thread, on which it was not prepared.
+    pub fn transfer_again(
+        &self,
+        file: BorrowedFd<'_>,
+        pages: &[PageDescriptor],
+        offset: u64,
+        (direction, thread): (Direction, Thread),
+        metrics: &Metrics,
+    ) -> Result<usize, Errno> {
+        if matches!(direction, Direction::Write { .. }) {
+            keep_suidgid(thread == Thread::Any);
+        }
+        io::run(file, pages, offset, direction, metrics)
+    }
+
+    /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause.
     pub fn transfer_buffered(
         &self,
         file: &FileInUse,
@@ -103,11 +122,8 @@ impl Share {
             return None;
         }
         let file = self.files.user_of(file)?;
-        // The calling thread may have cleared CAP_FSETID for a WRITE of its own.
-        if thread == Thread::Any && matches!(direction, Direction::Write { .. }) {
-            keep_suidgid(true);
-        }
-        Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
+        let again = |buffered| self.transfer_again(buffered, pages, offset, (direction, thread), metrics);
+        Some(self.buffered(&file).and_then(again))
     }
 
     /// FALLOCATE; `mode` and errors as in man fallocate(2). EROFS on a read-only share, EBADF where the handle is not open,
