@@ -86,7 +86,7 @@ fn finish_all(incoming: &Receiver<Transfer<InFlight>>, gate: &Gate, state: &Mute
         let mut burst: Vec<_> = std::iter::once(first).chain(incoming.try_iter()).collect();
         while let Some(transfer) = burst.pop() {
             let owner = &transfer.owner;
-            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, metrics);
+            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, metrics);
             let mut state = state.lock();
             if state.has_ended {
                 drop(state);
@@ -103,7 +103,7 @@ impl Engine<InFlight> for LaterEngine {
     fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
         if transfer.thread == Thread::Submitting {
             let owner = &transfer.owner;
-            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.metrics);
+            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, &self.metrics);
             return Submission::Finished(Finished { transfer, result });
         }
         let mut state = self.state.lock();

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
-use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, Seccomp};
+use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, RingCalls, Seccomp};
 use gatherfs::sys::file_handle::{self, Handle};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs_support::daemon::Scratch;
@@ -240,7 +240,7 @@ fn inside(words: &[String]) -> ExitCode {
         Entered::Inside(jail) => jail,
         Entered::Outside(status) => return ExitCode::from(u8::try_from(status).unwrap()),
     };
-    sandbox::seal(seccomp, &Reach { share: jail.share.as_fd(), by_handle, removable: None }).unwrap();
+    sandbox::seal(seccomp, &Reach { share: jail.share.as_fd(), by_handle, removable: None }, &RingCalls::default()).unwrap();
     let outside = Outside {
         pid: pid.parse().unwrap(),
         program,

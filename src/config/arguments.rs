@@ -179,6 +179,13 @@ pub struct Arguments {
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = PERFORMANCE)]
     pub io_engine: IoEngine,
 
+    /// Keep guest memory in RAM and registered with io_uring
+    ///
+    /// Saves CPU time of direct I/O (Linux 6.15). Needs a limit of locked memory (RLIMIT_MEMLOCK) of the guest's size; the host
+    /// cannot swap out or reclaim guest memory, by a balloon for example.
+    #[arg(long, help_heading = PERFORMANCE)]
+    pub pin_guest_memory: bool,
+
     /// Enable extended attributes
     #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]
     pub xattr: bool,

@@ -58,6 +58,9 @@ pub enum ConfigError {
     /// A limit for locks that the guest's kernel holds.
     #[error("--lock-wait needs --locks host: the guest's kernel does not limit waits for its own locks; leave it out")]
     LockWait,
+    /// Guest memory is registered with rings that there are not.
+    #[error("--pin-guest-memory needs --allow-direct-io, or --io-engine uring: nothing else is done by io_uring; leave it out")]
+    PinsWithoutRings,
     /// A check that applies to paths only.
     #[error("{0} needs --migration-mode find-paths; leave it out")]
     MigrationCheck(&'static str),
@@ -115,6 +118,8 @@ pub struct IoOptions {
     pub rings: u16,
     /// What goes to them.
     pub which: Which,
+    /// Whether guest memory is registered with them.
+    pub pins_memory: bool,
 }
 
 impl IoOptions {
@@ -231,13 +236,21 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
-        io: match a.io_engine {
-            IoEngine::Uring => IoOptions { rings: queues, which: Which::All },
-            IoEngine::Auto if a.allow_direct_io => IoOptions { rings: queues, which: Which::Overlapping },
-            IoEngine::Auto | IoEngine::Sync => IoOptions { rings: 0, which: Which::Overlapping },
-        },
+        io: io_options(a, queues)?,
         summary: policy_summary(a),
     })
+}
+
+fn io_options(a: &Arguments, queues: u16) -> Result<IoOptions, ConfigError> {
+    let (rings, which) = match a.io_engine {
+        IoEngine::Uring => (queues, Which::All),
+        IoEngine::Auto if a.allow_direct_io => (queues, Which::Overlapping),
+        IoEngine::Auto | IoEngine::Sync => (0, Which::Overlapping),
+    };
+    if a.pin_guest_memory && rings == 0 {
+        return Err(ConfigError::PinsWithoutRings);
+    }
+    Ok(IoOptions { rings, which, pins_memory: a.pin_guest_memory })
 }
 
 fn wanted(negotiation: Negotiation) -> Support {

@@ -81,7 +81,7 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
     };
     let (share, node) = (request.share(), header.node);
     // Transfers that were collected do not wait for what this one does on the host.
-    if !matches!(operation, Operation::Read { .. } | Operation::Write { .. }) {
+    if !matches!(operation, Operation::Read { .. } | Operation::Write { .. } | Operation::Fsync { .. }) {
         engine.flush();
     }
     // SETLKW checks for an early INTERRUPT itself.
@@ -115,7 +115,7 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
         Operation::Release { handle, flock_owner } => answer_done(share.release(handle, flock_owner), request),
         Operation::Flush { handle, lock_owner } => answer_done(share.flush(handle, lock_owner), request),
-        Operation::Fsync { handle, data_only } => answer_done(share.fsync(node, handle, data_only), request),
+        Operation::Fsync { handle, data_only } => return transfer::sync(service, engine, request, handle, data_only),
         Operation::Fallocate { handle, offset, len, mode } => answer_done(share.fallocate(handle, offset, len, mode, header.uid), request),
         Operation::Lseek { handle, offset, whence } => {
             answer(share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }), request)

@@ -70,6 +70,7 @@ pub struct Service {
     /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
     queues: OnceLock<Vec<Weak<dyn SessionQueue>>>,
     make_engine: Box<MakeEngine>,
+    rings: Option<Arc<Rings>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -85,6 +86,7 @@ impl Service {
         let make_engine = move |_| QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
+            rings: None,
             export,
             metrics,
             options: Options::default(),
@@ -109,7 +111,7 @@ impl Service {
 
     /// The same with the io_uring engine for request queues, as long as there are `rings`.
     pub fn with_rings(self, rings: Arc<Rings>, which: Which) -> Service {
-        let metrics = Arc::clone(&self.metrics);
+        let (metrics, all) = (Arc::clone(&self.metrics), Arc::clone(&rings));
         let make_engine = move |index: QueueIndex| {
             if index == QueueIndex::HIPRIO {
                 return QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)));
@@ -123,7 +125,7 @@ impl Service {
                 QueueEngine::Uring,
             )
         };
-        Service { make_engine: Box::new(make_engine), ..self }
+        Service { make_engine: Box::new(make_engine), rings: Some(all), ..self }
     }
 
     /// The I/O engine of queue `index`, which starts.
@@ -162,8 +164,12 @@ impl Service {
 
     /// Replaces guest memory. Requests in flight keep what they translated.
     pub fn set_memory(&self, map: GuestMap) {
-        let old = std::mem::replace(&mut *self.memory.write(), Arc::new(map));
+        let map = Arc::new(map);
+        let old = std::mem::replace(&mut *self.memory.write(), Arc::clone(&map));
         self.memory_generation.fetch_add(1, Ordering::Release);
+        if let Some(rings) = &self.rings {
+            rings.set_memory(&map);
+        }
         // Unmapped with the lock open, if no request uses it.
         drop(old);
     }

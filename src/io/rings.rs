@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::pinned::PinnedMemory;
+use crate::guest::GuestMap;
 use crate::sys::uring::Uring;
 
 /// Requests of a ring at most. More than a disk has in flight (a SATA disk 32, a virtio disk 128 to 256), and few enough for the
@@ -19,6 +21,8 @@ pub struct Rings {
     all: Vec<Arc<Uring>>,
     /// Held to take one.
     taking: Mutex<()>,
+    /// Guest memory that is registered with all of them.
+    pinned: Option<Arc<PinnedMemory>>,
 }
 
 /// io_uring cannot be used here.
@@ -38,10 +42,34 @@ fn reason(e: &io::Error) -> String {
 }
 
 impl Rings {
-    /// Makes `count` rings, which have the capabilities of the calling thread.
-    pub fn new(count: u16) -> Result<Rings, NoRings> {
-        let all = (0..count).map(|_| Uring::new(REQUESTS_MAX).map(Arc::new)).collect::<io::Result<_>>()?;
-        Ok(Rings { all, taking: Mutex::new(()) })
+    /// Makes `count` rings, which have the capabilities of the calling thread. With `pins_memory` guest memory is registered with
+    /// them, where the kernel supports that.
+    pub fn new(count: u16, pins_memory: bool) -> Result<Rings, NoRings> {
+        let make = |_| Uring::new(REQUESTS_MAX, pins_memory).map(Arc::new);
+        let all = (0..count).map(make).collect::<io::Result<Vec<_>>>()?;
+        let has_buffers = all.iter().all(|ring| ring.has_buffers());
+        if pins_memory && !has_buffers {
+            tracing::warn!("--pin-guest-memory has no effect: it takes Linux 6.15");
+        }
+        let pinned = (pins_memory && has_buffers).then(Arc::default);
+        Ok(Rings { all, taking: Mutex::new(()), pinned })
+    }
+
+    /// Guest memory was replaced. It is pinned, if that was asked for.
+    pub fn set_memory(&self, map: &Arc<GuestMap>) {
+        if let Some(pinned) = &self.pinned {
+            pinned.replace(&self.all, Arc::clone(map));
+        }
+    }
+
+    /// Whether guest memory is registered with the rings.
+    pub fn pins_memory(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// The memory that is registered, if any is.
+    pub(super) fn pinned(&self) -> Option<Arc<PinnedMemory>> {
+        self.pinned.clone()
     }
 
     /// The numbers of their descriptors.

@@ -1,18 +1,23 @@
-//! A transfer: file, offset, direction and guest pages, with the object that owns them.
+//! A transfer: what is to be done with a file, and the object that owns the file and the guest's pages.
 
 use std::os::fd::BorrowedFd;
 
 use crate::guest::PageDescriptor;
 
-/// Which way the bytes go.
+/// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
+pub enum Action {
     /// From the file into guest memory.
     Read,
     /// From guest memory into the file.
     Write {
         /// To the end of the file, whatever the offset (man pwritev2(2), RWF_APPEND).
         append: bool,
+    },
+    /// What was written is to be on the disk (man fsync(2)). Without pages.
+    Sync {
+        /// Metadata that is not needed to read it may wait (man fdatasync(2)).
+        data_only: bool,
     },
 }
 
@@ -47,15 +52,15 @@ pub trait TransferOwner: Send {
     fn note_submitted(&self);
 }
 
-/// One READ or WRITE.
+/// One READ, WRITE or FSYNC.
 #[derive(Debug)]
 pub struct Transfer<O> {
     /// Owns file and pages; comes back with the result.
     pub owner: O,
     /// Byte offset in the file.
     pub offset: u64,
-    /// Which way.
-    pub direction: Direction,
+    /// What is to be done.
+    pub action: Action,
     /// Which thread may make the call.
     pub thread: Thread,
     /// What follows a refusal for alignment.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::engine::{Engine, Finished, Submission};
+use super::pinned::PinnedMemory;
 use super::rings::Rings;
 use super::sync::run;
-use super::transfer::{Direction, Thread, Transfer, TransferOwner};
+use super::transfer::{Action, Thread, Transfer, TransferOwner};
 use crate::metrics::Metrics;
 use crate::sys::uring::{Request, Rights, Ring};
 use crate::sys::vectored::{APPEND, SEGMENTS_MAX};
@@ -35,6 +36,7 @@ pub struct UringEngine<O: TransferOwner> {
     which: Which,
     /// Direct transfers in a row that were alone.
     alone: AtomicU32,
+    pinned: Option<Arc<PinnedMemory>>,
     metrics: Arc<Metrics>,
 }
 
@@ -42,7 +44,7 @@ impl<O: TransferOwner> UringEngine<O> {
     /// An engine on a ring that is free. `None` where there is none.
     pub fn new(rings: &Rings, which: Which, metrics: Arc<Metrics>) -> Option<UringEngine<O>> {
         let ring = Arc::new(Ring::new(rings.take()?));
-        Some(UringEngine { ring, which, alone: AtomicU32::new(0), metrics })
+        Some(UringEngine { ring, which, alone: AtomicU32::new(0), pinned: rings.pinned(), metrics })
     }
 
     /// Whether the transfer is better finished later.
@@ -68,15 +70,21 @@ impl<O: TransferOwner> UringEngine<O> {
     }
 }
 
-/// The request of a transfer whose owner stays where it is.
-fn request_of<O: TransferOwner>(transfer: &Transfer<O>) -> Request<'_> {
+/// The request of a transfer whose owner stays where it is. `buffer` is the registered memory that has its pages.
+fn request_of<O: TransferOwner>(transfer: &Transfer<O>, buffer: Option<u16>) -> Request<'_> {
     let (file, pages, offset) = (transfer.owner.file(), transfer.owner.pages(), transfer.offset);
-    match transfer.direction {
-        Direction::Read => Request::read(file, pages, offset),
-        Direction::Write { append } => {
+    match (transfer.action, buffer) {
+        (Action::Read, None) => Request::read(file, pages, offset),
+        (Action::Read, Some(buffer)) => Request::read_registered(file, pages, offset, buffer),
+        (Action::Write { append }, buffer) => {
             let rights = if transfer.thread == Thread::Any { Rights::Own } else { Rights::WithoutFsetid };
-            Request::write(file, pages, offset, if append { APPEND } else { 0 }, rights)
+            let how = (if append { APPEND } else { 0 }, rights);
+            match buffer {
+                None => Request::write(file, pages, offset, how),
+                Some(buffer) => Request::write_registered(file, pages, offset, how, buffer),
+            }
         }
+        (Action::Sync { data_only }, _) => Request::sync(file, data_only),
     }
 }
 
@@ -85,17 +93,25 @@ impl<O: TransferOwner + std::fmt::Debug + 'static> Engine<O> for UringEngine<O> 
         if !self.is_for_ring(&transfer) {
             self.flush();
             let owner = &transfer.owner;
-            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.metrics);
+            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, &self.metrics);
             return Submission::Finished(Finished { transfer, result });
         }
-        let counter = if transfer.direction == Direction::Read { &self.metrics.host_reads } else { &self.metrics.host_writes };
+        let action = transfer.action;
         let placed = self.ring.place(transfer, |transfer| {
             transfer.owner.note_submitted();
-            request_of(transfer)
+            let buffer = self.pinned.as_ref().and_then(|pinned| pinned.buffer_of(transfer.owner.pages()));
+            if buffer.is_some() {
+                self.metrics.pinned_transfers.increment();
+            }
+            request_of(transfer, buffer)
         });
         match placed {
             Ok(placed) => {
-                counter.increment();
+                match action {
+                    Action::Read => self.metrics.host_reads.increment(),
+                    Action::Write { .. } => self.metrics.host_writes.increment(),
+                    Action::Sync { .. } => {}
+                }
                 if placed >= BATCH_MAX {
                     self.flush();
                 }

@@ -1,12 +1,12 @@
 //! The last step of the sandbox: Landlock and the list of system calls.
 
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::FileType;
 
 use super::error::{JailError, Step};
 use super::landlock;
-use super::seccomp::{self, Seccomp};
+use super::seccomp::{self, RingCalls, Seccomp};
 
 /// The paths that remain accessible.
 #[derive(Debug, Clone, Copy)]
@@ -20,11 +20,11 @@ pub struct Reach<'f> {
 }
 
 /// Gives up what serving does not need: other files and other system calls. Call it after [`super::enter`], when everything
-/// is open, and before the first thread is started. It cannot be undone. `rings` are the descriptors of the io_uring rings that
-/// may be entered; others cannot be made. False where the kernel has no Landlock.
+/// is open, and before the first thread is started. It cannot be undone. `rings` are the io_uring rings that may be used; others
+/// cannot be made. False where the kernel has no Landlock.
 ///
 /// [`JailError::Step`] where the share cannot be examined, [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, rings: &[RawFd]) -> Result<bool, JailError> {
+pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, rings: &RingCalls) -> Result<bool, JailError> {
     let kind = rustix::fs::fstat(reach.share).step("examine the share")?.st_mode;
     let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
     let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };

@@ -24,6 +24,18 @@ pub enum Seccomp {
     None,
 }
 
+/// The io_uring rings that may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RingCalls {
+    /// Their descriptors.
+    pub descriptors: Vec<RawFd>,
+    /// Guest memory may be registered with them.
+    pub registers_memory: bool,
+}
+
+/// What a ring may register (linux/io_uring.h): IORING_REGISTER_BUFFERS_UPDATE and IORING_REGISTER_CLONE_BUFFERS.
+const RING_REGISTRATIONS: [u64; 2] = [16, 30];
+
 /// Flags of clone(2) that must be set (a thread of this process), and flags that must not be set (processes, namespaces).
 const OF_A_THREAD: u64 = word(libc::CLONE_THREAD | libc::CLONE_VM);
 const OF_A_PROCESS: u64 = word(
@@ -40,10 +52,10 @@ const OF_A_PROCESS: u64 = word(
 /// The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) on ENOSYS.
 const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
 
-/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. `rings` are the
-/// descriptors of the io_uring rings that may be entered. An error where the
+/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. `rings` may be
+/// used. An error where the
 /// kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
-pub fn install(wanted: Seccomp, rings: &[RawFd]) -> Result<(), seccompiler::Error> {
+pub fn install(wanted: Seccomp, rings: &RingCalls) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
@@ -70,7 +82,7 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
     SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
 }
 
-fn rules(rings: &[RawFd]) -> Result<Rules, BackendError> {
+fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
     let mut rules: Rules = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(call, _)| (*call, Vec::new())).collect();
     let one_of = |argument, values: &mut dyn Iterator<Item = u64>| -> Result<Vec<SeccompRule>, BackendError> {
         values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
@@ -101,10 +113,17 @@ fn rules(rings: &[RawFd]) -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_prlimit64, all(vec![own, SeccompCondition::new(2, Qword, Eq, 0)])?);
     // signal-hook's handler wakes the thread `signals`, and trace/syslog.rs writes a line: connected sockets, no address.
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
-    // sys/uring/in_flight.rs. Only the rings that were made before, which are restricted. io_uring_setup(2) has its flags in
-    // memory, so that no filter could tell a restricted ring from another one.
-    if !rings.is_empty() {
-        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.iter().map(|fd| word(*fd)))?);
+    // sys/uring/in_flight.rs and sys/uring/buffers.rs: only the rings that were made before, which are restricted.
+    // io_uring_setup(2) has its flags in memory, so that a filter could not tell a restricted ring from another one.
+    if !rings.descriptors.is_empty() {
+        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.descriptors.iter().map(|fd| word(*fd)))?);
+    }
+    if rings.registers_memory && !rings.descriptors.is_empty() {
+        let fds = rings.descriptors.iter().flat_map(|fd| RING_REGISTRATIONS.map(|registration| (*fd, registration)));
+        let rule = |(fd, registration)| -> Result<SeccompRule, BackendError> {
+            SeccompRule::new(vec![SeccompCondition::new(0, Dword, Eq, word(fd))?, SeccompCondition::new(1, Dword, Eq, registration)?])
+        };
+        rules.insert(libc::SYS_io_uring_register, fds.map(rule).collect::<Result<_, _>>()?);
     }
     Ok(rules)
 }
@@ -115,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_not_listed() {
-        let rules = rules(&[]).unwrap();
+        let rules = rules(&RingCalls::default()).unwrap();
         let ways_out = [
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -145,14 +164,14 @@ mod tests {
 
     #[test]
     fn a_thread_of_an_unnamed_process_gets_signals_only_where_the_c_library_aborts_so() {
-        let rules = rules(&[]).unwrap();
+        let rules = rules(&RingCalls::default()).unwrap();
         assert_eq!(rules.get(&libc::SYS_tkill).map(Vec::len), cfg!(target_env = "musl").then_some(1));
         assert_eq!(rules[&libc::SYS_tgkill].len(), 1);
     }
 
     #[test]
     fn the_filter_fits_the_kernels_limit() {
-        let list = program(rules(&[]).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+        let list = program(rules(&RingCalls::default()).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         // BPF_MAXINSNS.
         assert!(list.len() < 4096, "{} instructions", list.len());
     }

@@ -1,6 +1,7 @@
 //! io_uring(7): a ring that reads, writes and syncs open files. The kernel refuses every other operation of it, so that nobody
 //! who takes the process over can open files through it, where seccomp(2) does not look.
 
+mod buffers;
 mod in_flight;
 
 use std::io;
@@ -14,8 +15,12 @@ use super::identity;
 
 pub use in_flight::{Request, Ring};
 
+pub use buffers::BUFFERS_MAX;
+
 /// The operations of a ring.
 const OPERATIONS: [u8; 3] = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
+/// Those that name a registered buffer.
+const WITH_BUFFERS: [u8; 2] = [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE];
 
 /// Whose capabilities an operation has. Those of the thread that enters the ring do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,7 @@ pub struct Uring {
     /// Numbers of the registered credentials.
     own: u16,
     without_fsetid: u16,
+    has_buffers: bool,
 }
 
 impl std::fmt::Debug for Uring {
@@ -41,14 +47,15 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// A ring of `entries` requests, with the capabilities that the calling thread has now.
+    /// A ring of `entries` requests, with the capabilities that the calling thread has now. `with_buffers`: memory may be
+    /// registered with it, where the kernel supports that (Linux 6.15, [`Uring::has_buffers`]).
     ///
     /// A completion is posted by the thread that entered the ring with the request, in its next system call or when it sleeps in
     /// one (IORING_SETUP_COOP_TASKRUN): a thread that is awake is not interrupted for it and finds a flag set instead.
     ///
     /// # Errors
     /// EPERM or ENOSYS where the kernel or a seccomp filter does not allow io_uring, EINVAL before Linux 5.19, ENOMEM, EMFILE.
-    pub fn new(entries: u32) -> io::Result<Uring> {
+    pub fn new(entries: u32, with_buffers: bool) -> io::Result<Uring> {
         let mut builder = IoUring::builder();
         builder.setup_r_disabled().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
         let ring = builder.build(entries)?;
@@ -59,10 +66,16 @@ impl Uring {
         if is_down && !identity::set_capability(Capability::CAP_FSETID, true) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        let allowed = OPERATIONS.into_iter().map(Restriction::sqe_op).chain([Restriction::sqe_flags_allowed(0)]);
-        ring.submitter().register_restrictions(&mut allowed.collect::<Vec<_>>())?;
+        let mut allowed = vec![Restriction::sqe_flags_allowed(0)];
+        allowed.extend(OPERATIONS.map(Restriction::sqe_op));
+        let has_buffers = with_buffers && buffers::prepare(&ring.submitter())?;
+        if has_buffers {
+            allowed.extend(WITH_BUFFERS.map(Restriction::sqe_op));
+            allowed.extend(buffers::REGISTRATIONS.map(Restriction::register_op));
+        }
+        ring.submitter().register_restrictions(&mut allowed)?;
         ring.submitter().register_enable_rings()?;
-        Ok(Uring { ring, own, without_fsetid: without_fsetid? })
+        Ok(Uring { ring, own, without_fsetid: without_fsetid?, has_buffers })
     }
 
     /// The most requests at a time.
@@ -75,6 +88,11 @@ impl Uring {
             Rights::Own => self.own,
             Rights::WithoutFsetid => self.without_fsetid,
         }
+    }
+
+    /// Whether memory can be registered.
+    pub fn has_buffers(&self) -> bool {
+        self.has_buffers
     }
 
     /// The number of its descriptor, for a filter of system calls.

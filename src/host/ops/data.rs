@@ -1,4 +1,4 @@
-//! READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE: file data.
+//! READ, WRITE, FSYNC, FALLOCATE, LSEEK and COPY_FILE_RANGE: file data.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,7 +9,7 @@ use crate::host::files::{FileInUse, OpenTarget};
 use crate::host::inodes::reopen;
 use crate::host::rights::{keep_suidgid, without_fsetid};
 use crate::host::share::Share;
-use crate::io::{self, Direction, Thread, Unaligned};
+use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
 use crate::sys::stat;
@@ -50,13 +50,13 @@ pub struct CopyRange {
     pub flags: u64,
 }
 
-/// A READ or WRITE that was checked, for an I/O engine.
+/// A READ, WRITE or FSYNC that was checked, for an I/O engine.
 #[derive(Debug)]
 pub struct PreparedTransfer {
     /// The open file.
     pub file: FileInUse,
-    /// Read or write.
-    pub direction: Direction,
+    /// What is to be done.
+    pub action: Action,
     /// Which thread may make the call.
     pub thread: Thread,
     /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): a transfer that
@@ -75,7 +75,7 @@ impl Share {
             _ => (Unaligned::Fail, false),
         };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
-        Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned, waits_for_disk })
+        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk })
     }
 
     /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
@@ -91,7 +91,13 @@ impl Share {
         let thread = if clears { Thread::Submitting } else { Thread::Any };
         let (unaligned, waits_for_disk) = (when_unaligned(&file, write.from_cache), file.waits_for_disk());
         let file = FileInUse::of_handle(file);
-        Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned, waits_for_disk })
+        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk })
+    }
+
+    /// FSYNC. EBADF where the handle is not open, EISDIR for a directory, which has FSYNCDIR.
+    pub fn prepare_sync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<PreparedTransfer, Errno> {
+        let prepared = self.prepare_read(node, handle)?;
+        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, ..prepared })
     }
 
     /// Makes a transfer of `file` on this thread, on which it was not prepared.
@@ -100,13 +106,13 @@ impl Share {
         file: BorrowedFd<'_>,
         pages: &[PageDescriptor],
         offset: u64,
-        (direction, thread): (Direction, Thread),
+        (action, thread): (Action, Thread),
         metrics: &Metrics,
     ) -> Result<usize, Errno> {
-        if matches!(direction, Direction::Write { .. }) {
+        if matches!(action, Action::Write { .. }) {
             keep_suidgid(thread == Thread::Any);
         }
-        io::run(file, pages, offset, direction, metrics)
+        io::run(file, pages, offset, action, metrics)
     }
 
     /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause.
@@ -115,14 +121,14 @@ impl Share {
         file: &FileInUse,
         pages: &[PageDescriptor],
         offset: u64,
-        (direction, thread): (Direction, Thread),
+        (action, thread): (Action, Thread),
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
         if is_aligned(pages, offset) {
             return None;
         }
         let file = self.files.user_of(file)?;
-        let again = |buffered| self.transfer_again(buffered, pages, offset, (direction, thread), metrics);
+        let again = |buffered| self.transfer_again(buffered, pages, offset, (action, thread), metrics);
         Some(self.buffered(&file).and_then(again))
     }
 

@@ -39,9 +39,29 @@ impl<'v> Request<'v> {
     }
 
     /// As pwritev2(2), with RWF_ `flags`.
-    pub fn write(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64, flags: i32, rights: Rights) -> Request<'v> {
+    pub fn write(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64, (flags, rights): (i32, Rights)) -> Request<'v> {
         let (first, count) = raw(pages);
         Request::new(opcode::Writev::new(types::Fd(file.as_raw_fd()), first, count).offset(offset).rw_flags(flags).build(), rights)
+    }
+
+    /// As [`Request::read`], of pages that are all in the registered buffer number `buffer`. EFAULT where they are not.
+    pub fn read_registered(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64, buffer: u16) -> Request<'v> {
+        let (first, count) = raw(pages);
+        let entry = opcode::ReadvFixed::new(types::Fd(file.as_raw_fd()), first, count, buffer).offset(offset);
+        Request::new(entry.build(), Rights::Own)
+    }
+
+    /// As [`Request::write`], of pages that are all in the registered buffer number `buffer`. EFAULT where they are not.
+    pub fn write_registered(
+        file: BorrowedFd<'v>,
+        pages: &'v (impl Segments + ?Sized),
+        offset: u64,
+        (flags, rights): (i32, Rights),
+        buffer: u16,
+    ) -> Request<'v> {
+        let (first, count) = raw(pages);
+        let entry = opcode::WritevFixed::new(types::Fd(file.as_raw_fd()), first, count, buffer).offset(offset).rw_flags(flags);
+        Request::new(entry.build(), rights)
     }
 
     /// As fsync(2), or fdatasync(2).
