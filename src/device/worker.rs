@@ -347,6 +347,10 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
                 }
             }
         }
+        if !guard.leadership.leads(term) {
+            // The next leader may sleep already.
+            self.flush(guard);
+        }
         if self.note_returned(guard, slot) {
             return;
         }
