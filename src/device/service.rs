@@ -119,7 +119,11 @@ impl Service {
             UringEngine::new(&rings, which, Arc::clone(&metrics)).map_or_else(
                 || {
                     let count = rings.count();
-                    tracing::warn!("queue {} has no ring: there are {count}; --num-request-queues N makes N of them", index.0);
+                    tracing::warn!(
+                        "queue {} has no io_uring ring and uses system calls: {count} were made at start; give \
+                         --num-request-queues the number of queues of the VMM",
+                        index.0
+                    );
                     QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)))
                 },
                 QueueEngine::Uring,

@@ -45,7 +45,7 @@ impl PinnedMemory {
                 if !self.has_failed.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         "--pin-guest-memory: guest memory cannot be pinned: {e}; raise the limit of locked memory (RLIMIT_MEMLOCK, \
-                         LimitMEMLOCK= of a systemd unit) to the size of the guest, or leave the option out"
+                         LimitMEMLOCK= of a systemd unit) to the size of the guest, give --modcaps +ipc_lock as root, or leave the option out"
                     );
                 }
             }

@@ -10,6 +10,7 @@ use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use super::system_calls::{CALLS, CALLS_OF_ARCH, CALLS_OF_MUSL, FCNTLS, IOCTLS, PRCTLS};
+use crate::sys::uring::REGISTRATIONS;
 
 /// What the kernel does with a call that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +33,6 @@ pub struct RingCalls {
     /// Guest memory may be registered with them.
     pub registers_memory: bool,
 }
-
-/// What a ring may register (linux/io_uring.h): IORING_REGISTER_BUFFERS_UPDATE and IORING_REGISTER_CLONE_BUFFERS.
-const RING_REGISTRATIONS: [u64; 2] = [16, 30];
 
 /// Flags of clone(2) that must be set (a thread of this process), and flags that must not be set (processes, namespaces).
 const OF_A_THREAD: u64 = word(libc::CLONE_THREAD | libc::CLONE_VM);
@@ -119,9 +117,12 @@ fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
         rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.descriptors.iter().map(|fd| word(*fd)))?);
     }
     if rings.registers_memory && !rings.descriptors.is_empty() {
-        let fds = rings.descriptors.iter().flat_map(|fd| RING_REGISTRATIONS.map(|registration| (*fd, registration)));
+        let fds = rings.descriptors.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
         let rule = |(fd, registration)| -> Result<SeccompRule, BackendError> {
-            SeccompRule::new(vec![SeccompCondition::new(0, Dword, Eq, word(fd))?, SeccompCondition::new(1, Dword, Eq, registration)?])
+            SeccompRule::new(vec![
+                SeccompCondition::new(0, Dword, Eq, word(fd))?,
+                SeccompCondition::new(1, Dword, Eq, registration.into())?,
+            ])
         };
         rules.insert(libc::SYS_io_uring_register, fds.map(rule).collect::<Result<_, _>>()?);
     }

@@ -13,9 +13,8 @@ use io_uring::{IoUring, opcode};
 
 use super::identity;
 
+pub use buffers::{BUFFERS_MAX, REGISTRATIONS};
 pub use in_flight::{Request, Ring};
-
-pub use buffers::BUFFERS_MAX;
 
 /// The operations of a ring.
 const OPERATIONS: [u8; 3] = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
