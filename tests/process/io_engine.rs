@@ -123,7 +123,7 @@ fn rings_work_in_the_sandbox_one_session_after_the_other() {
             transfer(&mut client, &format!("file{session}"), libc::O_DIRECT);
             assert_serves(&mut client, "dir");
         }
-        // SIGUSR1 reaches the inner process through the outer one.
+        // That it cannot be pinned is said once, not for each session.
         assert!(daemon.log().lines().filter(|line| line.contains("--pin-guest-memory")).count() <= 1, "{}", daemon.log());
     }
 }

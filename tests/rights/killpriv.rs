@@ -268,7 +268,7 @@ fn a_daemon_of_another_user_writes_what_it_could_not_open_again() {
 
 #[test]
 fn a_write_through_io_uring_clears_what_its_flag_says() {
-    if !is_root("a_write_through_io_uring_clears_what_its_flag_says") {
+    if !is_root() {
         return;
     }
     for engine in ["sync", "uring"] {
@@ -279,7 +279,7 @@ fn a_write_through_io_uring_clears_what_its_flag_says() {
         let (mut share, file) = agreed_on(&["--killpriv-v2", "--io-engine", engine], V1 | V2);
         // One after the other by the same threads, whose capabilities are those of the WRITE before.
         for kill in [true, false, false, true, false] {
-            set_mode(&mut share, "file", 0o6775);
+            set_mode(&share, "file", 0o6775);
             let c = share.client();
             c.write_flags = if kill { flag::WRITE_KILL_SUIDGID } else { 0 };
             c.write(file.node, file.fh, 0, b"0123456789").unwrap();
