@@ -118,10 +118,14 @@ fn rings_work_in_the_sandbox_one_session_after_the_other() {
         }
         let options = ["--sandbox", sandbox, "--keep-listening", "--allow-direct-io", "--io-engine", "uring", "--pin-guest-memory"];
         let daemon = Daemon::start_in(Scratch::on_disk(), &options);
+        let mut before = 0;
         for session in 0..3 {
             let (_guest, mut client) = mount(daemon.socket());
             transfer(&mut client, &format!("file{session}"), libc::O_DIRECT);
             assert_serves(&mut client, "dir");
+            let submitted = daemon.metrics().get("submitted");
+            assert!(submitted - before > 2 * PAGES as u64, "session {session}: {submitted} after {before}");
+            before = submitted;
         }
         // That it cannot be pinned is said once, not for each session.
         assert!(daemon.log().lines().filter(|line| line.contains("--pin-guest-memory")).count() <= 1, "{}", daemon.log());
