@@ -9,11 +9,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use gatherfs::config::{self, Arguments, Checked, Deprecation, Listening, ParseError, PolicySummary, SocketFile};
+use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
+use gatherfs::io::{Rings, Which};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach};
+use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach, RingCalls};
 use gatherfs::sys::signal;
 use gatherfs::trace::{self, Destination};
 
@@ -81,6 +82,9 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
+    if checked.io.pins_memory {
+        sandbox::raise_locked_memory();
+    }
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
         let entered = sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?;
         Ok((entered, Descriptors::of(open_files)))
@@ -116,11 +120,16 @@ fn serve(
     let root = jail.share.try_clone()?;
     let share = Share::export(checked.share, descriptors, jail.share, jail.descriptor_dir)?;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
-    let server = Server::new(share, ServerOptions { device, config_space, keep_listening })?;
+    let rings = make_rings(checked.io)?;
+    let of_rings = rings.as_ref().map_or_else(RingCalls::default, |(rings, _)| RingCalls {
+        descriptors: rings.descriptors(),
+        registers_memory: rings.pins_memory(),
+    });
+    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings })?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
-    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach)?;
+    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach, &of_rings)?;
     drop(root);
     if checked.watch
         && let Err(e) = share.start_watch(whole)
@@ -149,6 +158,23 @@ fn serve(
     server.serve(listener)?;
     tracing::debug!("metrics {}", server.metrics().to_json());
     Ok(())
+}
+
+/// The rings of the request queues; none where the kernel forbids io_uring, which is an error where it is required.
+fn make_rings(options: IoOptions) -> Result<Option<(Arc<Rings>, Which)>, AnyError> {
+    if options.rings == 0 {
+        return Ok(None);
+    }
+    match Rings::new(options.rings, options.pins_memory) {
+        Ok(rings) => Ok(Some((Arc::new(rings), options.which))),
+        Err(e) if options.is_required() => Err(format!("--io-engine uring: {e}; else leave it out").into()),
+        Err(e) => {
+            tracing::warn!(
+                "direct I/O is done without io_uring, which cannot be used: {e}; --io-engine sync turns it off without this warning"
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// Logs the policies in force, and what is turned off, by an option or because the host does not have it.

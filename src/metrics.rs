@@ -183,6 +183,8 @@ counters! {
     calls: Events, Stable, "Calls (interrupts) sent";
     parked: Events, Internal, "Requests that were suspended to wait for a lock";
     submitted: Events, Internal, "Transfers that an I/O engine accepted to complete later";
+    ring_enters: Events, Internal, "System calls that submitted READs and WRITEs to io_uring";
+    pinned_transfers: Events, Internal, "READs and WRITEs that were submitted with registered guest memory";
     throttled: Events, Internal, "Requests that waited because an I/O engine was full";
     withdrawn: Events, Stable, "Requests answered with EIO because the host did not finish them within --stop-timeout";
     withdrawn_finished: Events, Stable, "Withdrawn requests that the host has finished since";

@@ -30,6 +30,8 @@ impl Errno {
     pub const ENOLCK: Errno = Errno(libc::ENOLCK);
     /// Address outside guest memory.
     pub const EFAULT: Errno = Errno(libc::EFAULT);
+    /// Canceled.
+    pub const ECANCELED: Errno = Errno(libc::ECANCELED);
     /// File exists.
     pub const EEXIST: Errno = Errno(libc::EEXIST);
     /// Invalid argument.

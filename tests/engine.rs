@@ -86,7 +86,7 @@ fn finish_all(incoming: &Receiver<Transfer<InFlight>>, gate: &Gate, state: &Mute
         let mut burst: Vec<_> = std::iter::once(first).chain(incoming.try_iter()).collect();
         while let Some(transfer) = burst.pop() {
             let owner = &transfer.owner;
-            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, metrics);
+            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, metrics);
             let mut state = state.lock();
             if state.has_ended {
                 drop(state);
@@ -103,7 +103,7 @@ impl Engine<InFlight> for LaterEngine {
     fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
         if transfer.thread == Thread::Submitting {
             let owner = &transfer.owner;
-            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.metrics);
+            let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, &self.metrics);
             return Submission::Finished(Finished { transfer, result });
         }
         let mut state = self.state.lock();
@@ -114,6 +114,20 @@ impl Engine<InFlight> for LaterEngine {
         transfer.owner.note_submitted();
         self.transfers.lock().as_ref().unwrap().send(transfer).unwrap();
         Submission::Submitted
+    }
+
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        !self.state.lock().finished.is_empty()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.state.lock().taken
     }
 
     fn reap(&self, finished: &mut Vec<Finished<InFlight>>) {
@@ -299,6 +313,20 @@ impl Engine<InFlight> for LossyEngine {
             drop(transfer);
         });
         Submission::Submitted
+    }
+
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.is_taken.load(Ordering::SeqCst))
     }
 
     fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
-use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, Seccomp};
+use gatherfs::io::Rings;
+use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, RingCalls, Seccomp};
 use gatherfs::sys::file_handle::{self, Handle};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs_support::daemon::Scratch;
@@ -55,6 +56,8 @@ struct Outside {
     /// The file handle of a file beside the share, on its file system.
     handle: Handle,
     share: OwnedFd,
+    /// A ring as the daemon has, and where the parts of one are. `None` where the kernel forbids them.
+    ring: Option<(i32, RingParts)>,
 }
 
 /// The one way that a share with file handles leaves open: the calls that make it are what serving needs.
@@ -75,6 +78,8 @@ const ATTEMPTS: &[Attempt] = &[
     Attempt { name: "change the root", act: change_root, is_unlisted: true, fails_anyway: true },
     Attempt { name: "make a user namespace", act: make_namespace, is_unlisted: true, fails_anyway: false },
     Attempt { name: "type on a terminal", act: type_on_terminal, is_unlisted: true, fails_anyway: true },
+    Attempt { name: "open a path by a ring", act: open_by_ring, is_unlisted: false, fails_anyway: true },
+    Attempt { name: "make a socket by a ring", act: make_socket_by_ring, is_unlisted: false, fails_anyway: true },
     Attempt { name: "set up io_uring", act: set_up_io_uring, is_unlisted: true, fails_anyway: false },
 ];
 
@@ -195,6 +200,74 @@ fn type_on_terminal(_: &Outside) -> Result<String, i32> {
     outcome(unsafe { libc::ioctl(2, libc::TIOCSTI, c"x".as_ptr()) }.into())
 }
 
+/// The offsets that `struct io_uring_params` gives, for a ring of the daemon's size.
+#[derive(Clone, Copy)]
+struct RingParts {
+    sq_tail: usize,
+    sq_array: usize,
+    cq_tail: usize,
+    cqes: usize,
+}
+
+/// Of `struct io_uring_params`, in words of 32 bits: flags, sq_off from 10 on, cq_off from 20 on.
+const PARAMS_WORDS: usize = 30;
+const ENTRIES: usize = 128;
+const IORING_OFF_SQES: i64 = 0x1000_0000;
+
+/// Asks the kernel where the parts of a ring are.
+fn ring_parts() -> Option<RingParts> {
+    let mut params = [0u32; PARAMS_WORDS];
+    // SAFETY: `struct io_uring_params` has 120 bytes.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, params.as_mut_ptr()) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the call above made the descriptor.
+    unsafe { libc::close(fd as i32) };
+    let at = |word: usize| params[word] as usize;
+    Some(RingParts { sq_tail: at(11), sq_array: at(16), cq_tail: at(21), cqes: at(25) })
+}
+
+/// Places an operation of `opcode` in the daemon's ring, as whoever has taken it over can, and enters the ring.
+fn by_ring(outside: &Outside, opcode: u8, fd: i32, address: u64, words: [u32; 2]) -> Result<String, i32> {
+    let Some((ring, parts)) = outside.ring else { return Err(libc::ENOSYS) };
+    let map = |len: usize, offset: i64| {
+        // SAFETY: the kernel chooses the place.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, ring, offset) };
+        assert_ne!(at, libc::MAP_FAILED, "the ring is mapped");
+        at.cast::<u8>()
+    };
+    let len = (parts.sq_array + ENTRIES * 4).max(parts.cqes + 2 * ENTRIES * 16);
+    let (rings, sqes) = (map(len, 0), map(ENTRIES * 64, IORING_OFF_SQES));
+    let mut entry = [0u8; 64];
+    entry[0] = opcode;
+    entry[4..8].copy_from_slice(&fd.to_ne_bytes());
+    entry[16..24].copy_from_slice(&address.to_ne_bytes());
+    entry[24..28].copy_from_slice(&words[0].to_ne_bytes());
+    entry[28..32].copy_from_slice(&words[1].to_ne_bytes());
+    // SAFETY: the first entry, which is the next one of a new ring.
+    unsafe { std::ptr::copy_nonoverlapping(entry.as_ptr(), sqes, entry.len()) };
+    // SAFETY: the submission queue's tail.
+    unsafe { rings.add(parts.sq_tail).cast::<u32>().write_volatile(1) };
+    // SAFETY: integers.
+    outcome(unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, 1, 1, 1, 0, 0) })?;
+    // SAFETY: the completion queue's tail.
+    assert_eq!(unsafe { rings.add(parts.cq_tail).cast::<u32>().read_volatile() }, 1, "one completion");
+    // SAFETY: the result of the first completion.
+    let result = unsafe { rings.add(parts.cqes + 8).cast::<i32>().read_volatile() };
+    if result < 0 { Err(-result) } else { Ok(format!("got {result}")) }
+}
+
+fn open_by_ring(outside: &Outside) -> Result<String, i32> {
+    const IORING_OP_OPENAT: u8 = 18;
+    by_ring(outside, IORING_OP_OPENAT, libc::AT_FDCWD, c"/".as_ptr().addr() as u64, [0, libc::O_DIRECTORY as u32])
+}
+
+fn make_socket_by_ring(outside: &Outside) -> Result<String, i32> {
+    const IORING_OP_SOCKET: u8 = 45;
+    by_ring(outside, IORING_OP_SOCKET, libc::AF_UNIX, 0, [0, 0])
+}
+
 fn set_up_io_uring(_: &Outside) -> Result<String, i32> {
     let mut parameters = [0u64; 15];
     // SAFETY: `struct io_uring_params` has 120 bytes.
@@ -240,7 +313,9 @@ fn inside(words: &[String]) -> ExitCode {
         Entered::Inside(jail) => jail,
         Entered::Outside(status) => return ExitCode::from(u8::try_from(status).unwrap()),
     };
-    sandbox::seal(seccomp, &Reach { share: jail.share.as_fd(), by_handle, removable: None }).unwrap();
+    let rings = ring_parts().map(|parts| (Rings::new(1, false).expect("rings, where there is io_uring"), parts));
+    let calls = RingCalls { descriptors: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), registers_memory: false };
+    sandbox::seal(seccomp, &Reach { share: jail.share.as_fd(), by_handle, removable: None }, &calls).unwrap();
     let outside = Outside {
         pid: pid.parse().unwrap(),
         program,
@@ -249,6 +324,7 @@ fn inside(words: &[String]) -> ExitCode {
         descriptor_dir: jail.descriptor_dir,
         handle,
         share: jail.share,
+        ring: rings.as_ref().map(|(rings, parts)| (rings.descriptors()[0], *parts)),
     };
     let Some(attempt) = ATTEMPTS.iter().find(|a| a.name == attempt) else { fall_over(attempt) };
     let said = match (attempt.act)(&outside) {

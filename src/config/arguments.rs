@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::values::{Cache, InodeFileHandles, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile};
+use super::values::{
+    Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
+};
 use crate::device::PollTime;
 use crate::host::{IdRule, XattrMap};
 
 const SHARE: &str = "Share";
 const SOCKET_AND_DEVICE: &str = "Socket and device";
 const CACHING: &str = "Caching";
+const PERFORMANCE: &str = "Performance";
 const IDS_AND_ATTRIBUTES: &str = "Ids and attributes";
 const SECURITY: &str = "Security";
 const LOCKS: &str = "Locks";
@@ -131,12 +134,6 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true, help_heading = SOCKET_AND_DEVICE)]
     pub thread_pool_size: usize,
 
-    /// Time to look for the next request before sleeping
-    ///
-    /// In microseconds, at most 1000000; 0: never. auto: up to 50, while requests come close together and a CPU is free for it.
-    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = poll_time, help_heading = SOCKET_AND_DEVICE)]
-    pub poll_us: PollTime,
-
     /// Limit for the requests of a queue that the VMM stops [default: 60]
     ///
     /// In seconds, for example 0.5. Requests that the host has not completed by then are answered with EIO. The limit also
@@ -189,6 +186,25 @@ pub struct Arguments {
     /// Disable READDIRPLUS: list directories without attributes
     #[arg(long, help_heading = CACHING)]
     pub no_readdirplus: bool,
+
+    /// How file data is read and written
+    ///
+    /// With auto, rings are made if --allow-direct-io is given, one for each request queue (--num-request-queues).
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = PERFORMANCE)]
+    pub io_engine: IoEngine,
+
+    /// Time to look for the next request before sleeping
+    ///
+    /// In microseconds, at most 1000000; 0: never. auto: up to 50, while requests come close together and a CPU is free for it.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = poll_time, help_heading = PERFORMANCE)]
+    pub poll_us: PollTime,
+
+    /// Keep guest memory in RAM and registered with io_uring
+    ///
+    /// Saves CPU time of direct I/O (Linux 6.15). Needs a limit of locked memory (RLIMIT_MEMLOCK) of the guest's size; the host
+    /// cannot swap out or reclaim guest memory, by a balloon for example.
+    #[arg(long, help_heading = PERFORMANCE)]
+    pub pin_guest_memory: bool,
 
     /// Enable extended attributes
     #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::arguments::Arguments;
 use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
-use super::values::{self, Cache, InodeFileHandles, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
+use super::values::{self, Cache, InodeFileHandles, IoEngine, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
 use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, FileHandles, IdMap, IdRuleError, KillPriv, Options, Rights, Support, Timeouts, TmpfilePolicy, Translation};
+use crate::io::Which;
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
 
 /// The mount tag when none was given.
@@ -57,6 +58,9 @@ pub enum ConfigError {
     /// A limit for locks that the guest's kernel holds.
     #[error("--lock-wait needs --locks host: the guest's kernel does not limit waits for its own locks; leave it out")]
     LockWait,
+    /// Guest memory is registered with rings that there are not.
+    #[error("--pin-guest-memory needs --allow-direct-io, or --io-engine uring: nothing else is done by io_uring; leave it out")]
+    PinsWithoutRings,
     /// A check that applies to paths only.
     #[error("{0} needs --migration-mode find-paths; leave it out")]
     MigrationCheck(&'static str),
@@ -101,8 +105,28 @@ pub struct Checked {
     pub watch: bool,
     /// Whether to wait for the next VMM after one disconnects.
     pub keep_listening: bool,
+    /// How file data is read and written.
+    pub io: IoOptions,
     /// For the log at start.
     pub summary: PolicySummary,
+}
+
+/// Rings to make at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoOptions {
+    /// One for each request queue; 0 where only system calls are used.
+    pub rings: u16,
+    /// What goes to them.
+    pub which: Which,
+    /// Whether guest memory is registered with them.
+    pub pins_memory: bool,
+}
+
+impl IoOptions {
+    /// Whether the daemon cannot do without rings.
+    pub fn is_required(self) -> bool {
+        self.which == Which::All
+    }
 }
 
 /// Checks `arguments`. `is_root` decides which sandboxes are possible, `cpus` is the default number of request queues.
@@ -212,8 +236,21 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
+        io: io_options(a, queues)?,
         summary: policy_summary(a),
     })
+}
+
+fn io_options(a: &Arguments, queues: u16) -> Result<IoOptions, ConfigError> {
+    let (rings, which) = match a.io_engine {
+        IoEngine::Uring => (queues, Which::All),
+        IoEngine::Auto if a.allow_direct_io => (queues, Which::Overlapping),
+        IoEngine::Auto | IoEngine::Sync => (0, Which::Overlapping),
+    };
+    if a.pin_guest_memory && rings == 0 {
+        return Err(ConfigError::PinsWithoutRings);
+    }
+    Ok(IoOptions { rings, which, pins_memory: a.pin_guest_memory })
 }
 
 fn wanted(negotiation: Negotiation) -> Support {

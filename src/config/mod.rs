@@ -22,7 +22,7 @@ mod values;
 
 pub use arguments::Arguments;
 pub use backend::capabilities;
-pub use checks::{Checked, ConfigError, check};
+pub use checks::{Checked, ConfigError, IoOptions, check};
 pub use command::command;
 pub use command_line::{ParseError, parse};
 pub use compat::CompatError;
@@ -31,4 +31,6 @@ pub use deprecations::{Deprecation, deprecations};
 pub use inherited_socket::with_inherited_socket;
 pub use listen::{ListenError, Listening, SocketFile, listen};
 pub use policy_summary::PolicySummary;
-pub use values::{Cache, InodeFileHandles, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile};
+pub use values::{
+    Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
+};

@@ -29,6 +29,17 @@ pub enum InodeFileHandles {
     Mandatory,
 }
 
+/// `--io-engine`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IoEngine {
+    /// Direct I/O by io_uring if requests overlap and the kernel allows it, otherwise as sync
+    Auto,
+    /// By system calls of the queue's threads
+    Sync,
+    /// All by io_uring; exit if the kernel forbids it
+    Uring,
+}
+
 /// `--locks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Locks {

@@ -64,6 +64,7 @@ struct Storage {
     header: RequestHeader,
     file: Option<FileInUse>,
     used_len: u32,
+    is_alone: bool,
     stage: Stage,
 }
 
@@ -98,7 +99,20 @@ impl Vacant {
         let (share, share_generation) = share;
         let (chain, header) = (Chain::new(), RequestHeader::NONE);
         let stage = Stage::Vacant;
-        Vacant(Box::new(Storage { origin, queue, slot, claim, chain, share, share_generation, header, file: None, used_len: 0, stage }))
+        Vacant(Box::new(Storage {
+            origin,
+            queue,
+            slot,
+            claim,
+            chain,
+            share,
+            share_generation,
+            header,
+            file: None,
+            used_len: 0,
+            is_alone: true,
+            stage,
+        }))
     }
 
     /// Its place in the queue's table.
@@ -123,8 +137,10 @@ impl Vacant {
     }
 
     /// Takes the chain at `head` of the ring at `memory` in: walks it and copies the first `first_len` bytes that the guest sent.
-    pub fn begin(mut self, head: u16, memory: Arc<RingMemory>, first_len: usize) -> InFlight {
+    /// `is_alone`: no other chain waits behind it.
+    pub fn begin(mut self, head: u16, memory: Arc<RingMemory>, first_len: usize, is_alone: bool) -> InFlight {
         let storage = &mut *self.0;
+        storage.is_alone = is_alone;
         storage.stage = Stage::InFlight;
         storage.used_len = 0;
         storage.header = RequestHeader::NONE;
@@ -138,6 +154,11 @@ impl InFlight {
     /// Its place in the queue's table.
     pub(super) fn slot(&self) -> SlotIndex {
         self.0.slot
+    }
+
+    /// Whether no other request waited behind it when it was popped.
+    pub(super) fn is_alone(&self) -> bool {
+        self.0.is_alone
     }
 
     /// The share that it is to be served on.

@@ -200,6 +200,11 @@ impl State {
         Next::Chain(Work::New { popped: Popped { head, memory }, waiting: waiting - 1 })
     }
 
+    /// Whether chains wait to be popped.
+    pub fn has_waiting(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.waiting().is_ok_and(|waiting| waiting > 0))
+    }
+
     /// A number that changes when the engine may have got room for more transfers.
     pub fn engine_room(&self) -> u64 {
         self.engine_room
@@ -318,7 +323,7 @@ impl Queue {
         if self.watch.get().is_none() && kick.is_some() {
             let watch = KickWatch::new()?;
             if let Some(bound) = self.bound() {
-                let engine = self.engine.get_or_init(|| bound.service.make_engine());
+                let engine = self.engine.get_or_init(|| bound.service.make_engine(bound.index));
                 if let Some(completions) = engine.completion_event() {
                     watch.watch_completions(completions)?;
                 }

@@ -3,13 +3,15 @@
 use std::os::fd::BorrowedFd;
 
 use super::in_flight::InFlight;
-use crate::io::{Engine, Finished, Submission, SyncEngine, Transfer};
+use crate::io::{Engine, Finished, Submission, SyncEngine, Transfer, UringEngine};
 
 /// An engine for the transfers of one queue.
 #[derive(Debug)]
 pub enum QueueEngine {
     /// Each transfer is carried out by the thread that submits it.
     Sync(SyncEngine),
+    /// Transfers that wait for a disk are submitted to io_uring.
+    Uring(UringEngine<InFlight>),
     /// Any other engine.
     Other(Box<dyn Engine<InFlight>>),
 }
@@ -19,13 +21,50 @@ impl Engine<InFlight> for QueueEngine {
     fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
         match self {
             QueueEngine::Sync(engine) => engine.submit(transfer),
+            QueueEngine::Uring(engine) => engine.submit(transfer),
             QueueEngine::Other(engine) => engine.submit(transfer),
+        }
+    }
+
+    #[inline]
+    fn flush(&self) {
+        match self {
+            QueueEngine::Sync(_) => {}
+            QueueEngine::Uring(engine) => engine.flush(),
+            QueueEngine::Other(engine) => engine.flush(),
+        }
+    }
+
+    #[inline]
+    fn has_collected(&self) -> bool {
+        match self {
+            QueueEngine::Sync(_) => false,
+            QueueEngine::Uring(engine) => engine.has_collected(),
+            QueueEngine::Other(engine) => engine.has_collected(),
+        }
+    }
+
+    #[inline]
+    fn has_finished(&self) -> bool {
+        match self {
+            QueueEngine::Sync(_) => false,
+            QueueEngine::Uring(engine) => engine.has_finished(),
+            QueueEngine::Other(engine) => engine.has_finished(),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        match self {
+            QueueEngine::Sync(_) => 0,
+            QueueEngine::Uring(engine) => engine.in_flight(),
+            QueueEngine::Other(engine) => engine.in_flight(),
         }
     }
 
     fn reap(&self, finished: &mut Vec<Finished<InFlight>>) {
         match self {
             QueueEngine::Sync(engine) => engine.reap(finished),
+            QueueEngine::Uring(engine) => engine.reap(finished),
             QueueEngine::Other(engine) => engine.reap(finished),
         }
     }
@@ -33,13 +72,16 @@ impl Engine<InFlight> for QueueEngine {
     fn completion_event(&self) -> Option<BorrowedFd<'_>> {
         match self {
             QueueEngine::Sync(_) => None,
+            QueueEngine::Uring(engine) => engine.completion_event(),
             QueueEngine::Other(engine) => engine.completion_event(),
         }
     }
 
     fn end(&self) {
-        if let QueueEngine::Other(engine) = self {
-            engine.end();
+        match self {
+            QueueEngine::Sync(_) => {}
+            QueueEngine::Uring(engine) => engine.end(),
+            QueueEngine::Other(engine) => engine.end(),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::wire;
 use crate::fuse::abi::{CopyFileRangeOut, IN_HEADER_LEN, LseekOut, WRITE_CACHE, WRITE_KILL_PRIV, WriteOut};
 use crate::fuse::{Opcode, Operation, decode, decode_header};
 use crate::host::WriteRequest;
+use crate::io::Engine;
 use crate::types::Errno;
 use crate::virtqueue::ChainFault;
 use crate::warn_limited;
@@ -79,6 +80,10 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
     };
     let (share, node) = (request.share(), header.node);
+    // Transfers that were collected do not wait for what this one does on the host.
+    if !matches!(operation, Operation::Read { .. } | Operation::Write { .. } | Operation::Fsync { .. }) {
+        engine.flush();
+    }
     // SETLKW checks for an early INTERRUPT itself.
     if !matches!(operation, Operation::Setlkw(_)) {
         share.forget_interrupt(header.unique);
@@ -110,7 +115,7 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
         Operation::Release { handle, flock_owner } => answer_done(share.release(handle, flock_owner), request),
         Operation::Flush { handle, lock_owner } => answer_done(share.flush(handle, lock_owner), request),
-        Operation::Fsync { handle, data_only } => answer_done(share.fsync(node, handle, data_only), request),
+        Operation::Fsync { handle, data_only } => return transfer::sync(service, engine, request, handle, data_only),
         Operation::Fallocate { handle, offset, len, mode } => answer_done(share.fallocate(handle, offset, len, mode, header.uid), request),
         Operation::Lseek { handle, offset, whence } => {
             answer(share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }), request)

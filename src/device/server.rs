@@ -15,6 +15,7 @@ use super::service::{Options, Service};
 use super::session::{Session, SessionError, Stopper};
 use crate::fuse::Opcode;
 use crate::host::{Export, Share};
+use crate::io::{Rings, Which};
 use crate::metrics::Metrics;
 
 /// How frontends are served.
@@ -26,6 +27,8 @@ pub struct ServerOptions {
     pub config_space: Option<ConfigSpace>,
     /// Wait for another frontend when one has disconnected.
     pub keep_listening: bool,
+    /// Rings for the request queues, and what goes to them.
+    pub rings: Option<(Arc<Rings>, Which)>,
 }
 
 /// Why serving ended.
@@ -81,6 +84,10 @@ impl Server {
         let options = &self.options;
         while self.stop.wait_for_frontend(listener)? {
             let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics)).with(options.device);
+            let service = match &options.rings {
+                Some((rings, which)) => service.with_rings(Arc::clone(rings), *which),
+                None => service,
+            };
             match self.serve_one(listener, &Arc::new(change(service))) {
                 Err(e) if options.keep_listening => tracing::error!("{e}"),
                 Err(e) => return Err(e),

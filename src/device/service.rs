@@ -14,10 +14,10 @@ use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
-use crate::io::{Engine, SyncEngine};
+use crate::io::{Engine, Rings, SyncEngine, UringEngine, Which};
 use crate::metrics::Metrics;
 use crate::trace::Limiter;
-use crate::types::Errno;
+use crate::types::{Errno, QueueIndex};
 
 /// Bounds of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) trait SessionQueue: Send + Sync {
 }
 
 /// Makes the I/O engine of a queue.
-type MakeEngine = dyn Fn() -> QueueEngine + Send + Sync;
+type MakeEngine = dyn Fn(QueueIndex) -> QueueEngine + Send + Sync;
 
 /// The shared state of a session's workers.
 pub struct Service {
@@ -75,6 +75,7 @@ pub struct Service {
     /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
     queues: OnceLock<Vec<Weak<dyn SessionQueue>>>,
     make_engine: Box<MakeEngine>,
+    rings: Option<Arc<Rings>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -87,9 +88,10 @@ impl Service {
     /// A service without guest memory.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
         let counters = Arc::clone(&metrics);
-        let make_engine = move || QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
+        let make_engine = move |_| QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
+            rings: None,
             export,
             metrics,
             options: Options::default(),
@@ -110,12 +112,35 @@ impl Service {
 
     /// The same with another I/O engine for each queue.
     pub fn with_engine(self, make_engine: impl Fn() -> Box<dyn Engine<InFlight>> + Send + Sync + 'static) -> Service {
-        Service { make_engine: Box::new(move || QueueEngine::Other(make_engine())), ..self }
+        Service { make_engine: Box::new(move |_| QueueEngine::Other(make_engine())), ..self }
     }
 
-    /// The I/O engine of a queue that starts.
-    pub(super) fn make_engine(&self) -> QueueEngine {
-        (self.make_engine)()
+    /// The same with the io_uring engine for request queues, as long as there are `rings`.
+    pub fn with_rings(self, rings: Arc<Rings>, which: Which) -> Service {
+        let (metrics, all) = (Arc::clone(&self.metrics), Arc::clone(&rings));
+        let make_engine = move |index: QueueIndex| {
+            if index == QueueIndex::HIPRIO {
+                return QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)));
+            }
+            UringEngine::new(&rings, which, Arc::clone(&metrics)).map_or_else(
+                || {
+                    let count = rings.count();
+                    tracing::warn!(
+                        "queue {} has no io_uring ring and uses system calls: {count} were made at start; give \
+                         --num-request-queues the number of queues of the VMM",
+                        index.0
+                    );
+                    QueueEngine::Sync(SyncEngine::new(Arc::clone(&metrics)))
+                },
+                QueueEngine::Uring,
+            )
+        };
+        Service { make_engine: Box::new(make_engine), rings: Some(all), ..self }
+    }
+
+    /// The I/O engine of queue `index`, which starts.
+    pub(super) fn make_engine(&self, index: QueueIndex) -> QueueEngine {
+        (self.make_engine)(index)
     }
 
     /// The share of the present FUSE session, with its generation.
@@ -149,8 +174,12 @@ impl Service {
 
     /// Replaces guest memory. Requests in flight keep what they translated.
     pub fn set_memory(&self, map: GuestMap) {
-        let old = std::mem::replace(&mut *self.memory.write(), Arc::new(map));
+        let map = Arc::new(map);
+        let old = std::mem::replace(&mut *self.memory.write(), Arc::clone(&map));
         self.memory_generation.fetch_add(1, Ordering::Release);
+        if let Some(rings) = &self.rings {
+            rings.set_memory(&map);
+        }
         // Unmapped with the lock open, if no request uses it.
         drop(old);
     }

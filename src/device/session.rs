@@ -230,6 +230,8 @@ impl Session {
             let _ = thread.join();
         }
         self.device.service.end_fuse();
+        // Guest memory that is pinned is released.
+        self.device.service.set_memory(GuestMap::empty());
     }
 }
 

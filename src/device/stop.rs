@@ -102,8 +102,9 @@ impl Queue {
         self.followers.notify_all();
         self.wake();
         let handles = std::mem::take(&mut *self.handles.lock());
-        // A stuck thread ends when the host call returns, or with the process.
-        let is_stuck = |handle: &JoinHandle<()>| self.state.lock().in_flight.is_stuck(handle.thread().id());
+        // A stuck thread ends when the host call returns, or with the process. So does one whose transfers a kernel worker has.
+        let has_transfers = self.engine().is_some_and(|engine| engine.in_flight() > 0);
+        let is_stuck = |handle: &JoinHandle<()>| has_transfers || self.state.lock().in_flight.is_stuck(handle.thread().id());
         for handle in handles.into_iter().filter(|handle| !is_stuck(handle)) {
             // A thread that panicked has said so; the others still must be waited for.
             let _ = handle.join();

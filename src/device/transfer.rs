@@ -1,13 +1,13 @@
-//! READ and WRITE: what the share prepares, the engine moves, and what it moved becomes the answer.
+//! READ, WRITE and FSYNC: what the share prepares, the engine moves, and what it moved becomes the answer.
 
-use super::answer::answer;
+use super::answer::{answer, answer_done};
 use super::in_flight::{Answered, InFlight};
 use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
 use crate::host::{PreparedTransfer, WriteRequest};
-use crate::io::{Direction, Engine, Finished, Submission, Transfer, TransferOwner, Unaligned};
+use crate::io::{Action, Engine, Finished, Submission, Transfer, TransferOwner, Unaligned};
 use crate::types::{Errno, FileHandle};
 
 /// Bytes before a WRITE's payload.
@@ -31,6 +31,12 @@ pub(super) fn write(service: &Service, engine: &QueueEngine, request: InFlight, 
     submit(service, engine, request, prepared, (write.offset, WRITE_HEAD_LEN, size as usize))
 }
 
+/// FSYNC.
+pub(super) fn sync(service: &Service, engine: &QueueEngine, request: InFlight, handle: FileHandle, data_only: bool) -> Served {
+    let prepared = request.share().prepare_sync(request.header().node, handle, data_only);
+    submit(service, engine, request, prepared, (0, 0, 0))
+}
+
 /// Submits the transfer of `len` bytes, `skip` bytes into the request's memory, at `offset` of the file.
 fn submit(
     service: &Service,
@@ -39,17 +45,18 @@ fn submit(
     prepared: Result<PreparedTransfer, Errno>,
     (offset, skip, len): (u64, usize, usize),
 ) -> Served {
-    let PreparedTransfer { file, direction, thread, unaligned } = match prepared {
+    let PreparedTransfer { file, action, thread, unaligned, waits_for_disk } = match prepared {
         Ok(prepared) => prepared,
         Err(errno) => return Served::Answered(request.error(errno)),
     };
-    request.begin_transfer(file, direction == Direction::Read, skip, len);
+    request.begin_transfer(file, action == Action::Read, skip, len);
     // What was prepared may have waited for the host.
     if !request.is_wanted() {
         request.end_transfer();
         return Served::Answered(request.error(Errno::EIO));
     }
-    match engine.submit(Transfer { owner: request, offset, direction, thread, unaligned }) {
+    let is_alone = request.is_alone();
+    match engine.submit(Transfer { owner: request, offset, action, thread, unaligned, waits_for_disk, is_alone }) {
         Submission::Finished(finished) => Served::Answered(finish(service, finished)),
         Submission::Submitted => {
             service.metrics.submitted.increment();
@@ -66,22 +73,27 @@ fn submit(
 /// Answers a request whose transfer is finished.
 pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
     let Finished { transfer, mut result } = finished;
-    let Transfer { owner: mut request, offset, direction, thread, unaligned } = transfer;
+    let Transfer { owner: mut request, offset, action, thread, unaligned, .. } = transfer;
+    if matches!(result, Err(Errno::EAGAIN | Errno::EINTR | Errno::ECANCELED | Errno::EFAULT)) && request.is_wanted() {
+        // The kernel gave it up: the thread that submitted it has ended, or the memory registered under its number was replaced.
+        result = request.share().transfer_again(request.file(), request.pages(), offset, (action, thread), &service.metrics);
+    }
     if result == Err(Errno::EINVAL) && unaligned == Unaligned::Buffered && request.is_wanted() {
         let (share, pages) = (request.share(), request.pages());
-        let retry = |file| share.transfer_buffered(file, pages, offset, (direction, thread), &service.metrics);
+        let retry = |file| share.transfer_buffered(file, pages, offset, (action, thread), &service.metrics);
         result = request.held_file().and_then(retry).unwrap_or(result);
     }
     request.end_transfer();
-    match (direction, result) {
+    match (action, result) {
         (_, Err(errno)) => request.error(errno),
-        (Direction::Read, Ok(len)) => {
+        (Action::Read, Ok(len)) => {
             service.metrics.host_read_bytes.add(len as u64);
             request.reply_filled(len)
         }
-        (Direction::Write { .. }, Ok(len)) => {
+        (Action::Write { .. }, Ok(len)) => {
             service.metrics.host_write_bytes.add(len as u64);
             answer(Ok(WriteOut { size: u32::try_from(len).unwrap_or(u32::MAX), padding: 0 }), request)
         }
+        (Action::Sync { .. }, Ok(_)) => answer_done(Ok(()), request),
     }
 }

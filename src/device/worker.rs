@@ -108,6 +108,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         scratch: Vec::new(),
         last_took: Duration::ZERO,
         now: Instant::now(),
+        had_company: false,
     };
     // Dropped before the worker, whose storage takes the lock when it is dropped.
     let mut state = queue.state.lock();
@@ -142,6 +143,8 @@ struct Worker<'q> {
     last_took: Duration,
     /// When the last request was done, or the leader woke up.
     now: Instant,
+    /// Others arrived while the last request was served.
+    had_company: bool,
 }
 
 type Guard<'g> = MutexGuard<'g, State>;
@@ -214,10 +217,19 @@ impl Worker<'_> {
         MutexGuard::unlocked(state, || drop(old));
     }
 
+    /// Starts the transfers that the engine has collected. True if there were any; the lock was open then.
+    fn flush(&self, state: &mut Guard<'_>) -> bool {
+        let has_collected = self.engine.has_collected();
+        if has_collected {
+            MutexGuard::unlocked(state, || self.engine.flush());
+        }
+        has_collected
+    }
+
     /// Finishes what the engine has brought to an end.
     fn reap(&mut self, state: &mut Guard<'_>) {
         let bound = self.bound;
-        if self.engine.completion_event().is_none() {
+        if !self.engine.has_finished() {
             return;
         }
         let (engine, finished) = (self.engine, &mut self.finished);
@@ -288,10 +300,10 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let leads = guard.leadership.leads(term);
         let room_before = guard.engine_room();
         let (slot, request) = match chain {
-            Work::New { popped, .. } => {
+            Work::New { popped, waiting } => {
                 let spare = self.take_spare(guard);
                 guard.in_flight.begin(spare.slot(), &popped, self.now, self.thread);
-                (spare.slot(), Ok((spare, popped)))
+                (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
             }
             Work::Again(request) => {
                 let slot = request.slot();
@@ -307,8 +319,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         }
         let served = MutexGuard::unlocked(guard, || {
             let served = match request {
-                Ok((spare, Popped { head, memory })) => {
-                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN), &mut self.scratch)
+                Ok((spare, Popped { head, memory }, is_alone)) => {
+                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN, is_alone), &mut self.scratch)
                 }
                 Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
@@ -320,8 +332,11 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             }
         });
         let done = Instant::now();
-        self.last_took = done - self.now;
+        // What an engine took over was quick, although it may have entered the kernel for a batch.
+        self.last_took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
         self.now = done;
+        // Before the answer, after which the guest may send the next one.
+        self.had_company = guard.has_waiting();
         match served {
             Outcome::Answered(answered) => self.finish(guard, answered),
             Outcome::Submitted(Some(vacant)) => self.keep_spare(guard, vacant),
@@ -333,6 +348,10 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
                     self.queue.wake();
                 }
             }
+        }
+        if !guard.leadership.leads(term) {
+            // The next leader may sleep already.
+            self.flush(guard);
         }
         if self.note_returned(guard, slot) {
             return;
@@ -349,11 +368,11 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     }
 
     fn call(&mut self, guard: &mut Guard<'g>) -> bool {
-        let has_any = guard.unsignalled() > 0;
+        let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
         if has_any {
             signal_call(guard, &self.bound.service);
         }
-        has_any
+        has_any || has_started
     }
 
     fn poll(&mut self, guard: &mut Guard<'g>) -> bool {
@@ -364,9 +383,11 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         }
         let Some(window) = guard.polling.window(service.options.poll, Instant::now) else { return false };
         let Some(arrivals) = guard.arrivals() else { return false };
-        let (queue, wakes) = (self.queue, self.queue.wakes());
+        let (queue, engine, wakes) = (self.queue, self.engine, self.queue.wakes());
         // The ring's memory is released with the lock open.
-        let looked = MutexGuard::unlocked(guard, move || service.lookers.look(window, || arrivals.are_there() || queue.wakes() != wakes));
+        let looked = MutexGuard::unlocked(guard, move || {
+            service.lookers.look(window, || arrivals.are_there() || engine.has_finished() || queue.wakes() != wakes)
+        });
         let Some((look, now)) = looked else { return false };
         guard.polling.note(look, now);
         let counter = if look == Look::Found { &service.metrics.polls_found } else { &service.metrics.polls_in_vain };

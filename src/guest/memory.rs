@@ -146,6 +146,11 @@ impl GuestMap {
         Some(GuestPiece { host, len, map: PhantomData })
     }
 
+    /// The regions' addresses. Valid as long as the map.
+    pub(super) fn bounds(&self) -> impl Iterator<Item = Bounds> + '_ {
+        self.regions.iter().map(|region| region.bounds)
+    }
+
     /// Whether writes are to be marked in the dirty log.
     #[inline]
     pub fn is_logging(&self) -> bool {

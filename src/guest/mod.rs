@@ -4,6 +4,7 @@
 //! Only this room accesses guest memory. Addresses come from a [`GuestMap`], and what holds an address borrows or owns the map,
 //! so that the mapping outlives the address.
 
+mod blocks;
 mod buffers;
 mod copy;
 mod dirty;
@@ -14,6 +15,7 @@ mod region;
 mod ring_memory;
 mod table;
 
+pub use blocks::MemoryBlocks;
 pub use buffers::{ChainBuffers, Collector, ReadableBuffers, WritableBuffers};
 pub use dirty::DirtyLog;
 pub use memory::{GuestMap, GuestPiece, MappedMemory};

@@ -10,8 +10,8 @@ use super::memory::GuestMap;
 use super::region::{Bounds, Part, RegionIndex};
 use crate::sys::vectored::Segments;
 
-/// One contiguous range of guest memory in the layout of `struct iovec` (man readv(2)). Only the walk of a chain makes one, and
-/// only the buffers that keep the memory mapped lend it. It cannot be copied.
+/// One contiguous range of guest memory in the layout of `struct iovec` (man readv(2)). Only the walk of a chain and the blocks of
+/// a map make one, and only what keeps the memory mapped lends it. It cannot be copied.
 #[repr(C)]
 #[derive(Debug, PartialEq, Eq)]
 pub struct PageDescriptor {
@@ -29,6 +29,17 @@ unsafe impl Sync for PageDescriptor {}
 impl PageDescriptor {
     /// The value of an unused slot.
     const UNUSED: PageDescriptor = PageDescriptor { address: NonNull::dangling(), len: 0 };
+
+    /// The `len` bytes at `host`, which the map that lends it keeps mapped.
+    pub(super) fn of_block(host: NonNull<u8>, len: usize) -> PageDescriptor {
+        PageDescriptor { address: host, len }
+    }
+
+    /// Whether all of `other` is in this one.
+    pub(super) fn contains(&self, other: &PageDescriptor) -> bool {
+        let offset = other.address().wrapping_sub(self.address());
+        offset < self.len && other.len <= self.len - offset
+    }
 
     /// Host address, for checks of its alignment.
     pub fn address(&self) -> usize {

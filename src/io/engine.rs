@@ -35,6 +35,19 @@ pub trait Engine<O>: Debug + Send + Sync {
     /// [`TransferOwner::note_submitted`]: super::TransferOwner::note_submitted
     fn submit(&self, transfer: Transfer<O>) -> Submission<O>;
 
+    /// Starts what was submitted, where the engine collects transfers to start several at once. To be called before the thread
+    /// sleeps or carries out anything else that may wait. Called without a lock of the queue's.
+    fn flush(&self);
+
+    /// Whether [`Engine::flush`] has anything to start.
+    fn has_collected(&self) -> bool;
+
+    /// Whether there may be something to reap. No system call.
+    fn has_finished(&self) -> bool;
+
+    /// Transfers that it has taken over and that were not reaped.
+    fn in_flight(&self) -> usize;
+
     /// Appends what is finished to `finished`, without waiting. Called without a lock of the queue's.
     fn reap(&self, finished: &mut Vec<Finished<O>>);
 

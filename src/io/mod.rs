@@ -3,9 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod engine;
+mod pinned;
+mod rings;
 mod sync;
 mod transfer;
+mod uring;
 
 pub use engine::{Engine, Finished, Submission};
+pub use rings::{NoRings, Rings};
 pub use sync::{SyncEngine, run};
-pub use transfer::{Direction, Thread, Transfer, TransferOwner, Unaligned};
+pub use transfer::{Action, Thread, Transfer, TransferOwner, Unaligned};
+pub use uring::{UringEngine, Which};

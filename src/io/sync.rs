@@ -5,9 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::engine::{Engine, Finished, Submission};
-use super::transfer::{Direction, Transfer, TransferOwner};
+use super::transfer::{Action, Transfer, TransferOwner};
 use crate::guest::PageDescriptor;
 use crate::metrics::Metrics;
+use crate::sys::descriptor;
 use crate::sys::vectored::{self, SEGMENTS_MAX};
 use crate::types::Errno;
 
@@ -26,8 +27,25 @@ impl<O: TransferOwner> Engine<O> for SyncEngine {
     #[inline]
     fn submit(&self, transfer: Transfer<O>) -> Submission<O> {
         let owner = &transfer.owner;
-        let result = run(owner.file(), owner.pages(), transfer.offset, transfer.direction, &self.0);
+        let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, &self.0);
         Submission::Finished(Finished { transfer, result })
+    }
+
+    #[inline]
+    fn flush(&self) {}
+
+    #[inline]
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        0
     }
 
     fn reap(&self, _finished: &mut Vec<Finished<O>>) {}
@@ -39,24 +57,25 @@ impl<O: TransferOwner> Engine<O> for SyncEngine {
     fn end(&self) {}
 }
 
-/// Moves `pages` between guest memory and `file` at `offset`: how many bytes moved. Each host call is counted in `metrics`.
+/// Moves `pages` between guest memory and `file` at `offset`, or syncs the file: how many bytes moved. Each host call is counted
+/// in `metrics`.
 ///
 /// A short transfer ends it: on a regular file that is the end of the file or a full disk, and both
 /// are what the guest should hear. An error (man preadv2(2)) counts only if nothing moved before it.
-pub fn run(file: BorrowedFd<'_>, pages: &[PageDescriptor], offset: u64, direction: Direction, metrics: &Metrics) -> Result<usize, Errno> {
+pub fn run(file: BorrowedFd<'_>, pages: &[PageDescriptor], offset: u64, action: Action, metrics: &Metrics) -> Result<usize, Errno> {
+    if let Action::Sync { data_only } = action {
+        return descriptor::sync(file, data_only).map(|()| 0);
+    }
     let mut done = 0;
     for pages in pages.chunks(SEGMENTS_MAX) {
         let wanted: usize = pages.iter().map(PageDescriptor::len).sum();
         let offset = offset + done as u64;
-        let moved = match direction {
-            Direction::Read => {
-                metrics.host_reads.increment();
-                vectored::read(file, pages, offset)
-            }
-            Direction::Write { append } => {
-                metrics.host_writes.increment();
-                vectored::write(file, pages, offset, if append { vectored::APPEND } else { 0 })
-            }
+        let moved = if let Action::Write { append } = action {
+            metrics.host_writes.increment();
+            vectored::write(file, pages, offset, if append { vectored::APPEND } else { 0 })
+        } else {
+            metrics.host_reads.increment();
+            vectored::read(file, pages, offset)
         };
         match moved {
             Ok(moved) => {

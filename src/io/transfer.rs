@@ -1,18 +1,23 @@
-//! A transfer: file, offset, direction and guest pages, with the object that owns them.
+//! A transfer: what is to be done with a file, and the object that owns the file and the guest's pages.
 
 use std::os::fd::BorrowedFd;
 
 use crate::guest::PageDescriptor;
 
-/// Which way the bytes go.
+/// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
+pub enum Action {
     /// From the file into guest memory.
     Read,
     /// From guest memory into the file.
     Write {
         /// To the end of the file, whatever the offset (man pwritev2(2), RWF_APPEND).
         append: bool,
+    },
+    /// What was written is to be on the disk (man fsync(2)). Without pages.
+    Sync {
+        /// Metadata that is not needed to read it may wait (man fdatasync(2)).
+        data_only: bool,
     },
 }
 
@@ -21,8 +26,8 @@ pub enum Direction {
 pub enum Thread {
     /// Any thread, or a kernel worker, with the daemon's own credentials and capabilities.
     Any,
-    /// Only the thread that submits: it has laid down a capability for this call (CAP_FSETID, so that the kernel clears
-    /// setuid and setgid).
+    /// Only the thread that submits, which has laid down a capability for this call (CAP_FSETID, so that the kernel clears
+    /// setuid and setgid), or one that has done the same.
     Submitting,
 }
 
@@ -47,17 +52,21 @@ pub trait TransferOwner: Send {
     fn note_submitted(&self);
 }
 
-/// One READ or WRITE.
+/// One READ, WRITE or FSYNC.
 #[derive(Debug)]
 pub struct Transfer<O> {
     /// Owns file and pages; comes back with the result.
     pub owner: O,
     /// Byte offset in the file.
     pub offset: u64,
-    /// Which way.
-    pub direction: Direction,
+    /// What is to be done.
+    pub action: Action,
     /// Which thread may make the call.
     pub thread: Thread,
     /// What follows a refusal for alignment.
     pub unaligned: Unaligned,
+    /// It waits for a disk, and the file system lets others be in flight meanwhile: direct I/O, for example on ext4.
+    pub waits_for_disk: bool,
+    /// No other request waited when this one was taken.
+    pub is_alone: bool,
 }

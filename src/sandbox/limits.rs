@@ -1,4 +1,4 @@
-//! RLIMIT_NOFILE (man getrlimit(2)).
+//! RLIMIT_NOFILE and RLIMIT_MEMLOCK (man getrlimit(2)).
 
 use caps::Capability;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -85,6 +85,16 @@ pub fn raise_open_files(wanted: Option<u64>) -> Result<u64, LimitError> {
         }
     };
     if n < OPEN_FILES_MIN { Err(LimitError::TooLow(n)) } else { Ok(n) }
+}
+
+/// Raises the soft limit of locked memory as far as allowed.
+pub fn raise_locked_memory() {
+    let hard = getrlimit(Resource::Memlock).maximum;
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        // Allowed always. What does not fit is said when memory is pinned.
+        let _ = setrlimit(Resource::Memlock, Rlimit { current: hard, maximum: hard });
+    }
 }
 
 #[cfg(test)]

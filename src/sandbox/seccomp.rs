@@ -2,6 +2,7 @@
 //! allowed with certain arguments only.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 use libc::c_long;
 use seccompiler::SeccompCmpArgLen::{Dword, Qword};
@@ -9,6 +10,7 @@ use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use super::system_calls::{CALLS, CALLS_OF_ARCH, CALLS_OF_MUSL, FCNTLS, IOCTLS, PRCTLS};
+use crate::sys::uring::REGISTRATIONS;
 
 /// What the kernel does with a call that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,15 @@ pub enum Seccomp {
     Trap,
     /// No filter is installed.
     None,
+}
+
+/// The io_uring rings that may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RingCalls {
+    /// Their descriptors.
+    pub descriptors: Vec<RawFd>,
+    /// Guest memory may be registered with them.
+    pub registers_memory: bool,
 }
 
 /// Flags of clone(2) that must be set (a thread of this process), and flags that must not be set (processes, namespaces).
@@ -39,16 +50,17 @@ const OF_A_PROCESS: u64 = word(
 /// The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) on ENOSYS.
 const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
 
-/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. An error where the
+/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. `rings` may be
+/// used. An error where the
 /// kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
-pub fn install(wanted: Seccomp) -> Result<(), seccompiler::Error> {
+pub fn install(wanted: Seccomp, rings: &RingCalls) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::Trap => SeccompAction::Trap,
         Seccomp::None => return Ok(()),
     };
-    let list = program(rules()?, refused, SeccompAction::Allow)?;
+    let list = program(rules(rings)?, refused, SeccompAction::Allow)?;
     let clone3 = program(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, WITHOUT_CLONE3)?;
     // Two filters, because a filter has one action for all calls that match. The stricter action counts. The list comes last,
     // because it does not allow seccomp(2).
@@ -68,7 +80,7 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
     SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
 }
 
-fn rules() -> Result<Rules, BackendError> {
+fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
     let mut rules: Rules = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(call, _)| (*call, Vec::new())).collect();
     let one_of = |argument, values: &mut dyn Iterator<Item = u64>| -> Result<Vec<SeccompRule>, BackendError> {
         values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
@@ -99,6 +111,21 @@ fn rules() -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_prlimit64, all(vec![own, SeccompCondition::new(2, Qword, Eq, 0)])?);
     // signal-hook's handler wakes the thread `signals`, and trace/syslog.rs writes a line: connected sockets, no address.
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
+    // sys/uring/in_flight.rs and sys/uring/buffers.rs: only the rings that were made before, which are restricted.
+    // io_uring_setup(2) has its flags in memory, so that a filter could not tell a restricted ring from another one.
+    if !rings.descriptors.is_empty() {
+        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.descriptors.iter().map(|fd| word(*fd)))?);
+    }
+    if rings.registers_memory && !rings.descriptors.is_empty() {
+        let fds = rings.descriptors.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
+        let rule = |(fd, registration): (i32, u8)| -> Result<SeccompRule, BackendError> {
+            SeccompRule::new(vec![
+                SeccompCondition::new(0, Dword, Eq, word(fd))?,
+                SeccompCondition::new(1, Dword, Eq, registration.into())?,
+            ])
+        };
+        rules.insert(libc::SYS_io_uring_register, fds.map(rule).collect::<Result<_, _>>()?);
+    }
     Ok(rules)
 }
 
@@ -108,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_not_listed() {
-        let rules = rules().unwrap();
+        let rules = rules(&RingCalls::default()).unwrap();
         let ways_out = [
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -138,14 +165,14 @@ mod tests {
 
     #[test]
     fn a_thread_of_an_unnamed_process_gets_signals_only_where_the_c_library_aborts_so() {
-        let rules = rules().unwrap();
+        let rules = rules(&RingCalls::default()).unwrap();
         assert_eq!(rules.get(&libc::SYS_tkill).map(Vec::len), cfg!(target_env = "musl").then_some(1));
         assert_eq!(rules[&libc::SYS_tgkill].len(), 1);
     }
 
     #[test]
     fn the_filter_fits_the_kernels_limit() {
-        let list = program(rules().unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+        let list = program(rules(&RingCalls::default()).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         // BPF_MAXINSNS.
         assert!(list.len() < 4096, "{} instructions", list.len());
     }

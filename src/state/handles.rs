@@ -34,7 +34,9 @@ pub struct HandleRecord {
     buffered_fd: AtomicI32,
     /// The flags of open(2) on the host.
     flags: AtomicU32,
-    reserved: [AtomicU32; 9],
+    /// Not 0 where a transfer waits for a disk and others can be in flight meanwhile.
+    waits_for_disk: AtomicU32,
+    reserved: [AtomicU32; 8],
 }
 
 const _: () = assert!(size_of::<HandleRecord>() == 64);
@@ -97,6 +99,7 @@ impl HandleTable {
         record.node.store(node.0, Ordering::Relaxed);
         record.buffered_fd.store(NO_FD, Ordering::Relaxed);
         record.flags.store(flags.cast_unsigned(), Ordering::Relaxed);
+        record.waits_for_disk.store(0, Ordering::Relaxed);
         record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
@@ -247,6 +250,16 @@ impl OpenFile<'_> {
     /// The node that was opened.
     pub fn node(&self) -> NodeId {
         NodeId(self.record.node.load(Ordering::Relaxed))
+    }
+
+    /// Whether a transfer waits for a disk, and others can be in flight meanwhile.
+    pub fn waits_for_disk(&self) -> bool {
+        self.record.waits_for_disk.load(Ordering::Relaxed) != 0
+    }
+
+    /// Sets what [`OpenFile::waits_for_disk`] says.
+    pub fn set_waits_for_disk(&self, waits: bool) {
+        self.record.waits_for_disk.store(waits.into(), Ordering::Relaxed);
     }
 
     /// The flags of open(2).

@@ -1,4 +1,4 @@
-//! Descriptors by number: close(2) with its error, and inherited sockets.
+//! Descriptors: close(2) with its error, fsync(2), and inherited sockets by their number.
 
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -14,6 +14,11 @@ use crate::types::Errno;
 pub fn close(fd: OwnedFd) -> Result<(), Errno> {
     // SAFETY: the descriptor was owned by `fd`, which no longer owns it.
     if unsafe { libc::close(fd.into_raw_fd()) } == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// fsync(2), or fdatasync(2), with their errors: EIO or ENOSPC where data was lost.
+pub fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+    Ok(if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }?)
 }
 
 /// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod process;
 pub mod signal;
 pub mod stat;
+pub mod uring;
 pub mod vectored;
 pub mod working_dir;
 pub mod xattr;

@@ -56,6 +56,14 @@ pub fn is_local(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(LOCAL.contains(&file_system_type(fd)?))
 }
 
+/// File systems whose direct I/O the kernel starts without waiting (FMODE_NOWAIT): ext4, XFS, btrfs, f2fs.
+const ASYNC_DIRECT_IO: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
+/// Whether direct I/O on the file system of `fd` can be started without waiting for it. The errors of fstatfs(2).
+pub fn has_async_direct_io(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(ASYNC_DIRECT_IO.contains(&file_system_type(fd)?))
+}
+
 /// Whether flock(2) takes an exclusive lock of a file that is open for reading only. A network file system may implement it as a
 /// record lock, which needs write access (NFS: man flock(2), NOTES). The errors of fstatfs(2).
 pub fn has_local_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {

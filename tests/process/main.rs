@@ -6,6 +6,7 @@ mod connections;
 mod dead_host;
 mod descriptors;
 mod file_systems;
+mod io_engine;
 mod log;
 mod options;
 mod packaging;

@@ -265,3 +265,25 @@ fn a_daemon_of_another_user_writes_what_it_could_not_open_again() {
     let made = share.client().create(ROOT, "object", 0o444, libc::O_RDWR).unwrap();
     assert_eq!(share.client().write(made.entry.nodeid, made.open.fh, 0, b"contents").unwrap(), 8);
 }
+
+#[test]
+fn a_write_through_io_uring_clears_what_its_flag_says() {
+    if !is_root() {
+        return;
+    }
+    for engine in ["sync", "uring"] {
+        if engine == "uring" && gatherfs::io::Rings::new(1, false).is_err() {
+            println!("skipped: no rings");
+            continue;
+        }
+        let (mut share, file) = agreed_on(&["--killpriv-v2", "--io-engine", engine], V1 | V2);
+        // One after the other by the same threads, whose capabilities are those of the WRITE before.
+        for kill in [true, false, false, true, false] {
+            set_mode(&share, "file", 0o6775);
+            let c = share.client();
+            c.write_flags = if kill { flag::WRITE_KILL_SUIDGID } else { 0 };
+            c.write(file.node, file.fh, 0, b"0123456789").unwrap();
+            assert_eq!(mode(&share, "file"), if kill { 0o775 } else { 0o6775 }, "{engine}, {kill}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! All that the guest's objects keep open. Descriptors that were used recently are closed when others need their places.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::by_node::{ByNode, Pinnable};
@@ -10,6 +10,7 @@ use super::no_open::NoOpen;
 use super::target::{FileInUse, Held};
 use crate::host::directories::OpenDirectory;
 use crate::state::{Budget, HandleTable, OpenFile, Reserved};
+use crate::sys::stat;
 use crate::types::{Errno, FileHandle, NodeId};
 
 /// One part in this many stays for files that the guest opens, when inodes have taken the rest.
@@ -53,7 +54,11 @@ impl OpenFiles {
     /// `has_ended` says that the session ended, and its handles may have been closed already.
     pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, has_ended: impl Fn() -> bool) -> Result<FileHandle, Errno> {
         let reserved = self.reserve(HandleTable::descriptors_of(flags), 0)?;
+        let waits_for_disk = flags & libc::O_DIRECT != 0 && stat::has_async_direct_io(file.as_fd()).unwrap_or(false);
         let handle = self.handles.insert(file, node, flags, reserved).map_err(|_| Errno::ENFILE)?;
+        if waits_for_disk && let Some(file) = self.handles.get(handle) {
+            file.set_waits_for_disk(true);
+        }
         if has_ended() {
             self.handles.remove(handle);
             return Err(Errno::EIO);

@@ -1,4 +1,4 @@
-//! READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE: file data.
+//! READ, WRITE, FSYNC, FALLOCATE, LSEEK and COPY_FILE_RANGE: file data.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,7 +9,7 @@ use crate::host::files::{FileInUse, OpenTarget};
 use crate::host::inodes::reopen;
 use crate::host::rights::{keep_suidgid, without_fsetid};
 use crate::host::share::Share;
-use crate::io::{self, Direction, Thread, Unaligned};
+use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
 use crate::sys::stat;
@@ -50,27 +50,32 @@ pub struct CopyRange {
     pub flags: u64,
 }
 
-/// A READ or WRITE that was checked, for an I/O engine.
+/// A READ, WRITE or FSYNC that was checked, for an I/O engine.
 #[derive(Debug)]
 pub struct PreparedTransfer {
     /// The open file.
     pub file: FileInUse,
-    /// Read or write.
-    pub direction: Direction,
+    /// What is to be done.
+    pub action: Action,
     /// Which thread may make the call.
     pub thread: Thread,
     /// A file opened with O_DIRECT also serves the guest's page cache (mmap, write-back of an odd-sized file): a transfer that
     /// O_DIRECT refuses for its alignment is made through a second descriptor without it.
     pub unaligned: Unaligned,
+    /// As in [`io::Transfer`].
+    pub waits_for_disk: bool,
 }
 
 impl Share {
     /// READ. EBADF where the handle is not open, EISDIR for a directory; ESTALE where the guest sends no OPEN and the file is gone.
     pub fn prepare_read(&self, node: NodeId, handle: FileHandle) -> Result<PreparedTransfer, Errno> {
         let opened = self.open_target(node, handle)?;
-        let unaligned = if let OpenTarget::Handle(file) = &opened { when_unaligned(file, true) } else { Unaligned::Fail };
+        let (unaligned, waits_for_disk) = match &opened {
+            OpenTarget::Handle(file) => (when_unaligned(file, true), file.waits_for_disk()),
+            _ => (Unaligned::Fail, false),
+        };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
-        Ok(PreparedTransfer { file, direction: Direction::Read, thread: Thread::Any, unaligned })
+        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk })
     }
 
     /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
@@ -84,30 +89,47 @@ impl Share {
         let clears = self.session.clears_suidgid(write.clears_suidgid);
         keep_suidgid(!clears);
         let thread = if clears { Thread::Submitting } else { Thread::Any };
-        let unaligned = when_unaligned(&file, write.from_cache);
+        let (unaligned, waits_for_disk) = (when_unaligned(&file, write.from_cache), file.waits_for_disk());
         let file = FileInUse::of_handle(file);
-        Ok(PreparedTransfer { file, direction: Direction::Write { append }, thread, unaligned })
+        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk })
     }
 
-    /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause. To be
-    /// called on the thread that made the transfer, where it was bound to one.
+    /// FSYNC. EBADF where the handle is not open, EISDIR for a directory, which has FSYNCDIR.
+    pub fn prepare_sync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<PreparedTransfer, Errno> {
+        let prepared = self.prepare_read(node, handle)?;
+        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, ..prepared })
+    }
+
+    /// Makes a transfer of `file` on this thread, on which it was not prepared.
+    pub fn transfer_again(
+        &self,
+        file: BorrowedFd<'_>,
+        pages: &[PageDescriptor],
+        offset: u64,
+        (action, thread): (Action, Thread),
+        metrics: &Metrics,
+    ) -> Result<usize, Errno> {
+        if matches!(action, Action::Write { .. }) {
+            keep_suidgid(thread == Thread::Any);
+        }
+        io::run(file, pages, offset, action, metrics)
+    }
+
+    /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause.
     pub fn transfer_buffered(
         &self,
         file: &FileInUse,
         pages: &[PageDescriptor],
         offset: u64,
-        (direction, thread): (Direction, Thread),
+        (action, thread): (Action, Thread),
         metrics: &Metrics,
     ) -> Option<Result<usize, Errno>> {
         if is_aligned(pages, offset) {
             return None;
         }
         let file = self.files.user_of(file)?;
-        // The calling thread may have cleared CAP_FSETID for a WRITE of its own.
-        if thread == Thread::Any && matches!(direction, Direction::Write { .. }) {
-            keep_suidgid(true);
-        }
-        Some(self.buffered(&file).and_then(|buffered| io::run(buffered, pages, offset, direction, metrics)))
+        let again = |buffered| self.transfer_again(buffered, pages, offset, (action, thread), metrics);
+        Some(self.buffered(&file).and_then(again))
     }
 
     /// FALLOCATE; `mode` and errors as in man fallocate(2). EROFS on a read-only share, EBADF where the handle is not open,

@@ -1,6 +1,6 @@
-//! OPEN, RELEASE, FLUSH, FSYNC and FSYNCDIR.
+//! OPEN, RELEASE, FLUSH and FSYNCDIR.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use crate::host::caching::OpenCaching;
 use crate::host::request_context::RequestContext;
@@ -83,18 +83,13 @@ impl Share {
         descriptor::close(duplicate)
     }
 
-    /// FSYNC. EBADF where the handle is not open; the errno of fsync(2).
-    pub fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
-        sync(self.open_target(node, handle)?.fd(), data_only)
-    }
-
     /// FSYNCDIR. EBADF where the handle is not open, and for a file's handle, which has FSYNC; the errno of fsync(2).
     pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
         let directory = self.open_target(node, handle)?;
         if !directory.is_directory() {
             return Err(Errno::EBADF);
         }
-        sync(directory.fd(), data_only)
+        descriptor::sync(directory.fd(), data_only)
     }
 
     /// The guest's open flags that matter on the host. O_APPEND comes with each WRITE, since the guest may change it later (man
@@ -129,8 +124,4 @@ impl Share {
         let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || is_here();
         self.has_host_locks() || self.session.has_writeback() || !nothing_to_report
     }
-}
-
-fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
-    Ok(if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }?)
 }

@@ -61,7 +61,7 @@ impl Device {
         let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
         let share = Share::export(Options { shared_dir, ..options }, Descriptors::of(4096), root, descriptor_dir).expect("a share");
         let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
-        let server_options = ServerOptions { device: device::Options::default(), config_space, keep_listening: false };
+        let server_options = ServerOptions { device: device::Options::default(), config_space, keep_listening: false, rings: None };
         let server = Server::new(share, server_options).expect("a server");
         let metrics = Arc::clone(server.metrics());
         let server = std::thread::spawn(move || server.serve_with(&listener, change).expect("a session"));

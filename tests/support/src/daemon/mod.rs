@@ -38,7 +38,8 @@ pub fn program() -> &'static Path {
     &PROGRAM
 }
 
-/// A command for the daemon under test, without any option. It ignores no signal, although nohup(1) or a script in the
+/// A command for the daemon under test, without any option but those of GATHERFS_OPTIONS, with which the tests of a whole file
+/// can be run another way: `GATHERFS_OPTIONS="--io-engine uring" cargo test --test ops_data`. It ignores no signal, although nohup(1) or a script in the
 /// background may have started the tests.
 pub fn gatherfsd() -> Command {
     gatherfsd_by(&[])
@@ -54,6 +55,9 @@ pub(crate) fn gatherfsd_by(before: &[String]) -> Command {
             command
         }
     };
+    if let Ok(options) = std::env::var("GATHERFS_OPTIONS") {
+        command.args(options.split_whitespace());
+    }
     let heed = || {
         for signal in [libc::SIGHUP, libc::SIGINT] {
             // SAFETY: SIG_DFL is no function of ours.

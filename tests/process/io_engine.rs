@@ -1,0 +1,168 @@
+//! `--io-engine` and `--pin-guest-memory`: what goes through io_uring, and what happens where the kernel forbids it.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use gatherfs_support::daemon::{Daemon, Process, Scratch};
+use gatherfs_support::guest::client::{Call, Client, Pending};
+use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use zerocopy::IntoBytes;
+
+use super::{assert_serves, command, mount, refused};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 64;
+
+/// Has `command` run where io_uring_setup(2) fails with `errno`.
+fn without_io_uring(command: &mut Command, errno: i32) -> &mut Command {
+    let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
+    let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()), arch);
+    let filter: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
+    let install = move || seccompiler::apply_filter(&filter).map_err(|_| std::io::ErrorKind::Other.into());
+    // SAFETY: two system calls, and no memory is allocated.
+    unsafe { command.pre_exec(install) }
+}
+
+/// Whether rings can be made here.
+fn has_io_uring() -> bool {
+    let rings = gatherfs::io::Rings::new(1, false);
+    if let Err(e) = &rings {
+        println!("skipped: no rings: {e}");
+    }
+    rings.is_ok()
+}
+
+fn begin_read(c: &mut Client, (node, fh): (u64, u64), page: usize) -> Pending {
+    let read = ReadIn { fh, offset: (page * PAGE) as u64, size: PAGE as u32, ..ReadIn::default() };
+    c.begin(&Call { room: PAGE as u32, ..Call::new(opcode::READ, node, &[read.as_bytes()]) })
+}
+
+/// Writes a file that is open with `flags` and reads it, 16 requests at a time.
+fn transfer(client: &mut Client, name: &str, flags: i32) {
+    let content: Vec<u8> = (0..PAGES * PAGE).map(|at| (at / PAGE * 5 + at % 253) as u8).collect();
+    let created = client.create(ROOT, name, 0o644, libc::O_RDWR | flags).expect("CREATE");
+    let file = (created.entry.nodeid, created.open.fh);
+    client.file_flags = (libc::O_RDWR | flags) as u32;
+    for (page, bytes) in content.chunks(PAGE).enumerate() {
+        assert_eq!(client.write(file.0, file.1, (page * PAGE) as u64, bytes), Ok(PAGE as u32));
+    }
+    client.fsync(file.0, file.1, false).expect("FSYNC");
+    for first in (0..PAGES).step_by(16) {
+        // Scattered, so that neighbours are not merged.
+        let pages: Vec<usize> = (first..first + 16).map(|i| i * 29 % PAGES).collect();
+        let pending: Vec<_> = pages.iter().map(|page| begin_read(client, file, *page)).collect();
+        for (page, pending) in pages.into_iter().zip(pending) {
+            let reply = client.finish(pending).expect("READ");
+            assert!(reply.header.error == 0 && reply.payload == content[page * PAGE..][..PAGE], "{name}, page {page}");
+        }
+    }
+    // Direct I/O refuses this one, and it is made again without.
+    assert!(client.read(file.0, file.1, 5, 100) == Ok(content[5..105].to_vec()));
+    client.release(file.0, file.1).expect("RELEASE");
+}
+
+/// What the options make the daemon submit to io_uring: by a buffered file, and by one with O_DIRECT.
+fn submitted(options: &[&str]) -> (u64, u64) {
+    let daemon = Daemon::start_in(Scratch::on_disk(), options);
+    let (_guest, mut client) = mount(daemon.socket());
+    transfer(&mut client, "buffered", 0);
+    let by_buffered = daemon.metrics().get("submitted");
+    transfer(&mut client, "direct", libc::O_DIRECT);
+    let metrics = daemon.metrics();
+    assert!(metrics.get("ring_enters") <= metrics.get("submitted"));
+    (by_buffered, metrics.get("submitted") - by_buffered)
+}
+
+#[test]
+fn the_engine_is_what_the_option_says() {
+    if !has_io_uring() {
+        return;
+    }
+    assert_eq!(submitted(&[]), (0, 0), "without direct I/O");
+    assert_eq!(submitted(&["--allow-direct-io", "--io-engine", "sync"]), (0, 0));
+    let (buffered, direct) = submitted(&["--allow-direct-io"]);
+    assert!(buffered == 0 && direct > PAGES as u64, "auto: {buffered} and {direct} submitted");
+    let (buffered, direct) = submitted(&["--allow-direct-io", "--io-engine", "uring"]);
+    assert!(buffered > 2 * PAGES as u64 && direct > 2 * PAGES as u64, "uring: {buffered} and {direct} submitted");
+}
+
+#[test]
+fn a_lone_direct_transfer_is_carried_out_at_once_after_a_while() {
+    if !has_io_uring() {
+        return;
+    }
+    let daemon = Daemon::start_in(Scratch::on_disk(), &["--allow-direct-io"]);
+    daemon.put("file", [7; PAGE]);
+    let (_guest, mut client) = mount(daemon.socket());
+    let node = client.lookup(ROOT, "file").expect("LOOKUP").nodeid;
+    let fh = client.open(node, libc::O_RDONLY | libc::O_DIRECT).expect("OPEN").fh;
+    for _ in 0..200 {
+        assert!(client.read(node, fh, 0, PAGE as u32) == Ok(vec![7; PAGE]));
+    }
+    let metrics = daemon.metrics();
+    assert_eq!(metrics.get("submitted"), 64);
+    assert_eq!(metrics.get("host_reads"), 200);
+}
+
+#[test]
+fn rings_work_in_the_sandbox_one_session_after_the_other() {
+    if !has_io_uring() {
+        return;
+    }
+    for sandbox in ["namespace", "chroot"] {
+        if sandbox == "chroot" && !rustix::process::geteuid().is_root() {
+            continue;
+        }
+        let options = ["--sandbox", sandbox, "--keep-listening", "--allow-direct-io", "--io-engine", "uring", "--pin-guest-memory"];
+        let daemon = Daemon::start_in(Scratch::on_disk(), &options);
+        let mut before = 0;
+        for session in 0..3 {
+            let (_guest, mut client) = mount(daemon.socket());
+            transfer(&mut client, &format!("file{session}"), libc::O_DIRECT);
+            assert_serves(&mut client, "dir");
+            let submitted = daemon.metrics().get("submitted");
+            assert!(submitted - before > 2 * PAGES as u64, "session {session}: {submitted} after {before}");
+            before = submitted;
+        }
+        // That it cannot be pinned is said once, not for each session.
+        assert!(daemon.log().lines().filter(|line| line.contains("--pin-guest-memory")).count() <= 1, "{}", daemon.log());
+    }
+}
+
+#[test]
+fn where_io_uring_is_forbidden_it_is_said_once_and_served_without_or_refused() {
+    for (errno, why) in [
+        (libc::EPERM, "the sysctl kernel.io_uring_disabled, or a seccomp filter around the daemon, forbids io_uring"),
+        (libc::ENOSYS, "the kernel has no io_uring, or a seccomp filter around the daemon forbids it"),
+    ] {
+        let scratch = Scratch::new();
+        let (status, said) = refused(without_io_uring(&mut command(&scratch, &["--io-engine", "uring"]), errno));
+        assert_eq!(status.code(), Some(1));
+        assert_eq!(said.lines().last(), Some(format!("gatherfsd: --io-engine uring: {why}; else leave it out").as_str()));
+
+        let mut process = Process::spawn(without_io_uring(&mut command(&scratch, &["--allow-direct-io"]), errno));
+        process.wait_for_line("Waiting for");
+        let (guest, mut client) = mount(&scratch.join("s"));
+        transfer(&mut client, "file", libc::O_DIRECT);
+        assert_eq!(process.metrics().get("submitted"), 0);
+        drop((guest, client));
+        assert!(process.wait().success());
+        let told: Vec<String> = process.log().lines().filter(|line| line.contains("io_uring")).map(str::to_owned).collect();
+        assert!(told.len() == 1 && told[0].contains(why), "{told:?}");
+    }
+}
+
+#[test]
+fn memory_that_nothing_uses_is_not_pinned() {
+    let scratch = Scratch::new();
+    for options in [&["--pin-guest-memory"][..], &["--pin-guest-memory", "--allow-direct-io", "--io-engine", "sync"]] {
+        let (status, said) = refused(&mut command(&scratch, options));
+        assert_eq!(status.code(), Some(2));
+        let expected =
+            "gatherfsd: --pin-guest-memory needs --allow-direct-io, or --io-engine uring: nothing else is done by io_uring; leave it out";
+        assert_eq!(said.lines().last(), Some(expected));
+    }
+}
