@@ -248,13 +248,13 @@ fn by_ring(outside: &Outside, opcode: u8, fd: i32, address: u64, words: [u32; 2]
     // SAFETY: the first entry, which is the next one of a new ring.
     unsafe { std::ptr::copy_nonoverlapping(entry.as_ptr(), sqes, entry.len()) };
     // SAFETY: the submission queue's tail.
-    unsafe { rings.add(parts.sq_tail).cast::<u32>().write_volatile(1) };
+    unsafe { rings.wrapping_add(parts.sq_tail).cast::<u32>().write_volatile(1) };
     // SAFETY: integers.
     outcome(unsafe { libc::syscall(libc::SYS_io_uring_enter, ring, 1, 1, 1, 0, 0) })?;
     // SAFETY: the completion queue's tail.
-    assert_eq!(unsafe { rings.add(parts.cq_tail).cast::<u32>().read_volatile() }, 1, "one completion");
+    assert_eq!(unsafe { rings.wrapping_add(parts.cq_tail).cast::<u32>().read_volatile() }, 1, "one completion");
     // SAFETY: the result of the first completion.
-    let result = unsafe { rings.add(parts.cqes + 8).cast::<i32>().read_volatile() };
+    let result = unsafe { rings.wrapping_add(parts.cqes + 8).cast::<i32>().read_volatile() };
     if result < 0 { Err(-result) } else { Ok(format!("got {result}")) }
 }
 

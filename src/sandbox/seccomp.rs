@@ -118,7 +118,7 @@ fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
     }
     if rings.registers_memory && !rings.descriptors.is_empty() {
         let fds = rings.descriptors.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
-        let rule = |(fd, registration): (i32, u8)| -> Result<SeccompRule, BackendError> {
+        let rule = |(fd, registration): (RawFd, u8)| -> Result<SeccompRule, BackendError> {
             SeccompRule::new(vec![
                 SeccompCondition::new(0, Dword, Eq, word(fd))?,
                 SeccompCondition::new(1, Dword, Eq, registration.into())?,

@@ -39,8 +39,9 @@ fn help_lists_every_option_and_the_signals() {
 
 #[test]
 fn help_begins_with_two_examples_and_has_the_options_in_groups() {
-    let groups = ["Share", "Socket and device", "Caching", "Ids and attributes", "Security", "Locks", "Logging", "Compatibility"]
-        .map(|g| format!("{g}:"));
+    let groups =
+        ["Share", "Socket and device", "Caching", "Performance", "Ids and attributes", "Security", "Locks", "Logging", "Compatibility"]
+            .map(|g| format!("{g}:"));
     for option in ["--help", "-h"] {
         let help = help_by(option);
         let titles: Vec<&str> = help.lines().filter(|line| line.ends_with(':') && !line.starts_with(' ')).collect();

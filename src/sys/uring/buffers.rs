@@ -26,7 +26,7 @@ pub(super) fn prepare(submitter: &Submitter<'_>) -> io::Result<bool> {
     submitter.register_probe(&mut probe)?;
     let has_them = probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
     if has_them {
-        submitter.register_buffers_sparse(BUFFERS_MAX as u32)?;
+        submitter.register_buffers_sparse(u32::try_from(BUFFERS_MAX).unwrap_or(0))?;
     }
     Ok(has_them)
 }

@@ -122,12 +122,13 @@ impl<T> Ring<T> {
         let mut queue = unsafe { self.uring.ring.submission_shared() };
         // SAFETY: the entry refers to a file and to memory that are borrowed from the value. It stays where it is, untouched,
         // until `reap` finds that the kernel is done.
-        if unsafe { queue.push(&entry) }.is_err() {
-            drop(queue);
-            free.push(index);
-            return slot.take().map_or_else(|| unreachable!("a slot that was filled above"), Err);
-        }
+        let is_placed = unsafe { queue.push(&entry) }.is_ok();
         drop(queue);
+        // There are as many entries as slots, so the queue has room.
+        if !is_placed && let Some(value) = slot.take() {
+            free.push(index);
+            return Err(value);
+        }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(self.placed.fetch_add(1, Ordering::Relaxed) + 1)
     }
