@@ -165,12 +165,14 @@ impl ReadableBuffers<'_> {
 
     /// Copies from byte `skip` on to `to`. Returns the bytes copied, fewer than `to` has where the buffers end before.
     pub fn copy_to(&self, skip: u64, to: &mut [u8]) -> usize {
+        let mut cursor = self.list.cursor(skip);
         let mut done = 0;
-        self.list.each(skip, to.len(), |part| {
+        while done < to.len() {
+            let Some((host, len)) = cursor.part(to.len() - done) else { break };
             // SAFETY: the part is guest memory that the chain's map keeps mapped. The map is borrowed with the list.
-            unsafe { copy::from_guest(part.host, &mut to[done..done + part.len]) };
-            done += part.len;
-        });
+            unsafe { copy::from_guest(host, &mut to[done..done + len]) };
+            done += len;
+        }
         done
     }
 }
