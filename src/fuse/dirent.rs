@@ -32,7 +32,7 @@ pub fn direntplus_len(name_len: usize) -> usize {
 const PADDED: usize = 8;
 
 /// Calls `put` with the pieces of a READDIR entry, [`dirent_len`] bytes in all. Each piece has a multiple of 8 bytes.
-#[inline]
+#[inline(always)]
 pub fn put_dirent(entry: &Entry<'_>, mut put: impl FnMut(&[u8])) {
     let namelen = u32::try_from(entry.name.len()).unwrap_or(u32::MAX);
     put(Dirent { ino: entry.ino, off: entry.next_offset, namelen, kind: entry.kind }.as_bytes());
@@ -47,7 +47,7 @@ pub fn put_dirent(entry: &Entry<'_>, mut put: impl FnMut(&[u8])) {
 
 /// Calls `put` with the pieces of a READDIRPLUS entry, [`direntplus_len`] bytes in all, as [`put_dirent`]. A node id of 0 means
 /// that the entry was not looked up.
-#[inline]
+#[inline(always)]
 pub fn put_direntplus(entry: &Entry<'_>, looked_up: &EntryOut, mut put: impl FnMut(&[u8])) {
     put(looked_up.as_bytes());
     put_dirent(entry, put);

@@ -222,7 +222,7 @@ pub struct Writer<'b> {
 
 impl Writer<'_> {
     /// Copies `from` to the next bytes. False where the buffers end before; what fits is copied.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, mut from: &[u8]) -> bool {
         while !from.is_empty() {
             let Some((host, len)) = self.cursor.part(from.len()) else { return false };

@@ -68,10 +68,12 @@ struct Reply<'r> {
 
 impl Reply<'_> {
     /// Whether an entry of `len` bytes is wanted and has room.
+    #[inline(always)]
     fn has_room(&self, len: usize) -> bool {
         self.len + len <= self.len_max && self.pending.is_wanted()
     }
 
+    #[inline(always)]
     fn put(&mut self, piece: &[u8]) {
         self.len += piece.len();
         let fits = self.writer.write(piece);
@@ -79,6 +81,7 @@ impl Reply<'_> {
     }
 }
 
+#[inline(always)]
 fn entry<'e>(of: &DirectoryEntry<'e>) -> Entry<'e> {
     Entry { ino: of.ino, next_offset: of.next_offset, kind: of.kind, name: of.name }
 }
@@ -87,10 +90,12 @@ fn entry<'e>(of: &DirectoryEntry<'e>) -> Entry<'e> {
 struct Plain<'l, 'r>(&'l mut Reply<'r>);
 
 impl Listing for Plain<'_, '_> {
+    #[inline(always)]
     fn has_room(&self, name_len: usize) -> bool {
         self.0.has_room(dirent_len(name_len))
     }
 
+    #[inline(always)]
     fn push(&mut self, of: &DirectoryEntry<'_>, _: Option<&NodeEntry>) {
         put_dirent(&entry(of), |piece| self.0.put(piece));
     }
@@ -107,10 +112,12 @@ struct Plus<'l, 'r> {
 }
 
 impl Listing for Plus<'_, '_> {
+    #[inline(always)]
     fn has_room(&self, name_len: usize) -> bool {
         self.reply.has_room(direntplus_len(name_len))
     }
 
+    #[inline(always)]
     fn push(&mut self, of: &DirectoryEntry<'_>, looked_up: Option<&NodeEntry>) {
         // Node 0 where the entry was not looked up.
         let looked_up = looked_up.map_or_else(EntryOut::default, entry_out);
