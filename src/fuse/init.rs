@@ -57,6 +57,8 @@ pub struct Negotiated {
 
 /// Bits of a [`Negotiated::to_word`] that are flags. The protocol has 43 flags so far.
 const FLAG_BITS: u32 = 48;
+// The highest flag that is offered.
+const _: () = assert!(f::ALLOW_IDMAP < 1 << FLAG_BITS);
 /// The highest minor version that is told from higher ones.
 const MINOR_MAX: u32 = 0xffff;
 
@@ -72,7 +74,6 @@ impl Negotiated {
     }
 
     /// What [`Negotiated::to_word`] returned; `None` for 0.
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     pub fn from_word(word: u64) -> Option<Negotiated> {
         (word != 0).then_some(Negotiated { flags: word & ((1 << FLAG_BITS) - 1), minor: (word >> FLAG_BITS) as u32 })
     }
@@ -151,7 +152,6 @@ mod tests {
         let (_, newest) = negotiate(&guest(u32::MAX, 0), &LIMITS).unwrap();
         assert_eq!(Negotiated::from_word(newest.to_word()), Some(Negotiated { flags: 0, minor: MINOR_MAX }));
         assert_eq!(Negotiated::from_word(0), None);
-        assert!(f::ALLOW_IDMAP < 1 << FLAG_BITS, "the highest flag that is offered");
     }
 
     #[test]
