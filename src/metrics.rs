@@ -1,39 +1,49 @@
 //! Counters of what the daemon did, for each share. One table has the names, units and stability; counters only grow.
 //! Knows nothing of requests: the caller passes the names of the opcodes.
 //!
-//! Counting is one relaxed atomic addition: a [`Metrics`] holds the counters of its share, so that the hot path looks up
-//! nothing.
+//! Counting takes no lock and no cache line of another thread (`metrics/lanes.rs`), and a [`Metrics`] holds the counters of its
+//! share, so that the hot path looks up nothing.
 #![forbid(unsafe_code)]
 
+mod lanes;
+
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter as Count;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{self, Registry as Text};
 
+use lanes::Lanes;
+
 /// One counter.
-#[derive(Debug, Default)]
-pub struct Counter(Count);
+#[derive(Debug)]
+pub struct Counter {
+    lanes: Arc<Lanes>,
+    number: usize,
+}
 
 impl Counter {
     /// Adds one.
     #[inline]
     pub fn increment(&self) {
-        self.0.inc();
+        self.add(1);
     }
 
     /// Adds `n`.
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.inc_by(n);
+        self.lanes.add(self.number, n);
     }
 
     /// The count.
     pub fn get(&self) -> u64 {
-        self.0.get()
+        self.lanes.sum(self.number)
     }
 }
 
@@ -131,6 +141,21 @@ macro_rules! counters {
                     $($name: definition!($name: $unit, $stability, $help).register(text)),*
                 }
             }
+
+            /// Sets the exported counters of `metrics`.
+            fn export(&self, metrics: &Metrics) {
+                let set = |exported: &Count, counter: &Counter| exported.inner().store(counter.get(), Ordering::Relaxed);
+                let share = &metrics.share;
+                for (number, (name, counter)) in metrics.registry.opcodes.iter().zip(&metrics.requests).enumerate() {
+                    let opcode = if number == 0 { UNKNOWN } else { *name };
+                    // A number without an opcode is never counted, and not exported.
+                    if !opcode.is_empty() {
+                        set(&self.requests.get_or_create_owned(&OfOpcode { share: share.clone(), opcode }), counter);
+                    }
+                }
+                let of_share = OfShare { share: share.clone() };
+                $(set(&self.$name.get_or_create_owned(&of_share), &metrics.$name);)*
+            }
         }
 
         /// The counters of one share.
@@ -146,13 +171,15 @@ macro_rules! counters {
         impl Registry {
             /// The counters of the share `share`. A second call for the same share returns the same counters.
             pub fn share(self: &Arc<Self>, share: &str) -> Metrics {
-                let labels = OfShare { share: share.to_owned() };
-                let requests = self.opcodes.iter().enumerate().map(|(number, name)| self.requests_of(share, number, name));
+                let mut numbers = 0..;
+                let count = self.opcodes.len() + COUNTERS.len();
+                let lanes = Arc::clone(self.shares.lock().entry(share.to_owned()).or_insert_with(|| Lanes::new(count)));
+                let mut next = || Counter { lanes: Arc::clone(&lanes), number: numbers.next().unwrap_or(count) };
                 Metrics {
-                    requests: requests.collect(),
-                    $($name: Counter(self.families.$name.get_or_create_owned(&labels)),)*
+                    $($name: next(),)*
+                    requests: self.opcodes.iter().map(|_| next()).collect(),
                     registry: Arc::clone(self),
-                    share: labels.share,
+                    share: share.to_owned(),
                 }
             }
         }
@@ -200,6 +227,8 @@ counters! {
 #[derive(Debug)]
 pub struct Registry {
     opcodes: &'static [&'static str],
+    /// The counters of each share.
+    shares: Mutex<BTreeMap<String, Arc<Lanes>>>,
     families: Families,
     text: Text,
 }
@@ -208,21 +237,13 @@ impl Registry {
     /// A registry without shares. `opcodes` are the names of the opcodes by number, "" for a number without an opcode.
     pub fn new(opcodes: &'static [&'static str]) -> Arc<Registry> {
         let mut text = Text::with_prefix("gatherfs");
-        Arc::new(Registry { opcodes, families: Families::new(&mut text), text })
-    }
-
-    fn requests_of(&self, share: &str, number: usize, name: &'static str) -> Counter {
-        let opcode = match (number, name) {
-            (0, _) => UNKNOWN,
-            // Never counted, and not exported.
-            (_, "") => return Counter::default(),
-            _ => name,
-        };
-        Counter(self.families.requests.get_or_create_owned(&OfOpcode { share: share.to_owned(), opcode }))
+        Arc::new(Registry { opcodes, shares: Mutex::default(), families: Families::new(&mut text), text })
     }
 
     /// The counters of all shares in the OpenMetrics text format.
-    pub fn to_text(&self) -> String {
+    pub fn to_text(self: &Arc<Self>) -> String {
+        let shares: Vec<String> = self.shares.lock().keys().cloned().collect();
+        shares.iter().for_each(|share| self.families.export(&self.share(share)));
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.text);

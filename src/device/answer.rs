@@ -5,7 +5,7 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use super::in_flight::{Answered, InFlight};
-use super::{reply, wire};
+use super::reply;
 use crate::fuse::abi::{EntryOut, OpenOut};
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -58,19 +58,6 @@ pub(super) fn answer_bytes(result: Result<&[u8], Errno>, request: InFlight) -> A
         Ok(bytes) => request.reply(bytes),
         Err(errno) => request.error(errno),
     }
-}
-
-/// Answers with what is listed in `listing`, each entry of it a lookup, or with the error.
-pub(super) fn answer_listed(result: Result<(), Errno>, listing: &[u8], request: InFlight) -> Answered {
-    if let Err(errno) = result {
-        wire::forget_listed(request.share(), listing);
-        return request.error(errno);
-    }
-    let answered = request.reply(listing);
-    if !answered.is_given {
-        wire::forget_listed(answered.share(), listing);
-    }
-    answered
 }
 
 /// Answers with an entry, which counts as a lookup.

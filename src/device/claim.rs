@@ -21,8 +21,10 @@ pub enum Holder {
     Elsewhere,
 }
 
-/// The right to answer a request. There is one for each storage of requests, used for one request after the other.
+/// The right to answer a request. There is one for each storage of requests, used for one request after the other. In a cache
+/// line of its own, as each request writes to it.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Claim(AtomicU8);
 
 impl Claim {

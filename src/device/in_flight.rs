@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::claim::Claim;
 use crate::fuse::RequestHeader;
 use crate::fuse::abi::OUT_HEADER_LEN;
-use crate::guest::{PageDescriptor, RingMemory};
+use crate::guest::{PageDescriptor, RingMemory, Writer};
 use crate::host::{FileInUse, Pending, Share};
 use crate::io::TransferOwner;
 use crate::types::{Errno, QueueIndex, RequestId, Unique};
@@ -218,6 +218,13 @@ impl InFlight {
         usize::try_from(room.min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64)).unwrap_or(usize::MAX)
     }
 
+    /// A writer to the reply's pages behind the header, for a reply that [`InFlight::reply_filled`] gives, and whether the
+    /// request is still wanted.
+    pub(super) fn reply_writer(&mut self) -> (Writer<'_>, &dyn Pending) {
+        let storage = &mut *self.0;
+        (storage.chain.writable_from(OUT_HEADER_LEN as u64), &*storage.claim)
+    }
+
     /// Whether the request still waits for this answer. An operation of several steps goes on only then.
     pub(super) fn is_wanted(&self) -> bool {
         !self.0.claim.is_withdrawn()
@@ -276,6 +283,12 @@ impl InFlight {
 impl Pending for InFlight {
     fn is_wanted(&self) -> bool {
         InFlight::is_wanted(self)
+    }
+}
+
+impl Pending for Claim {
+    fn is_wanted(&self) -> bool {
+        !self.is_withdrawn()
     }
 }
 

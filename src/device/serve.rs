@@ -11,7 +11,7 @@ mod locks;
 mod names;
 mod session;
 
-use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_listed, answer_open};
+use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_open};
 use super::in_flight::{Answered, InFlight};
 use super::queue_engine::QueueEngine;
 use super::served::Served;
@@ -140,13 +140,8 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
 
         // Directories.
         Operation::Opendir { .. } => answer_open(share.opendir(node).map(|opened| wire::open_out(&opened)), request),
-        Operation::Readdir { handle, offset, size } => {
-            let listed = directories::readdir(&request, handle, offset, size, scratch);
-            answer_bytes(listed.map(|()| scratch.as_slice()), request)
-        }
-        Operation::Readdirplus { handle, offset, size } => {
-            answer_listed(directories::readdirplus(&request, handle, offset, size, scratch), scratch, request)
-        }
+        Operation::Readdir { handle, offset, size } => directories::readdir(request, handle, offset, size),
+        Operation::Readdirplus { handle, offset, size } => directories::readdirplus(request, handle, offset, size, scratch),
         Operation::Releasedir { handle } => answer_done(share.releasedir(handle), request),
         Operation::Fsyncdir { handle, data_only } => answer_done(share.fsyncdir(node, handle, data_only), request),
 

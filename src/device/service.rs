@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::features;
 use super::in_flight::InFlight;
@@ -71,7 +71,9 @@ pub struct Service {
     pub logging: Arc<AtomicBool>,
     memory: RwLock<Arc<GuestMap>>,
     memory_generation: AtomicU64,
-    fuse: RwLock<Option<Negotiated>>,
+    /// What INIT negotiated, as [`Negotiated::to_word`], and 0 without a session: each request reads it. Changed under `changes`.
+    fuse: AtomicU64,
+    changes: Mutex<()>,
     /// The session's queues, the first of them hiprio. They know the service, so it does not keep them alive.
     queues: OnceLock<Vec<Weak<dyn SessionQueue>>>,
     make_engine: Box<MakeEngine>,
@@ -100,7 +102,8 @@ impl Service {
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
-            fuse: RwLock::new(None),
+            fuse: AtomicU64::new(0),
+            changes: Mutex::new(()),
             queues: OnceLock::new(),
         }
     }
@@ -196,7 +199,7 @@ impl Service {
 
     /// What INIT negotiated, if there is a FUSE session.
     pub fn negotiated(&self) -> Option<Negotiated> {
-        *self.fuse.read()
+        Negotiated::from_word(self.fuse.load(Ordering::Acquire))
     }
 
     /// Begins a FUSE session. A guest sends INIT without a DESTROY before if it booted again, or if its connection was aborted
@@ -209,13 +212,13 @@ impl Service {
             closing.wait(self.options.stop_timeout);
         }
         let share = {
-            let mut fuse = self.fuse.write();
-            if fuse.is_some() || !is_wanted() {
+            let _changing = self.changes.lock();
+            if self.negotiated().is_some() || !is_wanted() {
                 return Err(Errno::EIO);
             }
             let share = self.export.begin_session()?;
             share.begin_session(features::negotiated(negotiated));
-            *fuse = Some(*negotiated);
+            self.fuse.store(negotiated.to_word(), Ordering::Release);
             share
         };
         share.watch_root();
@@ -232,8 +235,10 @@ impl Service {
     /// From here on there is no session; what the guest held is on its way to be closed.
     fn leave_fuse(&self) -> Option<Closing> {
         let closing = {
-            let mut fuse = self.fuse.write();
-            fuse.take()?;
+            let _changing = self.changes.lock();
+            if self.fuse.swap(0, Ordering::AcqRel) == 0 {
+                return None;
+            }
             self.export.end_session()
         };
         // Wakes the threads that sleep: they release the share of the session that ended.

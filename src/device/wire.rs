@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use crate::fuse::abi::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, Kstatfs, LkIn, LkOut, OpenOut, Statx, StatxOut, SxTime, open_flags};
-use crate::fuse::dirent;
-use crate::host::{Attributes, CacheableAttributes, DirectoryEntry, HeldLock, Listing, Lookup, NodeEntry, Opened, Share, Timestamp};
+use crate::host::{Attributes, CacheableAttributes, HeldLock, Lookup, NodeEntry, Opened, Timestamp};
 use crate::sys::lock::LockKind;
 use crate::sys::stat::StatVfs;
-use crate::types::NodeId;
 
 /// A device number as the guest's kernel packs it into 32 bits (new_encode_dev of linux/kdev_t.h).
 fn encode_device((major, minor): (u32, u32)) -> u32 {
@@ -142,44 +140,6 @@ pub(super) fn kstatfs(st: &StatVfs) -> Kstatfs {
         namelen: bits32(st.f_namemax),
         frsize: bits32(st.f_frsize),
         ..Kstatfs::default()
-    }
-}
-
-/// A reply of READDIR or READDIRPLUS, put together in `reply`, of at most `len_max` bytes.
-#[derive(Debug)]
-pub(super) struct DirentListing<'r> {
-    pub reply: &'r mut Vec<u8>,
-    pub len_max: usize,
-    /// READDIRPLUS.
-    pub plus: bool,
-}
-
-impl Listing for DirentListing<'_> {
-    fn has_room(&self, name_len: usize) -> bool {
-        let len = if self.plus { dirent::direntplus_len(name_len) } else { dirent::dirent_len(name_len) };
-        self.reply.len() + len <= self.len_max
-    }
-
-    fn push(&mut self, entry: &DirectoryEntry<'_>, looked_up: Option<&NodeEntry>) {
-        let entry = dirent::Entry { ino: entry.ino, next_offset: entry.next_offset, kind: entry.kind, name: entry.name };
-        if self.plus {
-            // Node 0 where the entry was not looked up.
-            let looked_up = looked_up.map_or_else(EntryOut::default, entry_out);
-            dirent::push_direntplus(self.reply, self.len_max, &entry, &looked_up);
-        } else {
-            dirent::push_dirent(self.reply, self.len_max, &entry);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.reply.is_empty()
-    }
-}
-
-/// Takes back the lookups of a READDIRPLUS reply that did not reach the guest.
-pub(super) fn forget_listed(share: &Share, reply: &[u8]) {
-    for entry in dirent::looked_up(reply) {
-        share.forget(NodeId(entry.nodeid), 1);
     }
 }
 

@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn negotiated(minor: u32, flags: u64) -> Negotiated {
-        Negotiated { flags, minor, max_write: 4096 }
+        Negotiated { flags, minor }
     }
 
     #[test]

@@ -53,14 +53,29 @@ pub struct Negotiated {
     pub flags: u64,
     /// The guest's minor version.
     pub minor: u32,
-    /// The largest WRITE, bytes.
-    pub max_write: u32,
 }
+
+/// Bits of a [`Negotiated::to_word`] that are flags. The protocol has 43 flags so far.
+const FLAG_BITS: u32 = 48;
+// The highest flag that is offered.
+const _: () = assert!(f::ALLOW_IDMAP < 1 << FLAG_BITS);
+/// The highest minor version that is told from higher ones.
+const MINOR_MAX: u32 = 0xffff;
 
 impl Negotiated {
     /// Whether all of `flags` were negotiated.
     pub fn has(&self, flags: u64) -> bool {
         self.flags & flags == flags
+    }
+
+    /// The result in one word, for an atomic. Not 0, as no supported minor version is.
+    pub fn to_word(self) -> u64 {
+        self.flags & ((1 << FLAG_BITS) - 1) | u64::from(self.minor) << FLAG_BITS
+    }
+
+    /// What [`Negotiated::to_word`] returned; `None` for 0.
+    pub fn from_word(word: u64) -> Option<Negotiated> {
+        (word != 0).then_some(Negotiated { flags: word & ((1 << FLAG_BITS) - 1), minor: (word >> FLAG_BITS) as u32 })
     }
 }
 
@@ -99,7 +114,7 @@ pub fn negotiate(request: &InitRequest, limits: &Limits) -> Result<(InitOut, Neg
         max_pages,
         ..InitOut::default()
     };
-    Ok((out, Negotiated { flags, minor: request.minor, max_write }))
+    Ok((out, Negotiated { flags, minor: request.minor.min(MINOR_MAX) }))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the upper half is another word of the reply")]
@@ -125,6 +140,18 @@ mod tests {
         assert_eq!((out.max_pages, out.max_write, out.max_readahead), (1020, 1020 * 4096, 131_072));
         let (out, negotiated) = negotiate(&guest(38, f::BIG_WRITES), &LIMITS).unwrap();
         assert_eq!((negotiated.flags, out.flags2, out.max_write), (f::BIG_WRITES, 0, 32 * 4096));
+    }
+
+    #[test]
+    fn a_result_is_one_word_and_no_session_is_none() {
+        let (_, negotiated) = negotiate(&guest(45, u64::MAX), &Limits { wanted: u64::MAX, ..LIMITS }).unwrap();
+        let kept = Negotiated { flags: negotiated.flags & ((1 << FLAG_BITS) - 1), ..negotiated };
+        assert_eq!(Negotiated::from_word(negotiated.to_word()), Some(kept));
+        let (_, oldest) = negotiate(&guest(27, 0), &LIMITS).unwrap();
+        assert_eq!(Negotiated::from_word(oldest.to_word()), Some(oldest));
+        let (_, newest) = negotiate(&guest(u32::MAX, 0), &LIMITS).unwrap();
+        assert_eq!(Negotiated::from_word(newest.to_word()), Some(Negotiated { flags: 0, minor: MINOR_MAX }));
+        assert_eq!(Negotiated::from_word(0), None);
     }
 
     #[test]

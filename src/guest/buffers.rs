@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::copy;
 use super::memory::GuestMap;
-use super::pages::{Appender, PageDescriptor, PageList};
+use super::pages::{Appender, Cursor, PageDescriptor, PageList};
 use super::region::Part;
 use super::ring_memory::RingMemory;
 use super::table::DescriptorTable;
@@ -46,6 +46,11 @@ impl ChainBuffers {
     pub fn writable(&mut self) -> WritableBuffers<'_> {
         let map = self.memory.as_deref().map(RingMemory::map);
         WritableBuffers { list: &self.writable, map }
+    }
+
+    /// A writer to that memory, from byte `skip` on.
+    pub fn writable_from(&mut self, skip: u64) -> Writer<'_> {
+        Writer { cursor: self.writable.cursor(skip) }
     }
 
     /// Begins a transfer of at most `len` bytes from byte `skip` on, of the writable or of the readable buffers. Until
@@ -160,12 +165,14 @@ impl ReadableBuffers<'_> {
 
     /// Copies from byte `skip` on to `to`. Returns the bytes copied, fewer than `to` has where the buffers end before.
     pub fn copy_to(&self, skip: u64, to: &mut [u8]) -> usize {
+        let mut cursor = self.list.cursor(skip);
         let mut done = 0;
-        self.list.each(skip, to.len(), |part| {
+        while done < to.len() {
+            let Some((host, len)) = cursor.part(to.len() - done) else { break };
             // SAFETY: the part is guest memory that the chain's map keeps mapped. The map is borrowed with the list.
-            unsafe { copy::from_guest(part.host, &mut to[done..done + part.len]) };
-            done += part.len;
-        });
+            unsafe { copy::from_guest(host, &mut to[done..done + len]) };
+            done += len;
+        }
         done
     }
 }
@@ -198,10 +205,33 @@ impl WritableBuffers<'_> {
         done
     }
 
-    /// Marks `len` bytes from byte `skip` on as dirty, after the kernel wrote them.
+    /// Marks `len` bytes from byte `skip` on as dirty, after the kernel or a [`Writer`] wrote them.
     pub fn mark_dirty(&self, skip: u64, len: usize) {
         if let Some(map) = self.map.filter(|map| map.is_logging()) {
             self.list.each(skip, len, |part| map.mark_dirty(part.region, part.host, part.len));
         }
+    }
+}
+
+/// Writes the device-writable memory of a chain from front to back, in small pieces. What it wrote is to be marked with
+/// [`WritableBuffers::mark_dirty`] in the end.
+#[derive(Debug)]
+pub struct Writer<'b> {
+    cursor: Cursor<'b>,
+}
+
+impl Writer<'_> {
+    /// Copies `from` to the next bytes. False where the buffers end before; what fits is copied.
+    #[inline(always)]
+    pub fn write(&mut self, mut from: &[u8]) -> bool {
+        while !from.is_empty() {
+            let Some((host, len)) = self.cursor.part(from.len()) else { return false };
+            let (now, rest) = from.split_at(len);
+            // SAFETY: the part is guest memory that the chain's map keeps mapped, and no reference to it exists. The map is
+            // borrowed with the list.
+            unsafe { copy::to_guest(now, host) };
+            from = rest;
+        }
+        true
     }
 }

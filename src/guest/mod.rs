@@ -16,7 +16,7 @@ mod ring_memory;
 mod table;
 
 pub use blocks::MemoryBlocks;
-pub use buffers::{ChainBuffers, Collector, ReadableBuffers, WritableBuffers};
+pub use buffers::{ChainBuffers, Collector, ReadableBuffers, WritableBuffers, Writer};
 pub use dirty::DirtyLog;
 pub use memory::{GuestMap, GuestPiece, MappedMemory};
 pub use pages::{Appender, PageDescriptor};

@@ -97,6 +97,32 @@ struct Window {
     tail: PageDescriptor,
 }
 
+/// A place in a list, from which one part after the other is taken.
+#[derive(Debug)]
+pub(super) struct Cursor<'l> {
+    pages: std::slice::Iter<'l, PageDescriptor>,
+    /// What is left of the descriptor that was entered last.
+    host: NonNull<u8>,
+    left: usize,
+}
+
+impl Cursor<'_> {
+    /// Takes the next bytes, at most `len`, which lie in one descriptor: their host address and how many they are. `None` at the
+    /// end of the list.
+    #[inline(always)]
+    pub fn part(&mut self, len: usize) -> Option<(NonNull<u8>, usize)> {
+        if self.left == 0 {
+            let page = self.pages.next()?;
+            (self.host, self.left) = (page.address, page.len);
+        }
+        let (host, len) = (self.host, len.min(self.left));
+        // SAFETY: `len` is at most what is left of the descriptor, so the address is within it or at its end.
+        self.host = unsafe { host.add(len) };
+        self.left -= len;
+        Some((host, len))
+    }
+}
+
 /// The first size of a list's storage.
 const SLOTS_MIN: usize = 4;
 
@@ -241,6 +267,18 @@ impl PageList {
             self.slots[end - 1] = tail;
             self.slots[first] = head;
         }
+    }
+
+    /// A cursor at byte `skip`.
+    pub fn cursor(&self, skip: u64) -> Cursor<'_> {
+        debug_assert!(self.window.is_none(), "the list is narrowed");
+        let mut cursor = Cursor { pages: self.pages().iter(), host: NonNull::dangling(), left: 0 };
+        let mut skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        while skip > 0 {
+            let Some((_, len)) = cursor.part(skip) else { break };
+            skip -= len;
+        }
+        cursor
     }
 
     /// Calls `visit` with each contiguous part of the at most `len` bytes from byte `skip` on.

@@ -247,6 +247,27 @@ impl OpenFile<'_> {
         }
     }
 
+    /// Removes its handle, and ends this use. The file is closed when its last user is dropped. False where the handle was removed
+    /// meanwhile.
+    pub fn remove(self) -> bool {
+        let mut state = self.record.state.load(Ordering::Acquire);
+        while state & LIVE != 0 {
+            // The handle counts as a user, and so does this.
+            let next = (state & !LIVE) - 2;
+            match self.record.state.compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    let file = std::mem::ManuallyDrop::new(self);
+                    if next & USERS == 0 {
+                        file.table.close(file.slot, file.record);
+                    }
+                    return true;
+                }
+                Err(seen) => state = seen,
+            }
+        }
+        false
+    }
+
     /// The node that was opened.
     pub fn node(&self) -> NodeId {
         NodeId(self.record.node.load(Ordering::Relaxed))
@@ -321,6 +342,21 @@ mod tests {
         assert!(table.get(handle).is_none());
         assert!(table.get(FileHandle(u64::MAX)).is_none());
         assert_eq!(table.find(NodeId(6)).unwrap().node(), NodeId(6));
+    }
+
+    #[test]
+    fn a_user_may_remove_its_handle_while_there_are_others() {
+        let table = table();
+        let handle = insert(&table, 5);
+        let (first, second, third) = (table.get(handle).unwrap(), table.get(handle).unwrap(), table.get(handle).unwrap());
+        assert!(first.remove() && table.get(handle).is_none());
+        assert!(!second.remove(), "removed already");
+        assert!(rustix::io::fcntl_getfd(third.fd()).is_ok(), "still open");
+        drop(third);
+        let next = insert(&table, 6);
+        assert_eq!(next.0 as u32, handle.0 as u32, "the slot is free again");
+        assert!(table.get(next).unwrap().remove());
+        assert_eq!(insert(&table, 7).0 as u32, handle.0 as u32, "closed by the last user");
     }
 
     #[test]

@@ -21,12 +21,17 @@ pub struct HostEntry<'a> {
     pub name: &'a CStr,
 }
 
-/// Reads entries from the directory's current position into `buffer` and returns the bytes written, 0 at the end of the
-/// directory. EINVAL where `buffer` is too small for the next entry, ENOTDIR for another file, ENOENT for a removed directory.
-pub fn read(dir: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: the kernel writes at most `buffer.len()` bytes to the buffer.
-    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-    usize::try_from(n).map_err(|_| Errno::last())
+/// Replaces `entries` by those from the directory's current position on, of at most `len` bytes; by none at the end of the
+/// directory. EINVAL where `len` is too small for the next entry, ENOTDIR for another file, ENOENT for a removed directory.
+pub fn read(dir: BorrowedFd<'_>, entries: &mut Vec<u8>, len: usize) -> Result<(), Errno> {
+    entries.clear();
+    entries.reserve(len);
+    // SAFETY: the kernel writes at most `len` bytes, for which there is room.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), entries.as_mut_ptr(), len) };
+    let n = usize::try_from(n).map_err(|_| Errno::last())?;
+    // SAFETY: the kernel has written the first `n` bytes, at most `len`.
+    unsafe { entries.set_len(n.min(len)) };
+    Ok(())
 }
 
 /// The first entry of `bytes` and the bytes behind it. `None` at the end.

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, RingMemory, WritableBuffers};
+use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, RingMemory, WritableBuffers, Writer};
 
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
@@ -186,6 +186,11 @@ impl Chain {
     /// The memory that the device may write.
     pub fn writable(&mut self) -> WritableBuffers<'_> {
         self.buffers.writable()
+    }
+
+    /// A writer to that memory, from byte `skip` on.
+    pub fn writable_from(&mut self, skip: u64) -> Writer<'_> {
+        self.buffers.writable_from(skip)
     }
 
     /// Sets at most `len` bytes from `skip` on apart for a transfer, of those that the device may write, or read. Until

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::sys::dirent::{self, HostEntry};
 use crate::types::Errno;
 
-/// Bytes that one getdents64 fills at most: about 1000 entries.
+/// Bytes that one getdents64 fills at most: about 1000 entries. As many are read wherever a guest goes on from where it was, for
+/// the requests to come: older guests ask for a page at a time.
 const READ_LEN_MAX: usize = 32 * 1024;
 /// Bytes for the longest entry: 19 of header, 256 of name, padded.
 const READ_LEN_MIN: usize = 280;
@@ -19,8 +20,10 @@ const KEPT_LEN_MAX: usize = 16 << 20;
 /// The position of the guest in an open directory.
 #[derive(Debug)]
 pub(in crate::host) struct DirectoryStream {
-    /// File position of the descriptor: the offset after the last entry of `read`.
-    position: u64,
+    /// File position of the descriptor, which is known when `read` is consumed.
+    position: Option<u64>,
+    /// Entries were read since the last seek.
+    goes_on: bool,
     read: Vec<u8>,
     /// Start of the part of `read` that is not consumed, and the directory offset of its first entry.
     start: usize,
@@ -41,7 +44,7 @@ impl DirectoryStream {
     /// A stream at the first entry. `all_kept_len` counts what the streams of the share keep.
     pub fn new(all_kept_len: &Arc<AtomicUsize>) -> DirectoryStream {
         let all_kept_len = Arc::clone(all_kept_len);
-        DirectoryStream { position: 0, read: Vec::new(), start: 0, start_offset: 0, kept_len: 0, all_kept_len }
+        DirectoryStream { position: Some(0), goes_on: false, read: Vec::new(), start: 0, start_offset: 0, kept_len: 0, all_kept_len }
     }
 
     /// Calls `take` for the entries of `file` from `offset` on, as long as it returns true. About `wanted_len` bytes of host entries
@@ -56,7 +59,7 @@ impl DirectoryStream {
         wanted_len: usize,
         take: impl FnMut(&HostEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let is_read_ahead = offset == self.start_offset && (!self.read.is_empty() || offset == self.position);
+        let is_read_ahead = offset == self.start_offset && (!self.read.is_empty() || self.position == Some(offset));
         if offset == 0 || !is_read_ahead {
             self.seek(file, offset)?;
         }
@@ -95,34 +98,35 @@ impl DirectoryStream {
             offered = true;
             self.start_offset = entry.next_offset;
             self.start = self.read.len() - rest.len();
+            if rest.is_empty() {
+                self.position = Some(self.start_offset);
+            }
         }
     }
 
     fn seek(&mut self, file: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
         self.read.clear();
         self.start = 0;
-        if offset != self.position || offset == 0 {
-            let at = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            if offset != 0 || self.position != 0 {
-                rustix::fs::seek(file, rustix::fs::SeekFrom::Start(at.cast_unsigned()))?;
-            }
-            self.position = offset;
+        if self.position != Some(offset) {
+            i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+            rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset))?;
+            self.position = Some(offset);
         }
         self.start_offset = offset;
+        self.goes_on = false;
         Ok(())
     }
 
     /// Reads more entries. False at the end.
     fn fill(&mut self, file: BorrowedFd<'_>, wanted_len: usize) -> Result<bool, Errno> {
-        self.read.resize(wanted_len.clamp(READ_LEN_MIN, READ_LEN_MAX), 0);
+        let len = if self.goes_on { READ_LEN_MAX } else { wanted_len.clamp(READ_LEN_MIN, READ_LEN_MAX) };
         self.start = 0;
-        let filled = dirent::read(file, &mut self.read);
-        self.read.truncate(*filled.as_ref().unwrap_or(&0));
-        let mut rest = &self.read[..];
-        while let Some((entry, more)) = dirent::next(rest) {
-            self.position = entry.next_offset;
-            rest = more;
+        dirent::read(file, &mut self.read, len)?;
+        if self.read.is_empty() {
+            return Ok(false);
         }
-        filled.map(|len| len > 0)
+        self.goes_on = true;
+        self.position = None;
+        Ok(true)
     }
 }

@@ -16,13 +16,18 @@ const SHARDS: usize = 16;
 /// What is open, by node: a descriptor, or something that holds one.
 #[derive(Debug)]
 pub(super) struct ByNode<T> {
-    shards: [Mutex<Shard<T>>; SHARDS],
+    shards: [Line<Mutex<Shard<T>>>; SHARDS],
     shard_len_max: usize,
     /// The part that is searched first when a descriptor must be closed.
     turn: AtomicUsize,
     /// In which every descriptor here is counted.
     budget: Arc<Budget>,
 }
+
+/// In cache lines of its own, so that threads do not wait for each other's lines.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Line<T>(T);
 
 /// A descriptor with a reserved place in the budget.
 #[derive(Debug)]
@@ -58,13 +63,13 @@ impl<T> ByNode<T> {
     /// A set that keeps about `recent_max` descriptors beside pinned ones, as far as `budget` has places.
     pub fn new(recent_max: usize, budget: Arc<Budget>) -> ByNode<T> {
         let shard_len_max = (recent_max / SHARDS).max(1);
-        let shard = |_| Mutex::new(Shard { pinned: FxHashMap::default(), places: FxHashMap::default(), recent: Vec::new(), hand: 0 });
-        ByNode { shards: std::array::from_fn(shard), shard_len_max, turn: AtomicUsize::new(0), budget }
+        let shard = || Shard { pinned: FxHashMap::default(), places: FxHashMap::default(), recent: Vec::new(), hand: 0 };
+        ByNode { shards: std::array::from_fn(|_| Line(Mutex::new(shard()))), shard_len_max, turn: AtomicUsize::new(0), budget }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "any bits of the number will do")]
     fn shard(&self, node: NodeId) -> &Mutex<Shard<T>> {
-        &self.shards[node.0 as usize % SHARDS]
+        &self.shards[node.0 as usize % SHARDS].0
     }
 
     /// The descriptor of `node`, if it is here.
@@ -121,7 +126,7 @@ impl<T> ByNode<T> {
     pub fn close_recent(&self) -> bool {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let closed = (0..SHARDS).find_map(|i| {
-            let mut shard = self.shards[first.wrapping_add(i) % SHARDS].lock();
+            let mut shard = self.shards[first.wrapping_add(i) % SHARDS].0.lock();
             if shard.recent.is_empty() {
                 return None;
             }
@@ -154,7 +159,7 @@ impl<T> ByNode<T> {
 impl<T> Drop for ByNode<T> {
     fn drop(&mut self) {
         for shard in &mut self.shards {
-            let shard = shard.get_mut();
+            let shard = shard.0.get_mut();
             let count = shard.pinned.len() + shard.recent.len();
             drop((std::mem::take(&mut shard.pinned), std::mem::take(&mut shard.recent)));
             if count > 0 {

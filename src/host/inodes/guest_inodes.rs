@@ -34,10 +34,9 @@ impl Inodes {
     /// ENFILE where the table has no room.
     pub fn new(root: Root, records: InodeRecords, root_fd: OwnedFd, path_fd: OwnedFd, files: Arc<OpenFiles>) -> Result<Inodes, RootFault> {
         let table = InodeTable::new(records);
-        let inodes =
-            Inodes { table, mounts: Mounts::default(), numbers: InodeNumbers::default(), root, files, generation: random_generation() };
+        let mounts = Mounts::new(root.identity.mount_id, root_fd);
+        let inodes = Inodes { table, mounts, numbers: InodeNumbers::default(), root, files, generation: random_generation() };
         let identity = &inodes.root.identity;
-        inodes.mounts.add_inode(identity.mount_id, Some(root_fd));
         let path_fd = inodes.files.pinnable_root(path_fd);
         inodes.table.insert(identity, |node| inodes.files.pin_path_fd(node, path_fd))?;
         // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
@@ -49,9 +48,8 @@ impl Inodes {
 
     /// Descriptors of the root's mount and an O_PATH one of the root, for another table. ESTALE where they are gone.
     pub fn root_descriptors(&self) -> Result<(OwnedFd, OwnedFd), RootFault> {
-        let mount = self.mounts.get(self.root.identity.mount_id).ok_or(Errno::ESTALE)?;
         let path_fd = self.files.path_fd(NodeId::ROOT).ok_or(Errno::ESTALE)?;
-        Ok((mount.try_clone()?, path_fd.try_clone()?))
+        Ok((self.mounts.root_fd().try_clone()?, path_fd.try_clone()?))
     }
 
     /// The root.
@@ -129,7 +127,9 @@ impl Inodes {
             self.files.close_node(node);
         }
         if let Some((freed, identity)) = forgotten.freed {
-            self.files.close_node(freed);
+            if freed != node {
+                self.files.close_node(freed);
+            }
             if identity.handle.is_some() {
                 self.mounts.remove_inode(identity.mount_id);
             }

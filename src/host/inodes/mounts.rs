@@ -1,15 +1,20 @@
 //! One open descriptor for each mount that the guest's inodes are on: open_by_handle_at(2) needs it. A mount's descriptor is
-//! closed with its last inode, so that the host can unmount it.
+//! closed with its last inode, so that the host can unmount it; that of the share's own mount stays, as the root does, and is
+//! found without a lock.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// The mounts in use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Mounts {
+    /// The share's own mount.
+    root_id: u64,
+    root_fd: OwnedFd,
+    /// The mounts below it.
     by_id: RwLock<FxHashMap<u64, Mount>>,
     /// Mounts whose inodes are kept as descriptors, although they have handles.
     by_descriptor: RwLock<FxHashSet<u64>>,
@@ -24,13 +29,44 @@ struct Mount {
     inodes: u64,
 }
 
+/// The descriptor of a mount.
+#[derive(Debug)]
+pub(super) enum MountFd<'m> {
+    /// That of the share's own.
+    Root(&'m OwnedFd),
+    /// That of a mount below it.
+    Below(Arc<OwnedFd>),
+}
+
+impl AsFd for MountFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            MountFd::Root(fd) => fd.as_fd(),
+            MountFd::Below(fd) => fd.as_fd(),
+        }
+    }
+}
+
 impl Mounts {
-    /// The descriptor of mount `id`.
-    pub fn get(&self, id: u64) -> Option<Arc<OwnedFd>> {
-        self.by_id.read().get(&id).map(|m| Arc::clone(&m.fd))
+    /// The share's own mount, `root_id`, with its descriptor.
+    pub fn new(root_id: u64, root_fd: OwnedFd) -> Mounts {
+        Mounts { root_id, root_fd, by_id: RwLock::default(), by_descriptor: RwLock::default() }
     }
 
-    /// Whether inodes of mount `id` can be kept as handles; `None` where it was not examined yet.
+    /// The descriptor of the share's own mount.
+    pub fn root_fd(&self) -> &OwnedFd {
+        &self.root_fd
+    }
+
+    /// The descriptor of mount `id`.
+    pub fn get(&self, id: u64) -> Option<MountFd<'_>> {
+        if id == self.root_id {
+            return Some(MountFd::Root(&self.root_fd));
+        }
+        self.by_id.read().get(&id).map(|m| MountFd::Below(Arc::clone(&m.fd)))
+    }
+
+    /// Whether inodes of mount `id`, below the share's own, can be kept as handles; `None` where it was not examined yet.
     pub fn keeps_handles(&self, id: u64) -> Option<bool> {
         if self.by_descriptor.read().contains(&id) {
             return Some(false);
@@ -48,6 +84,9 @@ impl Mounts {
     /// Counts one more inode on mount `id`, whose descriptor is `fd` if it had none. False, and nothing
     /// counted, where there is neither.
     pub fn add_inode(&self, id: u64, fd: Option<OwnedFd>) -> bool {
+        if id == self.root_id {
+            return true;
+        }
         let mut by_id = self.by_id.write();
         if let Some(mount) = by_id.get_mut(&id) {
             mount.inodes += 1;
@@ -60,6 +99,9 @@ impl Mounts {
 
     /// Counts one inode less.
     pub fn remove_inode(&self, id: u64) {
+        if id == self.root_id {
+            return;
+        }
         let mut by_id = self.by_id.write();
         let Some(mount) = by_id.get_mut(&id) else { return };
         mount.inodes -= 1;

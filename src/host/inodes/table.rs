@@ -63,11 +63,16 @@ pub(super) enum Inserted {
     Known(NodeId),
 }
 
+/// A part of the index. In a cache line of its own, so that threads do not wait for each other's lines.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shard(Mutex<FxHashMap<FileKey, Indexed>>);
+
 /// The table.
 #[derive(Debug)]
 pub(super) struct InodeTable {
     records: InodeRecords,
-    index: [Mutex<FxHashMap<FileKey, Indexed>>; SHARDS],
+    index: [Shard; SHARDS],
     retained: Mutex<Retained>,
     retained_max: usize,
 }
@@ -101,7 +106,7 @@ fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
 impl InodeTable {
     /// A table over `records`, which are empty.
     pub fn new(records: InodeRecords) -> InodeTable {
-        InodeTable { records, index: std::array::from_fn(|_| Mutex::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
+        InodeTable { records, index: std::array::from_fn(|_| Shard::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
     /// Nodes that are made from now on have this generation or a later one.
@@ -111,7 +116,7 @@ impl InodeTable {
 
     fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
         let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.index[(mixed >> 58) as usize]
+        &self.index[(mixed >> 58) as usize].0
     }
 
     /// The node of a file that is certainly known, counted once more. `None` for one that may be another file with the same inode

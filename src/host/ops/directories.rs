@@ -120,6 +120,7 @@ impl Share {
     }
 
     /// An entry of the directory `within`, taken to be on that one's device: the host reports no more of it.
+    #[inline(always)]
     fn listed<'a>(&self, within: FileKey, e: &'a HostEntry<'_>) -> DirectoryEntry<'a> {
         let ino = self.inodes.number(&FileKey { ino: e.ino, ..within }, self.announces_submounts());
         DirectoryEntry { ino, next_offset: e.next_offset, kind: u32::from(e.kind), name: e.name.to_bytes() }

@@ -59,8 +59,7 @@ impl Share {
             return Err(Errno::EBADF);
         }
         self.end_file_locks(file.node(), handle, flock_owner);
-        drop(file);
-        self.files.remove(handle)
+        if file.remove() { Ok(()) } else { Err(Errno::EBADF) }
     }
 
     /// Closes what was opened for a request whose answer did not reach the guest.
