@@ -5,16 +5,16 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use gatherfs_harness::load::Daemon;
+use gatherfs_harness::load::random::Random;
+use gatherfs_harness::{Failure, MIB};
 use gatherfs_support::guest::client::{Client, Piece};
 use gatherfs_support::guest::frontend::FIRST_REQUEST;
 use gatherfs_support::guest::fuse;
 use gatherfs_support::guest::memory::PAGE_SIZE;
 use gatherfs_support::guest::ring::Segment;
 
-use crate::daemon::Daemon;
 use crate::options::Workload;
-use crate::random::Random;
-use crate::{Failure, MIB};
 
 /// The file that `verify` compares.
 const VERIFY_FILE: &str = "virtual-guest.verify";

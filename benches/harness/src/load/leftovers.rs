@@ -84,6 +84,7 @@ fn end(pid: Pid) {
 }
 
 /// A daemon that was started, in a process group of its own. It ends when this is dropped.
+#[derive(Debug)]
 pub struct Started(Child);
 
 impl Started {
@@ -131,15 +132,16 @@ impl Drop for Started {
 }
 
 /// A directory of this run; what `new` has made goes with it.
+#[derive(Debug)]
 pub struct Scratch {
     /// Where it is.
     pub path: PathBuf,
 }
 
 impl Scratch {
-    /// A new directory in `parent`.
-    pub fn new(parent: &Path) -> io::Result<Self> {
-        let path = parent.join(format!("virtual-guest-{}", std::process::id()));
+    /// A new directory in `parent`, `name` with the process id.
+    pub fn new(parent: &Path, name: &str) -> io::Result<Self> {
+        let path = parent.join(format!("{name}-{}", std::process::id()));
         leftovers().directories.push(path.clone());
         std::fs::create_dir_all(&path)?;
         Ok(Self { path })
