@@ -26,7 +26,8 @@ kvm_options() {
     done
     case $kvm_accel in
         tcg) ;;
-        kvm) { : <>/dev/kvm; } 2>/dev/null || die "--kvm needs a /dev/kvm that opens for $(id -un); without one, --accel tcg tries the script." ;;
+        kvm) { cpu_has_kvm && [[ -e /dev/kvm ]] && kvm_opens; } ||
+            die "--kvm needs a CPU with virtualisation and a /dev/kvm that opens for $(id -un); --accel tcg tries the script without." ;;
         *) wrong "--accel is kvm or tcg" ;;
     esac
 }

@@ -26,7 +26,7 @@ pub fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), 
     };
     let mut random = Random(seed.max(1));
     let path = share.join(VERIFY_FILE);
-    let content: Vec<u8> = (0..3 * MIB + 777).map(|_| random.next() as u8).collect();
+    let content: Vec<u8> = (0..3 * MIB + 777).map(|_| random.bits() as u8).collect();
     fs::write(&path, &content)?;
     let host = File::options().read(true).write(true).open(&path)?;
     let nodeid = daemon.client.lookup(fuse::ROOT, VERIFY_FILE)?.nodeid;
@@ -111,7 +111,7 @@ fn verify_write(
     random: &mut Random,
 ) -> Result<(), Failure> {
     let size: u32 = segments.iter().map(|s| s.len).sum();
-    let data: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+    let data: Vec<u8> = (0..size).map(|_| random.bits() as u8).collect();
     let old_size = host.metadata()?.len();
     let (start, margin) = (offset.saturating_sub(100), 200 + u64::from(size));
     let mut expected = vec![0; (offset - start + margin) as usize];

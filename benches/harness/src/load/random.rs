@@ -5,8 +5,8 @@
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next number of 64 bits.
-    pub fn next(&mut self) -> u64 {
+    /// A number of 64 bits.
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -15,13 +15,13 @@ impl Random {
 
     /// A number from 0 to `limit` - 1.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.bits() % limit.max(1)
     }
 
     /// A number of the exponential distribution with mean 1: the time between arrivals that do not depend on each other.
     pub fn exponential(&mut self) -> f64 {
         // The upper 53 bits, from above 0 to 1.
-        let uniform = ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        let uniform = ((self.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64;
         -uniform.ln()
     }
 }

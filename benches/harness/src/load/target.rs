@@ -57,6 +57,21 @@ impl Target {
         Ok(Measure { counts, seconds, cpu_us: after.cpu_us - before.cpu_us, switches, notifications })
     }
 
+    /// One operation of `load` after the other, each after a `pause` in which the target has nothing to do: their number.
+    pub fn lone(&mut self, load: Load, count: u64, pause: Duration) -> Result<u64, Failure> {
+        let mut operations = 0;
+        for _ in 0..count {
+            std::thread::sleep(pause);
+            // Requests that are due to end at once are sent once.
+            operations += match (&mut *self, load) {
+                (Self::Daemon(daemon), Load::Io(io) | Load::Paced(io, _)) => daemon.io(io, None, Instant::now())?.operations,
+                (Self::Daemon(daemon), Load::Meta(meta)) => daemon.meta(meta).map(|()| 1)?,
+                (Self::Local(_), _) => 0,
+            };
+        }
+        Ok(operations)
+    }
+
     fn used(&self) -> Result<Used, Failure> {
         let (processes, notifications) = match self {
             Self::Daemon(daemon) => (process_tree(daemon.pid), daemon.notifications()),

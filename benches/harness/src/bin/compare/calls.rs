@@ -5,17 +5,21 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use gatherfs_harness::Failure;
-use gatherfs_harness::load::{Load, Meta, Op, Pattern, Target, cpu};
+use gatherfs_harness::load::{Io, Load, Meta, Op, Pattern, Target, cpu};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::plan::{Cpus, pages};
 use super::rounds::{Effort, settle};
 use super::text::table;
 
-/// Seconds of a load under strace.
+/// Seconds of a load with requests in flight under strace.
 const SECONDS: f64 = 0.3;
+/// Lone operations under strace, and the pause before each: the daemon waits for the next one when it comes.
+const LONE: u64 = 300;
+const PAUSE: Duration = Duration::from_millis(1);
 /// Calls that are fewer for an operation are not named: those of attaching, and of threads that start.
 const NAMED_MIN: f64 = 0.05;
 
@@ -43,22 +47,22 @@ impl Tracer {
         let mut command = Command::new("strace");
         command.args(["-f", "-c", "-o"]).arg(out);
         command.args(processes.iter().flat_map(|process| ["-p".to_owned(), process.to_string()]));
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stderr.take().ok_or("strace has no standard error")?).lines();
+        let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = child.map_err(|e| format!("strace: {e}; install it as root, with: apt-get install strace"))?;
+        let mut lines = BufReader::new(child.stderr.take().ok_or("strace has no standard error")?).lines();
         let mut said = String::new();
         let mut left = processes.len();
-        for line in lines {
-            let line = line?;
-            if line.contains(" attached") {
-                left -= 1;
-            }
-            said = line;
-            if left == 0 {
-                return Ok(Self(child));
-            }
+        while left > 0 {
+            let Some(line) = lines.next() else {
+                child.wait()?;
+                return Err(format!("strace cannot trace the daemons: {said}").into());
+            };
+            said = line?;
+            left -= usize::from(said.contains(" attached"));
         }
-        child.wait()?;
-        Err(format!("strace cannot trace the daemons: {said}").into())
+        // It tells of each new thread; without a reader it would end.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(Self(child))
     }
 
     /// Detaches, and writes its counts.
@@ -92,7 +96,7 @@ fn describe(counts: &BTreeMap<String, u64>, operations: u64) -> (String, String)
     let mut named: Vec<_> = counts.iter().map(|(name, calls)| (per(*calls), name)).filter(|(calls, _)| *calls >= NAMED_MIN).collect();
     named.sort_by(|a, b| b.0.total_cmp(&a.0));
     let names: Vec<String> = named.iter().map(|(calls, name)| format!("{name} {calls:.2}")).collect();
-    (format!("{:.2}", named.iter().map(|(calls, _)| calls).sum::<f64>()), names.join(", "))
+    (format!("{:.2}", named.iter().fold(0.0, |sum, (calls, _)| sum + calls)), names.join(", "))
 }
 
 /// The table for the targets named `names`, with the guest sleeping on another CPU.
@@ -107,17 +111,21 @@ pub fn system_calls(targets: &mut [Target], names: &[&str], effort: &Effort, scr
             settle(target, Cpus::Two, false, effort)?;
             let pid = target.daemon().map(|daemon| daemon.pid).ok_or("the floor has no daemon to trace")?;
             let tracer = Tracer::attach(&cpu::process_tree(pid), &out)?;
-            let measure = target.measure(load, SECONDS)?;
+            let operations = match load {
+                Load::Io(Io { depth, .. }) if depth > 1 => target.measure(load, SECONDS)?.counts.operations,
+                _ => target.lone(load, LONE, PAUSE)?,
+            };
             tracer.detach()?;
-            let (sum, calls) = describe(&counts(&fs::read_to_string(&out)?), measure.counts.operations);
+            let (sum, calls) = describe(&counts(&fs::read_to_string(&out)?), operations);
             let daemon = if *name == super::daemons::GATHERFS { *name } else { "virtiofsd" };
             rows.push(vec![what.to_owned(), daemon.to_owned(), sum, calls]);
         }
     }
     let head = ["operation", "daemon ", "calls", "which "];
     Ok(format!(
-        "## System calls per operation\n\nCounted by `strace -f -c`, guest sleeping, tmpfs, virtiofsd in its default configuration. \
-         A traced daemon is slow, so requests in flight may be taken in larger batches than without strace.\n\n{}",
+        "## System calls per operation\n\nCounted by `strace -f -c`, guest sleeping, tmpfs, virtiofsd in its default configuration. {LONE} operations with \
+         a pause before each, so that waiting for the kick is counted, unless requests are in flight; those a daemon takes in other batches under \
+         strace than without.\n\n{}",
         table(&head, &rows)
     ))
 }

@@ -11,7 +11,7 @@ use gatherfs_support::guest::client::Client;
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 
 use super::daemons::{GATHERFS, Programs};
-use super::text::{figure, table};
+use super::text::{figure, table, whole};
 
 /// Of this many daemons one has a guest that has mounted the share.
 const MOUNTED_PART: usize = 10;
@@ -79,15 +79,10 @@ pub fn idle_daemons(programs: &Programs, count: usize, settle: Duration, idle: D
         let held = fleet.held()?;
         let daemons = fleet.daemons.len() as f64;
         let state = if fleet.mounted { "mounted by a guest" } else { "waiting for a frontend" };
-        let figures = [
-            daemons,
-            held.proportional as f64 / daemons,
-            held.resident as f64 / daemons,
-            held.descriptors as f64 / daemons,
-            after.switches.saturating_sub(before.switches) as f64,
-            (after.cpu_ns - before.cpu_ns) as f64 / 1e6,
-        ];
-        rows.push([fleet.name.to_owned(), state.to_owned()].into_iter().chain(figures.map(figure)).collect());
+        let each = [daemons, held.proportional as f64 / daemons, held.resident as f64 / daemons, held.descriptors as f64 / daemons];
+        let switches = after.switches.saturating_sub(before.switches) as f64;
+        let used = [whole(switches), figure((after.cpu_ns - before.cpu_ns) as f64 / 1e6)];
+        rows.push([fleet.name.to_owned(), state.to_owned()].into_iter().chain(each.map(whole)).chain(used).collect());
     }
     let head = ["daemon", "state ", "daemons", "Pss KiB each", "Rss KiB each", "descriptors each", "wake-ups of all", "CPU ms of all"];
     Ok(format!(

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use gatherfs_harness::Failure;
 use gatherfs_harness::load::cpu;
@@ -66,6 +67,12 @@ pub fn file_system(path: &Path) -> String {
         0x794c_7630 => "overlayfs".to_owned(),
         other => format!("file system {other:#x}"),
     }
+}
+
+/// The commit that is checked out in this directory.
+pub fn commit() -> Option<String> {
+    let said = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=9"]).stderr(Stdio::null()).output().ok()?;
+    Some(String::from_utf8_lossy(&said.stdout).trim().to_owned()).filter(|commit| !commit.is_empty())
 }
 
 /// What the machine is, one item a line of a Markdown list.

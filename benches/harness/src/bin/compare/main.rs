@@ -52,10 +52,10 @@ struct Cli {
     /// Sandbox of both daemons: namespace, chroot or none
     #[arg(long, value_name = "MODE", default_value = "namespace")]
     sandbox: String,
-    /// Seconds of a measurement [default: 0.2; with --quick 0.06]
+    /// Seconds of a measurement [default: 0.2; with --quick 0.1]
     #[arg(long)]
     seconds: Option<f64>,
-    /// Rounds [default: 5; with --quick 3]
+    /// Rounds [default: 7; with --quick 3]
     #[arg(long)]
     rounds: Option<usize>,
     /// Files to look up [default: 1000000; with --quick 100000]
@@ -110,7 +110,7 @@ impl Cli {
     }
 
     fn effort(&self) -> Result<Effort, Failure> {
-        let (seconds, rounds, contenders) = if self.quick { (0.06, 3, 2) } else { (0.2, 5, 3) };
+        let (seconds, rounds, contenders) = if self.quick { (0.1, 3, 2) } else { (0.2, 7, 3) };
         let (seconds, rounds) = (self.seconds.unwrap_or(seconds), self.rounds.unwrap_or(rounds).max(1));
         Ok(Effort { seconds, rounds, contenders, cpus: CpuPlan::new()? })
     }

@@ -7,7 +7,7 @@ use gatherfs_harness::Failure;
 use gatherfs_harness::load::held::{self, Held};
 
 use super::daemons::{GATHERFS, Programs};
-use super::text::{figure, table};
+use super::text::{table, whole};
 
 /// Descriptors that a daemon needs beside those of the files.
 const OTHER_DESCRIPTORS: u64 = 1000;
@@ -54,7 +54,7 @@ pub fn looked_up_files(programs: &Programs, files: usize) -> Result<String, Fail
     Ok(format!(
         "## Memory for {} looked-up files\n\nFrom smaps_rollup of all processes of the daemon, default configuration, files in directories of \
          1,000 on tmpfs. Pss counts shared memory by its share; guest memory that the daemon has touched is in it before and after.\n\n{}",
-        figure(files as f64),
+        whole(files as f64),
         table(&head, &rows)
     ))
 }
@@ -71,7 +71,7 @@ fn row(name: &str, nodes: usize, [before, knows, after]: &[Held; 3], rate: f64) 
         knows.descriptors as f64,
         rate,
     ];
-    [name.to_owned()].into_iter().chain(figures.map(figure)).collect()
+    [name.to_owned()].into_iter().chain(figures.map(whole)).collect()
 }
 
 #[cfg(test)]
@@ -82,6 +82,6 @@ mod tests {
     fn bytes_per_file_are_the_difference_of_memory() {
         let held = |kib| Held { descriptors: 12, resident: kib + 10, proportional: kib };
         let row = row("gatherfs", 1024, &[held(1000), held(1200), held(1050)], 5000.0);
-        assert_eq!(row, ["gatherfs", "1,000", "1,200", "1,050", "200", "200", "50.0", "12.0", "5,000"]);
+        assert_eq!(row, ["gatherfs", "1,000", "1,200", "1,050", "200", "200", "50", "12", "5,000"]);
     }
 }

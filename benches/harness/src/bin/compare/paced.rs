@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use gatherfs_harness::Failure;
-use gatherfs_harness::load::figures::{Latency, median};
-use gatherfs_harness::load::{Io, Load, Op, Pattern, Target};
+use gatherfs_harness::load::figures::median;
+use gatherfs_harness::load::{Io, Load, Measure, Op, Pattern, Target};
 
 use super::plan::Cpus;
 use super::plots::{Labels, lines};
@@ -20,12 +20,22 @@ const PARTS: [f64; 6] = [0.1, 0.25, 0.4, 0.55, 0.7, 0.85];
 const KEPT_UP: f64 = 0.95;
 const LATENCY_TITLE: &str = "Latency against load: READ 4 KiB at random offsets, guest spinning";
 
-/// A load and what came of it.
+/// A load and what came of it in each round.
 #[derive(Debug)]
 struct Step {
     offered: f64,
-    completed: f64,
-    latency: Latency,
+    runs: Vec<Measure>,
+}
+
+impl Step {
+    fn completed(&self) -> f64 {
+        median(self.runs.iter().map(Measure::rate).collect())
+    }
+
+    /// The median of the rounds: one in which something else had the CPU does not hide the others.
+    fn latency(&self, part: f64) -> f64 {
+        median(self.runs.iter().map(|run| run.counts.latency.quantile(part)).collect())
+    }
 }
 
 /// Measures gatherfs and every configuration of virtiofsd's default and pools; the table, and the plot in `dir`.
@@ -46,14 +56,12 @@ pub fn latency_against_load(targets: &mut [Target], peers: &[&str], effort: &Eff
             }
         }
         for (steps, runs) in steps.iter_mut().zip(runs) {
-            let mut latency = runs[0].counts.latency.clone();
-            runs[1..].iter().for_each(|run| latency.add(&run.counts.latency));
-            steps.push(Step { offered, completed: median(runs.iter().map(|run| run.rate()).collect()), latency });
+            steps.push(Step { offered, runs });
         }
     }
     let names: Vec<String> = chosen.iter().map(|target| target.name().to_owned()).collect();
     let labels = Labels { title: LATENCY_TITLE, x: "offered load, thousand requests per second", y: "p99 latency, us" };
-    let line = |steps: &[Step]| steps.iter().map(|step| (step.offered / 1e3, step.latency.quantile(0.99))).collect();
+    let line = |steps: &[Step]| steps.iter().map(|step| (step.offered / 1e3, step.latency(0.99))).collect();
     let series: Vec<_> = names.iter().zip(&steps).map(|(name, steps)| (called(name), line(steps))).collect();
     let drew = lines(&dir.join("latency.svg"), &labels, false, true, &series)?;
     Ok(text(&names, &steps, drew))
@@ -67,10 +75,10 @@ fn text(names: &[String], steps: &[Vec<Step>], drew: bool) -> String {
     let mut rows = Vec::new();
     for step in 0..steps.first().map_or(0, Vec::len) {
         for (name, steps) in names.iter().zip(steps) {
-            let Step { offered, completed, latency } = &steps[step];
-            let keeps_up = if *completed >= offered * KEPT_UP { "yes" } else { "no" };
-            let mut row = vec![figure(*offered), called(name), figure(*completed), keeps_up.to_owned()];
-            row.extend([0.5, 0.99, 0.999].map(|part| figure(latency.quantile(part))));
+            let step = &steps[step];
+            let keeps_up = if step.completed() >= step.offered * KEPT_UP { "yes" } else { "no" };
+            let mut row = vec![figure(step.offered), called(name), figure(step.completed()), keeps_up.to_owned()];
+            row.extend([0.5, 0.99, 0.999].map(|part| figure(step.latency(part))));
             rows.push(row);
         }
     }
@@ -78,7 +86,8 @@ fn text(names: &[String], steps: &[Vec<Step>], drew: bool) -> String {
     let plot = if drew { format!("\n![{LATENCY_TITLE}](latency.svg)\n") } else { String::new() };
     format!(
         "## Latency against load\n\nREAD 4 KiB at random offsets, tmpfs, guest spinning on another CPU. Requests are due at random times (exponential \
-         intervals), at most {DEPTH} in flight; the latency of a request counts from when it was due.\n{plot}\n{}",
+         intervals), at most {DEPTH} in flight; the latency of a request counts from when it was due. \
+         Medians of the rounds.\n{plot}\n{}",
         table(&head, &rows)
     )
 }
@@ -86,18 +95,13 @@ fn text(names: &[String], steps: &[Vec<Step>], drew: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gatherfs_harness::load::Counts;
-    use std::time::Duration;
+    use crate::rounds::tests::run;
 
     #[test]
     fn a_daemon_that_completes_too_little_does_not_keep_up() {
-        let step = |completed| {
-            let mut counts = Counts::new();
-            counts.record(0, Duration::from_micros(50));
-            vec![Step { offered: 1000.0, completed, latency: counts.latency }]
-        };
-        let text = text(&["gatherfs".into(), "pool 1".into()], &[step(999.0), step(700.0)], true);
-        assert!(text.contains("| 1,000 | gatherfs | 999 | yes | 50.0 |"), "{text}");
-        assert!(text.contains("| 1,000 | virtiofsd, pool 1 | 700 | no | 50.0 |"), "{text}");
+        let step = |completed| vec![Step { offered: 1000.0, runs: vec![run(completed, 1.0), run(completed - 10, 1.0), run(5, 1.0)] }];
+        let text = text(&["gatherfs".into(), "pool 1".into()], &[step(999), step(700)], true);
+        assert!(text.contains("| 1,000 | gatherfs | 989 | yes | 20.1 |"), "{text}");
+        assert!(text.contains("| 1,000 | virtiofsd, pool 1 | 690 | no | 20.1 |"), "{text}");
     }
 }

@@ -289,7 +289,7 @@ mod tests {
         let mut places: Vec<Place> = Vec::new();
         rows.iter().for_each(|row| {
             if !places.contains(&row.place) {
-                places.push(row.place)
+                places.push(row.place);
             }
         });
         assert_eq!(changes + 1, places.len());

@@ -14,6 +14,8 @@ const GROUP_SPACE: u32 = 10;
 /// Height of heading and axis together.
 const FRAME: u32 = 110;
 const COLORS: [RGBColor; 4] = [RGBColor(0, 90, 181), RGBColor(220, 50, 32), RGBColor(90, 160, 220), RGBColor(240, 150, 130)];
+/// The y axis goes on above the highest point, for the legend.
+const LEGEND_ROOM: f64 = 1.3;
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
 /// What is drawn and how its axes are called.
@@ -50,9 +52,9 @@ pub fn lines(path: &Path, labels: &Labels, log_x: bool, log_y: bool, series: &[S
         return Ok(false);
     }
     match (log_x, log_y) {
-        (true, _) => draw_lines(path, labels, (x0..x1).log_scale().base(2.0), 0.0..y1 * 1.08, series)?,
-        (false, true) => draw_lines(path, labels, 0.0..x1 * 1.05, (y0 * 0.8..y1 * 1.3).log_scale(), series)?,
-        (false, false) => draw_lines(path, labels, 0.0..x1 * 1.05, 0.0..y1 * 1.08, series)?,
+        (true, _) => draw_lines(path, labels, (x0..x1).log_scale().base(2.0), 0.0..y1 * LEGEND_ROOM, series)?,
+        (false, true) => draw_lines(path, labels, 0.0..x1 * 1.05, (y0 * 0.8..y1 * 4.0).log_scale(), series)?,
+        (false, false) => draw_lines(path, labels, 0.0..x1 * 1.05, 0.0..y1 * LEGEND_ROOM, series)?,
     }
     Ok(true)
 }
@@ -103,7 +105,15 @@ pub fn bars(path: &Path, labels: &Labels, series: &[&str], groups: &[(String, Ve
     let mut builder = ChartBuilder::on(&root);
     builder.caption(labels.title, ("sans-serif", 17)).margin(12).x_label_area_size(42).y_label_area_size(230);
     let mut chart = builder.build_cartesian_2d(0.0..greatest * 1.15, height..0.0)?;
-    chart.configure_mesh().bold_line_style(GRID).light_line_style(TRANSPARENT).disable_y_mesh().disable_y_axis().x_desc(labels.x).draw()?;
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_desc(labels.x)
+        .x_label_formatter(&tick)
+        .draw()?;
     let right = TextStyle::from(("sans-serif", 12)).pos(Pos::new(HPos::Right, VPos::Center));
     let left = TextStyle::from(("sans-serif", 11)).pos(Pos::new(HPos::Left, VPos::Center));
     for (i, name) in series.iter().enumerate() {

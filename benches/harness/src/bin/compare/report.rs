@@ -25,22 +25,21 @@ impl Report {
     /// A report in `dir`, with the machine as it is before the measurements.
     pub fn new(dir: &Path, programs: &Programs, effort: &Effort, versions: &[String; 2]) -> Result<Self, Failure> {
         fs::create_dir_all(dir).map_err(|e| format!("--out {}: {e}", dir.display()))?;
-        let command = std::iter::once("benches/compare".to_owned()).chain(std::env::args().skip(1));
-        let command: Vec<String> = command.collect();
         let user = if rustix::process::geteuid().is_root() { "root" } else { "another user than root" };
         let configurations: Vec<String> = PEERS.iter().map(|(name, options)| configuration(name, options)).collect();
         let head = format!(
             "# gatherfs beside virtiofsd\n\nWritten by `{}`. Run it to make these figures on another machine.\n\n{}\
-             - {} ({GATHERFS}), its default configuration; {}, in these configurations: {}. Both with `--sandbox {}`, `--log-level error` and \
+             - {}{} ({GATHERFS}), its default configuration; {}, in these configurations: {}. Both with `--sandbox {}`, `--log-level error` and \
              otherwise default options, run as {user}.\n\
              - The guest is synthetic (`benches/harness`): a vhost-user frontend that lays out virtqueues as Linux does. Each row runs all daemons in \
              turn, {} rounds of {} s; figures are medians over the rounds. The first round runs every configuration of virtiofsd, the other rounds the \
              {} that were best in it. \"virtiofsd\" in a table is the best configuration in that row, which the table names.\n\
              - ratio: gatherfs / virtiofsd. range: the least and the greatest ratio of a round. floor: the host's system calls of the operation in one \
              process, one at a time.\n",
-            command.join(" "),
+            command(std::env::args().skip(1)),
             machine::description(&programs.disk.path),
             versions[0],
+            machine::commit().map(|commit| format!(" at {commit}")).unwrap_or_default(),
             versions[1],
             configurations.join(", "),
             programs.sandbox,
@@ -88,6 +87,19 @@ impl Report {
     }
 }
 
+/// The command that made the report, without the programs that benches/compare names.
+fn command(mut arguments: impl Iterator<Item = String>) -> String {
+    let mut words = vec!["benches/compare".to_owned()];
+    while let Some(word) = arguments.next() {
+        if ["--gatherfsd", "--virtiofsd"].contains(&word.as_str()) {
+            arguments.next();
+        } else {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
 fn configuration(name: &str, options: &str) -> String {
     if options.is_empty() { name.to_owned() } else { format!("{name} (`{options}`)") }
 }
@@ -116,6 +128,12 @@ fn summary(outcomes: &[Outcome]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::rounds::tests::outcome;
+
+    #[test]
+    fn the_command_is_that_of_the_user() {
+        let words = ["--gatherfsd", "/x", "--quick", "--virtiofsd", "/y", "--only", "GETATTR"];
+        assert_eq!(command(words.into_iter().map(str::to_owned)), "benches/compare --quick --only GETATTR");
+    }
 
     #[test]
     fn the_summary_names_the_rows_in_which_the_peer_is_ahead() {

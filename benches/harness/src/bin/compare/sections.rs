@@ -155,7 +155,7 @@ mod tests {
         let outcomes = [outcome("READ 4 KiB random"), outcome("cached READ 4 KiB random")];
         let text = notifications(&outcomes);
         assert!(text.ends_with("| READ 4 KiB random | 1.00 | 1.00 | 0.50 | 0.50 | 1.00 | 1.00 | 5.50 | 11.0 |\n"), "{text}");
-        assert!(latencies(&outcomes).contains("| READ 4 KiB random, one CPU | 20.0 | 20.0 |"), "{}", latencies(&outcomes));
+        assert!(latencies(&outcomes).contains("| READ 4 KiB random, one CPU | 20.1 | 20.1 |"), "{}", latencies(&outcomes));
         assert_eq!(raw(&outcomes).lines().count(), 11);
     }
 }

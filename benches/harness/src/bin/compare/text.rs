@@ -13,6 +13,11 @@ pub fn figure(value: f64) -> String {
     }
 }
 
+/// A whole number, with commas between thousands.
+pub fn whole(value: f64) -> String {
+    thousands(value.round() + 0.0)
+}
+
 fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let first = digits.len() % 3;
@@ -40,6 +45,11 @@ mod tests {
         let all = [0.1234, 9.999, 12.34, 99.96, 123.4, 999.6, 1234.0, 123_456.7, 1_234_567.0, f64::NAN, 0.0];
         let wanted = ["0.12", "10.0", "12.3", "100", "123", "1,000", "1,234", "123,457", "1,234,567", "-", "0.00"];
         assert_eq!(all.map(figure), wanted);
+    }
+
+    #[test]
+    fn whole_numbers_have_no_decimals() {
+        assert_eq!([0.0, 5.0, 50.2, 1000.0].map(whole), ["0", "5", "50", "1,000"]);
     }
 
     #[test]
