@@ -9,16 +9,14 @@ use gatherfs_harness::load::held::{self, Held};
 use super::daemons::{GATHERFS, Programs};
 use super::text::{table, whole};
 
-/// Descriptors that a daemon needs beside those of the files.
-const OTHER_DESCRIPTORS: u64 = 1000;
-
 /// How many files a daemon of this user can hold: without CAP_DAC_READ_SEARCH each needs a descriptor.
 fn files_max(files: usize) -> usize {
     if rustix::process::geteuid().is_root() {
         return files;
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
-    files.min(usize::try_from(limit.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(files))
+    // The daemons keep a part for open files.
+    files.min(usize::try_from(limit / 2).unwrap_or(files))
 }
 
 /// Looks `files` files up through each daemon, and has them forgotten.
