@@ -1,5 +1,5 @@
-//! What qemu/run, tests/run and their libraries say where something is missing or goes wrong, and how they read the
-//! daemon's counters. No guest is booted.
+//! What qemu/run, tests/run, benches/compare and their libraries say where something is missing or goes wrong, and how they
+//! read the daemon's counters. No guest is booted and nothing is measured.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -122,6 +122,46 @@ fn kvm_that_is_not_to_be_had_is_one_sentence() {
     let (code, said) = (said.status.code(), text(&said.stderr));
     assert!(said.contains("--accel kvm") && said.contains("vmx"), "{said}");
     assert_eq!((said.lines().count(), code), (1, Some(125)), "{said}");
+}
+
+#[test]
+fn what_compare_cannot_do_is_said_before_anything_is_built() {
+    let compare = |arguments: &[&str]| {
+        let mut command = Command::new(repository().join("benches/compare"));
+        let said = command.args(arguments).env("VIRTIOFSD", "/nonexistent/virtiofsd").stdin(Stdio::null()).output().expect("bash is there");
+        let text = text(&said.stderr);
+        assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+        (said.status.code(), text)
+    };
+    let (code, said) = compare(&[]);
+    assert!(code == Some(125) && said.contains("VIRTIOFSD") && said.contains("/nonexistent/virtiofsd"), "{said}");
+    for (arguments, wanted) in
+        [(["--kvm", "--cpus", "none"], "--cpus"), (["--kvm", "--accel", "xen"], "--accel"), (["--kvm", "--quux", "1"], "--quux")]
+    {
+        let (code, said) = compare(&arguments);
+        assert!(code == Some(2) && said.contains(wanted) && said.contains("--help"), "{said}");
+    }
+    let cpu = fs::read_to_string("/proc/cpuinfo").expect("it");
+    if !cpu.split_whitespace().any(|flag| ["vmx", "svm"].contains(&flag)) {
+        let (code, said) = compare(&["--kvm"]);
+        assert!(code == Some(125) && said.contains("/dev/kvm") && said.contains("--accel tcg"), "{said}");
+    }
+}
+
+#[test]
+fn the_table_of_compare_in_a_guest_has_medians_and_ratios() {
+    let scratch = Scratch::new();
+    let lines =
+        "gatherfs|job|10|900\ngatherfs|job|30|1000\ngatherfs|job|20|8000\nvirtiofsd|job|5|400\nvirtiofsd|job|6|500\nvirtiofsd|job|7|90\n";
+    fs::write(scratch.join("results"), lines).expect("a file");
+    let settings = "kvm_accel=tcg kvm_cpus=2 kvm_rounds=3 kvm_seconds=1";
+    let out = bash(&["benches/kvm.sh"], &format!("{settings}\nkvm_table '{}'\n", scratch.join("results").display()));
+    let table = text(&out.stdout);
+    assert!(
+        table.ends_with("| job | gatherfs | 20 | 1000 | 1.00 |\n| job | virtiofsd | 6 | 400 | 2.50 |\n"),
+        "{table}{}",
+        text(&out.stderr)
+    );
 }
 
 #[test]

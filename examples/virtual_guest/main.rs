@@ -2,33 +2,21 @@
 //!
 //! `cargo run --release --example virtual_guest -- --help`
 
-mod cpu;
-mod daemon;
-mod figures;
-mod leftovers;
-mod load;
-mod local;
 mod lookups;
 mod options;
-mod pump;
-mod random;
 mod report;
-mod target;
+mod targets;
 mod verify;
 
-use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use gatherfs_harness::load::leftovers::{self, Scratch};
+use gatherfs_harness::load::{Target, cpu};
+use gatherfs_harness::{Failure, MIB};
 
-use leftovers::Scratch;
 use options::{Cli, Workload};
-use target::Target;
-
-const MIB: u64 = 1 << 20;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -45,18 +33,18 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     if let Some(cpu) = cli.setup.pin.first() {
-        cpu::pin(0, *cpu)?;
+        cpu::pin(0, &[*cpu])?;
     }
-    let sockets = Scratch::new(&std::env::temp_dir())?;
+    let sockets = Scratch::new(&std::env::temp_dir(), "virtual-guest")?;
     let share = match &cli.setup.dir {
         Some(dir) => Scratch::keep(dir)?,
-        None => Scratch::new(Path::new("/dev/shm"))?,
+        None => Scratch::new(Path::new("/dev/shm"), "virtual-guest")?,
     };
     run_in(cli, &share.path, &sockets.path)
 }
 
 fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
-    let mut targets = target::connect_all(&cli.setup, share, sockets)?;
+    let mut targets = targets::connect_all(&cli.setup, share, sockets)?;
     if let Workload::Verify { .. } = cli.mode {
         if cli.setup.socket.is_some() && cli.setup.dir.is_none() {
             return Err("verify needs --dir, the directory the daemon shares".into());
@@ -71,12 +59,13 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
         let mut daemons: Vec<_> = targets.iter_mut().filter_map(Target::daemon).collect();
         return lookups::lookups(&mut daemons, share, files.max(1));
     }
-    let rows = load::rows(&cli.mode, cli.setup.contiguous);
+    let rows = options::rows(&cli.mode, cli.setup.contiguous);
     let entries = if let Workload::Meta { entries } = cli.mode { entries } else { 0 };
-    for target in &mut targets {
-        target.prepare(&cli.setup, share, entries)?;
+    for daemon in targets.iter_mut().filter_map(Target::daemon) {
+        daemon.prepare(cli.setup.file_size.max(1) * MIB, entries, cli.setup.direct)?;
     }
-    let table = target::measure_all(&cli.setup, &rows, &mut targets)?;
+    targets::add_local(&cli.setup, share, &mut targets)?;
+    let table = targets::measure_all(&cli.setup, &rows, &mut targets)?;
     report::print_table(&rows, &targets, &table);
     if let Workload::Origin { .. } = cli.mode {
         report::print_origin(&targets, &table);

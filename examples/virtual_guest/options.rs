@@ -1,10 +1,9 @@
-//! The command line.
+//! The command line, and the rows that a mode measures.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-
-use crate::load::{Op, Pattern};
+use gatherfs_harness::load::{Io, Load, Meta, Op, Pattern};
 
 /// Measure vhost-user-fs daemons with a synthetic guest.
 ///
@@ -127,4 +126,48 @@ pub enum Workload {
     },
     /// The table: 4 KiB and 128 KiB READ and WRITE, GETATTR, LOOKUP
     Suite,
+}
+
+/// The rows of the table for a mode.
+pub fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
+    let row = |op, pattern, block_size, segment_size, depth| {
+        let verb = format!("{op:?}").to_uppercase();
+        let order = if pattern == Pattern::Seq { "" } else { " random" };
+        let deep = if depth == 1 { String::new() } else { format!(" depth {depth}") };
+        let size = if op == Op::Getattr { String::new() } else { format!(" {} KiB{order}", f64::from(block_size) / 1024.0) };
+        (format!("{verb}{size}{deep}"), Load::Io(Io { op, pattern, block_size, segment_size, depth, contiguous }))
+    };
+    let named = |name: &str, (_, load): (String, Load)| (name.to_owned(), load);
+    let meta = |name: &str, meta| (name.to_owned(), Load::Meta(meta));
+    let (read, write, seq) = (Op::Read, Op::Write, Pattern::Seq);
+    match *mode {
+        Workload::Origin { segments, segment_size: size } => vec![
+            named("readv packed", row(read, seq, segments * size, size, 1)),
+            named("readv unpacked", row(read, seq, size, size, 1)),
+            named("writev packed", row(write, seq, segments * size, size, 1)),
+            named("writev unpacked", row(write, seq, size, size, 1)),
+        ],
+        Workload::Io { op, pattern, block_size, segment_size, depth } => {
+            vec![row(op, pattern, block_size, segment_size, depth)]
+        }
+        Workload::Meta { .. } => vec![
+            meta("GETATTR", Meta::Getattr),
+            meta("LOOKUP of a known name", Meta::Lookup),
+            meta("LOOKUP + FORGET", Meta::LookupForget),
+            meta("OPEN + RELEASE", Meta::OpenRelease),
+            meta("CREATE+RELEASE+UNLINK+FORGET", Meta::CreateUnlink),
+            meta("RENAME", Meta::Rename),
+            meta("READDIRPLUS of all entries", Meta::Readdirplus),
+        ],
+        Workload::Suite | Workload::Verify { .. } | Workload::Lookups { .. } => vec![
+            row(read, seq, 4 << 10, 4096, 1),
+            row(write, seq, 4 << 10, 4096, 1),
+            row(read, seq, 128 << 10, 4096, 1),
+            row(write, seq, 128 << 10, 4096, 1),
+            row(read, Pattern::Random, 4 << 10, 4096, 16),
+            row(read, seq, 128 << 10, 4096, 16),
+            meta("GETATTR", Meta::Getattr),
+            meta("LOOKUP of a known name", Meta::Lookup),
+        ],
+    }
 }

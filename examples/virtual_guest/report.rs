@@ -1,8 +1,6 @@
 //! The tables on standard output.
 
-use crate::figures::Measure;
-use crate::load::Load;
-use crate::target::Target;
+use gatherfs_harness::load::{Load, Measure, Target};
 
 pub fn print_table(rows: &[(String, Load)], targets: &[Target], table: &[Vec<Measure>]) {
     println!(

@@ -5,16 +5,16 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use gatherfs_harness::load::Daemon;
+use gatherfs_harness::load::random::Random;
+use gatherfs_harness::{Failure, MIB};
 use gatherfs_support::guest::client::{Client, Piece};
 use gatherfs_support::guest::frontend::FIRST_REQUEST;
 use gatherfs_support::guest::fuse;
 use gatherfs_support::guest::memory::PAGE_SIZE;
 use gatherfs_support::guest::ring::Segment;
 
-use crate::daemon::Daemon;
 use crate::options::Workload;
-use crate::random::Random;
-use crate::{Failure, MIB};
 
 /// The file that `verify` compares.
 const VERIFY_FILE: &str = "virtual-guest.verify";
@@ -26,7 +26,7 @@ pub fn verify(daemon: &mut Daemon, share: &Path, mode: &Workload) -> Result<(), 
     };
     let mut random = Random(seed.max(1));
     let path = share.join(VERIFY_FILE);
-    let content: Vec<u8> = (0..3 * MIB + 777).map(|_| random.next() as u8).collect();
+    let content: Vec<u8> = (0..3 * MIB + 777).map(|_| random.bits() as u8).collect();
     fs::write(&path, &content)?;
     let host = File::options().read(true).write(true).open(&path)?;
     let nodeid = daemon.client.lookup(fuse::ROOT, VERIFY_FILE)?.nodeid;
@@ -111,7 +111,7 @@ fn verify_write(
     random: &mut Random,
 ) -> Result<(), Failure> {
     let size: u32 = segments.iter().map(|s| s.len).sum();
-    let data: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+    let data: Vec<u8> = (0..size).map(|_| random.bits() as u8).collect();
     let old_size = host.metadata()?.len();
     let (start, margin) = (offset.saturating_sub(100), 200 + u64::from(size));
     let mut expected = vec![0; (offset - start + margin) as usize];

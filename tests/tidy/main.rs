@@ -221,7 +221,7 @@ fn no_test_or_example_includes_a_file_of_another() {
 #[test]
 fn everything_in_the_support_crate_is_used() {
     let mut files = Vec::new();
-    for dir in ["tests", "examples"] {
+    for dir in ["tests", "examples", "benches"] {
         files_below(&repository().join(dir), &mut files);
     }
     files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));

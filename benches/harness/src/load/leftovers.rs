@@ -84,6 +84,7 @@ fn end(pid: Pid) {
 }
 
 /// A daemon that was started, in a process group of its own. It ends when this is dropped.
+#[derive(Debug)]
 pub struct Started(Child);
 
 impl Started {
@@ -92,10 +93,13 @@ impl Started {
         let parent = getpid();
         let follow = move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The eventfds and sockets of other guests would be inherited and counted as its descriptors.
+            // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing before exec.
+            unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
             // The parent may have ended before that.
             if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
         };
-        // SAFETY: prctl(2) and getppid(2) are system calls and may be made between fork and exec.
+        // SAFETY: prctl(2), close_range(2) and getppid(2) are system calls and may be made between fork and exec.
         unsafe { command.pre_exec(follow) };
         let mut all = leftovers();
         let child = command.process_group(0).spawn()?;
@@ -131,15 +135,16 @@ impl Drop for Started {
 }
 
 /// A directory of this run; what `new` has made goes with it.
+#[derive(Debug)]
 pub struct Scratch {
     /// Where it is.
     pub path: PathBuf,
 }
 
 impl Scratch {
-    /// A new directory in `parent`.
-    pub fn new(parent: &Path) -> io::Result<Self> {
-        let path = parent.join(format!("virtual-guest-{}", std::process::id()));
+    /// A new directory in `parent`, `name` with the process id.
+    pub fn new(parent: &Path, name: &str) -> io::Result<Self> {
+        let path = parent.join(format!("{name}-{}", std::process::id()));
         leftovers().directories.push(path.clone());
         std::fs::create_dir_all(&path)?;
         Ok(Self { path })
