@@ -32,7 +32,7 @@ END {
         name = names[i]
         g = median("gatherfs" SUBSEP name)
         p = median("peer" SUBSEP name)
-        printf "| %s, %s/s | %s | %s | %s | %s |\n", name, what[name], number(g), number(p), p ? sprintf("%.2f", g / p) : "-", goal(name)
+        printf "| %s, %s/s | %s | %s | %s | %s |\n", name, what[name], number(g), number(p), (p > 0 ? sprintf("%.2f", g / p) : "-"), goal(name)
     }
     print "\nRequests, per item; interrupts of the guest, sleeps of the daemon's threads and its CPU time in microseconds, per request:\n"
     print "| workload | requests: gatherfs | virtiofsd | interrupts: gatherfs | virtiofsd | sleeps: gatherfs | virtiofsd | CPU: gatherfs | virtiofsd |"
@@ -42,7 +42,7 @@ END {
         g = "gatherfs" SUBSEP name
         p = "peer" SUBSEP name
         log_at = "peer-log" SUBSEP name
-        per_item = done[log_at] ? total[log_at] / done[log_at] : 0
+        per_item = done[log_at] > 0 ? total[log_at] / done[log_at] : 0
         mine = total[g]
         theirs = per_item * done[p]
         printf "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", name, part(total[g], done[g]), part(total[log_at], done[log_at]),
@@ -102,4 +102,4 @@ function median(at,    n, k, j, v, swap) {
 }
 
 function number(x) { return x == 0 ? "-" : x < 100 ? sprintf("%.1f", x) : sprintf("%.0f", x) }
-function part(a, b) { return b ? sprintf("%.2f", a / b) : "-" }
+function part(a, b) { return b + 0 > 0 ? sprintf("%.2f", a / b) : "-" }
