@@ -4,7 +4,7 @@
  *   files PHASE DIR N    prints the seconds that it took; N files "f00000" and on, of 1 KiB each
  *   files clock          prints the seconds since the guest booted
  *
- * Phases: create (open, write, close), stat, read (open, read, close), list (names only), chmod,
+ * Phases: create (open, write, close), stat, statx (with the birth time), read (open, read, close), list (names only), chmod,
  * rename (there and back), unlink; install (what a package manager does: directories of ten files
  * each, made under a temporary name, written, given a mode and times, renamed, and looked at).
  */
@@ -59,6 +59,13 @@ static void look(const char *name)
 	must(stat(name, &st) == 0 && st.st_size == LENGTH, name);
 }
 
+/* As Rust's standard library and Node.js ask for attributes: with the birth time. */
+static void look_with_birth(const char *name)
+{
+	struct statx st;
+	must(statx(AT_FDCWD, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &st) == 0 && st.stx_size == LENGTH, name);
+}
+
 static void read_file(const char *name)
 {
 	int fd = open(name, O_RDONLY);
@@ -111,7 +118,7 @@ static void install(int number)
 int main(int argc, char **argv)
 {
 	static const struct { const char *name; void (*each)(const char *); } phases[] = {
-		{ "create", create }, { "stat", look }, { "read", read_file }, { "chmod", change_mode },
+		{ "create", create }, { "stat", look }, { "statx", look_with_birth }, { "read", read_file }, { "chmod", change_mode },
 		{ "rename", move }, { "unlink", remove_file },
 	};
 	if (argc == 2 && !strcmp(argv[1], "clock")) {

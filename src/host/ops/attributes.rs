@@ -54,9 +54,13 @@ impl Share {
         self.on_target(node, handle, stat::of).map(|st| self.cacheable(node, &st))
     }
 
-    /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. Errors as of
+    /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. ENOSYS where the share does not
+    /// serve birth times; the guest then asks for attributes by GETATTR, and not at all for those that it has. Errors as of
     /// [`Share::getattr`].
     pub fn statx(&self, node: NodeId, handle: Option<FileHandle>, flags: u32, mask: u32) -> Result<CacheableAttributes, Errno> {
+        if !self.policy.birth_times {
+            return Err(Errno::ENOSYS);
+        }
         let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
         let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         self.on_target(node, handle, |fd| stat::of_with(fd, sync, mask)).map(|st| self.cacheable(node, &st))
