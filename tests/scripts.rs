@@ -198,7 +198,8 @@ fn records_of_guests_become_rates_ratios_and_requests_per_item() {
 #[test]
 fn what_cannot_be_measured_is_said_before_anything_is_built() {
     let run = |arguments: &[&str]| {
-        let said = Command::new(repository().join("benches/guests/run")).args(arguments).stdin(Stdio::null()).output().expect("bash is there");
+        let said =
+            Command::new(repository().join("benches/guests/run")).args(arguments).stdin(Stdio::null()).output().expect("bash is there");
         (said.status.code(), text(&said.stderr))
     };
     for (arguments, word) in [
