@@ -83,7 +83,7 @@ function by_operation(name,    g, p, op, line, text, sorted, n, k, j, swap) {
     p = "peer-log" SUBSEP name
     n = 0
     for (op in operations) if (requests[g, op] || requests[p, op]) sorted[++n] = op
-    for (k = 1; k < n; k++) for (j = k + 1; j <= n; j++) if (requests[g, sorted[j]] > requests[g, sorted[k]]) { swap = sorted[k]; sorted[k] = sorted[j]; sorted[j] = swap }
+    for (k = 1; k < n; k++) for (j = k + 1; j <= n; j++) if (comes_first(g, sorted[j], sorted[k])) { swap = sorted[k]; sorted[k] = sorted[j]; sorted[j] = swap }
     text = ""
     for (k = 1; k <= n; k++) {
         op = sorted[k]
@@ -92,6 +92,9 @@ function by_operation(name,    g, p, op, line, text, sorted, n, k, j, swap) {
     }
     return text
 }
+
+# comes_first AT A B: whether A has more requests than B, or as many and the lesser name.
+function comes_first(at, a, b) { return requests[at, a] == requests[at, b] ? a < b : requests[at, a] > requests[at, b] }
 
 function median(at,    n, k, j, v, swap) {
     n = boots[at]
