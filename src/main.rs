@@ -15,11 +15,15 @@ use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach, RingCalls};
-use gatherfs::sys::signal;
+use gatherfs::sys::{descriptor, signal};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
+
+/// Descriptors that the process's table has room for from the start, at most: 32 KiB of the kernel's memory. A daemon that opens
+/// more waits for the kernel each time that their number doubles.
+const ROOM_MAX: usize = 4096;
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -118,6 +122,7 @@ fn serve(
     socket: &SocketFile,
 ) -> Result<(), AnyError> {
     let root = jail.share.try_clone()?;
+    descriptor::make_room(root.as_fd(), descriptors.recent.min(ROOM_MAX));
     let share = Share::export(checked.share, descriptors, jail.share, jail.descriptor_dir)?;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;

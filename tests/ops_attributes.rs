@@ -159,6 +159,15 @@ fn nanoseconds_with_a_meaning_of_their_own_on_the_host_are_refused() {
 }
 
 #[test]
+fn without_the_option_there_are_no_birth_times_and_no_statx() {
+    let mut share = Share::start(Setup { options: &["--birth-times=false"], ..Setup::default() });
+    let file = share.make("file");
+    for fh in [None, Some(file.fh)] {
+        assert_eq!(errno(share.client().statx(file.node, fh, 0xfff)), libc::ENOSYS);
+    }
+}
+
+#[test]
 fn statx_tells_the_birth_time() {
     for mut share in [Share::new(), Share::on_disk(&[])] {
         let file = share.make("file");

@@ -195,6 +195,68 @@ fn counters_are_read_as_json_alone_and_after_words() {
 }
 
 #[test]
+fn the_requests_of_a_daemon_without_counters_are_counted_in_its_log() {
+    let scratch = Scratch::new();
+    let line = |opcode: &str| format!("[2026 DEBUG virtiofsd::server] Received request: opcode={opcode} (1), inode=1, unique=2, pid=3\n");
+    fs::write(scratch.join("daemon.log"), line("Lookup") + "something else\n" + &line("Getattr")).expect("a file");
+    fs::write(scratch.join("more"), line("Lookup")).expect("a file");
+    let lines = format!(
+        "run_dir='{}'\ncount() {{ logged_requests >\"$run_dir/json\"; echo \"$(sum_of \"{{$(<\"$run_dir/json\")\" all)\"; }}\n\
+         count; cat \"$run_dir/more\" >>\"$run_dir/daemon.log\"; count; cat \"$run_dir/json\"\n",
+        scratch.path().display()
+    );
+    let out = bash(&["qemu/lib/records.sh", "qemu/lib/table.sh"], &lines);
+    let said = text(&out.stdout);
+    assert!(said.starts_with("2\n3\n") && said.contains("\"LOOKUP\":2") && said.contains("\"GETATTR\":1"), "{said}{}", text(&out.stderr));
+}
+
+#[test]
+fn records_of_guests_become_rates_ratios_and_requests_per_item() {
+    let scratch = Scratch::new();
+    let boot = |daemon: &str, seconds: &str, requests: &str| {
+        format!(
+            "{daemon}|begin|chmod, first|10|1000|{{\"requests\":{{\"LOOKUP\":5}},\"kicks\":0}}\n\
+             {daemon}|end|chmod, first|100|files|{seconds}|200|110|201000|{{\"requests\":{{\"LOOKUP\":105,{requests}}},\"kicks\":7}}\n"
+        )
+    };
+    let seconds = ["0.2", "0.1", "0.4"];
+    let mut records: String = seconds.iter().map(|s| boot("gatherfs", s, "\"SETATTR\":100")).collect();
+    records += &(boot("peer", "0.4", "\"X\":0") + &boot("peer-log", "9", "\"SETATTR\":100,\"FLUSH\":100"));
+    fs::write(scratch.join("records"), records).expect("a file");
+    let script = repository().join("benches/guests/table.awk");
+    let out = Command::new("awk").arg("-f").arg(script).arg(scratch.join("records")).output().expect("awk is there");
+    let said = text(&out.stdout);
+    for line in [
+        "| chmod, first, files/s | 500 | 250 | 2.00 | 1.2 |",
+        "| chmod, first | LOOKUP 1.00 / 1.00, SETATTR 1.00 / 1.00, FLUSH 0.00 / 1.00 |",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line}\n{said}{}", text(&out.stderr));
+    }
+    assert!(said.contains("| chmod, first | 2.00 | 3.00 | 1.00 |"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_before_anything_is_built() {
+    let run = |arguments: &[&str]| {
+        let said =
+            Command::new(repository().join("benches/guests/run")).args(arguments).stdin(Stdio::null()).output().expect("bash is there");
+        (said.status.code(), text(&said.stderr))
+    };
+    for (arguments, word) in [
+        (&["--uml", "/nowhere/linux"][..], "/nowhere/linux"),
+        (&["--group", "nothing"], "nothing"),
+        (&["--rounds", "0"], "--rounds"),
+        (&["--no-qemu"], "--uml"),
+        (&["--on", "/nowhere"], "/nowhere"),
+        (&["--frobnicate"], "--frobnicate"),
+    ] {
+        let (code, said) = run(arguments);
+        assert_eq!((code, said.lines().count()), (Some(2), 1), "{arguments:?}: {said}");
+        assert!(said.contains(word) && said.contains("--help"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn a_program_in_a_private_directory_is_copied_to_where_every_user_can_run_it() {
     if !is_root("becoming another user") {
         return;

@@ -39,6 +39,7 @@ show_logs() {
 # --- the daemon -------------------------------------------------------------------------------
 
 start_daemon() {
+    [[ -z $pin ]] || pinned=(taskset -c "$pin")
     local socket=$run_dir/fs.sock word command=() i
     for word in $daemon_command $daemon_args; do
         word=${word//'{socket}'/$socket}
@@ -46,7 +47,7 @@ start_daemon() {
         word=${word//'{tag}'/$tag}
         command+=("$word")
     done
-    "${command[@]}" </dev/null >"$run_dir/daemon.log" 2>&1 &
+    "${pinned[@]}" "${command[@]}" </dev/null >"$run_dir/daemon.log" 2>&1 &
     daemon_pid=$!
     for ((i = 0; i < 500; i++)); do
         [[ ! -S $socket ]] || return 0
@@ -92,7 +93,7 @@ make_job() {
         for pair in "${guest_env[@]}"; do quoted_export "$pair"; done
         case $mode in
             jobs) printf 'SCRIPT=1\nTALK=1\nexport JOB_SECONDS=%q\n' "$job_seconds" ;;
-            script) printf 'SCRIPT=1\n' ;;
+            script) printf 'SCRIPT=1\nTALK=%q\n' "$records" ;;
             shell) printf 'SCRIPT=\nROWS=%q\nCOLS=%q\n' "$(stty size 2>/dev/null | cut -d' ' -f1)" "$(stty size 2>/dev/null | cut -d' ' -f2)" ;;
         esac
         # Quoted twice: once for the assignment, once for the `eval` that uses it.
@@ -131,6 +132,30 @@ need_kvm() {
     kvm_opens || die "--accel kvm: $(id -un) cannot open /dev/kvm; add the user to the group $(stat -c %G /dev/kvm), or $other."
 }
 
+# uml_command: fills the array qemu with a User-mode Linux guest. Its consoles 1 to 3 are what the serial ports are under QEMU.
+uml_command() {
+    local port
+    # Guest memory lies in TMPDIR.
+    qemu=(env TMPDIR=/dev/shm "$uml" "mem=${mem}M" "ncpus=$cpus" "virtio_uml.device=$run_dir/fs.sock:26" "initrd=$run_dir/initrd"
+        con=null con0=null,fd:1 con1=fd:3,fd:4 con2=null,fd:7 con3=null,fd:8 "umid=${run_dir##*/}" "uml_dir=$run_dir/"
+        quiet rdinit=/init seccomp=on "${guest_args[@]}")
+    for port in ctl out err; do mkfifo "$run_dir/$port.in" "$run_dir/$port.out"; done
+}
+
+# start_guest: in the background, with the process id in $qemu_pid.
+start_guest() {
+    local console=$run_dir/qemu.log
+    if [[ -n $uml ]]; then
+        console=$run_dir/console.log
+        # Only the guest may hold the pipes open: their end is its end.
+        (exec 3<>"$run_dir/ctl.in" 4<>"$run_dir/ctl.out" 7<>"$run_dir/out.out" 8<>"$run_dir/err.out" 5>&- 6>&-
+            exec "${pinned[@]}" "${qemu[@]}" </dev/null >"$console" 2>&1) &
+    else
+        "${pinned[@]}" "${qemu[@]}" </dev/null >"$console" 2>&1 5>&- 6>&- &
+    fi
+    qemu_pid=$!
+}
+
 # qemu_command CONSOLE: fills the array qemu; CONSOLE is a chardev without its id.
 qemu_command() {
     choose_accel
@@ -158,6 +183,7 @@ qemu_command() {
 }
 
 say_booting() {
+    [[ -z $uml ]] || { progress "booting User-mode Linux"; return 0; }
     case $accel in
         kvm) progress "booting, which takes a few seconds" ;;
         tcg) progress "booting in emulation (TCG), which takes 5 to 30 seconds" ;;
@@ -189,7 +215,7 @@ check_time() {
 # run_guest: boots, follows the guest line by line until it has ended, reports.
 run_guest() {
     local started_at line='' part verb rest status='' orphaned=0 i
-    qemu_command "file,path=$run_dir/console.log"
+    if [[ -n $uml ]]; then uml_command; else qemu_command "file,path=$run_dir/console.log"; fi
     exec 5<>"$run_dir/ctl.in" 6<>"$run_dir/ctl.out"
     cat "$run_dir/out.out" &
     cat_out=$!
@@ -197,8 +223,7 @@ run_guest() {
     cat_err=$!
     say_booting
     started_at=$EPOCHREALTIME
-    "${qemu[@]}" </dev/null >"$run_dir/qemu.log" 2>&1 5>&- 6>&- &
-    qemu_pid=$!
+    start_guest
     while :; do
         if ! read -r -t 1 part <&6; then
             # A line may come in two halves.
@@ -215,8 +240,7 @@ run_guest() {
         case $verb in
             mounted) mounted "$started_at" "$rest" ;;
             jobs) jobs_total=$rest ;;
-            begin) read_metrics; phase_metrics=$metrics; begin_job "$rest"; echo go >&5 ;;
-            end) read_metrics; phase_counts "$phase_metrics" "$metrics"; echo go >&5 ;;
+            begin | end) phase "$verb" "$rest"; echo go >&5 ;;
             row) add_row "$rest" ;;
             fail) add_failure "$rest" ;;
             dead) dead=$rest ;;
@@ -244,6 +268,20 @@ run_guest() {
         jobs) finish_table "$status" ;;
         script) ((${#failures[@]} == 0)) || die "${failures[0]}"; exit "$status" ;;
     esac
+}
+
+# phase VERB NAME: a phase of the guest's job begins or ends.
+phase() {
+    if [[ -n $records ]]; then
+        record "$1" "$2"
+    elif [[ $1 == begin ]]; then
+        read_metrics
+        phase_metrics=$metrics
+        begin_job "$2"
+    else
+        read_metrics
+        phase_counts "$phase_metrics" "$metrics"
+    fi
 }
 
 why_ended() {

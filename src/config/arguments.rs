@@ -265,6 +265,13 @@ pub struct Arguments {
     #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]
     pub preserve_noatime: bool,
 
+    /// Tell the guest the birth times of files (STATX)
+    ///
+    /// Programs that ask for it, as those written in Rust and for Node.js do with every stat, then take one more request for each
+    /// file. Without this option files in the guest have no birth time.
+    #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]
+    pub birth_times: bool,
+
     /// How the daemon is isolated from the host
     #[arg(long, value_enum, value_name = "MODE", default_value = "namespace", ignore_case = true, help_heading = SECURITY)]
     pub sandbox: Sandbox,

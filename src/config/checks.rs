@@ -214,6 +214,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
             readdirplus: !a.no_readdirplus && a.cache != Cache::Never,
             announce_submounts: a.announce_submounts && !a.no_announce_submounts,
             preserve_noatime: a.preserve_noatime,
+            birth_times: a.birth_times,
             allow_direct_io: a.allow_direct_io,
             writeback: a.writeback,
             xattr: a.xattr || needs_xattr,
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!((c.sandbox.mode, c.sandbox.seccomp), (Mode::Namespace, sandbox::Seccomp::Kill));
         assert_eq!(c.share.cache, CachePolicy::Auto);
         assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
-        assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime);
+        assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime && !c.share.birth_times);
         assert!(!c.share.host_locks, "virtiofsd has locks in the guest only");
         assert!(c.config_space.is_none());
         assert_eq!(c.device, DeviceOptions::default());
@@ -483,9 +484,9 @@ mod tests {
         assert_eq!((c.sandbox.mode, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
         assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
         assert_eq!((c.tag.as_str(), c.config_space.unwrap().read(36, 1)), ("t", vec![3]));
-        let c = parsed("--shared-dir /d --socket /s --no-readdirplus --no-announce-submounts --preserve-noatime").unwrap();
+        let c = parsed("--shared-dir /d --socket /s --no-readdirplus --no-announce-submounts --preserve-noatime --birth-times").unwrap();
         assert_eq!(c.listening, Listening::Path { path: "/s".into(), group: None });
-        assert!(!c.share.readdirplus && !c.share.announce_submounts && c.share.preserve_noatime);
+        assert!(!c.share.readdirplus && !c.share.announce_submounts && c.share.preserve_noatime && c.share.birth_times);
         assert!(!parsed("--shared-dir /d --fd 5 --cache never").unwrap().share.readdirplus);
         for (line, announced) in [
             ("--announce-submounts=false", false),

@@ -37,6 +37,8 @@ pub struct Options {
     pub announce_submounts: bool,
     /// Open a file with O_NOATIME on the host when the guest does.
     pub preserve_noatime: bool,
+    /// Serve STATX, the only request with birth times.
+    pub birth_times: bool,
     /// Open a file with O_DIRECT on the host when the guest does.
     pub allow_direct_io: bool,
     /// Offer the writeback cache.

@@ -5,7 +5,7 @@
 
 use libc::c_long;
 
-use crate::sys::ioctl;
+use crate::sys::{ioctl, mode};
 
 /// Where a call is made.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +41,8 @@ pub(super) const CALLS: &[(c_long, Caller)] = &[
     (libc::SYS_linkat, Here("host/ops/create.rs", "rustix::fs::linkat(")),
     (libc::SYS_unlinkat, Here("host/ops/remove.rs", "rustix::fs::unlinkat(")),
     (libc::SYS_renameat2, Here("host/ops/remove.rs", "rustix::fs::renameat_with(")),
-    (libc::SYS_fchmodat, Here("host/ops/attributes.rs", "rustix::fs::chmodat(")),
+    (mode::SYS_FCHMODAT2, Here("sys/mode.rs", "SYS_FCHMODAT2")),
+    (libc::SYS_fchmodat, Here("sys/mode.rs", "rustix::fs::chmodat(")),
     (libc::SYS_fchownat, Here("host/ops/attributes.rs", "rustix::fs::chownat(")),
     (libc::SYS_ftruncate, Here("host/ops/attributes.rs", "rustix::fs::ftruncate(")),
     (libc::SYS_utimensat, Here("host/ops/attributes.rs", "rustix::fs::utimensat(")),

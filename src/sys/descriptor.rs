@@ -21,6 +21,15 @@ pub fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
     Ok(if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }?)
 }
 
+/// Makes the process's table of descriptors as large as `count` of them need. To be called while the process has one thread: the
+/// kernel lets each later growth wait for an RCU grace period, some ten milliseconds, if several threads share the table. No
+/// error is reported: the table then grows when it must.
+pub fn make_room(fd: BorrowedFd<'_>, count: usize) {
+    let last = i32::try_from(count.saturating_sub(1)).unwrap_or(i32::MAX);
+    // A descriptor of the highest number makes the kernel grow the table, which does not shrink when it is closed.
+    drop(rustix::io::fcntl_dupfd_cloexec(fd, last));
+}
+
 /// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through
 /// execve(2) lacks FD_CLOEXEC, and this process opens none without it. This function sets the flag, so that a descriptor has
 /// one owner. EBADF where it is not open or was not inherited, EINVAL where it is not a listening unix socket.
@@ -47,9 +56,23 @@ pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     use super::*;
+
+    #[test]
+    fn the_table_has_room_for_as_many_as_asked_for() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+            line.trim().parse::<usize>().unwrap()
+        };
+        let file = std::fs::File::open("/dev/null").unwrap();
+        make_room(file.as_fd(), 600);
+        assert!(size() >= 600, "{}", size());
+        // Beyond RLIMIT_NOFILE nothing happens.
+        make_room(file.as_fd(), usize::MAX);
+    }
 
     #[test]
     fn what_the_process_opened_itself_is_not_taken_over_and_what_it_inherited_once() {

@@ -8,6 +8,7 @@ pub mod file_handle;
 pub mod identity;
 pub mod ioctl;
 pub mod lock;
+pub mod mode;
 pub mod mount;
 pub mod process;
 pub mod signal;

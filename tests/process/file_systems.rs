@@ -53,7 +53,7 @@ fn a_file_system_without_handles_birth_times_or_tmpfile_is_served_without_them()
     if !private_mounts::enter() {
         return;
     }
-    let (daemon, mounted) = share_of("mqueue", &[]);
+    let (daemon, mounted) = share_of("mqueue", &["--birth-times"]);
     let (guest, mut client) = mount(daemon.socket());
     assert_eq!(client.init_flags() & init::EXPORT_SUPPORT, 0, "no handle finds a forgotten file");
     assert_eq!(client.tmpfile(ROOT, 0o600, libc::O_RDWR).err(), Some(libc::EOPNOTSUPP.into()));

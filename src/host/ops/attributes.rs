@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Gid, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
 use crate::host::attributes::{Attributes, CacheableAttributes};
 use crate::host::features::Feature;
@@ -10,8 +10,8 @@ use crate::host::inodes::{FileKey, reopen};
 use crate::host::request_context::RequestContext;
 use crate::host::rights::{Translation, without_fsetid};
 use crate::host::share::Share;
+use crate::sys::mode;
 use crate::sys::stat::{self, Statx};
-use crate::sys::working_dir::DescriptorName;
 use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
 
 /// Permission bits with setuid, setgid and sticky.
@@ -55,9 +55,13 @@ impl Share {
         self.on_target(node, handle, |fd| stat::of(fd).map(|st| self.cacheable(node, &st)))
     }
 
-    /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. Errors as of
+    /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. ENOSYS where the share does not
+    /// serve birth times; the guest then asks for attributes by GETATTR, and not at all for those that it has. Errors as of
     /// [`Share::getattr`].
     pub fn statx(&self, node: NodeId, handle: Option<FileHandle>, flags: u32, mask: u32) -> Result<CacheableAttributes, Errno> {
+        if !self.policy.birth_times {
+            return Err(Errno::ENOSYS);
+        }
         let sync = AtFlags::from_bits_truncate(flags) & (AtFlags::STATX_FORCE_SYNC | AtFlags::STATX_DONT_SYNC);
         let mask = StatxFlags::from_bits_truncate(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         self.on_target(node, handle, |fd| stat::of_with(fd, sync, mask)).map(|st| self.cacheable(node, &st))
@@ -81,11 +85,9 @@ impl Share {
         let times = Timestamps { last_access: timespec(set.atime)?, last_modification: timespec(set.mtime)? };
         let path_fd = self.inodes.path_fd(node)?;
         let fd = path_fd.as_fd();
-        // Calls that refuse O_PATH descriptors take the descriptor's name in the thread's working directory.
-        let name = DescriptorName::of(fd);
         if sets_nothing(set) && self.session.requests_clearing() {
             context.check_wanted()?;
-            clear_suidgid(fd, &name)?;
+            clear_suidgid(fd)?;
         }
         if uid.is_some() || gid.is_some() {
             context.check_wanted()?;
@@ -98,10 +100,10 @@ impl Share {
             if self.session.clears_suidgid(set.clears_suidgid) { without_fsetid(truncate) } else { truncate() }?;
             self.drop_mapped_capability(node, fd)?;
         }
-        if let Some(mode) = set.mode {
+        if let Some(new) = set.mode {
             context.check_wanted()?;
             // Symbolic links have no mode of their own, and the guest sends none.
-            rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(mode & MODE_MASK), AtFlags::empty())?;
+            mode::set(fd, new & MODE_MASK)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             context.check_wanted()?;
@@ -175,12 +177,12 @@ fn sets_nothing(set: &AttributeChange) -> bool {
     set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none() && set.atime.is_none() && set.mtime.is_none()
 }
 
-/// Clears setuid and setgid of the regular file behind `fd`, which is called `name`.
-fn clear_suidgid(fd: BorrowedFd<'_>, name: &DescriptorName) -> Result<(), Errno> {
-    let mode = u32::from(stat::of(fd)?.stx_mode);
-    if mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
-        let kept = mode & MODE_MASK & !(libc::S_ISUID | libc::S_ISGID);
-        rustix::fs::chmodat(CWD, name.as_c_str(), Mode::from_raw_mode(kept), AtFlags::empty())?;
+/// Clears setuid and setgid of the regular file behind `fd`.
+fn clear_suidgid(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let old = u32::from(stat::of(fd)?.stx_mode);
+    if old & libc::S_IFMT == libc::S_IFREG && old & (libc::S_ISUID | libc::S_ISGID) != 0 {
+        let kept = old & MODE_MASK & !(libc::S_ISUID | libc::S_ISGID);
+        mode::set(fd, kept)?;
     }
     Ok(())
 }

@@ -5,12 +5,10 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode};
-
 use crate::host::rights::RightsPolicy;
 use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
-use crate::sys::{stat, xattr};
+use crate::sys::{mode, stat, xattr};
 use crate::types::{Errno, NodeId};
 
 /// Length of the longest value and of the longest list (linux/limits.h).
@@ -54,8 +52,8 @@ impl Share {
             xattr::set(path, &self.host_xattr_name(name)?, value, flags)?;
             if kill_sgid && self.session.has_acls() && RightsPolicy::is_access_acl(name) {
                 // The host did not clear it, as the daemon may keep it.
-                let mode = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
-                rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
+                let without_setgid = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
+                mode::set(fd, without_setgid)?;
             }
             Ok(())
         })

@@ -31,6 +31,7 @@ pub fn share_options() -> Options {
         shared_dir: PathBuf::new(),
         readdirplus: true,
         preserve_noatime: false,
+        birth_times: false,
         cache: CachePolicy::Auto,
         timeouts: Timeouts::of(CachePolicy::Auto),
         allow_mmap: false,

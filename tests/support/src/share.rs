@@ -97,7 +97,8 @@ impl Share {
         let socket = run.path().join("socket");
         let mut command = gatherfsd_by(&before);
         command.arg("--shared-dir").arg(shared.path()).arg("--socket-path").arg(&socket);
-        command.args(["--sandbox", "none", "--log-level", "warn"]).args(options).stdout(Stdio::null());
+        // STATX is an option, and many tests hold it to the other ways of asking for attributes.
+        command.args(["--sandbox", "none", "--log-level", "warn", "--birth-times"]).args(options).stdout(Stdio::null());
         let daemon = Process::spawn(&mut command);
         let guest = Guest::connect(&socket, &guest).unwrap_or_else(|e| panic!("the guest cannot start: {e}"));
         let mut client = Client::new(&guest, FIRST_REQUEST);
