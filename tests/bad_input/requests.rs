@@ -105,7 +105,7 @@ const NO_NODES: [u64; 5] = [0, 2, 1 << 20, 1 << 32 | ROOT, u64::MAX];
 
 #[test]
 fn an_unknown_node_is_estale() {
-    let mut mounted = Mounted::new(&["--xattr"]);
+    let mut mounted = Mounted::new(&["--xattr", "--birth-times"]);
     let setattr = SetattrIn { valid: flag::FATTR_MODE, mode: 0o777, ..SetattrIn::default() };
     let setxattr = SetxattrIn { size: 1, ..SetxattrIn::default() };
     let requests: [(u32, Vec<u8>); 16] = [
