@@ -277,7 +277,8 @@ fn sleep<G, S: Station<G>>(station: &mut S, guard: &mut G, term: Term, runs: boo
         // Pass the wake-up on to the current leader or, at the end, to another thread that sleeps here.
         station.wake();
     }
-    if runs {
+    if runs && leads {
+        // Another leader may sleep, and need them.
         station.disable_kicks(guard);
     }
     station.note_awake();

@@ -335,8 +335,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         // What an engine took over was quick, although it may have entered the kernel for a batch.
         self.last_took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
         self.now = done;
-        // Before the answer, after which the guest may send the next one.
-        self.had_company = guard.has_waiting();
+        // Before the answer, after which the guest may send the next one. Only an engine that takes transfers over asks.
+        self.had_company = self.engine.completion_event().is_some() && guard.has_waiting();
         match served {
             Outcome::Answered(answered) => self.finish(guard, answered),
             Outcome::Submitted(Some(vacant)) => self.keep_spare(guard, vacant),

@@ -109,6 +109,15 @@ fn no_arguments_at_all_are_answered_with_one_line_of_usage() {
 }
 
 #[test]
+fn a_time_to_poll_that_is_none_is_refused_with_one_that_is() {
+    for time in ["soon", "-1", "1.5", "1000001", ""] {
+        let (status, said) = refused(gatherfsd().arg(format!("--poll-us={time}")));
+        assert_eq!(status.code(), USAGE, "{time}: {said}");
+        assert!(said.contains("--poll-us") && said.contains("auto or a number of microseconds up to 1000000"), "{said}");
+    }
+}
+
+#[test]
 fn wishes_that_contradict_each_other_are_refused_with_what_to_write() {
     let long_tag = "t".repeat(37);
     let whole = ["--shared-dir", "/tmp", "--socket-path", "/tmp/gfs-none"];

@@ -62,12 +62,11 @@ fn a_ring_that_is_polled_stops_and_starts_and_its_memory_can_go() {
 }
 
 #[test]
-fn a_queue_for_which_no_cpu_is_left_is_served_without_polling() {
-    let (_daemon, guest, mut client) = mounted(&[SECOND], &GuestOptions { request_queues: 4, ..GuestOptions::default() });
+fn queues_for_which_no_cpu_is_left_are_served_while_another_is_polled() {
+    let (_daemon, _guest, mut client) = mounted(&[SECOND], &GuestOptions { request_queues: 4, ..GuestOptions::default() });
     let mut clients: Vec<_> = [HIPRIO, FIRST_REQUEST + 1, FIRST_REQUEST + 2, FIRST_REQUEST + 3].map(|queue| client.on_queue(queue)).into();
     for _ in 0..20 {
         send(&mut client, 1);
         clients.iter_mut().for_each(|client| send(client, 1));
     }
-    assert_eq!(guest.request_queues(), 4);
 }

@@ -40,6 +40,8 @@ struct Plan {
     times_out: bool,
     /// Leaders look at the ring before they sleep.
     polls: bool,
+    /// Kicks are suppressed by the used ring's flags instead of event indexes.
+    has_flags: bool,
 }
 
 /// The guest: keeps `burst` requests under way, and sleeps until all of them are answered.
@@ -51,7 +53,12 @@ fn guest(queue: &Queue) {
             let old = submitted;
             submitted += 1;
             ring.avail.store(submitted, Ordering::SeqCst);
-            if needs_event(ring.avail_event.load(Ordering::SeqCst), submitted, old) {
+            let is_wanted = if plan.has_flags {
+                !ring.no_notify.load(Ordering::SeqCst)
+            } else {
+                needs_event(ring.avail_event.load(Ordering::SeqCst), submitted, old)
+            };
+            if is_wanted {
                 queue.kick.signal();
             }
         }
@@ -178,6 +185,7 @@ const PLAN: Plan = Plan {
     has_engine: false,
     times_out: false,
     polls: false,
+    has_flags: false,
 };
 
 /// Schedules of each plan; GATHERFS_SCHEDULES asks for others.
@@ -253,6 +261,13 @@ fn leaders_that_poll_lose_no_wake_up() {
     try_schedules("polling, late answers", Plan { polls: true, suspend_each: 2, looks: 2, is_slow: true, ..PLAN });
     try_schedules("polling, giving up", Plan { polls: true, gives_up: true, restarts: true, burst: 3, looks: 8, threads_max: 4, ..PLAN });
     try_schedules("polling, engine", Plan { polls: true, has_engine: true, restarts: true, burst: 4, looks: 4, ..PLAN });
+}
+
+#[test]
+fn kicks_that_are_suppressed_by_flags_are_not_missed() {
+    let flags = Plan { has_flags: true, polls: true, restarts: true, burst: 3, is_slow: true, ..PLAN };
+    try_schedules("flags, polling, stop", Plan { looks: 2, ..flags });
+    try_schedules("flags, polling, giving up", Plan { gives_up: true, looks: 8, threads_max: 4, ..flags });
 }
 
 #[test]

@@ -11,11 +11,13 @@ use shuttle::thread::{self, JoinHandle};
 use super::Plan;
 use crate::device::leadership::{Leadership, Next, Station, Term, run};
 
-/// The ring in guest memory, with event indexes.
+/// The ring in guest memory, with event indexes or with flags.
 #[derive(Default)]
 pub(super) struct Ring {
     pub(super) avail: AtomicU16,
     pub(super) avail_event: AtomicU16,
+    /// VIRTQ_USED_F_NO_NOTIFY, without event indexes.
+    pub(super) no_notify: AtomicBool,
     pub(super) used: AtomicU16,
     pub(super) used_event: AtomicU16,
 }
@@ -394,10 +396,13 @@ impl<'q> Station<Guard<'q>> for Worker {
     fn enable_kicks(&self, guard: &mut Guard<'q>) -> bool {
         let next = guard.state().next_avail;
         self.queue.ring.avail_event.store(next, Ordering::SeqCst);
+        self.queue.ring.no_notify.store(false, Ordering::SeqCst);
         self.queue.ring.avail.load(Ordering::SeqCst) != next
     }
 
-    fn disable_kicks(&self, _guard: &mut Guard<'q>) {}
+    fn disable_kicks(&self, _guard: &mut Guard<'q>) {
+        self.queue.ring.no_notify.store(true, Ordering::SeqCst);
+    }
 
     fn sleep(&mut self, guard: &mut Guard<'q>) -> bool {
         guard.state().sleepers += 1;
