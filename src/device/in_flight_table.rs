@@ -12,7 +12,7 @@ use crate::guest::RingMemory;
 use crate::types::{Errno, RequestId};
 
 /// A chain that was popped, with the memory to walk it in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Popped {
     pub head: u16,
     pub memory: Arc<RingMemory>,
@@ -20,7 +20,9 @@ pub(super) struct Popped {
 
 #[derive(Debug)]
 struct Record {
-    popped: Popped,
+    head: u16,
+    /// The memory that it was popped from, once the ring has left it.
+    left_memory: Option<Arc<RingMemory>>,
     since: Instant,
     /// The thread that began to serve it.
     thread: ThreadId,
@@ -44,7 +46,9 @@ struct SuspendedRecord {
 /// A request that was taken away from its holder.
 #[derive(Debug)]
 pub(super) struct Withdrawn {
-    pub popped: Popped,
+    pub head: u16,
+    /// The memory that it was popped from; `None` for that of the ring.
+    pub memory: Option<Arc<RingMemory>>,
     pub holder: Holder,
 }
 
@@ -80,12 +84,19 @@ impl InFlightTable {
         self.slots[index.0] = None;
     }
 
-    /// Notes that `popped` is served from `since` on, by `thread`.
-    pub fn begin(&mut self, index: SlotIndex, popped: &Popped, since: Instant, thread: ThreadId) {
+    /// Notes that the chain at `head` is served from `since` on, by `thread`.
+    pub fn begin(&mut self, index: SlotIndex, head: u16, since: Instant, thread: ThreadId) {
         if let Some(slot) = &mut self.slots[index.0] {
             slot.claim.begin();
-            slot.request = Some(Record { popped: popped.clone(), since, thread });
+            slot.request = Some(Record { head, left_memory: None, since, thread });
             self.in_service += 1;
+        }
+    }
+
+    /// The ring leaves `memory`: what was popped from it is still there.
+    pub fn note_left(&mut self, memory: &Arc<RingMemory>) {
+        for request in self.slots.iter_mut().flatten().filter_map(|slot| slot.request.as_mut()) {
+            request.left_memory.get_or_insert_with(|| Arc::clone(memory));
         }
     }
 
@@ -132,10 +143,10 @@ impl InFlightTable {
         let mut withdrawn = Vec::new();
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.request.is_some()) {
             let Some(holder) = slot.claim.withdraw() else { continue };
-            if let Some(Record { popped, thread, .. }) = slot.request.take() {
+            if let Some(Record { head, left_memory: memory, thread, .. }) = slot.request.take() {
                 slot.stuck = (holder == Holder::Thread).then_some(thread);
                 self.in_service -= 1;
-                withdrawn.push(Withdrawn { popped, holder });
+                withdrawn.push(Withdrawn { head, memory, holder });
             }
         }
         withdrawn

@@ -137,7 +137,7 @@ impl State {
         };
         let s = &self.setup;
         match &mut self.ring {
-            Some(ring) => ring.remap(memory),
+            Some(ring) => leave(&mut self.in_flight, ring).remap(memory),
             None => {
                 if s.next_avail == 0 && s.next_used == 0 {
                     // The guest has reset the queue, and waits for nothing of before.
@@ -162,7 +162,7 @@ impl State {
         let Some(ring) = self.ring.as_mut().filter(|_| self.memory_generation != generation) else { return };
         match self.setup.map_ring(service) {
             Some(memory) => {
-                ring.remap(memory);
+                leave(&mut self.in_flight, ring).remap(memory);
                 self.memory_generation = generation;
                 self.is_stale = false;
             }
@@ -254,9 +254,9 @@ impl State {
         self.ring.as_ref().map_or(0, Ring::unsignalled)
     }
 
-    /// The call to signal, where the guest wants one for the answers since the last one.
-    fn take_call(&mut self) -> Option<Arc<OwnedFd>> {
-        self.last_call_at = Some(Instant::now());
+    /// The call to signal, where the guest wants one for the answers since the last one. `now` is about the present time.
+    fn take_call(&mut self, now: Instant) -> Option<Arc<OwnedFd>> {
+        self.last_call_at = Some(now);
         let wanted = self.ring.as_mut().is_some_and(Ring::needs_call);
         self.is_call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }
@@ -281,9 +281,17 @@ impl State {
     }
 }
 
-/// Signals the call, if the guest wants one, with the lock open.
-pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service) {
-    if let Some(call) = state.take_call() {
+/// `ring`, about to leave its memory, in which requests in flight still are.
+fn leave<'r>(in_flight: &mut InFlightTable, ring: &'r mut Ring) -> &'r mut Ring {
+    if let Some(memory) = ring.memory() {
+        in_flight.note_left(memory);
+    }
+    ring
+}
+
+/// Signals the call, if the guest wants one, with the lock open. `now` is about the present time.
+pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service, now: Instant) {
+    if let Some(call) = state.take_call(now) {
         service.metrics.calls.increment();
         MutexGuard::unlocked(state, || event::signal(call.as_fd()));
     }
@@ -408,7 +416,7 @@ impl Queue {
             // In service again, so that the queue is not stopped meanwhile, and not to be withdrawn: the lock is the guest's.
             let (slot, claim) = state.in_flight.enter();
             let popped = Popped { head: id.head, memory };
-            state.in_flight.begin(slot, &popped, Instant::now(), std::thread::current().id());
+            state.in_flight.begin(slot, id.head, Instant::now(), std::thread::current().id());
             claim.take();
             let used_len = MutexGuard::unlocked(state, || {
                 let mut chain = Chain::new();
@@ -422,7 +430,7 @@ impl Queue {
                 state.push_used(id.head, used_len);
             }
             state.in_flight.leave(slot);
-            signal_call(state, service);
+            signal_call(state, service, Instant::now());
             self.note_answered(state);
         }
     }
@@ -438,7 +446,7 @@ impl Origin for Queue {
         state.note_engine_room();
         if let Some(bound) = self.bound() {
             state.follow_memory(&bound.service);
-            signal_call(&mut state, &bound.service);
+            signal_call(&mut state, &bound.service, Instant::now());
         }
         self.note_answered(&state);
         drop(state);

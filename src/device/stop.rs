@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::claim::Holder;
-use super::in_flight_table::{Popped, Withdrawn};
+use super::in_flight_table::Withdrawn;
 use super::queue::{Bound, Queue, State, signal_call};
 use super::reply;
 use crate::fuse::abi::IN_HEADER_LEN;
@@ -45,7 +45,7 @@ impl Queue {
             }
         }
         if let Some(bound) = self.bound() {
-            signal_call(&mut state, &bound.service);
+            signal_call(&mut state, &bound.service, Instant::now());
         }
         if let Some(ring) = state.ring.take() {
             state.setup.next_avail = ring.next_avail();
@@ -56,6 +56,7 @@ impl Queue {
     /// Answers with EIO what the host has not finished.
     fn give_up(&self, state: &mut MutexGuard<'_, State>) {
         let Some(Bound { index, service, .. }) = self.bound() else { return };
+        let popped_from = state.ring.as_ref().and_then(Ring::memory).cloned();
         let withdrawn = state.in_flight.withdraw();
         if withdrawn.is_empty() {
             return;
@@ -74,8 +75,9 @@ impl Queue {
         // The pages that are taken out of the old mappings are still there in the new ones.
         service.set_memory(service.memory().renewed());
         state.follow_memory(service);
-        for Withdrawn { popped: Popped { head, memory }, .. } in withdrawn {
+        for Withdrawn { head, memory, .. } in withdrawn {
             service.metrics.withdrawn.increment();
+            let Some(memory) = memory.or_else(|| popped_from.clone()) else { continue };
             let mut chain = Chain::new();
             let written_max = usize::from(memory.size()) * PAGE_LEN;
             chain.walk(head, memory);

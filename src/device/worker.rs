@@ -254,7 +254,7 @@ impl Worker<'_> {
             self.queue.note_answered(state);
         }
         state.follow_memory(&bound.service);
-        signal_call(state, &bound.service);
+        signal_call(state, &bound.service, Instant::now());
     }
 }
 
@@ -302,7 +302,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let (slot, request) = match chain {
             Work::New { popped, waiting } => {
                 let spare = self.take_spare(guard);
-                guard.in_flight.begin(spare.slot(), &popped, self.now, self.thread);
+                guard.in_flight.begin(spare.slot(), popped.head, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
             }
             Work::Again(request) => {
@@ -315,7 +315,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             }
         };
         if !leads {
-            signal_call(guard, service);
+            signal_call(guard, service, self.now);
         }
         let served = MutexGuard::unlocked(guard, || {
             let served = match request {
@@ -362,7 +362,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
         let is_due = guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
         if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due {
-            signal_call(guard, service);
+            signal_call(guard, service, self.now);
         }
         self.queue.note_answered(guard);
     }
@@ -370,7 +370,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     fn call(&mut self, guard: &mut Guard<'g>) -> bool {
         let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
         if has_any {
-            signal_call(guard, &self.bound.service);
+            signal_call(guard, &self.bound.service, self.now);
         }
         has_any || has_started
     }
@@ -436,5 +436,5 @@ pub(super) fn relieve(queue: &Arc<Queue>, state: &mut Guard<'_>) {
         leadership::Successor::NewThread => add_thread(queue, state),
     }
     service.metrics.followers_woken.increment();
-    signal_call(state, service);
+    signal_call(state, service, Instant::now());
 }

@@ -1,7 +1,8 @@
 //! statx(2) and fstatfs(2).
 
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -14,20 +15,57 @@ fn wanted() -> StatxFlags {
     StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
 }
 
-/// The attributes of `name` in `dir`. A symbolic link is not followed, an automount not triggered. ENOENT, ENOTDIR, EACCES and
-/// ELOOP as for a lookup, ESTALE on network file systems.
-pub fn at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
-    Ok(rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted())?)
+/// Room for the answer of statx(2), which is then read where the kernel wrote it: it has 256 bytes.
+#[derive(Debug)]
+pub struct Room(MaybeUninit<Statx>);
+
+const _: () = assert!(size_of::<Statx>() == size_of::<libc::statx>());
+
+impl Room {
+    /// Room without an answer.
+    #[inline]
+    pub const fn empty() -> Room {
+        Room(MaybeUninit::uninit())
+    }
+
+    /// The attributes of `name` in `dir`. A symbolic link is not followed, an automount not triggered. ENOENT, ENOTDIR, EACCES and
+    /// ELOOP as for a lookup, ESTALE on network file systems.
+    #[inline]
+    pub fn at(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<&Statx, Errno> {
+        self.fill(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, wanted())
+    }
+
+    /// The attributes of the file `fd`, which may be an O_PATH descriptor. ESTALE or EIO where the file system cannot read them.
+    #[inline]
+    pub fn of(&mut self, fd: BorrowedFd<'_>) -> Result<&Statx, Errno> {
+        self.fill(fd, c"", AtFlags::EMPTY_PATH, wanted())
+    }
+
+    fn fill(&mut self, dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags, mask: StatxFlags) -> Result<&Statx, Errno> {
+        let flags = libc::c_int::try_from(flags.bits()).unwrap_or_default();
+        // SAFETY: `name` is a C string, and the room has the size and layout that statx(2) writes: `Statx` is the kernel's structure.
+        let done = unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask.bits(), self.0.as_mut_ptr().cast()) };
+        if done != 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: the kernel has filled it in, and every bit pattern is a valid one.
+        Ok(unsafe { self.0.assume_init_ref() })
+    }
 }
 
-/// The attributes of the file `fd`, which may be an O_PATH descriptor. ESTALE or EIO where the file system cannot read them.
+/// As [`Room::at`].
+pub fn at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
+    Room::empty().at(dir, name).copied()
+}
+
+/// As [`Room::of`].
 pub fn of(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
-    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted())?)
+    Room::empty().of(fd).copied()
 }
 
 /// As [`of`], with the guest's mask in addition, and its AT_STATX_ synchronization flags.
 pub fn of_with(fd: BorrowedFd<'_>, flags: AtFlags, mask: StatxFlags) -> Result<Statx, Errno> {
-    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | flags, mask | wanted())?)
+    Room::empty().fill(fd, c"", AtFlags::EMPTY_PATH | flags, mask | wanted()).copied()
 }
 
 /// The owner and group in `st`.

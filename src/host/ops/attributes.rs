@@ -51,8 +51,7 @@ pub struct AttributeChange {
 impl Share {
     /// GETATTR of the open file `handle`, or of the node. EBADF where the handle is not open, ESTALE where the node is gone.
     pub fn getattr(&self, node: NodeId, handle: Option<FileHandle>) -> Result<CacheableAttributes, Errno> {
-        // Taken from the statx in place: it has 256 bytes.
-        self.on_target(node, handle, |fd| stat::of(fd).map(|st| self.cacheable(node, &st)))
+        self.on_target(node, handle, |fd| stat::Room::empty().of(fd).map(|st| self.cacheable(node, st)))
     }
 
     /// STATX: `flags` are AT_STATX_ sync flags, `mask` selects the fields, birth time among them. ENOSYS where the share does not
@@ -109,7 +108,7 @@ impl Share {
             context.check_wanted()?;
             rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        stat::of(fd).map(|st| self.cacheable(node, &st))
+        stat::Room::empty().of(fd).map(|st| self.cacheable(node, st))
     }
 
     /// ACCESS: checks `mask` (R_OK, W_OK, X_OK) against the permission bits for owner, group and others. EACCES where they do not

@@ -68,21 +68,23 @@ impl Share {
     /// The errno of statx(2); for a file that the guest does not know, ENFILE where there are too many nodes or descriptors, and
     /// EOPNOTSUPP where file handles are mandatory and it has none.
     pub(in crate::host) fn look_up_at(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr) -> Result<NodeEntry, Errno> {
-        let st = stat::at(parent, name)?;
-        if let Some(node) = self.inodes.count_lookup(&st) {
-            return Ok(self.entry(within, node, &st));
+        let mut room = stat::Room::empty();
+        let st = room.at(parent, name)?;
+        if let Some(node) = self.inodes.count_lookup(st) {
+            return Ok(self.entry(within, node, st));
         }
-        let (node, st) = self.inodes.add_named(parent, name, st)?;
+        let (node, st) = self.inodes.add_named(parent, name, *st)?;
         Ok(self.entry(within, node, &st))
     }
 
     /// As [`Share::look_up_at`], for a file that was just opened: `fd` is the file itself.
     pub(in crate::host) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>) -> Result<NodeEntry, Errno> {
-        let st = stat::of(fd)?;
-        if let Some(node) = self.inodes.count_lookup(&st) {
-            return Ok(self.entry(within, node, &st));
+        let mut room = stat::Room::empty();
+        let st = room.of(fd)?;
+        if let Some(node) = self.inodes.count_lookup(st) {
+            return Ok(self.entry(within, node, st));
         }
-        let (node, st) = self.inodes.add_open(fd, st)?;
+        let (node, st) = self.inodes.add_open(fd, *st)?;
         Ok(self.entry(within, node, &st))
     }
 
