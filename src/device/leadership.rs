@@ -179,7 +179,8 @@ pub(super) trait Station<G> {
     /// Signals the call for answers that the guest may not know of, with the lock open. False where there are none.
     fn call(&mut self, guard: &mut G) -> bool;
 
-    /// Looks at the ring for a short time, with the lock open, if that is worth it. True if there may be something to do.
+    /// Looks at the ring for a short time, with the lock open, if that is worth it. True if there may be something to do; it may
+    /// then have taken a wake-up.
     fn poll(&mut self, guard: &mut G) -> bool;
 
     /// Requests a kick for the next chain. True if chains arrived meanwhile.
@@ -265,9 +266,10 @@ fn sleep<G, S: Station<G>>(station: &mut S, guard: &mut G, term: Term, runs: boo
         return;
     }
     station.leadership(guard).is_asleep = true;
+    let is_polled = runs && station.poll(guard);
     // A poll opens the lock: what sleeps below must still lead.
-    let is_due = runs && (station.poll(guard) || !station.leadership(guard).leads(term) || station.enable_kicks(guard));
-    let is_woken = !is_due && station.sleep(guard);
+    let is_due = is_polled || (runs && (!station.leadership(guard).leads(term) || station.enable_kicks(guard)));
+    let is_woken = is_polled || (!is_due && station.sleep(guard));
     let roles = station.leadership(guard);
     let leads = roles.leads(term);
     if leads {

@@ -16,6 +16,7 @@
 mod activity;
 mod answer;
 mod claim;
+mod collecting;
 mod config_space;
 mod features;
 mod in_flight;

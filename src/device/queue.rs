@@ -117,7 +117,8 @@ pub(super) struct Queue {
 }
 
 impl State {
-    fn is_runnable(&self) -> bool {
+    /// Whether the frontend lets the queue run.
+    pub fn is_runnable(&self) -> bool {
         let s = &self.setup;
         s.ready && s.enabled && s.kick.is_some() && !self.leadership.is_ending()
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::claim::Claim;
+use super::collecting::{COLLECT_TIME, Collecting, enough};
 use super::in_flight::{InFlight, Origin, SlotIndex, UsedEntry, Vacant};
 use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
@@ -109,6 +110,8 @@ fn serve_queue(queue: &Arc<Queue>) {
         last_took: Duration::ZERO,
         now: Instant::now(),
         had_company: false,
+        collecting: Collecting::default(),
+        is_collecting: false,
     };
     // Dropped before the worker, whose storage takes the lock when it is dropped.
     let mut state = queue.state.lock();
@@ -145,6 +148,9 @@ struct Worker<'q> {
     now: Instant,
     /// Others arrived while the last request was served.
     had_company: bool,
+    collecting: Collecting,
+    /// More FORGETs are to be waited for before the call is signalled.
+    is_collecting: bool,
 }
 
 type Guard<'g> = MutexGuard<'g, State>;
@@ -200,6 +206,29 @@ impl Worker<'_> {
             state.leadership.readmit_thread();
         }
         was_stuck
+    }
+
+    fn is_hiprio(&self) -> bool {
+        self.bound.index == QueueIndex::HIPRIO
+    }
+
+    /// Waits for more FORGETs, if that was found worth it, and then signals the call. True if there may be something to do.
+    fn collect(&mut self, guard: &mut Guard<'_>) -> bool {
+        if !std::mem::take(&mut self.is_collecting) {
+            return false;
+        }
+        // Where the guest cannot be asked to kick before its ring is full, it is not made to wait.
+        let wait = guard.ring.as_mut().and_then(|ring| ring.enable_kick_after(enough(ring.size()))).zip(self.queue.watch());
+        if let Some((false, watch)) = wait {
+            let woken = MutexGuard::unlocked(guard, || watch.wait_for(COLLECT_TIME));
+            self.bound.service.metrics.kicks.add(woken.kicked.into());
+        }
+        let has_found = guard.has_waiting();
+        self.collecting.note(has_found);
+        if !has_found {
+            signal_call(guard, &self.bound.service, Instant::now());
+        }
+        true
     }
 
     /// Releases the share of a FUSE session that ended.
@@ -360,7 +389,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         guard.follow_memory(service);
         let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
-        let is_due = guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
+        let is_due = !self.is_hiprio() && guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
         if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due {
             signal_call(guard, service, self.now);
         }
@@ -369,6 +398,10 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn call(&mut self, guard: &mut Guard<'g>) -> bool {
         let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
+        if has_any && self.is_hiprio() && guard.is_runnable() && self.collecting.is_worth_it(self.now) {
+            self.is_collecting = true;
+            return false;
+        }
         if has_any {
             signal_call(guard, &self.bound.service, self.now);
         }
@@ -376,9 +409,11 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     }
 
     fn poll(&mut self, guard: &mut Guard<'g>) -> bool {
-        let Bound { index, service, .. } = self.bound;
-        // Nobody waits for FORGETs.
-        if *index == QueueIndex::HIPRIO || !service.lookers.has_room() {
+        if self.is_hiprio() {
+            return self.collect(guard);
+        }
+        let service = &self.bound.service;
+        if !service.lookers.has_room() {
             return false;
         }
         let Some(window) = guard.polling.window(service.options.poll, Instant::now) else { return false };

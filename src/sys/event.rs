@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -61,8 +62,17 @@ impl KickWatch {
 
     /// Waits for a kick, a completion or a wake-up.
     pub fn wait(&self) -> Woken {
+        self.wait_until(None)
+    }
+
+    /// The same for `time` at most, which is less than a second.
+    pub fn wait_for(&self, time: Duration) -> Woken {
+        self.wait_until(Some(&Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() }))
+    }
+
+    fn wait_until(&self, timeout: Option<&Timespec>) -> Woken {
         let mut storage = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 3];
-        let count = epoll::wait(&self.epoll, &mut storage[..], None::<&Timespec>).unwrap_or(0);
+        let count = epoll::wait(&self.epoll, &mut storage[..], timeout).unwrap_or(0);
         Woken { kicked: storage[..count].iter().any(|e| e.data.u64() == KICK) }
     }
 }

@@ -48,12 +48,14 @@ pub struct Ring {
     next_used: u16,
     /// The used index at the last call, or when the driver was found not to want one.
     signalled: u16,
+    /// With EVENT_IDX: a kick is requested for a chain behind the next one.
+    is_event_ahead: bool,
 }
 
 impl Ring {
     /// A ring at `memory`, with the indexes that the frontend handed over.
     pub fn new(memory: Arc<RingMemory>, event_idx: bool, next_avail: u16, next_used: u16) -> Ring {
-        Ring { memory: Some(memory), event_idx, next_avail, next_used, signalled: next_used }
+        Ring { memory: Some(memory), event_idx, next_avail, next_used, signalled: next_used, is_event_ahead: false }
     }
 
     /// Moves the ring to another generation of guest memory.
@@ -141,6 +143,7 @@ impl Ring {
         let Some(memory) = &self.memory else { return false };
         if self.event_idx {
             memory.set_avail_event(self.next_avail);
+            self.is_event_ahead = false;
         } else {
             memory.set_used_flags(0);
         }
@@ -148,10 +151,22 @@ impl Ring {
         memory.avail_index() != self.next_avail
     }
 
-    /// Suppresses kicks. With EVENT_IDX the old avail_event does so already.
+    /// Requests a kick for when `count` chains wait. `None` without EVENT_IDX, or without memory; true if that many wait already.
+    pub fn enable_kick_after(&mut self, count: u16) -> Option<bool> {
+        let memory = self.memory.as_ref().filter(|_| self.event_idx)?;
+        memory.set_avail_event(self.next_avail.wrapping_add(count.max(1) - 1));
+        self.is_event_ahead = true;
+        fence(Ordering::SeqCst);
+        Some(self.waiting().is_ok_and(|waiting| waiting >= count))
+    }
+
+    /// Suppresses kicks. With EVENT_IDX an avail_event behind the next chain does so already.
     pub fn disable_kicks(&mut self) {
-        if let Some(memory) = self.memory.as_ref().filter(|_| !self.event_idx) {
+        let Some(memory) = &self.memory else { return };
+        if !self.event_idx {
             memory.set_used_flags(USED_NO_NOTIFY);
+        } else if std::mem::take(&mut self.is_event_ahead) {
+            memory.set_avail_event(self.next_avail.wrapping_sub(1));
         }
     }
 }
@@ -263,6 +278,21 @@ mod tests {
         assert_eq!(get(&memory, USED), USED_NO_NOTIFY);
         plain.enable_kicks();
         assert_eq!(get(&memory, USED), 0);
+    }
+
+    #[test]
+    fn a_kick_can_be_asked_for_later_chains_and_is_suppressed_again() {
+        let (mut ring, memory) = ring(true);
+        let avail_event = USED + 4 + 8 * 4;
+        put(&memory, AVAIL + 2, 1);
+        assert_eq!((ring.enable_kick_after(2), get(&memory, avail_event)), (Some(false), 1));
+        assert!(need_event(1, 2, 1) && !need_event(1, 1, 0), "the driver kicks for the second chain only");
+        ring.pop();
+        ring.disable_kicks();
+        assert!(!need_event(get(&memory, avail_event), 2, 1));
+        put(&memory, AVAIL + 2, 3);
+        assert_eq!(ring.enable_kick_after(2), Some(true), "there are that many");
+        assert_eq!(super::tests::ring(false).0.enable_kick_after(2), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The vhost-user session: what the device offers, how queues start, stop and start again, memory that
 //! comes and goes, the log of a migration, and the order of completions.
 
+mod collecting;
 mod log;
 mod memory;
 mod offers;

@@ -40,6 +40,8 @@ struct Plan {
     times_out: bool,
     /// Leaders look at the ring before they sleep.
     polls: bool,
+    /// Leaders wait for a second request, for a while, before they signal the call.
+    collects: bool,
     /// Kicks are suppressed by the used ring's flags instead of event indexes.
     has_flags: bool,
 }
@@ -185,6 +187,7 @@ const PLAN: Plan = Plan {
     has_engine: false,
     times_out: false,
     polls: false,
+    collects: false,
     has_flags: false,
 };
 
@@ -261,6 +264,15 @@ fn leaders_that_poll_lose_no_wake_up() {
     try_schedules("polling, late answers", Plan { polls: true, suspend_each: 2, looks: 2, is_slow: true, ..PLAN });
     try_schedules("polling, giving up", Plan { polls: true, gives_up: true, restarts: true, burst: 3, looks: 8, threads_max: 4, ..PLAN });
     try_schedules("polling, engine", Plan { polls: true, has_engine: true, restarts: true, burst: 4, looks: 4, ..PLAN });
+}
+
+#[test]
+fn leaders_that_collect_requests_lose_no_wake_up_and_call() {
+    try_schedules("collecting", Plan { collects: true, threads_max: 1, ..PLAN });
+    try_schedules("collecting, stop", Plan { collects: true, restarts: true, burst: 3, threads_max: 2, looks: 2, ..PLAN });
+    let plan =
+        Plan { collects: true, gives_up: true, restarts: true, burst: 3, bursts: 3, looks: 8, is_slow: true, threads_max: 4, ..PLAN };
+    try_schedules("collecting, giving up", plan);
 }
 
 #[test]

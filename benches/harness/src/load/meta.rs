@@ -43,7 +43,7 @@ impl Daemon {
             Meta::Lookup => drop(client.lookup(fuse::ROOT, LOAD_FILE)?),
             Meta::LookupForget => {
                 let entry = client.lookup(fuse::ROOT, LOAD_FILE)?;
-                client.forget(entry.nodeid, 1)?;
+                client.forget_unwaited(entry.nodeid, 1)?;
             }
             Meta::LookupNew => self.look_up_new()?,
             Meta::LookupMissing => match client.lookup(fuse::ROOT, "virtual-guest.missing") {
@@ -59,7 +59,7 @@ impl Daemon {
                 let created = client.create(fuse::ROOT, &name, 0o644, libc::O_RDWR)?;
                 client.release(created.entry.nodeid, created.open.fh)?;
                 client.unlink(fuse::ROOT, &name)?;
-                client.forget(created.entry.nodeid, 1)?;
+                client.forget_unwaited(created.entry.nodeid, 1)?;
             }
             Meta::Rename => self.rename()?,
             Meta::Readdir => self.list(false)?,

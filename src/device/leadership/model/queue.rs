@@ -35,6 +35,12 @@ impl Event {
         self.set.notify_one();
     }
 
+    /// A wait that may end without a signal.
+    pub(super) fn wait_for_a_while(&self) {
+        thread::yield_now();
+        std::mem::take(&mut *self.is_set.lock().unwrap());
+    }
+
     pub(super) fn wait(&self) {
         let mut is_set = self.is_set.lock().unwrap();
         while !std::mem::take(&mut *is_set) {
@@ -65,6 +71,7 @@ pub(super) struct State {
     pub(super) is_withdrawn: bool,
     /// Threads that sleep on the kick.
     pub(super) sleepers: u16,
+    pub(super) is_collecting: bool,
 }
 
 /// An engine with room for one request.
@@ -259,6 +266,10 @@ pub(super) struct Worker {
     pub(super) queue: Arc<Queue>,
 }
 
+fn is_likely() -> bool {
+    shuttle::rand::Rng::gen_bool(&mut shuttle::rand::thread_rng(), 0.7)
+}
+
 /// A request, and how many wait behind it.
 pub(super) struct Chain {
     pub(super) number: u16,
@@ -381,6 +392,10 @@ impl<'q> Station<Guard<'q>> for Worker {
 
     fn call(&mut self, guard: &mut Guard<'q>) -> bool {
         let has_any = guard.state().signalled != guard.state().next_used;
+        if has_any && guard.state().is_ready && self.queue.plan.collects && is_likely() {
+            guard.state().is_collecting = true;
+            return false;
+        }
         if has_any {
             self.queue.signal_call(guard);
         }
@@ -390,6 +405,16 @@ impl<'q> Station<Guard<'q>> for Worker {
     fn poll(&mut self, guard: &mut Guard<'q>) -> bool {
         let next = guard.state().next_avail;
         let ring = &self.queue.ring;
+        if std::mem::take(&mut guard.state().is_collecting) {
+            ring.avail_event.store(next + 1, Ordering::SeqCst);
+            if ring.avail.load(Ordering::SeqCst) < next + 2 {
+                guard.unlocked(|| self.queue.kick.wait_for_a_while());
+            }
+            if ring.avail.load(Ordering::SeqCst) == guard.state().next_avail {
+                self.queue.signal_call(guard);
+            }
+            return true;
+        }
         self.queue.plan.polls && guard.unlocked(|| (0..2).any(|_| ring.avail.load(Ordering::SeqCst) != next))
     }
 

@@ -53,10 +53,22 @@ impl Client {
 
     /// A request without a reply: it has no writable descriptor and nothing may be written.
     pub fn send_hiprio(&mut self, call: &Call) -> Result<()> {
-        let pending = self.send(HIPRIO, call, 0);
-        match self.wait(&pending)? {
+        let pending = self.send_unanswered(call);
+        self.finish_unanswered(&pending)
+    }
+
+    /// As `send_hiprio`, without waiting until the device is done.
+    pub(super) fn send_unanswered(&mut self, call: &Call) -> Pending {
+        self.send(HIPRIO, call, 0)
+    }
+
+    /// Waits until the device is done with what `send_unanswered` sent, and requests a call for the next one.
+    pub(super) fn finish_unanswered(&mut self, pending: &Pending) -> Result<()> {
+        let used_len = self.wait(pending)?;
+        self.guest.lock(HIPRIO).request_call();
+        match used_len {
             0 => Ok(()),
-            len => Err(violation(format!("opcode {} has no reply, but {len} bytes are used", call.opcode))),
+            len => Err(violation(format!("opcode {} has no reply, but {len} bytes are used", pending.opcode))),
         }
     }
 

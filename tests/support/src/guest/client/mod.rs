@@ -18,6 +18,7 @@ mod names;
 mod payload;
 mod session;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,6 +132,8 @@ pub struct Client {
     payload: Buffer,
     bytes: Vec<u8>,
     segments: Vec<Segment>,
+    /// FORGETs on their way that nobody waits for.
+    forgets: VecDeque<Pending>,
 }
 
 impl Client {
@@ -155,6 +158,7 @@ impl Client {
             payload: Buffer::default(),
             bytes: Vec::new(),
             segments: Vec::new(),
+            forgets: VecDeque::new(),
         }
     }
 

@@ -18,6 +18,22 @@ impl Client {
         self.send_hiprio(&Call::new(opcode::FORGET, nodeid, &[request.as_bytes()]))
     }
 
+    /// The same as Linux sends it: it is not waited for, unless 64 are on their way.
+    pub fn forget_unwaited(&mut self, nodeid: u64, nlookup: u64) -> Result<()> {
+        const ON_THEIR_WAY_MAX: usize = 64;
+        let request = ForgetIn { nlookup };
+        while let Some(first) = self.forgets.front()
+            && (self.forgets.len() >= ON_THEIR_WAY_MAX || self.is_answered(first))
+        {
+            if let Some(first) = self.forgets.pop_front() {
+                self.finish_unanswered(&first)?;
+            }
+        }
+        let sent = self.send_unanswered(&Call::new(opcode::FORGET, nodeid, &[request.as_bytes()]));
+        self.forgets.push_back(sent);
+        Ok(())
+    }
+
     /// BATCH_FORGET on the hiprio queue.
     pub fn batch_forget(&mut self, nodes: &[ForgetOne]) -> Result<()> {
         let request = BatchForgetIn { count: nodes.len() as u32, dummy: 0 };

@@ -76,10 +76,7 @@ impl Ring {
         }
         let mut alive = true;
         loop {
-            if self.options.event_idx {
-                let word = 2 + usize::from(self.options.size);
-                self.avail_word(word).store(self.last_used, Ordering::Release);
-            }
+            self.request_call();
             // The event index is visible before the used index is read again.
             fence(Ordering::SeqCst);
             if self.used_idx() != self.last_used {
@@ -89,6 +86,14 @@ impl Ring {
                 Some(left) if alive => alive = self.sleep(left),
                 _ => return false,
             }
+        }
+    }
+
+    /// Requests a call for the next used entry. Without event indexes there is one for each already.
+    pub fn request_call(&mut self) {
+        if self.options.event_idx && !self.options.busy_poll {
+            let word = 2 + usize::from(self.options.size);
+            self.avail_word(word).store(self.last_used, Ordering::Release);
         }
     }
 
