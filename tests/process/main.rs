@@ -10,6 +10,7 @@ mod io_engine;
 mod log;
 mod options;
 mod packaging;
+mod queue_cpus;
 mod real_command_lines;
 mod rights;
 mod sandbox;
