@@ -27,7 +27,7 @@ fn without_io_uring(command: &mut Command, errno: i32) -> &mut Command {
 }
 
 /// Whether rings can be made here.
-fn has_io_uring() -> bool {
+pub(super) fn has_io_uring() -> bool {
     let rings = gatherfs::io::Rings::new(1, false);
     if let Err(e) = &rings {
         println!("skipped: no rings: {e}");

@@ -5,6 +5,7 @@ mod bindfs;
 mod connections;
 mod dead_host;
 mod descriptors;
+mod device_errors;
 mod file_systems;
 mod io_engine;
 mod log;
