@@ -111,6 +111,11 @@ impl InFlightTable {
         self.in_service
     }
 
+    /// Their chains.
+    pub fn popped(&self) -> impl Iterator<Item = &Popped> {
+        self.slots.iter().flatten().filter_map(|slot| slot.request.as_ref()).map(|request| &request.popped)
+    }
+
     /// When the last of them began.
     pub fn last_began(&self) -> Option<Instant> {
         self.slots.iter().flatten().filter_map(|slot| slot.request.as_ref()).map(|request| request.since).max()
