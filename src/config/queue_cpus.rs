@@ -59,11 +59,11 @@ pub enum QueueCpusError {
         /// Which list, from 1.
         number: usize,
         /// The list.
-        list: Cpus,
+        list: String,
         /// Those of it that are not there.
-        absent: Cpus,
+        absent: String,
         /// The CPUs of the machine.
-        present: Cpus,
+        present: String,
     },
     /// No CPU of a list can be used.
     #[error("list {number} ({list}) has no CPU that this process may use; name some of {allowed}, or change its affinity or cpuset")]
@@ -71,9 +71,9 @@ pub enum QueueCpusError {
         /// Which list, from 1.
         number: usize,
         /// The list.
-        list: Cpus,
+        list: String,
         /// The CPUs that this process may use.
-        allowed: Cpus,
+        allowed: String,
     },
     /// The CPUs that this process may use are not known.
     #[error("the CPUs that this process may use cannot be read: {0}; leave the option out")]
@@ -116,11 +116,16 @@ fn usable(
     let (mut cpus, mut reduced) = (Vec::new(), Vec::new());
     for (number, list) in (1..).zip(lists) {
         if let Some(present) = present.filter(|present| !list.without(present).is_empty()) {
-            return Err(QueueCpusError::Absent { number, list: *list, absent: list.without(present), present: *present });
+            return Err(QueueCpusError::Absent {
+                number,
+                list: list.to_string(),
+                absent: list.without(present).to_string(),
+                present: present.to_string(),
+            });
         }
         let used = list.and(allowed);
         if used.is_empty() {
-            return Err(QueueCpusError::NoneAllowed { number, list: *list, allowed: *allowed });
+            return Err(QueueCpusError::NoneAllowed { number, list: list.to_string(), allowed: allowed.to_string() });
         }
         if used != *list {
             reduced.push(Reduced { number, list: *list, used });
