@@ -14,7 +14,7 @@ use gatherfs::device::{Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode, Reach, RingCalls};
+use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
 use gatherfs::sys::{descriptor, signal};
 use gatherfs::trace::{self, Destination};
 
@@ -126,15 +126,16 @@ fn serve(
     let share = Share::export(checked.share, descriptors, jail.share, jail.descriptor_dir)?;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
-    let of_rings = rings.as_ref().map_or_else(RingCalls::default, |(rings, _)| RingCalls {
-        descriptors: rings.descriptors(),
-        registers_memory: rings.pins_memory(),
-    });
-    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings })?;
+    let optional = OptionalCalls {
+        rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()),
+        registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
+        binds_threads: !checked.queue_cpus.is_empty(),
+    };
+    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus })?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
-    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach, &of_rings)?;
+    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach, &optional)?;
     drop(root);
     if checked.watch
         && let Err(e) = share.start_watch(whole)

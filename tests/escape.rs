@@ -19,7 +19,7 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use gatherfs::io::Rings;
-use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, Options, Reach, RingCalls, Seccomp};
+use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, OptionalCalls, Options, Reach, Seccomp};
 use gatherfs::sys::file_handle::{self, Handle};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs_support::daemon::Scratch;
@@ -314,7 +314,7 @@ fn inside(words: &[String]) -> ExitCode {
         Entered::Outside(status) => return ExitCode::from(u8::try_from(status).unwrap()),
     };
     let rings = ring_parts().map(|parts| (Rings::new(1, false).expect("rings, where there is io_uring"), parts));
-    let calls = RingCalls { descriptors: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), registers_memory: false };
+    let calls = OptionalCalls { rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), ..OptionalCalls::default() };
     sandbox::seal(seccomp, &Reach { share: jail.share.as_fd(), by_handle, removable: None }, &calls).unwrap();
     let outside = Outside {
         pid: pid.parse().unwrap(),

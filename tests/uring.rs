@@ -10,6 +10,7 @@ use gatherfs_support::daemon::eventually;
 use gatherfs_support::guest::client::{Call, Client, Pending};
 use gatherfs_support::guest::frontend::FIRST_REQUEST;
 use gatherfs_support::guest::fuse::{FsyncIn, ROOT, ReadIn, opcode};
+use gatherfs_support::guest::ring::Segment;
 use gatherfs_support::in_process::{self, Device};
 use gatherfs_support::slow_file::SlowFile;
 use zerocopy::IntoBytes;
@@ -175,6 +176,63 @@ fn pinned_memory_is_that_of_the_present_table() {
     match metrics.pinned_transfers.get() - before {
         0 => println!("skipped: guest memory cannot be pinned here"),
         pinned => assert_eq!(pinned, 16),
+    }
+}
+
+/// A READ into memory that the frontend removes, by a new table or by itself, while the host has not finished it.
+fn remove_memory_of_a_read(pins_memory: bool, by_table: bool) -> Option<()> {
+    const GAP: u64 = 1 << 30;
+    let mut device = start(Options::default(), pins_memory)?;
+    std::fs::write(device.path("slow"), content(1)).unwrap();
+    let slow = SlowFile::new(&device.path("slow"))?;
+    let metrics = Arc::clone(&device.metrics);
+    let c = device.client();
+    let node = c.lookup(ROOT, "slow").unwrap().nodeid;
+    let fh = c.open(node, libc::O_RDONLY).unwrap().fh;
+    let guest = Arc::clone(c.guest());
+    guest.add_region(GAP, 1 << 20).unwrap();
+    let region = guest.memory().regions().into_iter().find(|region| region.gpa() == GAP).unwrap();
+    let read = ReadIn { fh, size: PAGE as u32, ..ReadIn::default() };
+    let data = [Segment::writable(GAP, PAGE as u32)];
+    let pending = c.begin(&Call { data_out: &data, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    let held = slow.wait_for_read();
+    let at_reply = std::thread::scope(|scope| {
+        let removal = scope.spawn(|| {
+            if by_table {
+                guest.memory().remove(GAP);
+                guest.send_memory().expect("SET_MEM_TABLE");
+            } else {
+                guest.remove_region(GAP).expect("REM_MEM_REG");
+            }
+            let mut page = vec![0; PAGE];
+            // SAFETY: `region` keeps the page mapped.
+            unsafe { std::ptr::copy_nonoverlapping(region.host(GAP), page.as_mut_ptr(), PAGE) };
+            page
+        });
+        // The new table is in force when the device no longer finds what it does not have.
+        let mut statfs = || {
+            let data = [Segment::writable(GAP + PAGE as u64, 16)];
+            c.exchange(&Call { room: 80, data_out: &data, ..Call::new(opcode::STATFS, ROOT, &[]) }).unwrap().header.error
+        };
+        assert!(eventually(|| statfs() != 0), "the table does not change");
+        assert!((0..50).all(|_| statfs() != 0));
+        slow.let_go(held);
+        removal.join().unwrap()
+    });
+    assert!(at_reply == content(1), "the table was changed before the transfer was done; pinned: {pins_memory}, by table: {by_table}");
+    assert_eq!(c.finish(pending).unwrap().header.error, 0);
+    assert_eq!(metrics.submitted.get(), 1);
+    let file = open_file(&mut device, &content(4), libc::O_RDONLY);
+    assert!(device.client().read(file.0, file.1, 0, 4 * PAGE as u32).unwrap() == content(4));
+    Some(())
+}
+
+#[test]
+fn memory_is_removed_when_the_transfers_into_it_are_done() {
+    for (pins_memory, by_table) in [(false, false), (false, true), (true, false), (true, true)] {
+        if remove_memory_of_a_read(pins_memory, by_table).is_none() {
+            return;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use super::queue_cpus::CpuLists;
 use super::values::{
     Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
 };
@@ -205,6 +206,14 @@ pub struct Arguments {
     /// cannot swap out or reclaim guest memory, by a balloon for example.
     #[arg(long, help_heading = PERFORMANCE)]
     pub pin_guest_memory: bool,
+
+    /// CPUs of the threads that serve each request queue
+    ///
+    /// LISTS is a list of CPUs for each queue, such as 0-3,8, separated by colons, or one list for all of them: 0-3:4-7 binds the
+    /// threads of the first queue to CPUs 0 to 3, and those of the second to 4 to 7. Threads of hiprio are not bound.
+    /// [default: no thread is bound]
+    #[arg(long, value_name = "LISTS", help_heading = PERFORMANCE)]
+    pub queue_cpus: Option<CpuLists>,
 
     /// Enable extended attributes
     #[arg(long, help_heading = IDS_AND_ATTRIBUTES)]

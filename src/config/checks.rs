@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use super::arguments::Arguments;
 use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
+use super::queue_cpus::{QueueCpusError, queue_cpus};
 use super::values::{self, Cache, InodeFileHandles, IoEngine, Locks, MigrationMode, Negotiation, Sandbox, Seccomp};
-use crate::device::{ConfigSpace, Options as DeviceOptions, REQUEST_QUEUES_MAX, TagError};
+use crate::device::{ConfigSpace, Options as DeviceOptions, QueueCpus, REQUEST_QUEUES_MAX, TagError};
 use crate::host::{CachePolicy, FileHandles, IdMap, IdRuleError, KillPriv, Options, Rights, Support, Timeouts, TmpfilePolicy, Translation};
 use crate::io::Which;
 use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id_map};
@@ -52,6 +53,9 @@ pub enum ConfigError {
     /// No or too many queues.
     #[error("invalid value '{0}' for --num-request-queues: expected 1 to {REQUEST_QUEUES_MAX}")]
     Queues(u16),
+    /// Queues cannot be bound to CPUs as wanted.
+    #[error("--queue-cpus: {0}")]
+    QueueCpus(#[from] QueueCpusError),
     /// `--watch` with another cache policy.
     #[error("--watch needs --cache auto: the timeouts of the other policies are fixed; leave one of them out")]
     WatchPolicy,
@@ -95,6 +99,8 @@ pub struct Checked {
     pub tag: String,
     /// Limits of queues, requests and threads.
     pub device: DeviceOptions,
+    /// CPUs of the threads that serve each request queue.
+    pub queue_cpus: QueueCpus,
     /// The sandbox.
     pub sandbox: sandbox::Options,
     /// The share.
@@ -199,6 +205,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         config_space: is_asked_for.then_some(config_space),
         tag,
         device: device_options(a),
+        queue_cpus: queue_cpus(a.queue_cpus.as_ref(), a.num_request_queues)?,
         sandbox: sandbox_of(a, is_root)?,
         share: Options {
             shared_dir,

@@ -2,7 +2,7 @@
 //!
 //! `command_line.rs` joins a `--config` file (`config_file.rs`), the arguments and their `-o` lists (`compat.rs`) into one
 //! command line; `diagnostics.rs` formats the errors of clap; `checks.rs` finds options that do not go together;
-//! `deprecations.rs` and `policy_summary.rs` are for the log at start.
+//! `queue_cpus.rs` does so for CPUs; `deprecations.rs` and `policy_summary.rs` are for the log at start.
 #![forbid(unsafe_code)]
 
 mod arguments;
@@ -18,6 +18,7 @@ mod inherited_socket;
 mod listen;
 mod pid_file;
 mod policy_summary;
+mod queue_cpus;
 mod values;
 
 pub use arguments::Arguments;
@@ -31,6 +32,7 @@ pub use deprecations::{Deprecation, deprecations};
 pub use inherited_socket::with_inherited_socket;
 pub use listen::{ListenError, Listening, SocketFile, listen};
 pub use policy_summary::PolicySummary;
+pub use queue_cpus::{CpuLists, CpuListsError, QueueCpusError};
 pub use values::{
     Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
 };

@@ -122,6 +122,15 @@ impl InFlightTable {
         self.in_service
     }
 
+    /// Their chains; `present` is the memory of the ring.
+    pub fn popped(&self, present: Option<&Arc<RingMemory>>) -> impl Iterator<Item = Popped> {
+        let requests = self.slots.iter().flatten().filter_map(|slot| slot.request.as_ref());
+        requests.filter_map(move |request| {
+            let memory = request.left_memory.as_ref().or(present)?;
+            Some(Popped { head: request.head, memory: Arc::clone(memory) })
+        })
+    }
+
     /// When the last of them began.
     pub fn last_began(&self) -> Option<Instant> {
         self.slots.iter().flatten().filter_map(|slot| slot.request.as_ref()).map(|request| request.since).max()

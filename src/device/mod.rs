@@ -7,6 +7,7 @@
 //! | `queue.rs`, `stop.rs` | a queue's state; how it stops |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
+//! | `queue_cpus.rs` | the CPUs on which the threads of each queue run |
 //! | `polling.rs` | whether and how long a leader looks at its ring before it sleeps |
 //! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
 //! | `answer.rs`, `reply.rs` | a result becomes the answer; its bytes in guest memory |
@@ -24,6 +25,7 @@ mod in_flight_table;
 mod leadership;
 mod polling;
 mod queue;
+mod queue_cpus;
 mod queue_engine;
 mod reply;
 mod serve;
@@ -41,6 +43,7 @@ mod worker;
 pub use config_space::{ConfigSpace, REQUEST_QUEUES_MAX, TAG_LEN_MAX, TagError};
 pub use in_flight::InFlight;
 pub use polling::PollTime;
+pub use queue_cpus::QueueCpus;
 pub use queue_engine::QueueEngine;
 pub use server::{ServeError, Server, ServerOptions, ServerStopper};
 pub use service::{Options, Service};

@@ -90,6 +90,8 @@ pub(super) struct State {
     engine_room: u64,
     /// It has got none since it refused a transfer.
     is_engine_full: bool,
+    /// A thread waits on [`Queue::drained`] until requests have left memory that was removed.
+    pub is_leaving_memory: bool,
 }
 
 /// What a queue is given before the frontend sends messages about it.
@@ -106,7 +108,7 @@ pub(super) struct Queue {
     pub state: Mutex<State>,
     /// Followers wait here for the lead.
     pub followers: Condvar,
-    /// The thread that stops the queue waits here until nothing is in service.
+    /// The thread that stops the queue waits here until nothing is in service, the one that removes memory until nothing uses it.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
     /// Counts the wake-ups by [`Queue::wake`], for a leader that polls.
@@ -400,9 +402,9 @@ impl Queue {
         state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
     }
 
-    /// To be called when a request leaves service: wakes the thread that waits for the last one to stop the queue.
+    /// To be called when a request leaves service: wakes the thread that waits for the last one, to stop the queue or remove memory.
     pub fn note_answered(&self, state: &State) {
-        if state.in_flight.in_service() == 0 && !state.setup.ready {
+        if state.is_leaving_memory || state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
     }

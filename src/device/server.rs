@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::config_space::ConfigSpace;
+use super::queue_cpus::QueueCpus;
 use super::service::{Options, Service};
 use super::session::{Session, SessionError, Stopper};
 use crate::fuse::Opcode;
@@ -29,6 +30,8 @@ pub struct ServerOptions {
     pub keep_listening: bool,
     /// Rings for the request queues, and what goes to them.
     pub rings: Option<(Arc<Rings>, Which)>,
+    /// CPUs of the threads that serve each request queue.
+    pub queue_cpus: QueueCpus,
 }
 
 /// Why serving ended.
@@ -83,7 +86,9 @@ impl Server {
     pub fn serve_with(&self, listener: &UnixListener, change: impl Fn(Service) -> Service) -> Result<(), ServeError> {
         let options = &self.options;
         while self.stop.wait_for_frontend(listener)? {
-            let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics)).with(options.device);
+            let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics))
+                .with(options.device)
+                .with_cpus(options.queue_cpus.clone());
             let service = match &options.rings {
                 Some((rings, which)) => service.with_rings(Arc::clone(rings), *which),
                 None => service,

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::features;
 use super::in_flight::InFlight;
 use super::polling::{Lookers, PollTime};
+use super::queue_cpus::QueueCpus;
 use super::queue_engine::QueueEngine;
 use crate::fuse::Negotiated;
 use crate::guest::GuestMap;
@@ -63,6 +64,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Bounds.
     pub options: Options,
+    /// CPUs of the threads that serve each queue.
+    pub(super) cpus: QueueCpus,
     /// Bounds how many leaders poll at a time.
     pub(super) lookers: Lookers,
     /// Limits what guest and frontend can have logged.
@@ -97,6 +100,7 @@ impl Service {
             export,
             metrics,
             options: Options::default(),
+            cpus: QueueCpus::default(),
             lookers: Lookers::default(),
             limiter: Limiter::new(),
             logging: Arc::default(),
@@ -173,6 +177,11 @@ impl Service {
     /// The same with other bounds.
     pub fn with(self, options: Options) -> Service {
         Service { options, ..self }
+    }
+
+    /// The same with CPUs for the threads of its queues.
+    pub fn with_cpus(self, cpus: QueueCpus) -> Service {
+        Service { cpus, ..self }
     }
 
     /// Replaces guest memory. Requests in flight keep what they translated.

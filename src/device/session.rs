@@ -60,6 +60,21 @@ impl Device {
     fn queues(&self) -> &[Arc<Queue>] {
         self.queues.get().map_or(&[], Vec::as_slice)
     }
+
+    /// Waits for the requests that use memory which the frontend has removed: once it has the reply, it may use that memory for
+    /// something else.
+    fn leave_removed_memory(&self) {
+        let memory = self.service.memory();
+        for queue in self.queues() {
+            let left = queue.leave_memory(&memory);
+            if left > 0 {
+                tracing::error!(
+                    "guest memory is removed while the host has not finished {left} request(s) within --stop-timeout: what it still \
+                     brings for them lands in the memory that was removed"
+                );
+            }
+        }
+    }
 }
 
 impl VhostUserBackend for Device {
@@ -122,6 +137,7 @@ impl VhostUserBackend for Device {
         for queue in self.queues() {
             queue.follow_memory();
         }
+        self.leave_removed_memory();
         Ok(())
     }
 

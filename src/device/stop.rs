@@ -1,18 +1,20 @@
 //! Stopping a queue: what is in service is waited for, up to a bound. What the host has not finished by then is withdrawn
 //! from its thread or engine and answered with EIO, so that a frontend that waits in GET_VRING_BASE goes on. Data or results
-//! that the host delivers for it later are discarded.
+//! that the host delivers for it later are discarded. Also waits, as long, for what uses memory that the frontend removes.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
 use super::claim::Holder;
-use super::in_flight_table::Withdrawn;
+use super::in_flight_table::{Popped, Withdrawn};
 use super::queue::{Bound, Queue, State, signal_call};
 use super::reply;
 use crate::fuse::abi::IN_HEADER_LEN;
 use crate::fuse::{Opcode, decode_header};
+use crate::guest::GuestMap;
 use crate::io::Engine;
 use crate::types::{Errno, Unique};
 use crate::virtqueue::{Chain, Ring};
@@ -28,12 +30,7 @@ impl Queue {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         state.setup.ready = false;
-        let timeout = self.bound().map_or(Duration::MAX, |bound| bound.service.options.stop_timeout);
-        // The time counts from when the requests began, so that queues that are stopped one after the other do not each wait
-        // for the same host. No deadline where the time has no end.
-        let now = Instant::now();
-        let deadline = state.in_flight.last_began().unwrap_or(now).checked_add(timeout);
-        let mut deadline = deadline.map(|at| at.max(now + STOP_MIN.min(timeout)));
+        let mut deadline = self.deadline(&state);
         while state.in_flight.in_service() > 0 {
             let Some(at) = deadline else {
                 self.drained.wait(&mut state);
@@ -51,6 +48,44 @@ impl Queue {
             state.setup.next_avail = ring.next_avail();
             state.setup.next_used = ring.next_used();
         }
+    }
+
+    /// When the requests that are in service now have had --stop-timeout. It counts from when they began, so that queues that are
+    /// stopped one after the other do not each wait for the same host. `None` where the time has no end.
+    fn deadline(&self, state: &State) -> Option<Instant> {
+        let timeout = self.bound().map_or(Duration::MAX, |bound| bound.service.options.stop_timeout);
+        let now = Instant::now();
+        let deadline = state.in_flight.last_began().unwrap_or(now).checked_add(timeout);
+        deadline.map(|at| at.max(now + STOP_MIN.min(timeout)))
+    }
+
+    /// Guest memory was replaced by `new`: waits until no request uses memory that is not there any more. Returns how many the host
+    /// has not finished within --stop-timeout: they go on using the memory that they were sent with.
+    pub fn leave_memory(&self, new: &GuestMap) -> usize {
+        let mut state = self.state.lock();
+        let popped = |state: &State| state.in_flight.popped(state.ring.as_ref().and_then(Ring::memory)).collect::<Vec<_>>();
+        let mut users = popped(&state);
+        MutexGuard::unlocked(&mut state, || {
+            let mut chain = Chain::new();
+            users.retain(|Popped { head, memory }| {
+                chain.walk(*head, Arc::clone(memory));
+                chain.loses_memory(new)
+            });
+        });
+        // A request that came meanwhile is one of the ring's present memory.
+        let is_user = |popped: &&Popped| users.iter().any(|user| user.head == popped.head && Arc::ptr_eq(&user.memory, &popped.memory));
+        let users_in_service = |state: &State| popped(state).iter().filter(is_user).count();
+        let deadline = self.deadline(&state);
+        state.is_leaving_memory = true;
+        while users_in_service(&state) > 0 {
+            match deadline {
+                None => self.drained.wait(&mut state),
+                Some(at) if self.drained.wait_until(&mut state, at).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        state.is_leaving_memory = false;
+        users_in_service(&state)
     }
 
     /// Answers with EIO what the host has not finished.

@@ -16,6 +16,7 @@ use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
 use super::polling::Look;
 use super::queue::{Bound, Queue, State, Work, signal_call};
+use super::queue_cpus::OfQueue;
 use super::queue_engine::QueueEngine;
 use super::serve::{FIRST_LEN, serve, serve_again};
 use super::served::Served;
@@ -47,6 +48,15 @@ const STUCK_MAX: u64 = 512;
 pub(super) fn ensure_served(queue: &Arc<Queue>) {
     let mut state = queue.state.lock();
     if state.setup.ready && state.leadership.threads() == 0 && queue.watch().is_some() {
+        if let Some(Bound { index, service, .. }) = queue.bound()
+            && service.cpus.of(*index) == OfQueue::Missing
+        {
+            let index = index.0;
+            warn_limited!(
+                service.limiter;
+                "--queue-cpus has no list for queue {index}, whose threads are not bound; give as many lists as the VMM has request queues"
+            );
+        }
         add_thread(queue, &mut state);
     }
 }
@@ -89,6 +99,13 @@ fn add_thread(queue: &Arc<Queue>, state: &mut State) {
 fn serve_queue(queue: &Arc<Queue>) {
     // Threads start with the first kick, so there is an engine.
     let (Some(bound), Some(engine)) = (queue.bound(), queue.engine()) else { return };
+    // Also a follower, which the watchdog may have started.
+    if let OfQueue::Only(cpus) = bound.service.cpus.of(bound.index)
+        && let Err(e) = cpus.bind_thread()
+    {
+        let index = bound.index.0;
+        warn_limited!(bound.service.limiter; "--queue-cpus: a thread of queue {index} is not bound to CPUs {cpus}: {e}; see its cpuset");
+    }
     let (share, generation) = bound.service.present_share();
     let entered = share.enter_thread();
     if let Err(e) = entered {

@@ -11,6 +11,13 @@ use super::region::Part;
 use super::ring_memory::RingMemory;
 use super::table::DescriptorTable;
 
+/// The parts of the first `len` bytes of `list`.
+fn parts_of(list: &PageList, len: usize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    list.each(0, len, |part| parts.push(part));
+    parts
+}
+
 /// The buffers of a chain. One object is used for many chains, one after the other.
 #[derive(Debug, Default)]
 pub struct ChainBuffers {
@@ -76,13 +83,15 @@ impl ChainBuffers {
     /// the guest's. An error where not all of them can be replaced, see [`GuestMap::withdraw`].
     pub fn withdraw(&self, readable_max: usize) -> io::Result<()> {
         let Some(map) = self.memory.as_deref().map(RingMemory::map) else { return Ok(()) };
-        let parts_of = |list: &PageList, len| {
-            let mut parts: Vec<Part> = Vec::new();
-            list.each(0, len, |part| parts.push(part));
-            parts
-        };
         let written = map.withdraw(&parts_of(&self.writable, usize::MAX), false);
         written.and(map.withdraw(&parts_of(&self.readable, readable_max), true))
+    }
+
+    /// Whether any of the buffers lies in a region that is not in `new`.
+    pub fn loses_memory(&self, new: &GuestMap) -> bool {
+        let Some(map) = self.memory.as_deref().map(RingMemory::map) else { return false };
+        let is_lost = |list| parts_of(list, usize::MAX).iter().any(|part| !map.is_kept(part.region, new));
+        is_lost(&self.writable) || is_lost(&self.readable)
     }
 
     /// The size of the ring that the chain came from; 0 without a chain.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +60,8 @@ struct Region {
     dirty: DirtyLog,
     /// The mapping of `bounds`. `None` for memory without a file, which only the mapping of vhost-user-backend has.
     own: Option<Mapping>,
+    /// Device and inode number of its file, and where it begins there.
+    file: Option<(u64, u64, u64)>,
 }
 
 /// One generation of the region table.
@@ -88,7 +91,11 @@ impl GuestMap {
                 let own = own.inspect_err(|e| tracing::warn!("guest memory cannot be mapped twice: {e}")).unwrap_or_default();
                 let host = own.as_ref().map_or(NonNull::new(region.as_ptr())?, Mapping::host);
                 let bounds = Bounds::new(region.start_addr().0, len, host);
-                Some(Region { bounds, dirty: (**region).bitmap().clone(), own })
+                let file = region.file_offset().and_then(|file| {
+                    let of_file = file.file().metadata().ok()?;
+                    Some((of_file.dev(), of_file.ino(), file.start()))
+                });
+                Some(Region { bounds, dirty: (**region).bitmap().clone(), own, file })
             })
             .collect();
         regions.sort_by_key(|r| r.bounds.guest());
@@ -103,6 +110,13 @@ impl GuestMap {
     /// The same table with new mappings, in which what was withdrawn from this one is the guest's memory again.
     pub fn renewed(&self) -> GuestMap {
         self.mappings.clone().map_or_else(GuestMap::empty, |mappings| GuestMap::new(mappings, Arc::clone(&self.logging)))
+    }
+
+    /// Whether `new` has region `index` of this table, too: the same memory at the same guest addresses.
+    pub(super) fn is_kept(&self, RegionIndex(index): RegionIndex, new: &GuestMap) -> bool {
+        let region = &self.regions[index];
+        let is_same = |other: &Region| other.bounds.is_as(&region.bounds) && other.file == region.file;
+        region.file.is_some() && new.regions.iter().any(is_same)
     }
 
     /// Replaces the whole pages of `parts` in this map by private memory: copies of them with `keeps_content`, else zeroes. A host
@@ -181,16 +195,17 @@ impl GuestMap {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
-    use vm_memory::GuestAddress;
+    use vm_memory::{FileOffset, GuestAddress};
+
+    const PAGE: u64 = 4096;
 
     #[test]
     fn withdrawn_pages_are_copies_in_the_old_map_and_the_guests_own_in_the_new_one() {
-        const PAGE: u64 = 4096;
         let file = rustix::fs::memfd_create(c"guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, 8 * PAGE).unwrap();
         let file = std::fs::File::from(file);
         let guest = file.try_clone().unwrap();
-        let offset = vm_memory::FileOffset::new(file, 0);
+        let offset = FileOffset::new(file, 0);
         let memory = MappedMemory::from_ranges_with_files(&[(GuestAddress(0), 8 * PAGE as usize, Some(offset))]).unwrap();
         let old = GuestMap::new(memory, Arc::default());
         let read = |map: &GuestMap, at| {
@@ -216,6 +231,35 @@ mod tests {
         assert_eq!((seen(&old), seen(&new)), ([0; 4], [9; 4]));
         drop(old);
         assert_eq!(read(&new, 2 * PAGE), 9, "the old map has no part of it");
+    }
+
+    #[test]
+    fn a_region_is_kept_where_the_new_table_has_the_same_memory_at_the_same_addresses() {
+        let file = |_| std::fs::File::from(rustix::fs::memfd_create(c"guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let [one, other] = [0, 1].map(file);
+        one.set_len(4 * PAGE).unwrap();
+        other.set_len(4 * PAGE).unwrap();
+        let table = |regions: &[(u64, u64, &std::fs::File, u64)]| {
+            let region = |(at, pages, file, start): &(u64, u64, &std::fs::File, u64)| {
+                let len = usize::try_from(pages * PAGE).unwrap();
+                (GuestAddress(*at), len, Some(FileOffset::new(file.try_clone().unwrap(), *start)))
+            };
+            let regions: Vec<_> = regions.iter().map(region).collect();
+            GuestMap::new(MappedMemory::from_ranges_with_files(regions).unwrap(), Arc::default())
+        };
+        let old = table(&[(0, 2, &one, 0), (4 * PAGE, 2, &one, 2 * PAGE)]);
+        let kept = |new: &GuestMap| [0, 1].map(|index| old.is_kept(RegionIndex(index), new));
+        assert_eq!(kept(&old.renewed()), [true; 2]);
+        assert_eq!(
+            kept(&table(&[(4 * PAGE, 2, &one, 2 * PAGE), (8 * PAGE, 2, &other, 0)])),
+            [false, true],
+            "removed, and another one added"
+        );
+        assert_eq!(kept(&table(&[(0, 2, &other, 0), (4 * PAGE, 2, &one, 0)])), [false; 2], "another file, another place in the file");
+        assert_eq!(kept(&table(&[(0, 1, &one, 0), (5 * PAGE, 2, &one, 2 * PAGE)])), [false; 2], "shorter, elsewhere");
+        // Memory without a file is not known again.
+        let nameless = GuestMap::new(MappedMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap(), Arc::default());
+        assert!(!nameless.is_kept(RegionIndex(0), &nameless));
     }
 
     #[test]

@@ -21,6 +21,11 @@ impl Bounds {
         self.guest
     }
 
+    /// Whether `other` has the same guest addresses.
+    pub fn is_as(&self, other: &Bounds) -> bool {
+        (self.guest, self.len) == (other.guest, other.len)
+    }
+
     /// The offset of `guest` in the region. Not below `len` where the address lies outside.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "offsets and lengths have 64 bits on the hosts of this daemon, as asserted below")]

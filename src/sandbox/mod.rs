@@ -20,4 +20,4 @@ pub use id_map::{IdMaps, IdRange, IdRangeError, parse as parse_id_map};
 pub use jail::{Entered, Jail, Mode, Options, enter};
 pub use limits::{LimitError, raise_locked_memory, raise_open_files};
 pub use seal::{Reach, seal};
-pub use seccomp::{RingCalls, Seccomp};
+pub use seccomp::{OptionalCalls, Seccomp};

@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 
 use super::error::{JailError, Step};
 use super::landlock;
-use super::seccomp::{self, RingCalls, Seccomp};
+use super::seccomp::{self, OptionalCalls, Seccomp};
 
 /// The paths that remain accessible.
 #[derive(Debug, Clone, Copy)]
@@ -20,15 +20,15 @@ pub struct Reach<'f> {
 }
 
 /// Gives up what serving does not need: other files and other system calls. Call it after [`super::enter`], when everything
-/// is open, and before the first thread is started. It cannot be undone. `rings` are the io_uring rings that may be used; others
-/// cannot be made. False where the kernel has no Landlock.
+/// is open, and before the first thread is started. It cannot be undone. io_uring rings other than
+/// those of `optional` cannot be made or used. False where the kernel has no Landlock.
 ///
 /// [`JailError::Step`] where the share cannot be examined, [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, rings: &RingCalls) -> Result<bool, JailError> {
+pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, optional: &OptionalCalls) -> Result<bool, JailError> {
     let kind = rustix::fs::fstat(reach.share).step("examine the share")?.st_mode;
     let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
     let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };
     let has_landlock = landlock::restrict((!reach.by_handle).then_some(&files));
-    seccomp::install(seccomp, rings).map_err(JailError::Seccomp)?;
+    seccomp::install(seccomp, optional).map_err(JailError::Seccomp)?;
     Ok(has_landlock)
 }

@@ -25,13 +25,15 @@ pub enum Seccomp {
     None,
 }
 
-/// The io_uring rings that may be used.
+/// What is allowed where an option needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RingCalls {
-    /// Their descriptors.
-    pub descriptors: Vec<RawFd>,
+pub struct OptionalCalls {
+    /// The descriptors of the io_uring rings that may be used.
+    pub rings: Vec<RawFd>,
     /// Guest memory may be registered with them.
     pub registers_memory: bool,
+    /// A thread may change its own affinity.
+    pub binds_threads: bool,
 }
 
 /// Flags of clone(2) that must be set (a thread of this process), and flags that must not be set (processes, namespaces).
@@ -50,17 +52,16 @@ const OF_A_PROCESS: u64 = word(
 /// The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) on ENOSYS.
 const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
 
-/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. `rings` may be
-/// used. An error where the
-/// kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
-pub fn install(wanted: Seccomp, rings: &RingCalls) -> Result<(), seccompiler::Error> {
+/// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. An error
+/// where the kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
+pub fn install(wanted: Seccomp, optional: &OptionalCalls) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::Trap => SeccompAction::Trap,
         Seccomp::None => return Ok(()),
     };
-    let list = program(rules(rings)?, refused, SeccompAction::Allow)?;
+    let list = program(rules(optional)?, refused, SeccompAction::Allow)?;
     let clone3 = program(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, WITHOUT_CLONE3)?;
     // Two filters, because a filter has one action for all calls that match. The stricter action counts. The list comes last,
     // because it does not allow seccomp(2).
@@ -80,7 +81,7 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
     SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
 }
 
-fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
+fn rules(optional: &OptionalCalls) -> Result<Rules, BackendError> {
     let mut rules: Rules = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(call, _)| (*call, Vec::new())).collect();
     let one_of = |argument, values: &mut dyn Iterator<Item = u64>| -> Result<Vec<SeccompRule>, BackendError> {
         values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
@@ -111,13 +112,17 @@ fn rules(rings: &RingCalls) -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_prlimit64, all(vec![own, SeccompCondition::new(2, Qword, Eq, 0)])?);
     // signal-hook's handler wakes the thread `signals`, and trace/syslog.rs writes a line: connected sockets, no address.
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
+    // sys/affinity.rs: a thread that starts binds itself, and no other thread or process.
+    if optional.binds_threads {
+        rules.insert(libc::SYS_sched_setaffinity, one_of(0, &mut [0].into_iter())?);
+    }
     // sys/uring/in_flight.rs and sys/uring/buffers.rs: only the rings that were made before, which are restricted.
     // io_uring_setup(2) has its flags in memory, so that a filter could not tell a restricted ring from another one.
-    if !rings.descriptors.is_empty() {
-        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut rings.descriptors.iter().map(|fd| word(*fd)))?);
+    if !optional.rings.is_empty() {
+        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut optional.rings.iter().map(|fd| word(*fd)))?);
     }
-    if rings.registers_memory && !rings.descriptors.is_empty() {
-        let fds = rings.descriptors.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
+    if optional.registers_memory && !optional.rings.is_empty() {
+        let fds = optional.rings.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
         let rule = |(fd, registration): (RawFd, u8)| -> Result<SeccompRule, BackendError> {
             SeccompRule::new(vec![
                 SeccompCondition::new(0, Dword, Eq, word(fd))?,
@@ -135,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_leads_out_is_not_listed() {
-        let rules = rules(&RingCalls::default()).unwrap();
+        let rules = rules(&OptionalCalls::default()).unwrap();
         let ways_out = [
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -157,6 +162,8 @@ mod tests {
             libc::SYS_keyctl,
             libc::SYS_io_uring_setup,
             libc::SYS_seccomp,
+            // Threads bind themselves with --queue-cpus only.
+            libc::SYS_sched_setaffinity,
         ];
         for call in ways_out {
             assert!(!rules.contains_key(&call), "system call {call}");
@@ -165,14 +172,21 @@ mod tests {
 
     #[test]
     fn a_thread_of_an_unnamed_process_gets_signals_only_where_the_c_library_aborts_so() {
-        let rules = rules(&RingCalls::default()).unwrap();
+        let rules = rules(&OptionalCalls::default()).unwrap();
         assert_eq!(rules.get(&libc::SYS_tkill).map(Vec::len), cfg!(target_env = "musl").then_some(1));
         assert_eq!(rules[&libc::SYS_tgkill].len(), 1);
     }
 
     #[test]
+    fn a_thread_may_bind_itself_where_an_option_needs_it() {
+        let optional = OptionalCalls { binds_threads: true, ..OptionalCalls::default() };
+        let itself = SeccompRule::new(vec![SeccompCondition::new(0, Dword, Eq, 0).unwrap()]).unwrap();
+        assert_eq!(rules(&optional).unwrap()[&libc::SYS_sched_setaffinity], [itself]);
+    }
+
+    #[test]
     fn the_filter_fits_the_kernels_limit() {
-        let list = program(rules(&RingCalls::default()).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+        let list = program(rules(&OptionalCalls::default()).unwrap(), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         // BPF_MAXINSNS.
         assert!(list.len() < 4096, "{} instructions", list.len());
     }

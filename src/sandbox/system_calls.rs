@@ -28,7 +28,7 @@ use Caller::{C, Crate, Here, Kernel, Std};
 /// Calls that are allowed with any arguments.
 pub(super) const CALLS: &[(c_long, Caller)] = &[
     // Names and attributes.
-    (libc::SYS_statx, Here("sys/stat.rs", "rustix::fs::statx(")),
+    (libc::SYS_statx, Here("sys/stat.rs", "libc::statx(")),
     (libc::SYS_fstatfs, Here("sys/stat.rs", "rustix::fs::fstatvfs(")),
     (libc::SYS_name_to_handle_at, Here("sys/file_handle.rs", "libc::SYS_name_to_handle_at")),
     (libc::SYS_open_by_handle_at, Here("sys/file_handle.rs", "libc::SYS_open_by_handle_at")),

@@ -1,5 +1,6 @@
 //! Thin system calls, one family a file, with safe signatures and no policy.
 
+pub mod affinity;
 pub mod descriptor;
 pub mod dirent;
 pub mod event;

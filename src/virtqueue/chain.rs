@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::guest::{Appender, ChainBuffers, DescriptorTable, PageDescriptor, RingMemory, WritableBuffers, Writer};
+use crate::guest::{Appender, ChainBuffers, DescriptorTable, GuestMap, PageDescriptor, RingMemory, WritableBuffers, Writer};
 
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
@@ -85,6 +85,11 @@ impl Chain {
     /// puts there later. An error where that cannot be done.
     pub fn withdraw_pages(&self, readable_max: usize) -> io::Result<()> {
         self.buffers.withdraw(readable_max)
+    }
+
+    /// Whether any of the chain's buffers lies in a region of guest memory that is not in `new`.
+    pub fn loses_memory(&self, new: &GuestMap) -> bool {
+        self.buffers.loses_memory(new)
     }
 
     /// Walks the chain that begins at `head` in the ring at `memory`, which is held until [`Chain::release`] or the next

@@ -1,12 +1,15 @@
 //! `--io-engine` and `--pin-guest-memory`: what goes through io_uring, and what happens where the kernel forbids it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use gatherfs_support::daemon::{Daemon, Process, Scratch};
-use gatherfs_support::guest::client::{Call, Client, Pending};
+use caps::{CapSet, Capability};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, is_root};
+use gatherfs_support::guest::client::{Call, Caller, Client, Pending};
 use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use zerocopy::IntoBytes;
 
@@ -27,7 +30,7 @@ fn without_io_uring(command: &mut Command, errno: i32) -> &mut Command {
 }
 
 /// Whether rings can be made here.
-fn has_io_uring() -> bool {
+pub(super) fn has_io_uring() -> bool {
     let rings = gatherfs::io::Rings::new(1, false);
     if let Err(e) = &rings {
         println!("skipped: no rings: {e}");
@@ -152,6 +155,65 @@ fn where_io_uring_is_forbidden_it_is_said_once_and_served_without_or_refused() {
         assert!(process.wait().success());
         let told: Vec<String> = process.log().lines().filter(|line| line.contains("io_uring")).map(str::to_owned).collect();
         assert!(told.len() == 1 && told[0].contains(why), "{told:?}");
+    }
+}
+
+/// Has `command` run with at most `len` bytes of locked memory, which root cannot raise again.
+fn with_locked_memory(command: &mut Command, len: u64) -> &mut Command {
+    let limit = move || {
+        for set in [CapSet::Effective, CapSet::Permitted, CapSet::Bounding] {
+            // A user other than root does not have it.
+            let _ = caps::drop(None, set, Capability::CAP_SYS_RESOURCE);
+        }
+        Ok(setrlimit(Resource::Memlock, Rlimit { current: Some(len), maximum: Some(len) })?)
+    };
+    // SAFETY: prctl(2), capset(2) and setrlimit(2) may be made between fork and exec.
+    unsafe { command.pre_exec(limit) }
+}
+
+/// A daemon that pins guest memory and has a ring for everything, for two sessions that transfer: their transfers from pinned
+/// memory, and the log.
+fn pinned_transfers(change: impl FnOnce(&mut Command), options: &[&str], caller: Caller) -> (u64, String) {
+    let scratch = Scratch::new();
+    let pinning = ["--pin-guest-memory", "--io-engine", "uring", "--keep-listening"];
+    let mut command = command(&scratch, &[&pinning, options].concat());
+    for path in [scratch.path(), &scratch.join("share")] {
+        chown(path, Some(caller.uid), Some(caller.gid)).expect("root may");
+    }
+    change(&mut command);
+    let process = Process::spawn(&mut command);
+    process.wait_for_line("Waiting for");
+    for session in 0..2 {
+        let (_guest, mut client) = mount(&scratch.join("s"));
+        client.caller = caller;
+        transfer(&mut client, &format!("file{session}"), 0);
+    }
+    (process.metrics().get("pinned_transfers"), process.log())
+}
+
+#[test]
+fn memory_beyond_the_limit_is_not_pinned_which_is_said_once_and_transfers_go_on() {
+    const NOBODY: u32 = 65534;
+    const LIMIT: u64 = 1 << 20;
+    const SAYS: &str = "--pin-guest-memory: guest memory cannot be pinned: Cannot allocate memory (os error 12); raise the limit of locked \
+                        memory (RLIMIT_MEMLOCK, LimitMEMLOCK= of a systemd unit) to the size of the guest, give --modcaps +ipc_lock as \
+                        root, or leave the option out";
+    if !has_io_uring() || !is_root("becoming another user") {
+        return;
+    }
+    let (root, nobody) = (Caller { uid: 0, gid: 0, pid: 1 }, Caller { uid: NOBODY, gid: NOBODY, pid: 1 });
+    let as_root = |options: &[&str]| pinned_transfers(|command| _ = with_locked_memory(command, LIMIT), options, root);
+    let (pinned, said) = as_root(&["--modcaps", "+ipc_lock"]);
+    if said.contains("it takes Linux 6.15") {
+        println!("skipped: no pinned memory before Linux 6.15");
+        return;
+    }
+    assert!(pinned > 0 && !said.contains("--pin-guest-memory"), "beyond the limit by CAP_IPC_LOCK: {said}");
+    let as_nobody = pinned_transfers(|command| _ = with_locked_memory(command.uid(NOBODY).gid(NOBODY), LIMIT), &[], nobody);
+    for (pinned, said) in [as_nobody, as_root(&[]), as_root(&["--sandbox", "namespace"]), as_root(&["--sandbox", "chroot"])] {
+        assert_eq!(pinned, 0, "{said}");
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("--pin-guest-memory")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(" WARN ") && lines[0].ends_with(SAYS), "{said}");
     }
 }
 

@@ -7,6 +7,7 @@ use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions, HIPRIO};
 use gatherfs_support::guest::fuse::*;
 use gatherfs_support::guest::ring::Segment;
+use gatherfs_support::slow_file::SlowFile;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{FILE, assert_serves, content, mapping_of, mounted, open};
@@ -82,6 +83,28 @@ fn requests_are_served_while_memory_changes() {
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn memory_is_removed_although_the_host_does_not_finish_what_uses_it() {
+    let (daemon, guest, mut client) = mounted(&["--stop-timeout", "0.3"], &GuestOptions::default());
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
+    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
+    guest.add_region(GAP, MIB).expect("ADD_MEM_REG");
+    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
+    let data = [Segment::writable(GAP, 7)];
+    let pending = client.begin(&Call { data_out: &data, ..Call::new(opcode::READ, node, &[read.as_bytes()]) });
+    let held = slow.wait_for_read();
+    // What is added waits for nothing.
+    guest.add_region(2 * GAP, MIB).expect("ADD_MEM_REG");
+    assert!(!daemon.log().contains(" ERROR "), "{}", daemon.log());
+    guest.remove_region(GAP).expect("REM_MEM_REG");
+    let said = daemon.wait_for_line("guest memory is removed while the host has not finished 1 request(s) within --stop-timeout");
+    assert!(said.contains(" ERROR "), "{said}");
+    assert_serves(&mut client);
+    slow.let_go(held);
+    assert_eq!(client.finish(pending).expect("READ").header.error, 0);
+    assert_serves(&mut client);
 }
 
 /// Two regions with nothing in between.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use gatherfs::device::{self, ConfigSpace, Server, ServerOptions, Service};
+use gatherfs::device::{ConfigSpace, Server, ServerOptions, Service};
 use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, TmpfilePolicy};
 use gatherfs::metrics::Metrics;
 use gatherfs::sys::working_dir::DescriptorDir;
@@ -62,7 +62,8 @@ impl Device {
         let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
         let share = Share::export(Options { shared_dir, ..options }, Descriptors::of(4096), root, descriptor_dir).expect("a share");
         let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
-        let server_options = ServerOptions { device: device::Options::default(), config_space, keep_listening: false, rings: None };
+        let (device, queue_cpus) = Default::default();
+        let server_options = ServerOptions { device, config_space, keep_listening: false, rings: None, queue_cpus };
         let server = Server::new(share, server_options).expect("a server");
         let metrics = Arc::clone(server.metrics());
         let server = std::thread::spawn(move || server.serve_with(&listener, change).expect("a session"));

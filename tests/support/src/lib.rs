@@ -2,6 +2,7 @@
 //! judge the daemon; nothing here holds a test of its own.
 
 pub mod daemon;
+pub mod failing_disk;
 pub mod guest;
 pub mod in_process;
 pub mod manual;

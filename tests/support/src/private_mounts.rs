@@ -54,8 +54,16 @@ impl Mount {
     /// no such file system.
     pub fn image(mkfs: &[&str], len: u64, at: &Path) -> Option<Mount> {
         let image = at.with_extension("image");
-        std::fs::create_dir_all(at).expect("a mount point");
         std::fs::File::create(&image).and_then(|file| file.set_len(len)).expect("a sparse file");
+        let mounted = Mount::made(mkfs, &image, at);
+        // The loop device keeps it open.
+        std::fs::remove_file(&image).expect("the image can be removed");
+        mounted
+    }
+
+    /// As `image`, in a file that is there.
+    pub fn made(mkfs: &[&str], image: &Path, at: &Path) -> Option<Mount> {
+        std::fs::create_dir_all(at).expect("a mount point");
         let run = |words: &[&str], more: &[&Path]| {
             let output = std::process::Command::new(words[0]).args(&words[1..]).args(more).output();
             let failed = match output {
@@ -66,10 +74,8 @@ impl Mount {
             eprintln!("skipped: {}: {}", words.join(" "), failed.trim());
             false
         };
-        let mounted = run(mkfs, &[&image]) && run(&["mount", "-o", "loop"], &[&image, at]);
-        // The loop device keeps it open.
-        std::fs::remove_file(&image).expect("the image can be removed");
-        mounted.then(|| Mount(at.to_owned()))
+        let is_mounted = run(mkfs, &[image]) && run(&["mount", "-o", "loop"], &[image, at]);
+        is_mounted.then(|| Mount(at.to_owned()))
     }
 
     /// The file or directory `what` on the file or directory `at`.
