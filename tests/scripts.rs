@@ -227,7 +227,7 @@ fn records_of_guests_become_rates_ratios_and_requests_per_item() {
     let out = Command::new("awk").arg("-f").arg(script).arg(scratch.join("records")).output().expect("awk is there");
     let said = text(&out.stdout);
     for line in [
-        "| chmod, first, files/s | 500 | 250 | 2.00 | 1.2 |",
+        "| chmod, first, files/s | 500 | 250 | 2.00 | 1.2 | 2.00 |",
         "| chmod, first | LOOKUP 1.00 / 1.00, SETATTR 1.00 / 1.00, FLUSH 0.00 / 1.00 |",
     ] {
         assert!(said.lines().any(|l| l == line), "{line}\n{said}{}", text(&out.stderr));
