@@ -1,24 +1,15 @@
 //! The inode table: from a file on the host to the guest's node id and back. Hard links have one node.
 //!
-//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file take the lock of the same
-//! part of the index, so a lookup count does not drop to zero during a lookup.
+//! A lookup and a FORGET of one file take the lock of the same part of the index, so a lookup count does not drop to zero during a
+//! lookup.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 
 use super::identity::FileKey;
-use crate::state::{InodeIdentity, InodeRecords};
+use crate::state::{Birth, InodeIdentity, InodeRecords};
 use crate::types::{Errno, NodeId};
-
-/// Parts of the index with a lock of their own: more than there are threads.
-const SHARDS: usize = 64;
-
-/// A part of the index shrinks once less than one in `SHRINK_BELOW` of its places is used, but not below `SHARD_KEPT` places: the
-/// cost of copying is amortized over the removals.
-const SHRINK_BELOW: usize = 4;
-const SHARD_KEPT: usize = 256;
 
 /// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB; the oldest
 /// is freed first.
@@ -63,28 +54,12 @@ pub(super) enum Inserted {
     Known(NodeId),
 }
 
-/// A part of the index. In a cache line of its own, so that threads do not wait for each other's lines.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Shard(Mutex<FxHashMap<FileKey, Indexed>>);
-
 /// The table.
 #[derive(Debug)]
 pub(super) struct InodeTable {
     records: InodeRecords,
-    index: [Shard; SHARDS],
     retained: Mutex<Retained>,
     retained_max: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Indexed {
-    node: NodeId,
-    /// Birth time: a file that reuses the inode number of a deleted one has another.
-    birth_ns: u64,
-    /// No file that is made from now on can have the same number and birth time. Until then only the file
-    /// handle tells them apart.
-    settled: bool,
 }
 
 /// Birth times are as coarse as the host's clock tick, 10 ms at most, before Linux 6.13. A file that is
@@ -106,7 +81,7 @@ fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
 impl InodeTable {
     /// A table over `records`, which are empty.
     pub fn new(records: InodeRecords) -> InodeTable {
-        InodeTable { records, index: std::array::from_fn(|_| Shard::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
+        InodeTable { records, retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
     /// Nodes that are made from now on have this generation or a later one.
@@ -114,63 +89,62 @@ impl InodeTable {
         self.records.begin_at(generation);
     }
 
-    fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
-        let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.index[(mixed >> 58) as usize].0
-    }
-
     /// The node of a file that is certainly known, counted once more. `None` for one that may be another file with the same inode
     /// number: `insert` compares the file handle.
     pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
-        let shard = self.shard(key).lock();
-        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns && i.settled)?;
-        self.records.add_lookup(found.node).then_some(found.node)
+        let locked = self.records.lock(key);
+        let node = locked.node()?;
+        let is_certain = self.records.birth(node) == Some(Birth { ns: birth_ns, settled: true });
+        (is_certain && self.records.add_lookup(node)).then_some(node)
     }
 
     /// The node with the key, type and handle (or no handle) of `identity` and another birth time.
     pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
-        let key = FileKey::of_record(identity);
-        let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
-        self.records.identity(node).filter(|known| is_same(known, identity)).map(|_| node)
+        let node = self.records.lock(&FileKey::of_record(identity)).node()?;
+        self.records.identity(node).filter(|known| known.birth_ns != identity.birth_ns && is_same(known, identity)).map(|_| node)
     }
 
     /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
     pub fn look_up_reborn(&self, key: &FileKey, node: NodeId, birth_ns: u64) -> Option<NodeId> {
-        let mut shard = self.shard(key).lock();
-        let found = shard.get_mut(key).filter(|i| i.node == node)?;
-        found.birth_ns = birth_ns;
+        let locked = self.records.lock(key);
+        locked.node().filter(|known| *known == node)?;
+        let birth = self.records.birth(node)?;
+        self.records.set_birth(node, Birth { ns: birth_ns, ..birth });
         self.records.add_lookup(node).then_some(node)
     }
 
     /// Whether there is a node of a file with `key`.
     pub fn knows(&self, key: &FileKey) -> bool {
-        self.shard(key).lock().contains_key(key)
+        self.records.lock(key).node().is_some()
     }
 
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
-        let key = FileKey::of_record(identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(identity));
         // A node without a handle keeps its file open, so that its number cannot be reused.
         let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
-        if let Some(found) = shard.get_mut(&key).filter(|i| i.birth_ns == identity.birth_ns)
-            && self.records.identity(found.node).is_some_and(|known| is_same(&known, identity))
-            && self.records.add_lookup(found.node)
+        let birth = Birth { ns: identity.birth_ns, settled };
+        if let Some(node) = locked.node()
+            && self.records.identity(node).is_some_and(|known| known.birth_ns == birth.ns && is_same(&known, identity))
+            && self.records.add_lookup(node)
         {
-            found.settled |= settled;
-            return Ok(Inserted::Known(found.node));
+            if settled {
+                self.records.set_birth(node, birth);
+            }
+            return Ok(Inserted::Known(node));
         }
         let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        self.records.set_birth(node, birth);
         on_new(node);
-        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns, settled });
+        locked.insert(node);
         Ok(Inserted::New(node))
     }
 
     /// Counts one more lookup of `node` itself. ESTALE where there is no such node.
     pub fn look_up_node(&self, node: NodeId) -> Result<(), Errno> {
         let key = FileKey::of_record(&self.identity(node)?);
-        let _shard = self.shard(&key).lock();
+        let _locked = self.records.lock(&key);
         if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
     }
 
@@ -178,18 +152,17 @@ impl InodeTable {
     /// same id. The root is never freed.
     pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
         let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
-        let key = FileKey::of_record(&identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(&identity));
         if self.records.forget(node, count) != Some(0) {
             return Forgotten::default();
         }
         if !retain(&identity) {
-            self.free(&mut shard, &key, node);
+            locked.free(node);
             return Forgotten { is_last: true, freed: Some((node, identity)) };
         }
         let has_place = !self.records.retain(node);
         // Two locks are never held at once.
-        drop(shard);
+        drop(locked);
         let previous = if has_place { None } else { self.retained.lock().keep(node, self.retained_max) };
         Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
     }
@@ -197,24 +170,12 @@ impl InodeTable {
     /// Frees a node that is no longer retained, unless it was looked up again.
     fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
         let identity = self.records.identity(node)?;
-        let key = FileKey::of_record(&identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(&identity));
         if self.records.end_retention(node)? > 0 {
             return None;
         }
-        self.free(&mut shard, &key, node);
+        locked.free(node);
         Some((node, identity))
-    }
-
-    fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
-        if shard.get(key).is_some_and(|i| i.node == node) {
-            shard.remove(key);
-            // Gives memory back after the guest has forgotten most of its inodes.
-            if shard.len() < shard.capacity() / SHRINK_BELOW && shard.capacity() > SHARD_KEPT {
-                shard.shrink_to(shard.len() * 2);
-            }
-        }
-        self.records.free(node);
     }
 
     /// Which file `node` is; ESTALE where there is no such node.
