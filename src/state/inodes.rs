@@ -1,5 +1,6 @@
-//! Inode records: the identity of each inode that the guest knows, and its lookup count.
+//! Inode records: the identity of each inode that the guest knows, its lookup count, and the index over them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -9,7 +10,7 @@ use super::slots::{Slots, TableFull};
 use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 use crate::types::NodeId;
 
-/// The most inodes that a guest may know at a time. All of them take 8 GiB; a slot takes memory when it is first used.
+/// The most inodes that a guest may know at a time. Their records take 8 GiB, their index half of one; a slot takes memory when it is first used.
 pub const INODES_MAX: u32 = 1 << 26;
 /// The records take at most a quarter of a limited address space (RLIMIT_AS).
 const SPACE_SHARE: u64 = 4;
@@ -44,6 +45,8 @@ const TYPE_SEEN: u64 = 2;
 const RETAINED: u16 = 1;
 /// A mark: [`Birth::settled`].
 const SETTLED: u16 = 2;
+/// A mark: the slot is idle, as the record is kept at a lookup count of 0.
+const IDLE: u16 = 4;
 
 /// One inode. Fields other than `state` and those that change under the lock of the index are written before LIVE is set in
 /// `state`, and not changed while it is set. What a lookup of a known file reads is in the first half, one cache line.
@@ -63,7 +66,7 @@ pub struct InodeRecord {
     kind: AtomicU32,
     /// The index's.
     next: AtomicU32,
-    /// RETAINED and SETTLED. Changes under the lock of the index.
+    /// RETAINED, SETTLED and IDLE. Changes under the lock of the index.
     marks: AtomicU16,
     /// 0: no handle.
     handle_len: AtomicU16,
@@ -113,6 +116,16 @@ pub struct Birth {
     pub ns: u64,
     /// No other file that is made from now on can have the same key and birth time.
     pub settled: bool,
+}
+
+/// Result of keeping a node at a lookup count of 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// It was not kept before.
+    pub is_new: bool,
+    /// Slots of nodes without lookups, which should be freed: such nodes lie so scattered that they take much more memory than
+    /// that of their records.
+    pub sparse: Option<Range<u32>>,
 }
 
 /// All inode records, and the index over them.
@@ -273,6 +286,7 @@ impl InodeRecords {
     pub fn add_lookup(&self, node: NodeId) -> bool {
         let Some(record) = self.live(node) else { return false };
         record.lookups.fetch_add(1, Ordering::Relaxed);
+        self.end_idleness(node, record);
         true
     }
 
@@ -290,13 +304,21 @@ impl InodeRecords {
         self.live(node).map(|record| record.lookups.load(Ordering::Acquire))
     }
 
-    /// Marks `node` to be kept at a lookup count of 0. False where it was marked already, or where there is no such node. The caller
-    /// holds the lock of the index.
-    pub fn retain(&self, node: NodeId) -> bool {
-        self.live(node).is_some_and(|record| record.marks.fetch_or(RETAINED, Ordering::Relaxed) & RETAINED == 0)
+    /// Keeps `node` at a lookup count of 0. The caller holds the lock of the index. `None` where there is no such node.
+    pub fn retain(&self, node: NodeId) -> Option<Retention> {
+        let before = self.live(node)?.marks.fetch_or(RETAINED | IDLE, Ordering::Relaxed);
+        let sparse = if before & IDLE == 0 { self.slots.set_idle(slot_of(node.0), true) } else { None };
+        Some(Retention { is_new: before & RETAINED == 0, sparse })
     }
 
-    /// Removes that mark and returns the lookup count of `node`. The caller holds the lock of the index. `None` where there is no
+    fn end_idleness(&self, node: NodeId, record: &InodeRecord) {
+        if record.marks.load(Ordering::Relaxed) & IDLE != 0 {
+            record.marks.fetch_and(!IDLE, Ordering::Relaxed);
+            self.slots.set_idle(slot_of(node.0), false);
+        }
+    }
+
+    /// Takes back [`InodeRecords::retain`], and returns the lookup count of `node`. The caller holds the lock of the index. `None` where there is no
     /// such node.
     pub fn end_retention(&self, node: NodeId) -> Option<u64> {
         let record = self.live(node)?;
@@ -307,6 +329,7 @@ impl InodeRecords {
     /// Frees the record of `node`, which is not in the index. Its id is used again after 2^32 uses of the slot at the earliest.
     fn free(&self, node: NodeId) {
         let Some(record) = self.live(node) else { return };
+        self.end_idleness(node, record);
         let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
         self.slots.give(slot_of(node.0), generation_of(next), |slots, generation| {
@@ -316,10 +339,17 @@ impl InodeRecords {
 
     /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.slots.taken().filter_map(|slot| {
-            let state = self.records.get(slot)?.state.load(Ordering::Acquire);
-            (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
-        })
+        self.slots.taken().filter_map(|slot| self.node_in(slot))
+    }
+
+    /// The nodes of `slots`.
+    pub fn nodes_in(&self, slots: Range<u32>) -> impl Iterator<Item = NodeId> + '_ {
+        slots.filter_map(|slot| self.node_in(slot))
+    }
+
+    fn node_in(&self, slot: u32) -> Option<NodeId> {
+        let state = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?.state.load(Ordering::Acquire);
+        (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
 }
 

@@ -12,5 +12,5 @@ pub use arena::{Arena, ArenaError};
 pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
-pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, inodes_max, table_len as inodes_len};
+pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
 pub use slots::TableFull;

@@ -3,6 +3,7 @@
 //! A lookup and a FORGET of one file take the lock of the same part of the index, so a lookup count does not drop to zero during a
 //! lookup.
 
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -11,8 +12,8 @@ use super::identity::FileKey;
 use crate::state::{Birth, InodeIdentity, InodeRecords};
 use crate::types::{Errno, NodeId};
 
-/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB; the oldest
-/// is freed first.
+/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB, or up to
+/// 32 MiB where they are scattered; the oldest is freed first.
 const RETAINED_MAX: usize = 65_536;
 
 /// The nodes that are retained without lookups, and some that were looked up again since.
@@ -36,13 +37,15 @@ impl Retained {
 }
 
 /// Result of a FORGET.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Forgotten {
     /// The lookup count is zero: what is open of the node can be closed.
     pub is_last: bool,
     /// The node whose record was freed, so that the caller can release what belongs to it: the forgotten one, or a retained one
     /// that it replaced.
     pub freed: Option<(NodeId, InodeIdentity)>,
+    /// Slots of scattered nodes for [`InodeTable::free_retained`].
+    pub sparse: Option<Range<u32>>,
 }
 
 /// Result of an insertion.
@@ -158,13 +161,19 @@ impl InodeTable {
         }
         if !retain(&identity) {
             locked.free(node);
-            return Forgotten { is_last: true, freed: Some((node, identity)) };
+            return Forgotten { is_last: true, freed: Some((node, identity)), sparse: None };
         }
-        let has_place = !self.records.retain(node);
+        let Some(retention) = self.records.retain(node) else { return Forgotten::default() };
         // Two locks are never held at once.
         drop(locked);
-        let previous = if has_place { None } else { self.retained.lock().keep(node, self.retained_max) };
-        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
+        let previous = if retention.is_new { self.retained.lock().keep(node, self.retained_max) } else { None };
+        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)), sparse: retention.sparse }
+    }
+
+    /// Frees the retained nodes of `slots`, except those that were looked up again. Returns each that it freed, so that the caller
+    /// can release what belongs to it.
+    pub fn free_retained(&self, slots: Range<u32>) -> impl Iterator<Item = (NodeId, InodeIdentity)> + '_ {
+        self.records.nodes_in(slots).filter(|node| !self.is_looked_up(*node)).filter_map(|node| self.end_retention(node))
     }
 
     /// Frees a node that is no longer retained, unless it was looked up again.
@@ -206,14 +215,19 @@ impl InodeTable {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::state::Arena;
     use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 
     fn table() -> InodeTable {
         let inodes_max = 1 << 16;
-        let arena = Arena::new(crate::state::inodes_len(inodes_max)).unwrap();
-        InodeTable::new(InodeRecords::new(&arena, 0, inodes_max))
+        InodeTable::new(InodeRecords::new(&arena(inodes_max), 0, inodes_max))
+    }
+
+    fn arena(inodes_max: u32) -> Arc<Arena> {
+        Arena::new(crate::state::inodes_len(inodes_max)).unwrap()
     }
 
     fn file(ino: u64, birth_ns: u64) -> InodeIdentity {
@@ -229,7 +243,7 @@ mod tests {
         assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
         assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
-        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))) });
+        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))), sparse: None });
         assert_eq!(table.look_up(&key, 1), None);
         assert_eq!(table.identity(node), Err(Errno::ESTALE));
         assert_eq!(table.forget(NodeId::ROOT, 100, |_| true), Forgotten::default());
@@ -269,6 +283,7 @@ mod tests {
         assert!(table.forget(old, 1, |_| false).freed.is_some());
         assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), Some(new), "still indexed");
     }
+
     #[test]
     fn a_retained_node_keeps_its_id_until_its_place_is_taken() {
         let table = InodeTable { retained_max: 2, ..table() };
@@ -278,9 +293,9 @@ mod tests {
         };
         let [a, b, c] = [2, 3, 4].map(look_up);
         let forget = |node| table.forget(node, 1, |_| true);
-        let kept = Forgotten { is_last: true, freed: None };
-        assert_eq!((forget(a), forget(b)), (kept, kept));
-        assert_eq!(forget(b), kept, "one FORGET too many takes no second place");
+        let kept = || Forgotten { is_last: true, ..Forgotten::default() };
+        assert_eq!((forget(a), forget(b)), (kept(), kept()));
+        assert_eq!(forget(b), kept(), "one FORGET too many takes no second place");
         assert_eq!((look_up(2), look_up(2)), (a, a), "found again under its id");
         assert_eq!(forget(c).freed, None, "the place of one that lives again is taken, and it lives on");
         assert!(table.identity(a).is_ok());
@@ -307,5 +322,58 @@ mod tests {
             table.forget(node, u64::MAX, |_| true);
             assert!(table.nodes().len() <= 11, "round {round}: {}", table.nodes().len());
         }
+    }
+
+    #[test]
+    fn retained_nodes_that_lie_scattered_take_bounded_memory() {
+        const FILES: u64 = 300_000;
+        let inodes_max = 1 << 19;
+        let arena = arena(inodes_max);
+        let table = InodeTable::new(InodeRecords::new(&arena, 0, inodes_max));
+        let nodes: Vec<NodeId> = (1..FILES)
+            .map(|ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+                Inserted::New(node) | Inserted::Known(node) => node,
+            })
+            .collect();
+        let full = arena.resident_len().unwrap();
+        let is_kept = |node: &NodeId| node.0 % 64 == 5;
+        nodes.iter().filter(|node| !is_kept(node)).for_each(|node| _ = table.forget(*node, 1, |_| false));
+        assert!(arena.resident_len().unwrap() > full * 9 / 10, "one record in 64 is in every block");
+        let mut freed = 0;
+        for node in nodes.iter().filter(|node| is_kept(node)) {
+            let forgotten = table.forget(*node, 1, |_| true);
+            freed += forgotten.sparse.map_or(0, |slots| table.free_retained(slots).count());
+        }
+        let left = arena.resident_len().unwrap();
+        assert!(left < 34 << 20, "{left} bytes of {full} stay");
+        let retained = table.nodes().len() - 1;
+        assert!(freed > 0 && retained > 4000, "{retained} retained, {freed} freed");
+        assert_eq!(retained + freed, nodes.iter().filter(|node| is_kept(node)).count());
+    }
+
+    #[test]
+    fn threads_that_look_up_and_forget_at_once_lose_no_lookup() {
+        const FILES: u64 = 40;
+        let table = InodeTable { retained_max: 5, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let table = &table;
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let file = file(2 + (round * 7 + thread) % FILES, 1);
+                        let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file, |_| ()).unwrap();
+                        assert_eq!(table.identity(node), Ok(file), "counted by this thread, so it stays");
+                        table.forget(node, 1, |_| round % 3 > 0);
+                    }
+                });
+            }
+        });
+        assert!(table.nodes().len() <= 1 + 5, "{} nodes", table.nodes().len());
+        for ino in 2..2 + FILES {
+            let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file(ino, 1), |_| ()).unwrap();
+            assert!(table.forget(node, 1, |_| false).freed.is_some(), "the only lookup");
+        }
+        assert_eq!(table.nodes(), [NodeId::ROOT]);
     }
 }
