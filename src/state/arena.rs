@@ -18,8 +18,10 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 const MAGIC: u64 = u64::from_le_bytes(*b"gatherfs");
 /// The version of the layout of the records, in the second word.
 const LAYOUT_VERSION: u64 = 2;
-/// The largest page of the supported architectures, so that tables begin at the border of one. Only the first page takes memory.
-const HEADER_LEN: usize = 64 << 10;
+/// The largest page of 64-bit Linux. Tables that begin at a multiple of it can return the memory of all their records.
+pub const PAGE_LEN_MAX: usize = 64 << 10;
+/// Only the first page takes memory.
+const HEADER_LEN: usize = PAGE_LEN_MAX;
 
 /// Why the arena cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::arena::{Arena, Record, Records};
+use super::arena::{Arena, PAGE_LEN_MAX, Record, Records};
 
 /// Parts of the index with a lock of their own: more than there are threads.
 const SHARDS: u32 = 64;
@@ -35,6 +35,7 @@ pub struct FileKey {
 
 impl FileKey {
     /// The shard, and the hash within it.
+    #[expect(clippy::cast_possible_truncation, reason = "6 bits, and the 32 below them")]
     fn place(&self) -> (u32, u32) {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         // A multiplication mixes upwards only: the upper half is folded down and mixed again.
@@ -90,9 +91,9 @@ fn shard_buckets_max(records_max: u32) -> u32 {
     (records_max / SHARDS).saturating_mul(BUCKETS_WANTED).max(FIRST_BUCKETS)
 }
 
-/// Bytes of the buckets for `records_max` records.
+/// Bytes of the buckets for `records_max` records, in whole pages.
 pub fn table_len(records_max: u32) -> usize {
-    bucket_count(records_max) as usize * size_of::<AtomicU32>()
+    (bucket_count(records_max) as usize * size_of::<AtomicU32>()).next_multiple_of(PAGE_LEN_MAX)
 }
 
 fn bucket_count(records_max: u32) -> u32 {

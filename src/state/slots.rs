@@ -246,7 +246,9 @@ mod tests {
         assert_eq!(slots.set_idle(next, true), Some(next..next + BLOCK));
         assert_eq!(slots.set_idle(last, true), Some(last..last + BLOCK));
         assert_eq!(slots.set_idle(last, false), None);
-        [BLOCK, next].map(|slot| slots.set_idle(slot, false));
+        for slot in [BLOCK, next] {
+            slots.set_idle(slot, false);
+        }
         assert_eq!(slots.set_idle(last, true), None, "as many as are kept");
     }
 
