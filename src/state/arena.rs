@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
@@ -17,8 +17,11 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 /// "gatherfs" in the first word of an arena.
 const MAGIC: u64 = u64::from_le_bytes(*b"gatherfs");
 /// The version of the layout of the records, in the second word.
-const LAYOUT_VERSION: u64 = 1;
-const HEADER_LEN: usize = 4096;
+const LAYOUT_VERSION: u64 = 2;
+/// The largest page of 64-bit Linux. Tables that begin at a multiple of it can return the memory of all their records.
+pub const PAGE_LEN_MAX: usize = 64 << 10;
+/// Only the first page takes memory.
+const HEADER_LEN: usize = PAGE_LEN_MAX;
 
 /// Why the arena cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,8 @@ pub unsafe trait Record: Sync {}
 
 // SAFETY: an atomic integer itself.
 unsafe impl Record for AtomicU64 {}
+// SAFETY: as above.
+unsafe impl Record for AtomicU32 {}
 
 impl Arena {
     /// An arena for `records_len` bytes of records. [`ArenaError::Map`] where the kernel refuses the memfd or the mapping: ENOMEM
@@ -179,6 +184,20 @@ impl<T: Record> Records<T> {
         (index < self.table.count).then(|| self.table.get(index))
     }
 
+    /// The record of slot `index`.
+    ///
+    /// # Panics
+    /// Beyond the table.
+    pub fn at(&self, index: u32) -> &T {
+        self.table.get(index as usize)
+    }
+
+    /// Records in a page of the host.
+    #[expect(clippy::cast_possible_truncation, reason = "a page is at most 64 KiB")]
+    pub fn per_page(&self) -> u32 {
+        (self.arena.page_len / size_of::<T>()) as u32
+    }
+
     /// The generation, in the upper half, with which the free `slot` is to be taken. `state` selects the word of a record that has
     /// the generation in its upper half: that of the slot, or of slot 0 where the slot's is 0, as in a slot without memory.
     pub fn generation(&self, slot: u32, state: impl Fn(&T) -> &AtomicU64) -> u64 {
@@ -196,13 +215,18 @@ impl<T: Record> Records<T> {
     /// Returns the memory of the free `slots` to the host. They read as zeroes then, and are to be taken with `generation`.
     pub fn let_go(&self, slots: Range<u32>, generation: u32, state: impl Fn(&T) -> &AtomicU64) {
         self.begin_at(generation, state);
+        self.discard(slots);
+    }
+
+    /// Returns the memory of the records of `slots` to the host, as far as they have whole pages. Those read as zeroes then.
+    pub fn discard(&self, slots: Range<u32>) {
         let table = self.table.first.addr().get();
-        // Whole pages only. Records in other pages keep their state.
+        // Records in other pages keep their state.
         let page_len = self.arena.page_len;
         let first = (table + slots.start as usize * size_of::<T>()).next_multiple_of(page_len);
         let end = (table + (slots.end as usize).min(self.table.count) * size_of::<T>()) / page_len * page_len;
         if first < end {
-            // SAFETY: the range is within the mapping, all zeroes are a valid record (`Record`), and the slots are free.
+            // SAFETY: the range is within the mapping, and all zeroes are a valid record (`Record`).
             let gone = unsafe { rustix::mm::madvise(self.table.first.as_ptr().with_addr(first).cast(), end - first, Advice::LinuxRemove) };
             if let Err(e) = gone {
                 tracing::debug!("cannot return the memory of {} records: {e}", slots.len());

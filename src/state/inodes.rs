@@ -1,16 +1,18 @@
-//! Inode records: the identity of each inode that the guest knows, and its lookup count.
+//! Inode records: the identity of each inode that the guest knows, its lookup count, and the index over them.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicI32, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::arena::{Arena, Record, Records, generation_of, slot_of};
+use super::index::{self, Chained, FileKey, Index, Locked};
 use super::slots::{Slots, TableFull};
 use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 use crate::types::NodeId;
 
-/// The most inodes that a guest may know at a time. All of them take 8 GiB; a slot takes memory when it is first used.
+/// The most inodes that a guest may know at a time. Their records take 8 GiB, their index half of one; a slot takes memory when it is first used.
 pub const INODES_MAX: u32 = 1 << 26;
-/// The table takes at most a quarter of a limited address space (RLIMIT_AS).
+/// The records take at most a quarter of a limited address space (RLIMIT_AS).
 const SPACE_SHARE: u64 = 4;
 /// The fewest inodes of a table: 128 MiB of records.
 const INODES_MIN: u32 = 1 << 20;
@@ -18,14 +20,18 @@ const INODES_MIN: u32 = 1 << 20;
 /// The most inodes that a guest may know where the address space is limited to `space` bytes; `None` is no limit.
 pub fn inodes_max(space: Option<u64>) -> u32 {
     let mut max = INODES_MAX;
-    while max > INODES_MIN && space.is_some_and(|space| table_len(max) as u64 > space / SPACE_SHARE) {
+    while max > INODES_MIN && space.is_some_and(|space| records_len(max) as u64 > space / SPACE_SHARE) {
         max /= 2;
     }
     max
 }
 
-/// Bytes of a table for `inodes_max` inodes.
+/// Bytes of the records of `inodes_max` inodes and of their index.
 pub fn table_len(inodes_max: u32) -> usize {
+    records_len(inodes_max) + index::table_len(inodes_max)
+}
+
+fn records_len(inodes_max: u32) -> usize {
     inodes_max as usize * size_of::<InodeRecord>()
 }
 
@@ -35,26 +41,36 @@ const LIVE: u64 = 1;
 /// cannot be set on the next node of the slot.
 const TYPE_SEEN: u64 = 2;
 
-/// One inode. Fields other than `state`, `lookups` and `retained` are written before LIVE is set in `state`, and not changed
-/// while it is set.
+/// A mark: the record is kept at a lookup count of 0.
+const RETAINED: u16 = 1;
+/// A mark: [`Birth::settled`].
+const SETTLED: u16 = 2;
+/// A mark: the slot is idle, as the record is kept at a lookup count of 0.
+const IDLE: u16 = 4;
+
+/// One inode. Fields other than `state` and those that change under the lock of the index are written before LIVE is set in
+/// `state`, and not changed while it is set. What a lookup of a known file reads is in the first half, one cache line.
 #[repr(C)]
 #[derive(Debug)]
 pub struct InodeRecord {
     /// The generation in the upper half, LIVE and TYPE_SEEN in the lower.
     state: AtomicU64,
-    /// The lookup count.
+    /// The lookup count. Changes under the lock of the index.
     lookups: AtomicU64,
     device: AtomicU64,
     ino: AtomicU64,
     mount_id: AtomicU64,
+    /// Changes under the lock of the index.
     birth_ns: AtomicU64,
     /// S_IFMT bits.
     kind: AtomicU32,
-    handle_kind: AtomicI32,
+    /// The index's.
+    next: AtomicU32,
+    /// RETAINED, SETTLED and IDLE. Changes under the lock of the index.
+    marks: AtomicU16,
     /// 0: no handle.
-    handle_len: AtomicU32,
-    /// 1: the record is kept at a lookup count of 0.
-    retained: AtomicU32,
+    handle_len: AtomicU16,
+    handle_kind: AtomicI32,
     handle: [AtomicU64; HANDLE_LEN_MAX / 8],
 }
 
@@ -62,6 +78,17 @@ const _: () = assert!(size_of::<InodeRecord>() == 128);
 
 // SAFETY: every field is an atomic integer or an array of them.
 unsafe impl Record for InodeRecord {}
+
+impl Chained for InodeRecord {
+    fn key(&self) -> FileKey {
+        let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
+        FileKey { device: get(&self.device), ino: get(&self.ino), mount_id: get(&self.mount_id) }
+    }
+
+    fn next(&self) -> &AtomicU32 {
+        &self.next
+    }
+}
 
 /// The identity of an inode's file on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +109,59 @@ pub struct InodeIdentity {
     pub handle: Option<Handle>,
 }
 
-/// All inode records.
+/// When the file of a node was born, as far as that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth {
+    /// The birth time in nanoseconds, 0 where the file system has none.
+    pub ns: u64,
+    /// No other file that is made from now on can have the same key and birth time.
+    pub settled: bool,
+}
+
+/// Result of keeping a node at a lookup count of 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// It was not kept before.
+    pub is_new: bool,
+    /// Slots of nodes without lookups, which should be freed: such nodes lie so scattered that they take much more memory than
+    /// that of their records.
+    pub sparse: Option<Range<u32>>,
+}
+
+/// All inode records, and the index over them.
 #[derive(Debug)]
 pub struct InodeRecords {
     records: Records<InodeRecord>,
     slots: Slots,
+    index: Index,
+}
+
+/// The part of the index that a key belongs to, locked.
+#[derive(Debug)]
+pub struct LockedKey<'r> {
+    records: &'r InodeRecords,
+    locked: Locked<'r, InodeRecord>,
+}
+
+impl LockedKey<'_> {
+    /// The node with the key.
+    pub fn node(&self) -> Option<NodeId> {
+        let slot = self.locked.find()?;
+        let state = self.records.records.at(slot).state.load(Ordering::Relaxed);
+        debug_assert!(state & LIVE != 0, "a freed node is indexed");
+        Some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
+    }
+
+    /// Makes `node` the one with the key.
+    pub fn insert(&mut self, node: NodeId) {
+        self.locked.insert(slot_of(node.0));
+    }
+
+    /// Removes `node` from the index, where it is the one with the key, and frees it.
+    pub fn free(&mut self, node: NodeId) {
+        self.locked.remove(slot_of(node.0));
+        self.records.free(node);
+    }
 }
 
 fn live_state_of(node: NodeId) -> u64 {
@@ -97,7 +172,16 @@ impl InodeRecords {
     /// The table for `inodes_max` inodes in `arena`, `offset` bytes after its header. Slot 0 is not used, because node id 0 means
     /// "none"; its state holds the generation of slots without memory.
     pub fn new(arena: &Arc<Arena>, offset: usize, inodes_max: u32) -> InodeRecords {
-        InodeRecords { records: arena.table(offset, inodes_max as usize), slots: Slots::new(inodes_max) }
+        InodeRecords {
+            records: arena.table(offset, inodes_max as usize),
+            slots: Slots::new(inodes_max),
+            index: Index::new(arena, offset + records_len(inodes_max), inodes_max),
+        }
+    }
+
+    /// Locks the part of the index that `key` belongs to.
+    pub fn lock(&self, key: &FileKey) -> LockedKey<'_> {
+        LockedKey { records: self, locked: self.index.lock(&self.records, key) }
     }
 
     /// Sets the generation with which slots that were never used are to be taken.
@@ -123,8 +207,9 @@ impl InodeRecords {
         set(&record.mount_id, identity.mount_id);
         set(&record.birth_ns, identity.birth_ns);
         record.kind.store(identity.kind, Ordering::Relaxed);
-        record.retained.store(0, Ordering::Relaxed);
-        record.handle_len.store(identity.handle.map_or(0, |h| h.len), Ordering::Relaxed);
+        record.marks.store(0, Ordering::Relaxed);
+        let handle_len = identity.handle.map_or(0, |h| u16::try_from(h.len).unwrap_or(0));
+        record.handle_len.store(handle_len, Ordering::Relaxed);
         if let Some(handle) = identity.handle {
             record.handle_kind.store(handle.kind, Ordering::Relaxed);
             for (word, bytes) in record.handle.iter().zip(handle.bytes.as_chunks::<8>().0) {
@@ -146,7 +231,7 @@ impl InodeRecords {
             for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(&record.handle) {
                 *bytes = get(word).to_ne_bytes();
             }
-            Handle { kind: record.handle_kind.load(Ordering::Relaxed), len: handle_len, bytes }
+            Handle { kind: record.handle_kind.load(Ordering::Relaxed), len: handle_len.into(), bytes }
         });
         let identity = InodeIdentity {
             device: get(&record.device),
@@ -179,10 +264,29 @@ impl InodeRecords {
         self.live(node).map(|r| r.kind.load(Ordering::Relaxed))
     }
 
+    /// When the file of `node` was born. The caller holds the lock of the index. `None` where there is no such node.
+    pub fn birth(&self, node: NodeId) -> Option<Birth> {
+        let record = self.live(node)?;
+        let settled = record.marks.load(Ordering::Relaxed) & SETTLED != 0;
+        Some(Birth { ns: record.birth_ns.load(Ordering::Relaxed), settled })
+    }
+
+    /// Sets that. The caller holds the lock of the index.
+    pub fn set_birth(&self, node: NodeId, birth: Birth) {
+        let Some(record) = self.live(node) else { return };
+        record.birth_ns.store(birth.ns, Ordering::Relaxed);
+        if birth.settled {
+            record.marks.fetch_or(SETTLED, Ordering::Relaxed);
+        } else {
+            record.marks.fetch_and(!SETTLED, Ordering::Relaxed);
+        }
+    }
+
     /// Increments the lookup count. The caller holds the lock of the index. False where there is no such node.
     pub fn add_lookup(&self, node: NodeId) -> bool {
         let Some(record) = self.live(node) else { return false };
         record.lookups.fetch_add(1, Ordering::Relaxed);
+        self.end_idleness(node, record);
         true
     }
 
@@ -200,23 +304,32 @@ impl InodeRecords {
         self.live(node).map(|record| record.lookups.load(Ordering::Acquire))
     }
 
-    /// Marks `node` to be kept at a lookup count of 0. False where it was marked already, or where there is no such node. The caller
-    /// holds the lock of the index.
-    pub fn retain(&self, node: NodeId) -> bool {
-        self.live(node).is_some_and(|record| record.retained.swap(1, Ordering::Relaxed) == 0)
+    /// Keeps `node` at a lookup count of 0. The caller holds the lock of the index. `None` where there is no such node.
+    pub fn retain(&self, node: NodeId) -> Option<Retention> {
+        let before = self.live(node)?.marks.fetch_or(RETAINED | IDLE, Ordering::Relaxed);
+        let sparse = if before & IDLE == 0 { self.slots.set_idle(slot_of(node.0), true) } else { None };
+        Some(Retention { is_new: before & RETAINED == 0, sparse })
     }
 
-    /// Removes that mark and returns the lookup count of `node`. The caller holds the lock of the index. `None` where there is no
+    fn end_idleness(&self, node: NodeId, record: &InodeRecord) {
+        if record.marks.load(Ordering::Relaxed) & IDLE != 0 {
+            record.marks.fetch_and(!IDLE, Ordering::Relaxed);
+            self.slots.set_idle(slot_of(node.0), false);
+        }
+    }
+
+    /// Takes back [`InodeRecords::retain`], and returns the lookup count of `node`. The caller holds the lock of the index. `None` where there is no
     /// such node.
     pub fn end_retention(&self, node: NodeId) -> Option<u64> {
         let record = self.live(node)?;
-        record.retained.store(0, Ordering::Relaxed);
+        record.marks.fetch_and(!RETAINED, Ordering::Relaxed);
         Some(record.lookups.load(Ordering::Relaxed))
     }
 
-    /// Frees the record of `node`. Its id is used again after 2^32 uses of the slot at the earliest.
-    pub fn free(&self, node: NodeId) {
+    /// Frees the record of `node`, which is not in the index. Its id is used again after 2^32 uses of the slot at the earliest.
+    fn free(&self, node: NodeId) {
         let Some(record) = self.live(node) else { return };
+        self.end_idleness(node, record);
         let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
         record.state.store(next, Ordering::Release);
         self.slots.give(slot_of(node.0), generation_of(next), |slots, generation| {
@@ -226,10 +339,17 @@ impl InodeRecords {
 
     /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.slots.taken().filter_map(|slot| {
-            let state = self.records.get(slot)?.state.load(Ordering::Acquire);
-            (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
-        })
+        self.slots.taken().filter_map(|slot| self.node_in(slot))
+    }
+
+    /// The nodes of `slots`.
+    pub fn nodes_in(&self, slots: Range<u32>) -> impl Iterator<Item = NodeId> + '_ {
+        slots.filter_map(|slot| self.node_in(slot))
+    }
+
+    fn node_in(&self, slot: u32) -> Option<NodeId> {
+        let state = self.records.get(slot).filter(|_| self.slots.may_be_taken(slot))?.state.load(Ordering::Acquire);
+        (state & LIVE != 0).then_some(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
 }
 

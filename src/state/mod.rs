@@ -4,11 +4,13 @@
 mod arena;
 mod budget;
 mod handles;
+mod index;
 mod inodes;
 mod slots;
 
 pub use arena::{Arena, ArenaError};
 pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
-pub use inodes::{InodeIdentity, InodeRecords, inodes_max, table_len as inodes_len};
+pub use index::FileKey;
+pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
 pub use slots::TableFull;

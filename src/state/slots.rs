@@ -17,6 +17,9 @@ pub struct TableFull;
 /// Slots of a block: 256 KiB of inode records. The system call that returns their memory is then rare.
 pub const BLOCK: u32 = 2048;
 
+/// The most blocks that are kept for idle slots only: 32 MiB of inode records, four times what the idle ones take side by side.
+pub const IDLE_BLOCKS_MAX: usize = 128;
+
 /// The free slots of a table. Slot 0 is never taken.
 #[derive(Debug)]
 pub struct Slots {
@@ -32,6 +35,8 @@ struct Free {
     blocks: Vec<Block>,
     /// The numbers of the blocks with a free slot.
     open: BTreeSet<u32>,
+    /// The numbers of the blocks of which every taken slot is idle.
+    idle: BTreeSet<u32>,
     /// The block without a taken slot that keeps its memory, so that a guest that takes and frees one slot causes no system calls.
     spare: Option<u32>,
     /// The highest generation with which a free slot is to be taken.
@@ -46,6 +51,8 @@ struct Block {
     fresh: u16,
     /// Slots that are taken.
     taken: u16,
+    /// Those of them that are idle.
+    idle: u16,
 }
 
 impl Slots {
@@ -53,7 +60,7 @@ impl Slots {
     pub fn new(count: u32) -> Slots {
         // Slot 0 counts as taken.
         let first = Block { fresh: 1, taken: 1, ..Block::default() };
-        let free = Free { blocks: vec![first], open: BTreeSet::from([0]), spare: None, generation_max: 0 };
+        let free = Free { blocks: vec![first], open: BTreeSet::from([0]), idle: BTreeSet::new(), spare: None, generation_max: 0 };
         Slots { count, end: AtomicU32::new(BLOCK.min(count)), free: Mutex::new(free) }
     }
 
@@ -80,11 +87,15 @@ impl Slots {
             None => return Err(TableFull),
         };
         block.taken += 1;
+        let has_idle = block.idle > 0;
         if block.freed.is_empty() && u32::from(block.fresh) == BLOCK {
             free.open.remove(&number);
         }
         if free.spare == Some(number) {
             free.spare = None;
+        }
+        if has_idle {
+            free.idle.remove(&number);
         }
         Ok(first + u32::from(within))
     }
@@ -111,8 +122,12 @@ impl Slots {
         free.generation_max = free.generation_max.max(generation);
         block.freed.push(within_block(slot));
         block.taken -= 1;
+        let (taken, idle) = (block.taken, block.idle);
         free.open.insert(number);
-        if block.taken > 0 {
+        if taken > 0 {
+            if idle == taken {
+                free.idle.insert(number);
+            }
             return;
         }
         let Some(spare) = free.spare.replace(number) else { return };
@@ -123,6 +138,25 @@ impl Slots {
         let_go(first..(first + BLOCK).min(self.count), free.generation_max);
         free.blocks[emptied as usize] = Block::default();
         self.drop_end(free);
+    }
+
+    /// Marks the taken `slot` as idle or not: an idle one could be freed, and is no longer idle when it is. Returns the slots of the
+    /// highest block in which every taken slot is idle, where there are more than [`IDLE_BLOCKS_MAX`] of these.
+    pub fn set_idle(&self, slot: u32, idle: bool) -> Option<Range<u32>> {
+        let free = &mut *self.free.lock();
+        let number = slot / BLOCK;
+        let block = free.blocks.get_mut(number as usize)?;
+        if !idle {
+            block.idle -= 1;
+            free.idle.remove(&number);
+            return None;
+        }
+        block.idle += 1;
+        if block.idle == block.taken {
+            free.idle.insert(number);
+        }
+        let highest = free.idle.last().filter(|_| free.idle.len() > IDLE_BLOCKS_MAX)?;
+        Some(highest * BLOCK..highest.saturating_add(1).saturating_mul(BLOCK).min(self.count))
     }
 
     /// Removes the last blocks as long as no slot of them was taken since their memory was returned.
@@ -198,34 +232,68 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_too_many_blocks_with_idle_slots_only_the_highest_is_to_be_freed() {
+        let blocks = u32::try_from(IDLE_BLOCKS_MAX).unwrap() + 2;
+        let slots = Slots::new((blocks + 1) * BLOCK);
+        while slots.take().unwrap() < blocks * BLOCK {}
+        (1..blocks * BLOCK).filter(|slot| slot % BLOCK > 0).for_each(|slot| slots.give(slot, 1, keeps));
+        let mut firsts = (1..=blocks).map(|block| block * BLOCK);
+        for first in firsts.by_ref().take(IDLE_BLOCKS_MAX) {
+            assert_eq!(slots.set_idle(first, true), None);
+        }
+        let (next, last) = (firsts.next().unwrap(), firsts.next().unwrap());
+        assert_eq!(slots.set_idle(next, true), Some(next..next + BLOCK));
+        assert_eq!(slots.set_idle(last, true), Some(last..last + BLOCK));
+        assert_eq!(slots.set_idle(last, false), None);
+        for slot in [BLOCK, next] {
+            slots.set_idle(slot, false);
+        }
+        assert_eq!(slots.set_idle(last, true), None, "as many as are kept");
+    }
+
     proptest! {
         #[test]
         fn no_slot_is_taken_twice_and_what_is_let_go_is_free(
             count in 1u32..6 * BLOCK,
             // Long runs, so that blocks fill and empty.
-            runs in prop::collection::vec((any::<bool>(), 1usize..5000, any::<u64>()), 1..12),
+            runs in prop::collection::vec((0..3, 1usize..5000, any::<u64>()), 1..12),
         ) {
             let slots = Slots::new(count);
-            let mut taken: BTreeMap<u32, ()> = BTreeMap::new();
-            for (takes, len, seed) in runs {
+            // Whether each is idle.
+            let mut taken: BTreeMap<u32, bool> = BTreeMap::new();
+            for (what, len, seed) in runs {
                 let mut random = seed | 1;
                 for _ in 0..len {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    if takes {
+                    if what == 0 {
                         match slots.take() {
                             Ok(slot) => {
                                 prop_assert!(slot > 0 && slot < count && slots.may_be_taken(slot));
-                                prop_assert!(taken.insert(slot, ()).is_none(), "{} twice", slot);
+                                prop_assert!(taken.insert(slot, false).is_none(), "{} twice", slot);
                             }
                             Err(TableFull) => prop_assert_eq!(taken.len() as u32, count - 1),
                         }
-                    } else if let Some((&slot, ())) = taken.range((random >> 33) as u32 % count..).next().or(taken.first_key_value()) {
+                        continue;
+                    }
+                    let Some((&slot, &idle)) = taken.range((random >> 33) as u32 % count..).next().or(taken.first_key_value()) else { break };
+                    if what == 1 || idle {
+                        slots.set_idle(slot, !idle);
+                        taken.insert(slot, !idle);
+                    }
+                    if what == 2 {
                         taken.remove(&slot);
                         let mut gone = 0..0;
                         slots.give(slot, 1, |range, _| gone = range);
                         prop_assert_eq!(taken.range(gone.clone()).count(), 0, "{:?} let go", gone);
                     }
                 }
+                let idle_only = |block: &u32| {
+                    let mut within = taken.range(block * BLOCK..(block + 1) * BLOCK).peekable();
+                    // Slot 0 counts as taken.
+                    *block > 0 && within.peek().is_some() && within.all(|(_, idle)| *idle)
+                };
+                prop_assert_eq!(slots.free.lock().idle.clone(), (0..6).filter(idle_only).collect::<BTreeSet<u32>>());
                 let listed: Vec<u32> = slots.taken().collect();
                 prop_assert!(taken.keys().all(|slot| listed.binary_search(slot).is_ok()));
                 prop_assert!(listed.len() <= taken.len().next_multiple_of(BLOCK as usize) + 6 * BLOCK as usize);

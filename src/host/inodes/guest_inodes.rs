@@ -126,7 +126,8 @@ impl Inodes {
         if forgotten.is_last {
             self.files.close_node(node);
         }
-        if let Some((freed, identity)) = forgotten.freed {
+        let sparse = forgotten.sparse.clone().into_iter().flat_map(|slots| self.table.free_retained(slots));
+        for (freed, identity) in forgotten.freed.into_iter().chain(sparse) {
             if freed != node {
                 self.files.close_node(freed);
             }

@@ -1,19 +1,9 @@
 //! What tells one file of the host from another: statx fields and file handles. Does not know nodes.
 
+pub(in crate::host) use crate::state::FileKey;
 use crate::state::InodeIdentity;
 use crate::sys::file_handle::Handle;
 use crate::sys::stat::Statx;
-
-/// Device, inode number and mount of a file; a later file may have the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::host) struct FileKey {
-    /// Device: major in the upper half, minor in the lower.
-    pub device: u64,
-    /// Inode number.
-    pub ino: u64,
-    /// Mount: one file seen through two mounts is two nodes, as the mounts may differ in options.
-    pub mount_id: u64,
-}
 
 impl FileKey {
     /// The key of the file that `st` describes.

@@ -1,27 +1,19 @@
 //! The inode table: from a file on the host to the guest's node id and back. Hard links have one node.
 //!
-//! The records are in the arena; the index over them is derived. A lookup and a FORGET of one file take the lock of the same
-//! part of the index, so a lookup count does not drop to zero during a lookup.
+//! A lookup and a FORGET of one file take the lock of the same part of the index, so a lookup count does not drop to zero during a
+//! lookup.
 
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 
 use super::identity::FileKey;
-use crate::state::{InodeIdentity, InodeRecords};
+use crate::state::{Birth, InodeIdentity, InodeRecords};
 use crate::types::{Errno, NodeId};
 
-/// Parts of the index with a lock of their own: more than there are threads.
-const SHARDS: usize = 64;
-
-/// A part of the index shrinks once less than one in `SHRINK_BELOW` of its places is used, but not below `SHARD_KEPT` places: the
-/// cost of copying is amortized over the removals.
-const SHRINK_BELOW: usize = 4;
-const SHARD_KEPT: usize = 256;
-
-/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB; the oldest
-/// is freed first.
+/// Retained nodes: forgotten by the guest, but an NFS client of it may still use their ids. Their records take 8 MiB, or up to
+/// 32 MiB where they are scattered; the oldest is freed first.
 const RETAINED_MAX: usize = 65_536;
 
 /// The nodes that are retained without lookups, and some that were looked up again since.
@@ -45,13 +37,15 @@ impl Retained {
 }
 
 /// Result of a FORGET.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Forgotten {
     /// The lookup count is zero: what is open of the node can be closed.
     pub is_last: bool,
     /// The node whose record was freed, so that the caller can release what belongs to it: the forgotten one, or a retained one
     /// that it replaced.
     pub freed: Option<(NodeId, InodeIdentity)>,
+    /// Slots of scattered nodes for [`InodeTable::free_retained`].
+    pub sparse: Option<Range<u32>>,
 }
 
 /// Result of an insertion.
@@ -63,28 +57,12 @@ pub(super) enum Inserted {
     Known(NodeId),
 }
 
-/// A part of the index. In a cache line of its own, so that threads do not wait for each other's lines.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Shard(Mutex<FxHashMap<FileKey, Indexed>>);
-
 /// The table.
 #[derive(Debug)]
 pub(super) struct InodeTable {
     records: InodeRecords,
-    index: [Shard; SHARDS],
     retained: Mutex<Retained>,
     retained_max: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Indexed {
-    node: NodeId,
-    /// Birth time: a file that reuses the inode number of a deleted one has another.
-    birth_ns: u64,
-    /// No file that is made from now on can have the same number and birth time. Until then only the file
-    /// handle tells them apart.
-    settled: bool,
 }
 
 /// Birth times are as coarse as the host's clock tick, 10 ms at most, before Linux 6.13. A file that is
@@ -106,7 +84,7 @@ fn is_same(known: &InodeIdentity, identity: &InodeIdentity) -> bool {
 impl InodeTable {
     /// A table over `records`, which are empty.
     pub fn new(records: InodeRecords) -> InodeTable {
-        InodeTable { records, index: std::array::from_fn(|_| Shard::default()), retained: Mutex::default(), retained_max: RETAINED_MAX }
+        InodeTable { records, retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
     /// Nodes that are made from now on have this generation or a later one.
@@ -114,63 +92,62 @@ impl InodeTable {
         self.records.begin_at(generation);
     }
 
-    fn shard(&self, key: &FileKey) -> &Mutex<FxHashMap<FileKey, Indexed>> {
-        let mixed = (key.ino ^ key.device.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.index[(mixed >> 58) as usize].0
-    }
-
     /// The node of a file that is certainly known, counted once more. `None` for one that may be another file with the same inode
     /// number: `insert` compares the file handle.
     pub fn look_up(&self, key: &FileKey, birth_ns: u64) -> Option<NodeId> {
-        let shard = self.shard(key).lock();
-        let found = shard.get(key).filter(|i| i.birth_ns == birth_ns && i.settled)?;
-        self.records.add_lookup(found.node).then_some(found.node)
+        let locked = self.records.lock(key);
+        let node = locked.node()?;
+        let is_certain = self.records.birth(node) == Some(Birth { ns: birth_ns, settled: true });
+        (is_certain && self.records.add_lookup(node)).then_some(node)
     }
 
     /// The node with the key, type and handle (or no handle) of `identity` and another birth time.
     pub fn born_before(&self, identity: &InodeIdentity) -> Option<NodeId> {
-        let key = FileKey::of_record(identity);
-        let node = self.shard(&key).lock().get(&key).filter(|i| i.birth_ns != identity.birth_ns)?.node;
-        self.records.identity(node).filter(|known| is_same(known, identity)).map(|_| node)
+        let node = self.records.lock(&FileKey::of_record(identity)).node()?;
+        self.records.identity(node).filter(|known| known.birth_ns != identity.birth_ns && is_same(known, identity)).map(|_| node)
     }
 
     /// Counts a lookup of `node`, the file with `key`, which now has another birth time. `None` where it was freed meanwhile.
     pub fn look_up_reborn(&self, key: &FileKey, node: NodeId, birth_ns: u64) -> Option<NodeId> {
-        let mut shard = self.shard(key).lock();
-        let found = shard.get_mut(key).filter(|i| i.node == node)?;
-        found.birth_ns = birth_ns;
+        let locked = self.records.lock(key);
+        locked.node().filter(|known| *known == node)?;
+        let birth = self.records.birth(node)?;
+        self.records.set_birth(node, Birth { ns: birth_ns, ..birth });
         self.records.add_lookup(node).then_some(node)
     }
 
     /// Whether there is a node of a file with `key`.
     pub fn knows(&self, key: &FileKey) -> bool {
-        self.shard(key).lock().contains_key(key)
+        self.records.lock(key).node().is_some()
     }
 
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
     /// `on_new` is called before any other thread can find a new node.
     pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
-        let key = FileKey::of_record(identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(identity));
         // A node without a handle keeps its file open, so that its number cannot be reused.
         let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
-        if let Some(found) = shard.get_mut(&key).filter(|i| i.birth_ns == identity.birth_ns)
-            && self.records.identity(found.node).is_some_and(|known| is_same(&known, identity))
-            && self.records.add_lookup(found.node)
+        let birth = Birth { ns: identity.birth_ns, settled };
+        if let Some(node) = locked.node()
+            && self.records.identity(node).is_some_and(|known| known.birth_ns == birth.ns && is_same(&known, identity))
+            && self.records.add_lookup(node)
         {
-            found.settled |= settled;
-            return Ok(Inserted::Known(found.node));
+            if settled {
+                self.records.set_birth(node, birth);
+            }
+            return Ok(Inserted::Known(node));
         }
         let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        self.records.set_birth(node, birth);
         on_new(node);
-        shard.insert(key, Indexed { node, birth_ns: identity.birth_ns, settled });
+        locked.insert(node);
         Ok(Inserted::New(node))
     }
 
     /// Counts one more lookup of `node` itself. ESTALE where there is no such node.
     pub fn look_up_node(&self, node: NodeId) -> Result<(), Errno> {
         let key = FileKey::of_record(&self.identity(node)?);
-        let _shard = self.shard(&key).lock();
+        let _locked = self.records.lock(&key);
         if self.records.add_lookup(node) { Ok(()) } else { Err(Errno::ESTALE) }
     }
 
@@ -178,43 +155,36 @@ impl InodeTable {
     /// same id. The root is never freed.
     pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {
         let Some(identity) = self.records.identity(node).filter(|_| node != NodeId::ROOT) else { return Forgotten::default() };
-        let key = FileKey::of_record(&identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(&identity));
         if self.records.forget(node, count) != Some(0) {
             return Forgotten::default();
         }
         if !retain(&identity) {
-            self.free(&mut shard, &key, node);
-            return Forgotten { is_last: true, freed: Some((node, identity)) };
+            locked.free(node);
+            return Forgotten { is_last: true, freed: Some((node, identity)), sparse: None };
         }
-        let has_place = !self.records.retain(node);
+        let Some(retention) = self.records.retain(node) else { return Forgotten::default() };
         // Two locks are never held at once.
-        drop(shard);
-        let previous = if has_place { None } else { self.retained.lock().keep(node, self.retained_max) };
-        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)) }
+        drop(locked);
+        let previous = if retention.is_new { self.retained.lock().keep(node, self.retained_max) } else { None };
+        Forgotten { is_last: true, freed: previous.and_then(|node| self.end_retention(node)), sparse: retention.sparse }
+    }
+
+    /// Frees the retained nodes of `slots`, except those that were looked up again. Returns each that it freed, so that the caller
+    /// can release what belongs to it.
+    pub fn free_retained(&self, slots: Range<u32>) -> impl Iterator<Item = (NodeId, InodeIdentity)> + '_ {
+        self.records.nodes_in(slots).filter(|node| !self.is_looked_up(*node)).filter_map(|node| self.end_retention(node))
     }
 
     /// Frees a node that is no longer retained, unless it was looked up again.
     fn end_retention(&self, node: NodeId) -> Option<(NodeId, InodeIdentity)> {
         let identity = self.records.identity(node)?;
-        let key = FileKey::of_record(&identity);
-        let mut shard = self.shard(&key).lock();
+        let mut locked = self.records.lock(&FileKey::of_record(&identity));
         if self.records.end_retention(node)? > 0 {
             return None;
         }
-        self.free(&mut shard, &key, node);
+        locked.free(node);
         Some((node, identity))
-    }
-
-    fn free(&self, shard: &mut FxHashMap<FileKey, Indexed>, key: &FileKey, node: NodeId) {
-        if shard.get(key).is_some_and(|i| i.node == node) {
-            shard.remove(key);
-            // Gives memory back after the guest has forgotten most of its inodes.
-            if shard.len() < shard.capacity() / SHRINK_BELOW && shard.capacity() > SHARD_KEPT {
-                shard.shrink_to(shard.len() * 2);
-            }
-        }
-        self.records.free(node);
     }
 
     /// Which file `node` is; ESTALE where there is no such node.
@@ -245,14 +215,19 @@ impl InodeTable {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::state::Arena;
     use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
 
     fn table() -> InodeTable {
         let inodes_max = 1 << 16;
-        let arena = Arena::new(crate::state::inodes_len(inodes_max)).unwrap();
-        InodeTable::new(InodeRecords::new(&arena, 0, inodes_max))
+        InodeTable::new(InodeRecords::new(&arena(inodes_max), 0, inodes_max))
+    }
+
+    fn arena(inodes_max: u32) -> Arc<Arena> {
+        Arena::new(crate::state::inodes_len(inodes_max)).unwrap()
     }
 
     fn file(ino: u64, birth_ns: u64) -> InodeIdentity {
@@ -268,7 +243,7 @@ mod tests {
         assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
         assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
-        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))) });
+        assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))), sparse: None });
         assert_eq!(table.look_up(&key, 1), None);
         assert_eq!(table.identity(node), Err(Errno::ESTALE));
         assert_eq!(table.forget(NodeId::ROOT, 100, |_| true), Forgotten::default());
@@ -308,6 +283,7 @@ mod tests {
         assert!(table.forget(old, 1, |_| false).freed.is_some());
         assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), Some(new), "still indexed");
     }
+
     #[test]
     fn a_retained_node_keeps_its_id_until_its_place_is_taken() {
         let table = InodeTable { retained_max: 2, ..table() };
@@ -317,9 +293,9 @@ mod tests {
         };
         let [a, b, c] = [2, 3, 4].map(look_up);
         let forget = |node| table.forget(node, 1, |_| true);
-        let kept = Forgotten { is_last: true, freed: None };
-        assert_eq!((forget(a), forget(b)), (kept, kept));
-        assert_eq!(forget(b), kept, "one FORGET too many takes no second place");
+        let kept = || Forgotten { is_last: true, ..Forgotten::default() };
+        assert_eq!((forget(a), forget(b)), (kept(), kept()));
+        assert_eq!(forget(b), kept(), "one FORGET too many takes no second place");
         assert_eq!((look_up(2), look_up(2)), (a, a), "found again under its id");
         assert_eq!(forget(c).freed, None, "the place of one that lives again is taken, and it lives on");
         assert!(table.identity(a).is_ok());
@@ -346,5 +322,58 @@ mod tests {
             table.forget(node, u64::MAX, |_| true);
             assert!(table.nodes().len() <= 11, "round {round}: {}", table.nodes().len());
         }
+    }
+
+    #[test]
+    fn retained_nodes_that_lie_scattered_take_bounded_memory() {
+        const FILES: u64 = 300_000;
+        let inodes_max = 1 << 19;
+        let arena = arena(inodes_max);
+        let table = InodeTable::new(InodeRecords::new(&arena, 0, inodes_max));
+        let nodes: Vec<NodeId> = (1..FILES)
+            .map(|ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+                Inserted::New(node) | Inserted::Known(node) => node,
+            })
+            .collect();
+        let full = arena.resident_len().unwrap();
+        let is_kept = |node: &NodeId| node.0 % 64 == 5;
+        nodes.iter().filter(|node| !is_kept(node)).for_each(|node| _ = table.forget(*node, 1, |_| false));
+        assert!(arena.resident_len().unwrap() > full * 9 / 10, "one record in 64 is in every block");
+        let mut freed = 0;
+        for node in nodes.iter().filter(|node| is_kept(node)) {
+            let forgotten = table.forget(*node, 1, |_| true);
+            freed += forgotten.sparse.map_or(0, |slots| table.free_retained(slots).count());
+        }
+        let left = arena.resident_len().unwrap();
+        assert!(left < 34 << 20, "{left} bytes of {full} stay");
+        let retained = table.nodes().len() - 1;
+        assert!(freed > 0 && retained > 4000, "{retained} retained, {freed} freed");
+        assert_eq!(retained + freed, nodes.iter().filter(|node| is_kept(node)).count());
+    }
+
+    #[test]
+    fn threads_that_look_up_and_forget_at_once_lose_no_lookup() {
+        const FILES: u64 = 40;
+        let table = InodeTable { retained_max: 5, ..table() };
+        table.insert(&file(1, 1), |_| ()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let table = &table;
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let file = file(2 + (round * 7 + thread) % FILES, 1);
+                        let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file, |_| ()).unwrap();
+                        assert_eq!(table.identity(node), Ok(file), "counted by this thread, so it stays");
+                        table.forget(node, 1, |_| round % 3 > 0);
+                    }
+                });
+            }
+        });
+        assert!(table.nodes().len() <= 1 + 5, "{} nodes", table.nodes().len());
+        for ino in 2..2 + FILES {
+            let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file(ino, 1), |_| ()).unwrap();
+            assert!(table.forget(node, 1, |_| false).freed.is_some(), "the only lookup");
+        }
+        assert_eq!(table.nodes(), [NodeId::ROOT]);
     }
 }
