@@ -89,11 +89,23 @@ impl Polling {
     }
 }
 
-/// Leaders that look at their rings at the same time, at most as many as there are CPUs to spare for that.
+/// Leaders that look at their rings at the same time, at most as many as there are CPUs to spare for that. They are counted only
+/// where there are more threads than that: each look would write to a cache line of all queues otherwise.
 #[derive(Debug)]
 pub(super) struct Lookers {
     count: AtomicUsize,
+    threads: AtomicUsize,
     max: usize,
+}
+
+/// A thread that may look, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat<'l>(&'l Lookers);
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Lookers {
@@ -105,17 +117,31 @@ impl Default for Lookers {
 
 impl Lookers {
     fn of_cpus(cpus: usize) -> Lookers {
-        Lookers { count: AtomicUsize::new(0), max: cpus.saturating_sub(1).max(1) }
+        Lookers { count: AtomicUsize::new(0), threads: AtomicUsize::new(0), max: cpus.saturating_sub(1).max(1) }
+    }
+
+    /// To be called by each thread that will look.
+    pub fn enter(&self) -> Seat<'_> {
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        Seat(self)
+    }
+
+    /// Whether all threads may look at the same time.
+    fn has_room_for_all(&self) -> bool {
+        self.threads.load(Ordering::Relaxed) <= self.max
     }
 
     /// Whether there may be one more.
     pub fn has_room(&self) -> bool {
-        self.count.load(Ordering::Relaxed) < self.max
+        self.has_room_for_all() || self.count.load(Ordering::Relaxed) < self.max
     }
 
     /// Looks, if there may be one more: calls `is_ready` until it is true, for `window` at most. `None` where there may not be. The time
     /// at the end is the second result.
     pub fn look(&self, window: Window, is_ready: impl FnMut() -> bool) -> Option<(Look, Instant)> {
+        if self.has_room_for_all() {
+            return Some(spin(window, is_ready, Instant::now));
+        }
         if self.count.fetch_add(1, Ordering::Relaxed) >= self.max {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -207,8 +233,14 @@ mod tests {
                 });
                 looked.map_or(0, |_| deeper + 1)
             }
+            let seats: Vec<_> = (0..=max).map(|_| lookers.enter()).collect();
             assert_eq!(nest(&lookers), max, "{cpus} CPUs");
             assert_eq!(nest(&lookers), max, "they are given back");
+            drop(seats);
+            let _seat = lookers.enter();
+            assert!(
+                lookers.look(Window { time: Duration::ZERO, gives_way: false }, || lookers.count.load(Ordering::Relaxed) == 0).is_some()
+            );
         }
     }
 

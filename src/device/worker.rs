@@ -114,6 +114,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         queue.state.lock().leadership.end_thread();
         return;
     }
+    let _seat = (bound.index != QueueIndex::HIPRIO).then(|| bound.service.lookers.enter());
     let (slot, claim) = queue.state.lock().in_flight.enter();
     let vacant = new_storage(queue, bound, slot, claim, (share, generation));
     let mut worker = Worker {
