@@ -21,6 +21,7 @@ mod features;
 mod in_flight;
 mod in_flight_table;
 mod leadership;
+mod pace;
 mod polling;
 mod queue;
 mod queue_engine;

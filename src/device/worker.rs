@@ -21,6 +21,7 @@ use super::served::Served;
 use super::transfer;
 use crate::host::Share;
 use crate::io::{Engine, Finished};
+use crate::sys::process;
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -28,8 +29,6 @@ use crate::warn_limited;
 const HIPRIO_THREADS_MAX: u16 = 2;
 /// A follower without work leaves after this.
 const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
-/// A request is slow when it takes longer than waking a follower does: 25 to 100 us on a busy host.
-const SLOW_REQUEST: Duration = Duration::from_micros(100);
 /// Answers that one call covers at most.
 const BATCH_LEN_MAX: u16 = 32;
 /// Time between calls at most, while quick requests follow each other.
@@ -106,7 +105,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         spares: vec![vacant],
         finished: Vec::new(),
         scratch: Vec::new(),
-        last_took: Duration::ZERO,
+        is_watched: false,
         now: Instant::now(),
         had_company: false,
     };
@@ -139,8 +138,8 @@ struct Worker<'q> {
     finished: Vec<Finished<InFlight>>,
     /// Room for replies that are put together here: directory entries, attribute values.
     scratch: Vec<u8>,
-    /// How long the last request took.
-    last_took: Duration,
+    /// Whether this thread looks for itself sleeping in the present request.
+    is_watched: bool,
     /// When the last request was done, or the leader woke up.
     now: Instant,
     /// Others arrived while the last request was served.
@@ -286,12 +285,19 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         guard.next(&self.bound.service)
     }
 
-    fn is_slow(&self, chain: &Work) -> bool {
-        let waits = matches!(chain, Work::New { waiting, .. } if *waiting > 0) && self.last_took > SLOW_REQUEST;
-        if waits {
-            self.bound.service.metrics.followers_woken.increment();
+    fn gives_up(&mut self, guard: &mut Guard<'g>, chain: &Work) -> bool {
+        let waiting = matches!(chain, Work::New { waiting, .. } if *waiting > 0);
+        let (service, serving) = (&self.bound.service, guard.leadership.serving());
+        self.is_watched = guard.pace.is_slow() && (waiting || serving > 1);
+        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < service.cpus);
+        if gives_up {
+            service.metrics.followers_woken.increment();
         }
-        waits
+        gives_up
+    }
+
+    fn goes_on(&self, guard: &mut Guard<'g>) -> bool {
+        guard.pace.is_slow() && !guard.pace.waits() && guard.has_waiting()
     }
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
@@ -317,7 +323,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         if !leads {
             signal_call(guard, service);
         }
-        let served = MutexGuard::unlocked(guard, || {
+        let is_watched = self.is_watched;
+        let (served, has_waited) = MutexGuard::unlocked(guard, || {
+            let sleeps = is_watched.then(process::sleeps);
             let served = match request {
                 Ok((spare, Popped { head, memory }, is_alone)) => {
                     serve(service, self.engine, spare.begin(head, memory, FIRST_LEN, is_alone), &mut self.scratch)
@@ -325,15 +333,17 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
                 Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
             // The chain's memory is released with the lock open: it may be the last that keeps old guest memory mapped.
-            match served {
+            let outcome = match served {
                 Served::Answered(answered) => Outcome::Answered(answered.finish()),
                 Served::Submitted(vacant) => Outcome::Submitted(vacant),
                 Served::Throttled(request) => Outcome::Throttled(request),
-            }
+            };
+            (outcome, sleeps.map(|before| process::sleeps() != before))
         });
         let done = Instant::now();
         // What an engine took over was quick, although it may have entered the kernel for a batch.
-        self.last_took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
+        let took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
+        guard.pace.note(took, has_waited);
         self.now = done;
         // Before the answer, after which the guest may send the next one. Only an engine that takes transfers over asks.
         self.had_company = self.engine.completion_event().is_some() && guard.has_waiting();
@@ -361,8 +371,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
         let is_due = guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
-        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due {
+        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due || guard.pace.waits() {
             signal_call(guard, service);
+            self.now = Instant::now();
         }
         self.queue.note_answered(guard);
     }
@@ -371,6 +382,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
         if has_any {
             signal_call(guard, &self.bound.service);
+            self.now = Instant::now();
         }
         has_any || has_started
     }
