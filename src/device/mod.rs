@@ -7,6 +7,7 @@
 //! | `queue.rs`, `stop.rs` | a queue's state; how it stops |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
+//! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
 //! | `polling.rs` | whether and how long a leader looks at its ring before it sleeps |
 //! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
 //! | `answer.rs`, `reply.rs` | a result becomes the answer; its bytes in guest memory |
