@@ -2,8 +2,8 @@
 //! requests or how threads sleep, but the trait [`Station`]. The same code runs under a model checker (`leadership/model.rs`).
 //!
 //! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and requests take
-//! longer than a wake-up does, it hands the lead to a follower first. A leader that is blocked in a slow request
-//! loses the lead (`watchdog.rs`).
+//! longer than a wake-up does, it hands the lead to a follower first, or a thread that is back from its own request takes it. A leader
+//! that is blocked in a slow request loses the lead (`watchdog.rs`).
 //!
 //! The invariant, which holds whenever the queue's lock is free: at most one thread holds the lead of the present term; if the
 //! lead is free and the queue has work or is to end, a follower was notified, a thread is starting, or a thread that holds the
