@@ -18,19 +18,12 @@ const SMOOTHING: u32 = 8;
 const ALL: u32 = 1024;
 
 /// The pace of a queue's requests. Kept under the queue's lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pace {
     /// The time of a request, on average.
     time: Duration,
     /// Of the slow ones that were observed, the share that waited, on average.
     waited: u32,
-}
-
-impl Default for Pace {
-    /// Slow requests are taken for ones that wait until some were observed.
-    fn default() -> Pace {
-        Pace { time: Duration::ZERO, waited: ALL }
-    }
 }
 
 impl Pace {
@@ -89,7 +82,7 @@ mod tests {
     #[test]
     fn what_is_observed_tells_waiting_from_copying() {
         let unknown = after(10, SLOW, None, Pace::default());
-        assert!(unknown.waits(), "nothing was observed");
+        assert!(unknown.is_slow() && !unknown.waits(), "nothing was observed");
         let copies = after(10, SLOW, Some(false), unknown);
         assert!(copies.is_slow() && !copies.waits());
         let copies = after(100, QUICK, Some(true), copies);
