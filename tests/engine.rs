@@ -355,3 +355,91 @@ fn a_request_that_is_lost_is_answered_with_eio() {
     let is_open_for_reading = targets().filter(|target| *target == path).count();
     assert!(is_open_for_reading <= 1, "{is_open_for_reading} descriptors; one may be the node's own");
 }
+
+/// An engine whose transfers wait: a lone one until the gate is open, a pair until both have arrived.
+#[derive(Debug)]
+struct PairEngine {
+    gate: Arc<Gate>,
+    arrived: Mutex<usize>,
+    changed: Condvar,
+    metrics: Arc<Metrics>,
+}
+
+impl Engine<InFlight> for PairEngine {
+    fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
+        if transfer.offset == 0 {
+            self.gate.pass();
+        } else {
+            let mut arrived = self.arrived.lock();
+            *arrived += 1;
+            let wanted = arrived.next_multiple_of(2);
+            self.changed.notify_all();
+            while *arrived < wanted {
+                self.changed.wait(&mut arrived);
+            }
+        }
+        // Longer than a request may take that is not slow.
+        std::thread::sleep(Duration::from_millis(1));
+        let owner = &transfer.owner;
+        let result = run(owner.file(), owner.pages(), transfer.offset, transfer.action, &self.metrics);
+        Submission::Finished(Finished { transfer, result })
+    }
+
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}
+
+    fn completion_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn end(&self) {}
+}
+
+#[test]
+fn slow_requests_that_wait_overlap_without_the_watchdog() {
+    let gate = Arc::new(Gate::default());
+    let for_engines = Arc::clone(&gate);
+    // The watchdog never relieves a leader: the first of a pair would wait for the second for ever.
+    let options = Options { relieve_after: Duration::from_secs(3600), ..Options::default() };
+    let mut device = Device::start(in_process::share_options(), move |service: Service| {
+        let (gate, metrics) = (Arc::clone(&for_engines), Arc::clone(&service.metrics));
+        service.with(options).with_engine(move || {
+            let (gate, metrics) = (Arc::clone(&gate), Arc::clone(&metrics));
+            Box::new(PairEngine { gate, arrived: Mutex::new(0), changed: Condvar::new(), metrics })
+        })
+    });
+    std::fs::write(device.path("file"), [7; 2 * PAGE]).unwrap();
+    let c = device.client();
+    let node = c.lookup(ROOT, "file").unwrap().nodeid;
+    let fh = c.open(node, libc::O_RDONLY).unwrap().fh;
+    let begin = |c: &mut Client, page: usize| {
+        let read = ReadIn { fh, offset: (page * PAGE) as u64, size: PAGE as u32, ..ReadIn::default() };
+        c.begin(&Call { room: PAGE as u32, ..Call::new(opcode::READ, node, &[read.as_bytes()]) })
+    };
+    // Requests were slow.
+    for _ in 0..8 {
+        assert_eq!(c.read(node, fh, 0, PAGE as u32).unwrap(), [7; PAGE]);
+    }
+    for _ in 0..10 {
+        // All three are in the ring when the leader takes the next one.
+        gate.set_shut(true);
+        let pending = [begin(c, 0), begin(c, 1), begin(c, 1)];
+        gate.set_shut(false);
+        for pending in pending {
+            assert_eq!(c.finish(pending).unwrap().payload, [7; PAGE]);
+        }
+    }
+}

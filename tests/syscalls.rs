@@ -16,7 +16,8 @@ const SERVING_MAX: usize = 16;
 
 /// What the transport costs, whatever the request: sleeping until a kick, the call to the guest, locks, and the
 /// thread that looks after the others. Each of these calls belongs to no operation on files.
-const TRANSPORT: &[&str] = &["epoll_wait", "epoll_pwait", "epoll_ctl", "write", "futex", "sched_yield", "restart_syscall", "clock_gettime"];
+const TRANSPORT: &[&str] =
+    &["epoll_wait", "epoll_pwait", "epoll_ctl", "write", "futex", "sched_yield", "restart_syscall", "clock_gettime", "getrusage"];
 /// What starting or ending one more thread costs: a traced request is slow, and a slow one gets help.
 const THREADS: &[&str] = &[
     "clone",

@@ -80,7 +80,8 @@ fn what_is_written_is_read_also_by_more_requests_than_a_ring_has_room_for() {
     assert_eq!(c.read(file.0, file.1, u64::MAX - 1, 100).unwrap_err().errno(), Some(libc::EINVAL));
     // The offset beyond what the kernel has is no request for a ring.
     let submitted = (PAGES + 2 + 5 * PAGES + 2) as u64;
-    assert_eq!(metrics.submitted.get(), submitted);
+    // A thread that finds another one inside the ring makes the call itself.
+    assert!((1..=submitted).contains(&metrics.submitted.get()));
     assert!((1..=submitted).contains(&metrics.ring_enters.get()));
     assert_eq!(metrics.host_reads.get() + metrics.host_writes.get() + 2, submitted + 1, "one call each, the FSYNCs apart");
 }

@@ -92,7 +92,7 @@ fn the_socket_has_two_placeholders_and_without_a_target_the_built_daemon_is_meas
         let (status, said) = Run::start(&[&["--daemon", &daemon][..], &SHORT].concat()).end();
         assert!(status.success(), "{place}: {said}");
     }
-    let mut run = Run::start(&SHORT);
+    let mut run = Run::start(&[&["--cold"][..], &SHORT].concat());
     let (status, said) = run.end();
     assert!(status.success() && said.contains(&format!("measuring {}", env!("CARGO_BIN_EXE_gatherfsd"))), "{said}");
     assert!(!run.directory().exists(), "it left its directory");

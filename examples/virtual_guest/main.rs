@@ -65,7 +65,7 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
         daemon.prepare(cli.setup.file_size.max(1) * MIB, entries, cli.setup.direct)?;
     }
     targets::add_local(&cli.setup, share, &mut targets)?;
-    let table = targets::measure_all(&cli.setup, &rows, &mut targets)?;
+    let table = targets::measure_all(&cli.setup, share, &rows, &mut targets)?;
     report::print_table(&rows, &targets, &table);
     if let Workload::Origin { .. } = cli.mode {
         report::print_origin(&targets, &table);

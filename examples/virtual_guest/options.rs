@@ -68,6 +68,9 @@ pub struct Setup {
     /// Open the file with O_DIRECT (virtiofsd needs --allow-direct-io)
     #[arg(long, global = true)]
     pub direct: bool,
+    /// Drop the file's pages from the host's page cache before each measurement
+    #[arg(long, global = true)]
+    pub cold: bool,
 }
 
 #[derive(Subcommand)]

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use gatherfs_harness::load::daemon::{LAYOUT, start};
 use gatherfs_harness::load::figures::median_run;
-use gatherfs_harness::load::{Daemon, Load, Local, Measure, Target, cpu};
+use gatherfs_harness::load::{Daemon, Load, Local, Measure, Target, cpu, tree};
 use gatherfs_harness::{Failure, MIB};
 use gatherfs_support::daemon::built_program;
 use gatherfs_support::guest::frontend::GuestOptions;
@@ -79,12 +79,15 @@ pub fn add_local(setup: &Setup, share: &Path, targets: &mut Vec<Target>) -> Resu
 }
 
 /// Runs every row on every target, round by round, and returns the medians by row and target.
-pub fn measure_all(setup: &Setup, rows: &[(String, Load)], targets: &mut [Target]) -> Result<Vec<Vec<Measure>>, Failure> {
+pub fn measure_all(setup: &Setup, share: &Path, rows: &[(String, Load)], targets: &mut [Target]) -> Result<Vec<Vec<Measure>>, Failure> {
     let mut table = Vec::new();
     for (_, load) in rows {
         let mut runs = vec![Vec::new(); targets.len()];
         for _ in 0..setup.rounds.max(1) {
             for (target, runs) in targets.iter_mut().zip(&mut runs) {
+                if setup.cold {
+                    tree::drop_cache(share)?;
+                }
                 runs.push(target.measure(*load, setup.seconds)?);
             }
         }

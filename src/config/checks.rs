@@ -292,6 +292,7 @@ fn device_options(a: &Arguments) -> DeviceOptions {
         threads_per_queue,
         stop_timeout: a.stop_timeout.unwrap_or(default.stop_timeout),
         poll: a.poll_us,
+        ..default
     }
 }
 

@@ -2,8 +2,8 @@
 //! requests or how threads sleep, but the trait [`Station`]. The same code runs under a model checker (`leadership/model.rs`).
 //!
 //! The leader watches the ring. A lone request it serves itself, without a hand-over. Where more wait and requests take
-//! longer than a wake-up does, it hands the lead to a follower first. A leader that is blocked in a slow request
-//! loses the lead (`watchdog.rs`).
+//! longer than a wake-up does, it hands the lead to a follower first, or a thread that is back from its own request takes it. A leader
+//! that is blocked in a slow request loses the lead (`watchdog.rs`).
 //!
 //! The invariant, which holds whenever the queue's lock is free: at most one thread holds the lead of the present term; if the
 //! lead is free and the queue has work or is to end, a follower was notified, a thread is starting, or a thread that holds the
@@ -25,6 +25,8 @@ pub(super) struct Leadership {
     turns: u64,
     /// Threads that are serving a request.
     serving: u16,
+    /// The leader is serving a request.
+    is_leader_serving: bool,
     /// The leader sleeps until a kick, or polls.
     is_asleep: bool,
     /// Followers that wait for the lead.
@@ -97,10 +99,20 @@ impl Leadership {
         if self.is_led || self.is_ending {
             return None;
         }
+        Some(self.begin_term())
+    }
+
+    /// Takes the lead from a leader that is serving a request.
+    fn take_over(&mut self) -> Option<Term> {
+        (self.is_led && self.is_leader_serving && !self.is_ending).then(|| self.begin_term())
+    }
+
+    fn begin_term(&mut self) -> Term {
         self.is_led = true;
+        self.is_leader_serving = false;
         self.is_asleep = false;
         self.term = self.term.wrapping_add(1);
-        Some(Term(self.term))
+        Term(self.term)
     }
 
     /// Whether the leader of `term` still leads.
@@ -108,15 +120,24 @@ impl Leadership {
         self.is_led && self.term == term.0
     }
 
+    /// Threads that are serving a request.
+    pub fn serving(&self) -> u16 {
+        self.serving
+    }
+
     /// A leader begins to serve a request.
     pub fn begin_turn(&mut self) {
         self.turns = self.turns.wrapping_add(1);
         self.serving += 1;
+        self.is_leader_serving = true;
     }
 
     /// The request is served, or has another holder.
-    pub fn end_turn(&mut self) {
+    pub fn end_turn(&mut self, term: Term) {
         self.serving = self.serving.saturating_sub(1);
+        if self.leads(term) {
+            self.is_leader_serving = false;
+        }
     }
 
     /// Gives up the lead; which thread the caller must wake or start.
@@ -171,7 +192,10 @@ pub(super) trait Station<G> {
     fn next(&mut self, guard: &mut G) -> Next<Self::Chain>;
 
     /// Whether the lead is better given up before `chain` is served.
-    fn is_slow(&self, chain: &Self::Chain) -> bool;
+    fn gives_up(&mut self, guard: &mut G, chain: &Self::Chain) -> bool;
+
+    /// Whether this thread, which is back from a request, is to take the next one rather than wait for the lead.
+    fn goes_on(&self, guard: &mut G) -> bool;
 
     /// Serves a request, with the lock open, and puts its answer into the used ring.
     fn serve(&mut self, guard: &mut G, chain: Self::Chain, term: Term);
@@ -240,6 +264,12 @@ fn take_lead<G, S: Station<G>>(station: &S, guard: &mut G) -> Option<Term> {
         if let Some(term) = roles.take() {
             return Some(term);
         }
+        if station.goes_on(guard)
+            && let Some(term) = station.leadership(guard).take_over()
+        {
+            return Some(term);
+        }
+        let roles = station.leadership(guard);
         roles.idle += 1;
         let timed_out = station.wait_as_follower(guard);
         let roles = station.leadership(guard);
@@ -252,11 +282,11 @@ fn take_lead<G, S: Station<G>>(station: &S, guard: &mut G) -> Option<Term> {
 
 fn turn<G, S: Station<G>>(station: &mut S, guard: &mut G, chain: S::Chain, term: Term) {
     station.leadership(guard).begin_turn();
-    if station.is_slow(&chain) {
+    if station.gives_up(guard, &chain) {
         hand_over(station, guard);
     }
     station.serve(guard, chain, term);
-    station.leadership(guard).end_turn();
+    station.leadership(guard).end_turn(term);
 }
 
 /// Signals the call for what is answered, and sleeps until there is more to do.

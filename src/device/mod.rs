@@ -7,6 +7,8 @@
 //! | `queue.rs`, `stop.rs` | a queue's state; how it stops |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
+//! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
+//! | `spares.rs` | storage that threads keep for requests to come |
 //! | `queue_cpus.rs` | the CPUs on which the threads of each queue run |
 //! | `polling.rs` | whether and how long a leader looks at its ring before it sleeps |
 //! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
@@ -23,6 +25,7 @@ mod features;
 mod in_flight;
 mod in_flight_table;
 mod leadership;
+mod pace;
 mod polling;
 mod queue;
 mod queue_cpus;
@@ -33,6 +36,7 @@ mod served;
 mod server;
 mod service;
 mod session;
+mod spares;
 mod stop;
 mod transfer;
 mod vring;

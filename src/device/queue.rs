@@ -17,6 +17,7 @@ use super::claim::Claim;
 use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
 use super::in_flight_table::{InFlightTable, Popped};
 use super::leadership::{Leadership, Next};
+use super::pace::Pace;
 use super::polling::Polling;
 use super::queue_engine::QueueEngine;
 use super::reply;
@@ -77,6 +78,7 @@ pub(super) struct State {
     is_stale: bool,
     pub leadership: Leadership,
     pub polling: Polling,
+    pub pace: Pace,
     pub in_flight: InFlightTable,
     /// When the call eventfd was last signalled, or the guest found not to want it.
     pub last_call_at: Option<Instant>,

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::features;
 use super::in_flight::InFlight;
+use super::pace;
 use super::polling::{Lookers, PollTime};
 use super::queue_cpus::QueueCpus;
 use super::queue_engine::QueueEngine;
@@ -31,13 +32,21 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// How long a leader looks at its ring before it sleeps.
     pub poll: PollTime,
+    /// Time between checks for leaders that sit on one request, which then lose the lead. Others wait at most twice this behind it.
+    pub relieve_after: Duration,
 }
 
 impl Default for Options {
     /// What the queue carries; 16 threads, each of which may wait for a disk: more than that would only queue there. A
     /// minute before a stop gives up: longer than a disk's own timeout (30 s in Linux's SCSI layer) or a large fsync takes.
     fn default() -> Options {
-        Options { max_pages: u16::MAX, threads_per_queue: 16, stop_timeout: Duration::from_secs(60), poll: PollTime::Auto }
+        Options {
+            max_pages: u16::MAX,
+            threads_per_queue: 16,
+            stop_timeout: Duration::from_secs(60),
+            poll: PollTime::Auto,
+            relieve_after: Duration::from_millis(2),
+        }
     }
 }
 
@@ -68,6 +77,8 @@ pub struct Service {
     pub(super) cpus: QueueCpus,
     /// Bounds how many leaders poll at a time.
     pub(super) lookers: Lookers,
+    /// The CPUs that this process may use.
+    pub(super) cpu_count: u16,
     /// Limits what guest and frontend can have logged.
     pub limiter: Limiter,
     /// Whether the frontend wants dirty pages logged; the guest maps look at it.
@@ -102,6 +113,7 @@ impl Service {
             options: Options::default(),
             cpus: QueueCpus::default(),
             lookers: Lookers::default(),
+            cpu_count: pace::cpu_count(),
             limiter: Limiter::new(),
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),

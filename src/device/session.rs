@@ -214,8 +214,8 @@ impl Session {
         daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
         service.metrics.connections.increment();
         let watchdog = {
-            let activity = Arc::clone(&activity);
-            std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog::run(&activity, &queues))?
+            let (activity, every) = (Arc::clone(&activity), service.options.relieve_after);
+            std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog::run(&activity, &queues, every))?
         };
         Ok(Session { daemon, device, activity, watchdog: Some(watchdog) })
     }

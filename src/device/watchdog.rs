@@ -12,13 +12,11 @@ use super::leadership::Look;
 use super::queue::Queue;
 use super::worker::relieve;
 
-/// Time between checks. A request waits at most twice this behind a slow one.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Checks without any leader awake after which the thread sleeps.
 const QUIET_LOOKS_MAX: u32 = 25;
 
-/// Watches the leaders of `queues` until `activity` ends.
-pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>]) {
+/// Watches the leaders of `queues` until `activity` ends, once in `every`.
+pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>], every: Duration) {
     activity.register();
     let mut turns_seen = vec![0; queues.len()];
     let mut quiet = 0;
@@ -32,7 +30,7 @@ pub(super) fn run(activity: &Activity, queues: &[Arc<Queue>]) {
             quiet = 0;
             continue;
         }
-        std::thread::park_timeout(LOOK_EVERY);
+        std::thread::park_timeout(every);
         quiet = if look(queues, &mut turns_seen) { 0 } else { quiet + 1 };
     }
 }

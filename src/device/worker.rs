@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
-use super::claim::Claim;
 use super::collecting::{COLLECT_TIME, Collecting, enough};
-use super::in_flight::{InFlight, Origin, SlotIndex, UsedEntry, Vacant};
+use super::in_flight::{InFlight, SlotIndex, UsedEntry, Vacant};
 use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
 use super::polling::Look;
@@ -20,9 +19,10 @@ use super::queue_cpus::OfQueue;
 use super::queue_engine::QueueEngine;
 use super::serve::{FIRST_LEN, serve, serve_again};
 use super::served::Served;
+use super::spares::Spares;
 use super::transfer;
-use crate::host::Share;
 use crate::io::{Engine, Finished};
+use crate::sys::process;
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -30,16 +30,10 @@ use crate::warn_limited;
 const HIPRIO_THREADS_MAX: u16 = 2;
 /// A follower without work leaves after this.
 const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
-/// A request is slow when it takes longer than waking a follower does: 25 to 100 us on a busy host.
-const SLOW_REQUEST: Duration = Duration::from_micros(100);
 /// Answers that one call covers at most.
 const BATCH_LEN_MAX: u16 = 32;
 /// Time between calls at most, while quick requests follow each other.
 const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
-/// Storage that a thread keeps for requests to come, where an engine finishes some later.
-const SPARES_MAX: usize = 64;
-/// Bytes of lists in each of it but the first: those of a request of 1020 pages take 32 KiB.
-const SPARE_LEN_MAX: usize = 64 << 10;
 /// Threads that may be stuck in the host, with requests that were withdrawn. With more no thread is started: a host that does not
 /// answer would otherwise take threads and memory at each reset of the VM.
 const STUCK_MAX: u64 = 512;
@@ -116,17 +110,18 @@ fn serve_queue(queue: &Arc<Queue>) {
     }
     let _seat = (bound.index != QueueIndex::HIPRIO).then(|| bound.service.lookers.enter());
     let (slot, claim) = queue.state.lock().in_flight.enter();
-    let vacant = new_storage(queue, bound, slot, claim, (share, generation));
+    let spares = Spares::new(queue, bound, (slot, claim), (share, generation));
     let mut worker = Worker {
         queue,
         bound,
         engine,
         thread: std::thread::current().id(),
-        spares: vec![vacant],
+        spares,
         finished: Vec::new(),
         scratch: Vec::new(),
-        last_took: Duration::ZERO,
+        is_watched: false,
         now: Instant::now(),
+        is_now_old: false,
         had_company: false,
         collecting: Collecting::default(),
         is_collecting: false,
@@ -135,10 +130,6 @@ fn serve_queue(queue: &Arc<Queue>) {
     let mut state = queue.state.lock();
     leadership::run(&mut worker, &mut state);
     state.leadership.end_thread();
-}
-
-fn new_storage(queue: &Arc<Queue>, bound: &Bound, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<Share>, u64)) -> Vacant {
-    Vacant::new(Arc::clone(queue) as Arc<dyn Origin>, bound.index, slot, claim, share)
 }
 
 /// [`Served`], with an answered request taken apart.
@@ -155,15 +146,17 @@ struct Worker<'q> {
     engine: &'q QueueEngine,
     thread: ThreadId,
     /// Storage for the requests to come.
-    spares: Vec<Vacant>,
+    spares: Spares<'q>,
     /// Room for what the engine has finished.
     finished: Vec<Finished<InFlight>>,
     /// Room for replies that are put together here: directory entries, attribute values.
     scratch: Vec<u8>,
-    /// How long the last request took.
-    last_took: Duration,
+    /// Whether this thread looks for itself sleeping in the present request.
+    is_watched: bool,
     /// When the last request was done, or the leader woke up.
     now: Instant,
+    /// A call was signalled since.
+    is_now_old: bool,
     /// Others arrived while the last request was served.
     had_company: bool,
     collecting: Collecting,
@@ -174,31 +167,6 @@ struct Worker<'q> {
 type Guard<'g> = MutexGuard<'g, State>;
 
 impl Worker<'_> {
-    /// Storage for a request that begins.
-    fn take_spare(&mut self, state: &mut State) -> Vacant {
-        let service = &self.bound.service;
-        let Some(mut spare) = self.spares.pop() else {
-            let (slot, claim) = state.in_flight.enter();
-            return new_storage(self.queue, self.bound, slot, claim, service.present_share());
-        };
-        // After the pop: the request may be the first of a new session.
-        if spare.share_generation() != service.export.generation() {
-            drop(spare.set_share(service.present_share()));
-        }
-        spare
-    }
-
-    /// Keeps storage for the next request.
-    fn keep_spare(&mut self, state: &mut Guard<'_>, vacant: Vacant) {
-        let fits = self.spares.len() < SPARES_MAX && vacant.storage_bytes() <= SPARE_LEN_MAX;
-        if self.spares.is_empty() || fits {
-            self.spares.push(vacant);
-        } else {
-            // Storage takes the lock when it is dropped.
-            MutexGuard::unlocked(state, || drop(vacant));
-        }
-    }
-
     /// Puts an answer into the used ring, unless the request was withdrawn and is answered already, and keeps its storage.
     fn finish(&mut self, state: &mut Guard<'_>, (used, vacant): (UsedEntry, Vacant)) {
         if state.in_flight.end(used.slot) {
@@ -206,7 +174,7 @@ impl Worker<'_> {
         } else {
             self.note_late();
         }
-        self.keep_spare(state, vacant);
+        self.spares.keep(state, vacant);
     }
 
     /// The host has finished a request that was withdrawn.
@@ -224,6 +192,12 @@ impl Worker<'_> {
             state.leadership.readmit_thread();
         }
         was_stuck
+    }
+
+    /// Signals the call for what was answered, if the guest wants one.
+    fn signal(&mut self, guard: &mut Guard<'_>) {
+        signal_call(guard, &self.bound.service, self.now);
+        self.is_now_old = true;
     }
 
     fn is_hiprio(&self) -> bool {
@@ -247,21 +221,6 @@ impl Worker<'_> {
             signal_call(guard, &self.bound.service, Instant::now());
         }
         true
-    }
-
-    /// Releases the share of a FUSE session that ended.
-    fn follow_share(&mut self, state: &mut Guard<'_>) {
-        let service = &self.bound.service;
-        let generation = service.export.generation();
-        if self.spares.iter().all(|spare| spare.share_generation() == generation) {
-            return;
-        }
-        let present = service.present_share();
-        let mut old = Vec::new();
-        for spare in &mut self.spares {
-            old.push(spare.set_share((Arc::clone(&present.0), present.1)));
-        }
-        MutexGuard::unlocked(state, || drop(old));
     }
 
     /// Starts the transfers that the engine has collected. True if there were any; the lock was open then.
@@ -333,12 +292,19 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         guard.next(&self.bound.service)
     }
 
-    fn is_slow(&self, chain: &Work) -> bool {
-        let waits = matches!(chain, Work::New { waiting, .. } if *waiting > 0) && self.last_took > SLOW_REQUEST;
-        if waits {
-            self.bound.service.metrics.followers_woken.increment();
+    fn gives_up(&mut self, guard: &mut Guard<'g>, chain: &Work) -> bool {
+        let waiting = matches!(chain, Work::New { waiting, .. } if *waiting > 0);
+        let (service, serving) = (&self.bound.service, guard.leadership.serving());
+        self.is_watched = guard.pace.is_slow() && (waiting || serving > 1);
+        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < service.cpu_count.max(2));
+        if gives_up {
+            service.metrics.followers_woken.increment();
         }
-        waits
+        gives_up
+    }
+
+    fn goes_on(&self, guard: &mut Guard<'g>) -> bool {
+        guard.pace.is_slow() && !guard.pace.waits() && guard.has_waiting()
     }
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
@@ -346,9 +312,12 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         // The lead was handed over: the next leader may sleep before these answers are signalled.
         let leads = guard.leadership.leads(term);
         let room_before = guard.engine_room();
+        if std::mem::take(&mut self.is_now_old) {
+            self.now = Instant::now();
+        }
         let (slot, request) = match chain {
             Work::New { popped, waiting } => {
-                let spare = self.take_spare(guard);
+                let spare = self.spares.take(guard);
                 guard.in_flight.begin(spare.slot(), popped.head, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
             }
@@ -364,7 +333,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         if !leads {
             signal_call(guard, service, self.now);
         }
-        let served = MutexGuard::unlocked(guard, || {
+        let is_watched = self.is_watched;
+        let (served, has_waited) = MutexGuard::unlocked(guard, || {
+            let sleeps = is_watched.then(process::sleeps);
             let served = match request {
                 Ok((spare, Popped { head, memory }, is_alone)) => {
                     serve(service, self.engine, spare.begin(head, memory, FIRST_LEN, is_alone), &mut self.scratch)
@@ -372,21 +343,23 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
                 Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
             // The chain's memory is released with the lock open: it may be the last that keeps old guest memory mapped.
-            match served {
+            let outcome = match served {
                 Served::Answered(answered) => Outcome::Answered(answered.finish()),
                 Served::Submitted(vacant) => Outcome::Submitted(vacant),
                 Served::Throttled(request) => Outcome::Throttled(request),
-            }
+            };
+            (outcome, sleeps.map(|before| process::sleeps() != before))
         });
         let done = Instant::now();
         // What an engine took over was quick, although it may have entered the kernel for a batch.
-        self.last_took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
+        let took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
+        guard.pace.note(took, has_waited);
         self.now = done;
         // Before the answer, after which the guest may send the next one. Only an engine that takes transfers over asks.
         self.had_company = self.engine.completion_event().is_some() && guard.has_waiting();
         match served {
             Outcome::Answered(answered) => self.finish(guard, answered),
-            Outcome::Submitted(Some(vacant)) => self.keep_spare(guard, vacant),
+            Outcome::Submitted(Some(vacant)) => self.spares.keep(guard, vacant),
             Outcome::Submitted(None) => {}
             Outcome::Throttled(request) => {
                 service.metrics.throttled.increment();
@@ -408,8 +381,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let leads = guard.leadership.leads(term);
         // The first answer of a burst wakes the guest, which then finds the others while it is awake.
         let is_due = !self.is_hiprio() && guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
-        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due {
-            signal_call(guard, service, self.now);
+        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due || guard.pace.waits() {
+            self.signal(guard);
         }
         self.queue.note_answered(guard);
     }
@@ -421,7 +394,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             return false;
         }
         if has_any {
-            signal_call(guard, &self.bound.service, self.now);
+            self.signal(guard);
         }
         has_any || has_started
     }
@@ -462,9 +435,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
             self.queue.followers.wait_for(guard, FOLLOWER_IDLE_MAX);
             return false;
         };
-        self.follow_share(guard);
+        self.spares.follow_share(guard);
         let woken = MutexGuard::unlocked(guard, || watch.wait());
-        self.follow_share(guard);
+        self.spares.follow_share(guard);
         if woken.kicked {
             self.bound.service.metrics.kicks.increment();
         }
@@ -477,6 +450,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn note_awake(&mut self) {
         self.now = Instant::now();
+        self.is_now_old = false;
         self.bound.activity.note();
     }
 }

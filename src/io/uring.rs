@@ -49,7 +49,8 @@ impl<O: TransferOwner> UringEngine<O> {
 
     /// Whether the transfer is better finished later.
     fn is_for_ring(&self, transfer: &Transfer<O>) -> bool {
-        if transfer.owner.pages().len() > SEGMENTS_MAX || i64::try_from(transfer.offset).is_err() {
+        // A thread that the kernel holds up inside the ring holds up every other one that enters it.
+        if self.ring.is_entered() || transfer.owner.pages().len() > SEGMENTS_MAX || i64::try_from(transfer.offset).is_err() {
             return false;
         }
         match self.which {

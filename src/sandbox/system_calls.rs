@@ -103,6 +103,7 @@ pub(super) const CALLS: &[(c_long, Caller)] = &[
     (libc::SYS_sched_getaffinity, C("pthread_getattr_np, when a thread starts; malloc, to count the CPUs")),
     (libc::SYS_sched_yield, Crate("parking_lot_core", "SpinWait")),
     (libc::SYS_gettid, Std("a thread starts")),
+    (libc::SYS_getrusage, Here("sys/process.rs", "libc::getrusage(")),
     (libc::SYS_getpid, Here("sys/fanotify.rs", "std::process::id()")),
     (libc::SYS_clock_gettime, C("clock_gettime, where the kernel's vDSO does not read the clock source")),
     (libc::SYS_clock_nanosleep, Std("thread::sleep")),

@@ -55,6 +55,15 @@ pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
+/// How often the calling thread has slept since it began: getrusage(2), voluntary context switches.
+pub fn sleeps() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one rusage.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    // SAFETY: all zero, or what the kernel wrote; both are numbers.
+    unsafe { usage.assume_init() }.ru_nvcsw
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

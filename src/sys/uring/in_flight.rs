@@ -87,6 +87,8 @@ pub struct Ring<T> {
     in_flight: AtomicUsize,
     /// Requests that were placed and that no thread has entered the ring for.
     placed: AtomicUsize,
+    /// Threads that have entered the ring with requests and have not come back.
+    inside: AtomicUsize,
 }
 
 // SAFETY: a value is accessed with the lock, by the thread that places it and by the one that reaps it.
@@ -106,7 +108,7 @@ impl<T> Ring<T> {
         let entries = uring.entries() as usize;
         let slots = (0..entries).map(|_| UnsafeCell::new(None)).collect();
         let free = Mutex::new((0..entries).rev().collect());
-        Ring { uring, slots, free, in_flight: AtomicUsize::new(0), placed: AtomicUsize::new(0) }
+        Ring { uring, slots, free, in_flight: AtomicUsize::new(0), placed: AtomicUsize::new(0), inside: AtomicUsize::new(0) }
     }
 
     /// Places the request that `request_of` makes of `value`: how many are placed and not entered. `value` stays in the ring
@@ -143,12 +145,24 @@ impl<T> Ring<T> {
         self.placed.load(Ordering::Relaxed)
     }
 
+    /// Whether a thread is submitting requests. Another one that enters the ring waits for it, however long the kernel holds it up.
+    pub fn is_entered(&self) -> bool {
+        self.inside.load(Ordering::Relaxed) > 0
+    }
+
     /// Enters the ring for what is placed. Whether there was anything. An error where the kernel does not take it, with an errno
     /// that io_uring_enter(2) has for a mistake of the program.
     pub fn enter(&self) -> io::Result<bool> {
         if self.placed.swap(0, Ordering::Relaxed) == 0 {
             return Ok(false);
         }
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        let entered = self.submit_all();
+        self.inside.fetch_sub(1, Ordering::Relaxed);
+        entered.map(|()| true)
+    }
+
+    fn submit_all(&self) -> io::Result<()> {
         loop {
             match self.uring.ring.submitter().submit() {
                 Ok(_) => {}
@@ -159,7 +173,7 @@ impl<T> Ring<T> {
             let _lock = self.free.lock();
             // SAFETY: the lock is held, so there is no other view of the queue.
             if unsafe { self.uring.ring.submission_shared() }.is_empty() {
-                return Ok(true);
+                return Ok(());
             }
         }
     }

@@ -325,8 +325,13 @@ impl<'q> Station<Guard<'q>> for Worker {
         Next::Chain(Chain { number: state.next_avail, waiting: waiting - 1 })
     }
 
-    fn is_slow(&self, chain: &Chain) -> bool {
+    fn gives_up(&mut self, _guard: &mut Guard<'q>, chain: &Chain) -> bool {
         self.queue.plan.is_slow && chain.waiting > 0
+    }
+
+    fn goes_on(&self, guard: &mut Guard<'q>) -> bool {
+        let next = guard.state().next_avail;
+        self.queue.plan.is_slow && self.queue.ring.avail.load(Ordering::SeqCst) != next
     }
 
     fn serve(&mut self, guard: &mut Guard<'q>, chain: Chain, term: Term) {
