@@ -120,6 +120,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         finished: Vec::new(),
         scratch: Vec::new(),
         is_watched: false,
+        has_learned: false,
         now: Instant::now(),
         is_now_old: false,
         had_company: false,
@@ -153,6 +154,8 @@ struct Worker<'q> {
     scratch: Vec<u8>,
     /// Whether this thread looks for itself sleeping in the present request.
     is_watched: bool,
+    /// Its last request has shown that the queue's requests wait for the host.
+    has_learned: bool,
     /// When the last request was done, or the leader woke up.
     now: Instant,
     /// A call was signalled since.
@@ -304,7 +307,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
     }
 
     fn goes_on(&self, guard: &mut Guard<'g>) -> bool {
-        guard.pace.is_slow() && !guard.pace.waits() && guard.has_waiting()
+        // Before it was known that requests wait for the host, a leader may have begun one with others behind it.
+        guard.pace.is_slow() && (!guard.pace.waits() || self.has_learned) && guard.has_waiting()
     }
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
@@ -353,7 +357,9 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let done = Instant::now();
         // What an engine took over was quick, although it may have entered the kernel for a batch.
         let took = if matches!(served, Outcome::Submitted(_)) { Duration::ZERO } else { done - self.now };
+        let was_waiting = guard.pace.waits();
         guard.pace.note(took, has_waited);
+        self.has_learned = guard.pace.waits() && !was_waiting;
         self.now = done;
         // Before the answer, after which the guest may send the next one. Only an engine that takes transfers over asks.
         self.had_company = self.engine.completion_event().is_some() && guard.has_waiting();
