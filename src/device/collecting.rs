@@ -75,6 +75,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_waits_for_its_call_for_two_waits_at_most() {
+        // Each wait finds one more, and no call is due because of their number.
+        let (start, mut collecting, mut oldest, mut longest) = (Instant::now(), Collecting::default(), None, Duration::ZERO);
+        for i in 0..32 {
+            let now = start + COLLECT_TIME * i;
+            if collecting.is_worth_it(now) {
+                collecting.note(true);
+                longest = longest.max(now + COLLECT_TIME - *oldest.get_or_insert(now));
+            } else {
+                oldest = None;
+            }
+        }
+        assert!(longest <= 2 * COLLECT_TIME, "{longest:?}");
+    }
+
+    #[test]
     fn a_guest_that_waits_for_each_is_made_to_wait_rarely() {
         let mut collecting = Collecting::default();
         let vain = waits(&mut collecting, Instant::now(), 100_000, Duration::from_micros(10), false);
