@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How long FORGETs are collected for. The guest gets its buffers back that much later, and an INTERRUPT, which shares the queue,
-/// waits as long at most.
+/// How long FORGETs are collected for. An INTERRUPT, which shares the queue, waits as long at most. The guest gets its buffers back up
+/// to twice as late: no further wait begins once the first answer is that old.
 pub(super) const COLLECT_TIME: Duration = Duration::from_millis(1);
 /// FORGETs come close together if there is no longer gap between them.
 const GAP_MAX: Duration = Duration::from_millis(2);
@@ -26,6 +26,8 @@ pub(super) fn enough(ring_len: u16) -> u16 {
 pub(super) struct Collecting {
     /// When the queue was last found empty.
     emptied_at: Option<Instant>,
+    /// When the first wait since the last call began.
+    since: Option<Instant>,
     /// Times that it is not to be waited, and how many there were after the last wait in vain.
     skips_left: u32,
     skips: u32,
@@ -40,7 +42,16 @@ impl Collecting {
         }
         let is_due = self.skips_left == 0;
         self.skips_left = self.skips_left.saturating_sub(1);
+        if is_due && now.saturating_duration_since(*self.since.get_or_insert(now)) >= COLLECT_TIME {
+            self.since = None;
+            return false;
+        }
         is_due
+    }
+
+    /// The call was signalled: no answer waits for it.
+    pub fn note_called(&mut self) {
+        self.since = None;
     }
 
     /// Learns whether anything came while it was waited. In vain, the next waits become rare, twice as rare each time.
@@ -70,8 +81,25 @@ mod tests {
     fn what_comes_close_together_is_collected_and_what_does_not_is_served_at_once() {
         let start = Instant::now();
         let mut collecting = Collecting::default();
-        assert_eq!(waits(&mut collecting, start, 1000, COLLECT_TIME, true), 999);
+        // A wait that finds something is followed by another one until the call is due.
+        assert!(waits(&mut collecting, start, 1000, COLLECT_TIME / 10, true) > 900);
         assert_eq!(waits(&mut collecting, start + Duration::from_secs(10), 1000, 3 * COLLECT_TIME, true), 0);
+    }
+
+    #[test]
+    fn an_answer_waits_for_its_call_for_two_waits_at_most() {
+        // Each wait finds one more, and no call is due because of their number.
+        let (start, mut collecting, mut oldest, mut longest) = (Instant::now(), Collecting::default(), None, Duration::ZERO);
+        for i in 0..32 {
+            let now = start + COLLECT_TIME * i;
+            if collecting.is_worth_it(now) {
+                collecting.note(true);
+                longest = longest.max(now + COLLECT_TIME - *oldest.get_or_insert(now));
+            } else {
+                oldest = None;
+            }
+        }
+        assert!(longest <= 2 * COLLECT_TIME, "{longest:?}");
     }
 
     #[test]

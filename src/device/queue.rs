@@ -73,7 +73,7 @@ struct Late {
 pub(super) struct State {
     pub setup: Setup,
     pub ring: Option<Ring>,
-    memory_generation: u64,
+    pub memory_generation: u64,
     /// The setup changed in a way that the running ring has not seen.
     is_stale: bool,
     pub leadership: Leadership,

@@ -65,13 +65,17 @@ impl Queue {
         let mut state = self.state.lock();
         let popped = |state: &State| state.in_flight.popped(state.ring.as_ref().and_then(Ring::memory)).collect::<Vec<_>>();
         let mut users = popped(&state);
-        MutexGuard::unlocked(&mut state, || {
-            let mut chain = Chain::new();
-            users.retain(|Popped { head, memory }| {
-                chain.walk(*head, Arc::clone(memory));
-                chain.loses_memory(new)
+        let Some(Bound { service, .. }) = self.bound() else { return 0 };
+        // Where the ring could not follow, each answer is still written to it, wherever the buffers are.
+        if state.memory_generation == service.memory_generation() {
+            MutexGuard::unlocked(&mut state, || {
+                let mut chain = Chain::new();
+                users.retain(|Popped { head, memory }| {
+                    chain.walk(*head, Arc::clone(memory));
+                    chain.loses_memory(new)
+                });
             });
-        });
+        }
         // A request that came meanwhile is one of the ring's present memory.
         let is_user = |popped: &&Popped| users.iter().any(|user| user.head == popped.head && Arc::ptr_eq(&user.memory, &popped.memory));
         let users_in_service = |state: &State| popped(state).iter().filter(is_user).count();
@@ -85,6 +89,8 @@ impl Queue {
             }
         }
         state.is_leaving_memory = false;
+        // An answer to a suspended request does not do so when it is written.
+        state.follow_memory(service);
         users_in_service(&state)
     }
 

@@ -200,6 +200,7 @@ impl Worker<'_> {
     /// Signals the call for what was answered, if the guest wants one.
     fn signal(&mut self, guard: &mut Guard<'_>) {
         signal_call(guard, &self.bound.service, self.now);
+        self.collecting.note_called();
         self.is_now_old = true;
     }
 
@@ -222,6 +223,7 @@ impl Worker<'_> {
         self.collecting.note(has_found);
         if !has_found {
             signal_call(guard, &self.bound.service, Instant::now());
+            self.collecting.note_called();
         }
         true
     }

@@ -107,6 +107,31 @@ fn memory_is_removed_although_the_host_does_not_finish_what_uses_it() {
     assert_serves(&mut client);
 }
 
+#[test]
+fn memory_with_the_rings_is_not_removed_before_the_answers_are_in_them() {
+    let (daemon, guest, mut client) = mounted(&["--stop-timeout", "0.3"], &GuestOptions::default());
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
+    let (node, fh) = open(&mut client, "slow", libc::O_RDONLY);
+    guest.add_region(GAP, MIB).expect("ADD_MEM_REG");
+    // All buffers of the request are in other memory than the rings.
+    let (request, reply) = (GAP, GAP + 4096);
+    let (request_len, reply_len) = (size_of::<InHeader>() + size_of::<ReadIn>(), size_of::<OutHeader>() + 7);
+    let header = InHeader { len: request_len as u32, opcode: opcode::READ, unique: 79, nodeid: node, ..InHeader::default() };
+    let read = ReadIn { fh, size: 7, ..ReadIn::default() };
+    guest.memory().write(request, &[header.as_bytes(), read.as_bytes()].concat());
+    let segments = [Segment::readable(request, request_len as u32), Segment::writable(reply, reply_len as u32)];
+    let head = guest.lock(FIRST_REQUEST).submit(&segments);
+    let held = slow.wait_for_read();
+    let rings = guest.memory().regions()[0].gpa();
+    // The answer is written to the used ring, so the memory is not left before --stop-timeout is over.
+    let is_said = "guest memory is removed while the host has not finished 1 request(s) within --stop-timeout";
+    guest.without_region(rings, || _ = daemon.wait_for_line(is_said)).expect("REM_MEM_REG and ADD_MEM_REG");
+    slow.let_go(held);
+    let mut ring = guest.lock(FIRST_REQUEST);
+    assert!(ring.wait(PATIENCE), "{}", ring.describe());
+    assert_eq!(ring.take_used(head), Some(reply_len as u32));
+}
+
 /// Two regions with nothing in between.
 fn adjoining() -> GuestOptions {
     GuestOptions { layout: vec![(0, 16 * MIB), (16 * MIB, 16 * MIB)], ..GuestOptions::default() }
