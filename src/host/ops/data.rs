@@ -65,6 +65,8 @@ pub struct PreparedTransfer {
     pub unaligned: Unaligned,
     /// As in [`io::Transfer`].
     pub waits_for_disk: bool,
+    /// The guest takes what was not moved for the end of the file, or for written: a READ, and a WRITE of its page cache.
+    pub must_be_whole: bool,
 }
 
 impl Share {
@@ -76,7 +78,7 @@ impl Share {
             _ => (Unaligned::Fail, false),
         };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
-        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk })
+        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk, must_be_whole: true })
     }
 
     /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
@@ -92,13 +94,14 @@ impl Share {
         let thread = if clears { Thread::Submitting } else { Thread::Any };
         let (unaligned, waits_for_disk) = (when_unaligned(&file, write.from_cache), file.waits_for_disk());
         let file = FileInUse::of_handle(file);
-        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk })
+        let must_be_whole = write.from_cache;
+        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk, must_be_whole })
     }
 
     /// FSYNC. EBADF where the handle is not open, EISDIR for a directory, which has FSYNCDIR.
     pub fn prepare_sync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<PreparedTransfer, Errno> {
         let prepared = self.prepare_read(node, handle)?;
-        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, ..prepared })
+        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, must_be_whole: false, ..prepared })
     }
 
     /// Makes a transfer of `file` on this thread, on which it was not prepared.
