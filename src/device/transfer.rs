@@ -86,7 +86,10 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         let retry = |file| share.transfer_buffered(file, pages, offset, (action, thread), &service.metrics);
         result = request.held_file().and_then(retry).unwrap_or(result);
     }
+    let Extent { len, must_be_whole, .. } = request.extent();
     if let Ok(moved @ 1..) = result
+        && must_be_whole
+        && moved < len
         && request.is_wanted()
     {
         result = complete(service, &mut request, (offset, action, thread), moved);
@@ -106,7 +109,7 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
     }
 }
 
-/// Goes on with a transfer that must be whole and moved the first `moved` bytes. The kernel makes a transfer short that meets an
+/// Goes on with a transfer that must be whole, and of which the first `moved` bytes were moved. The kernel makes a transfer short that meets an
 /// error, and tells it to the next one only. A READ that ends inside a sector ends with the file.
 fn complete(
     service: &Service,
@@ -114,8 +117,7 @@ fn complete(
     (offset, action, thread): (u64, Action, Thread),
     mut moved: usize,
 ) -> Result<usize, Errno> {
-    let Extent { len, must_be_whole, .. } = request.extent();
-    while must_be_whole && moved < len {
+    while moved < request.extent().len {
         let behind = offset + moved as u64;
         if action == Action::Read && !behind.is_multiple_of(SECTOR_LEN) {
             break;

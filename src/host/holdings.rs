@@ -24,7 +24,7 @@ impl Share {
         move || {
             let nodes = inodes.nodes();
             let lookups = nodes.iter().map(|node| inodes.lookups(*node)).sum();
-            Holdings { nodes: nodes.len(), lookups, handles: files.handles_len(), descriptors: files.budget().held() }
+            Holdings { nodes: nodes.len(), lookups, handles: files.handle_count(), descriptors: files.budget().held() }
         }
     }
 }

@@ -69,7 +69,26 @@ impl DescriptorName {
 
 #[cfg(test)]
 mod tests {
+    use caps::Capability;
+
     use super::*;
+    use crate::sys::identity;
+
+    #[test]
+    fn a_thread_that_names_a_descriptor_has_all_its_capabilities() {
+        let has = || identity::has_capability(Capability::CAP_FSETID);
+        let thread = std::thread::spawn(move || {
+            if !has() {
+                return println!("skipped: CAP_FSETID is not permitted here");
+            }
+            fsetid::keep_suidgid(false);
+            assert!(!has());
+            let file = std::fs::File::open("/dev/null").unwrap();
+            assert_eq!(DescriptorName::of(file.as_fd()).as_c_str().to_str(), Ok(&*file.as_raw_fd().to_string()));
+            assert!(has());
+        });
+        thread.join().unwrap();
+    }
 
     #[test]
     fn a_thread_does_not_keep_the_umask_of_the_one_that_started_it() {

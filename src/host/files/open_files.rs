@@ -39,8 +39,8 @@ impl OpenFiles {
 
     /// Open handles.
     #[cfg(feature = "failpoints")]
-    pub fn handles_len(&self) -> usize {
-        self.handles.len()
+    pub fn handle_count(&self) -> usize {
+        self.handles.open_count()
     }
 
     /// Places for `count` descriptors, of which `spare` others stay free. Closes recently used descriptors for them. ENFILE

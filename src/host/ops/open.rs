@@ -60,9 +60,9 @@ impl Share {
         let truncate = |file: &OwnedFd| without_fsetid(|| ftruncate(file.as_fd(), 0));
         // O_TRUNC takes the right to write, also of a file that is opened for reading; ftruncate(2) takes a file open for writing.
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
-            truncate(&self.inodes.open_node(node, libc::O_WRONLY)?)?
+            truncate(&self.inodes.open_node(node, libc::O_WRONLY)?)?;
         } else {
-            truncate(&file)?
+            truncate(&file)?;
         }
         Ok(file)
     }
