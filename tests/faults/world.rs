@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use gatherfs_support::guest::client::{Client, Result};
-use gatherfs_support::guest::fuse::{EntryOut, ROOT};
+use gatherfs_support::guest::client::{CallError, Client, Result};
+use gatherfs_support::guest::fuse::{EntryOut, OpenOut, ROOT};
 use gatherfs_support::share::noise;
 
 /// Bytes of `file` and `other`.
@@ -39,7 +39,7 @@ pub struct World<'c> {
 
 impl<'c> World<'c> {
     /// Makes the directory `name` in `shared`. The guest knows what has a field here, and not `fresh` and `empty`.
-    pub fn begin(client: &'c mut Client, shared: &Path, name: &str) -> World<'c> {
+    pub fn begin(client: &'c mut Client, shared: &Path, name: &str, is_readonly: bool) -> World<'c> {
         let host = shared.join(name);
         for directory in ["", "sub", "empty"] {
             std::fs::create_dir(host.join(directory)).unwrap();
@@ -61,9 +61,17 @@ impl<'c> World<'c> {
         };
         let dir = look_up(client, ROOT, name);
         let [file, other, link, sub] = ["file", "other", "link", "sub"].map(|name| look_up(client, dir, name));
-        let [fh, other_fh] = [file, other].map(|node| client.open(node, libc::O_RDWR).unwrap().fh);
-        let sub_fh = client.opendir(sub).unwrap().fh;
-        let (handles, directories) = (vec![(file, fh), (other, other_fh)], vec![(sub, sub_fh)]);
+        // Where the guest need not open files, it uses handle 0, and releases none.
+        let handle = |opened: Result<OpenOut>| match opened {
+            Err(CallError::Errno(libc::ENOSYS)) => 0,
+            opened => opened.unwrap().fh,
+        };
+        let flags = if is_readonly { libc::O_RDONLY } else { libc::O_RDWR };
+        let [fh, other_fh] = [file, other].map(|node| handle(client.open(node, flags)));
+        let sub_fh = handle(client.opendir(sub));
+        let is_open = |(_, fh): &(u64, u64)| *fh != 0;
+        let handles = [(file, fh), (other, other_fh)].into_iter().filter(is_open).collect();
+        let directories = [(sub, sub_fh)].into_iter().filter(is_open).collect();
         World { client, host, dir, file, fh, other, other_fh, link, sub, sub_fh, looked_up, handles, directories }
     }
 
