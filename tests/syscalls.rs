@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use gatherfs_support::guest::client::{Client, Piece};
-use gatherfs_support::guest::fuse::{ROOT, flag};
+use gatherfs_support::guest::fuse::{OpenIn, OpenOut, ROOT, flag, opcode};
 use gatherfs_support::share::{Scratch, Setup, Share, errno};
+use zerocopy::IntoBytes;
 
 /// Requests of each kind.
 const N: usize = 100;
@@ -220,6 +221,13 @@ fn trace_files(traced: &mut Traced) {
     let mut handles = Vec::new();
     traced.phase("OPEN", N, |s| handles.extend((0..N).map(|_| s.client().open(file.node, libc::O_RDWR).unwrap().fh)));
     traced.phase("RELEASE", N, |s| handles.iter().for_each(|fh| s.client().release(file.node, *fh).unwrap()));
+    let truncating = OpenIn { flags: (libc::O_WRONLY | libc::O_TRUNC) as u32, open_flags: flag::OPEN_KILL_SUIDGID };
+    traced.phase("OPEN with O_TRUNC of a user's", N, |s| {
+        for _ in 0..N {
+            let reply = s.client().raw(opcode::OPEN, file.node, truncating.as_bytes(), size_of::<OpenOut>() as u32).unwrap();
+            assert_eq!(reply.header.error, 0);
+        }
+    });
     traced.client().getattr(file.node, None).unwrap();
     traced.phase("GETATTR of a node", N, |s| (0..N).for_each(|_| _ = s.client().getattr(file.node, None).unwrap()));
     traced.phase("GETATTR of a handle", N, |s| (0..N).for_each(|_| _ = s.client().getattr(file.node, Some(file.fh)).unwrap()));
@@ -325,6 +333,8 @@ fn each_request_takes_no_more_host_calls_than_its_budget() {
             "LOOKUP of a new name" | "MKDIR" | "OPEN of a node for the first time" => (3, 0, false),
             // openat2, statx and name_to_handle_at.
             "CREATE" => (3, 0, true),
+            // open_by_handle_at and ftruncate; two capget and a capset before and behind ftruncate, for CAP_FSETID.
+            "OPEN with O_TRUNC of a user's" => (8, 0, true),
             // Each thread that takes part lays CAP_FSETID down once.
             "WRITE of a user's" => (1, 3 * SERVING_MAX, false),
             "READDIRPLUS, new entries" => (2, listings[0], false),

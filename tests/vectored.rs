@@ -103,8 +103,9 @@ fn a_write_of_any_number_of_segments_is_one_host_call_and_lands_byte_for_byte() 
 
 #[test]
 fn a_read_of_any_number_of_segments_is_one_host_call_also_at_the_end_of_the_file() {
-    for mut share in [Share::new(), Share::on_disk(&[])] {
-        let content = noise(1, 5 << 20);
+    // A file that ends with a sector takes a call more, as an error of the disk could be what ends the READ there.
+    for (mut share, file_len, more) in [(Share::new(), (5 << 20) + 100, 0), (Share::on_disk(&[]), 5 << 20, 1)] {
+        let content = noise(1, file_len);
         share.put("file", &content);
         let file = share.open("file", libc::O_RDONLY);
         for count in COUNTS {
@@ -119,7 +120,8 @@ fn a_read_of_any_number_of_segments_is_one_host_call_also_at_the_end_of_the_file
 
                     assert_eq!(bytes.len(), expected.len(), "{count} segments at {offset}");
                     assert!(bytes == expected, "{count} segments at {offset}");
-                    assert_eq!((calls.read_requests, calls.reads, calls.writes), (1, 1, 0), "{count} segments at {offset}");
+                    let reads = if (1..len).contains(&bytes.len()) { 1 + more } else { 1 };
+                    assert_eq!((calls.read_requests, calls.reads, calls.writes), (1, reads, 0), "{count} segments at {offset}");
                 }
             }
         }

@@ -63,9 +63,23 @@ struct Storage {
     share_generation: u64,
     header: RequestHeader,
     file: Option<FileInUse>,
+    extent: Extent,
     used_len: u32,
     is_alone: bool,
     stage: Stage,
+}
+
+/// Which of a request's bytes a transfer moves.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Extent {
+    /// Of those that the device may write, otherwise of those that it may read.
+    pub writable: bool,
+    /// Bytes before the first.
+    pub skip: usize,
+    /// Bytes.
+    pub len: usize,
+    /// Part of it is not enough.
+    pub must_be_whole: bool,
 }
 
 /// Storage without a request.
@@ -109,6 +123,7 @@ impl Vacant {
             share_generation,
             header,
             file: None,
+            extent: Extent::default(),
             used_len: 0,
             is_alone: true,
             stage,
@@ -230,10 +245,22 @@ impl InFlight {
         !self.0.claim.is_withdrawn()
     }
 
-    /// Sets `len` bytes from `skip` on apart, of those that the device may write, or read, for a transfer with `file`.
-    pub(super) fn begin_transfer(&mut self, file: FileInUse, writable: bool, skip: usize, len: usize) {
-        self.0.file = Some(file);
-        self.0.chain.begin_transfer(writable, skip as u64, len as u64);
+    /// Sets the bytes of `extent` apart for a transfer with `file`.
+    pub(super) fn begin_transfer(&mut self, file: FileInUse, extent: Extent) {
+        (self.0.file, self.0.extent) = (Some(file), extent);
+        self.0.chain.begin_transfer(extent.writable, extent.skip as u64, extent.len as u64);
+    }
+
+    /// What the transfer is to move.
+    pub(super) fn extent(&self) -> Extent {
+        self.0.extent
+    }
+
+    /// Sets the bytes behind the first `moved` ones of the transfer apart, to go on with it.
+    pub(super) fn go_on_behind(&mut self, moved: usize) {
+        let Extent { writable, skip, len, .. } = self.0.extent;
+        self.0.chain.end_transfer();
+        self.0.chain.begin_transfer(writable, (skip + moved) as u64, len.saturating_sub(moved) as u64);
     }
 
     /// The file of the transfer.

@@ -1,17 +1,20 @@
 //! READ, WRITE and FSYNC: what the share prepares, the engine moves, and what it moved becomes the answer.
 
 use super::answer::{answer, answer_done};
-use super::in_flight::{Answered, InFlight};
+use super::in_flight::{Answered, Extent, InFlight};
 use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
 use crate::host::{PreparedTransfer, WriteRequest};
-use crate::io::{Action, Engine, Finished, Submission, Transfer, TransferOwner, Unaligned};
+use crate::io::{Action, Engine, Finished, Submission, Thread, Transfer, TransferOwner, Unaligned};
 use crate::types::{Errno, FileHandle};
 
 /// Bytes before a WRITE's payload.
 pub(super) const WRITE_HEAD_LEN: usize = IN_HEADER_LEN + size_of::<WriteIn>();
+
+/// Bytes of the smallest unit in which file systems meet an error of their disk.
+const SECTOR_LEN: u64 = 512;
 
 /// READ of `size` bytes.
 pub(super) fn read(service: &Service, engine: &QueueEngine, request: InFlight, handle: FileHandle, offset: u64, size: u32) -> Served {
@@ -45,11 +48,11 @@ fn submit(
     prepared: Result<PreparedTransfer, Errno>,
     (offset, skip, len): (u64, usize, usize),
 ) -> Served {
-    let PreparedTransfer { file, action, thread, unaligned, waits_for_disk } = match prepared {
+    let PreparedTransfer { file, action, thread, unaligned, waits_for_disk, must_be_whole } = match prepared {
         Ok(prepared) => prepared,
         Err(errno) => return Served::Answered(request.error(errno)),
     };
-    request.begin_transfer(file, action == Action::Read, skip, len);
+    request.begin_transfer(file, Extent { writable: action == Action::Read, skip, len, must_be_whole });
     // What was prepared may have waited for the host.
     if !request.is_wanted() {
         request.end_transfer();
@@ -83,6 +86,14 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         let retry = |file| share.transfer_buffered(file, pages, offset, (action, thread), &service.metrics);
         result = request.held_file().and_then(retry).unwrap_or(result);
     }
+    let Extent { len, must_be_whole, .. } = request.extent();
+    if let Ok(moved @ 1..) = result
+        && must_be_whole
+        && moved < len
+        && request.is_wanted()
+    {
+        result = complete(service, &mut request, (offset, action, thread), moved);
+    }
     request.end_transfer();
     match (action, result) {
         (_, Err(errno)) => request.error(errno),
@@ -96,4 +107,30 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         }
         (Action::Sync { .. }, Ok(_)) => answer_done(Ok(()), request),
     }
+}
+
+/// Goes on with a transfer that must be whole, and of which the first `moved` bytes were moved. The kernel makes a transfer short that meets an
+/// error, and tells it to the next one only. A READ that ends inside a sector ends with the file.
+fn complete(
+    service: &Service,
+    request: &mut InFlight,
+    (offset, action, thread): (u64, Action, Thread),
+    mut moved: usize,
+) -> Result<usize, Errno> {
+    while moved < request.extent().len {
+        let behind = offset + moved as u64;
+        if action == Action::Read && !behind.is_multiple_of(SECTOR_LEN) {
+            break;
+        }
+        request.go_on_behind(moved);
+        match request.share().transfer_again(request.file(), request.pages(), behind, (action, thread), &service.metrics) {
+            Ok(0) if action == Action::Read => break,
+            Ok(0) => return Err(Errno::EIO),
+            // Direct I/O refuses the end of the file where that is not aligned.
+            Err(Errno::EINVAL) if action == Action::Read => break,
+            Ok(more) => moved += more,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(moved)
 }

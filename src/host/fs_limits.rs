@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Mode, OFlags, StatxFlags};
 
 use crate::sys::file_handle;
+use crate::sys::open;
 use crate::sys::stat::{self, Statx};
 use crate::types::Errno;
 
@@ -58,9 +59,7 @@ pub fn of(root: BorrowedFd<'_>, st: &Statx, readonly: bool) -> Result<Vec<FsLimi
 
 /// Makes a file without a name, which is deleted with its descriptor.
 fn make_nameless(root: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(root, c".", flags, Mode::RUSR | Mode::WUSR)?;
-    Ok(())
+    open::nameless(root, OFlags::WRONLY, Mode::RUSR | Mode::WUSR).map(drop)
 }
 
 /// Whether `errno` of an open with O_TMPFILE means that it is not supported. EISDIR is the errno of a kernel or file system that

@@ -20,6 +20,8 @@ mod export;
 mod features;
 mod files;
 mod fs_limits;
+#[cfg(feature = "failpoints")]
+mod holdings;
 mod inodes;
 mod locks;
 mod ops;
@@ -37,6 +39,8 @@ pub use export::{Closing, Export};
 pub use features::{Feature, Features};
 pub use files::{Descriptors, FileInUse};
 pub use fs_limits::FsLimit;
+#[cfg(feature = "failpoints")]
+pub use holdings::Holdings;
 pub use inodes::FileHandles;
 pub use locks::{HeldLock, LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};
 pub use ops::{

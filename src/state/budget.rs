@@ -28,6 +28,12 @@ impl Budget {
         self.max
     }
 
+    /// Places that are taken.
+    #[cfg(feature = "failpoints")]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Takes `count` places. `None` where fewer than `spare` would then be free.
     pub fn reserve(&self, count: usize, spare: usize) -> Option<Reserved<'_>> {
         let room = |held: usize| held.checked_add(count).filter(|sum| sum.saturating_add(spare) <= self.max);

@@ -184,6 +184,13 @@ impl HandleTable {
         })
     }
 
+    /// Open handles.
+    #[cfg(feature = "failpoints")]
+    pub fn open_count(&self) -> usize {
+        let is_live = |slot| self.records.get(slot).is_some_and(|record| record.state.load(Ordering::Acquire) & LIVE != 0);
+        self.slots.taken().filter(|slot| is_live(*slot)).count()
+    }
+
     /// Removes every handle.
     pub fn clear(&self) {
         for slot in self.slots.taken() {

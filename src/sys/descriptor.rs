@@ -7,18 +7,33 @@ use std::os::unix::net::UnixListener;
 use parking_lot::Mutex;
 use rustix::net::sockopt;
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// Closes `fd`. The error is that of close(2), for example EIO or ENOSPC of a network file system. The descriptor is closed in
 /// any case.
 pub fn close(fd: OwnedFd) -> Result<(), Errno> {
+    fail_call!("close");
     // SAFETY: the descriptor was owned by `fd`, which no longer owns it.
     if unsafe { libc::close(fd.into_raw_fd()) } == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
 /// fsync(2), or fdatasync(2), with their errors: EIO or ENOSPC where data was lost.
 pub fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+    fail_call!("fsync");
     Ok(if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }?)
+}
+
+/// syncfs(2) of the file system of `fd`. EIO, ENOSPC or EDQUOT where data was lost since its last syncfs by this descriptor.
+pub fn sync_file_system(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    fail_call!("syncfs");
+    Ok(rustix::fs::syncfs(fd)?)
+}
+
+/// Another descriptor of the same open file description. EMFILE where the process has too many.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    fail_call!("fcntl_dupfd");
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?)
 }
 
 /// Makes the process's table of descriptors as large as `count` of them need. To be called while the process has one thread: the

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// Bytes before the name in `struct linux_dirent64`.
@@ -24,6 +25,7 @@ pub struct HostEntry<'a> {
 /// Replaces `entries` by those from the directory's current position on, of at most `len` bytes; by none at the end of the
 /// directory. EINVAL where `len` is too small for the next entry, ENOTDIR for another file, ENOENT for a removed directory.
 pub fn read(dir: BorrowedFd<'_>, entries: &mut Vec<u8>, len: usize) -> Result<(), Errno> {
+    fail_call!("getdents64");
     entries.clear();
     entries.reserve(len);
     // SAFETY: the kernel writes at most `len` bytes, for which there is room.

@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// The longest handle that is kept, in bytes. ext4 and tmpfs use 8 to 12, XFS 12, btrfs 20, overlayfs up to about 60. A longer
@@ -35,6 +36,7 @@ struct Raw {
 /// `None` where the file system has no handles, or longer ones than are kept. ENOENT, ENOTDIR, EACCES and ESTALE as for a
 /// lookup.
 pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Errno> {
+    fail_call!("name_to_handle_at");
     let mut raw = Raw { handle_bytes: HANDLE_BYTES_MAX, handle_type: 0, f_handle: [0; HANDLE_LEN_MAX] };
     let mut mount_id: i32 = 0;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
@@ -55,6 +57,7 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<(Handle, u64)>, Err
 /// Opens the file that `handle` identifies. `mount` is a descriptor on its mount that is not O_PATH. ESTALE where the file does
 /// not exist any more, EPERM without CAP_DAC_READ_SEARCH, EINVAL for an impossible length, and the errors of open(2).
 pub fn open(mount: BorrowedFd<'_>, handle: &Handle, flags: i32) -> Result<OwnedFd, Errno> {
+    fail_call!("open_by_handle_at");
     if handle.len > HANDLE_BYTES_MAX {
         return Err(Errno::EINVAL);
     }

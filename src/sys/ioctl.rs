@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// FS_IOC_GETFLAGS.
@@ -33,17 +34,20 @@ pub const DIGEST_LEN_MAX: usize = 64;
 
 /// The inode's flags, as lsattr(1) shows them.
 pub fn flags(file: BorrowedFd<'_>) -> Result<u32, Errno> {
+    fail_call!("ioctl");
     Ok(ioctl_getflags(file)?.bits())
 }
 
 /// Sets the inode's flags, unknown ones included. EPERM without the right to change them, EOPNOTSUPP or EINVAL for flags that
 /// the file system does not have, EROFS.
 pub fn set_flags(file: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
+    fail_call!("ioctl");
     Ok(ioctl_setflags(file, IFlags::from_bits_retain(flags))?)
 }
 
 /// `struct fsxattr` of the inode: extended flags, extent sizes, project id.
 pub fn attributes(file: BorrowedFd<'_>) -> Result<[u8; ATTRIBUTES_LEN], Errno> {
+    fail_call!("ioctl");
     let mut attributes = [0; ATTRIBUTES_LEN];
     // SAFETY: the kernel writes `ATTRIBUTES_LEN` bytes, and requires no alignment.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(GET_ATTRIBUTES) as _, attributes.as_mut_ptr()) })?;
@@ -53,6 +57,7 @@ pub fn attributes(file: BorrowedFd<'_>) -> Result<[u8; ATTRIBUTES_LEN], Errno> {
 /// Sets `struct fsxattr` of the inode. EPERM without the right to change it, EINVAL for values that the file system does not
 /// take, EROFS.
 pub fn set_attributes(file: BorrowedFd<'_>, attributes: &[u8; ATTRIBUTES_LEN]) -> Result<(), Errno> {
+    fail_call!("ioctl");
     // SAFETY: the kernel reads `ATTRIBUTES_LEN` bytes.
     check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(SET_ATTRIBUTES) as _, attributes.as_ptr()) })
 }
@@ -91,6 +96,7 @@ const _: () = assert!(size_of::<EnableArgument>() == 128);
 /// Enables fs-verity on `file`, which must be open for reading. ETXTBSY while it is open for writing, EEXIST where it is enabled
 /// already, EINVAL for parameters that the kernel does not take or a salt or signature above 4 GiB.
 pub fn enable_verity(file: BorrowedFd<'_>, verity: &Verity<'_>) -> Result<(), Errno> {
+    fail_call!("ioctl");
     let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| Errno::EINVAL);
     let address = |bytes: &[u8]| if bytes.is_empty() { 0 } else { bytes.as_ptr() as u64 };
     let argument = EnableArgument {
@@ -111,6 +117,7 @@ pub fn enable_verity(file: BorrowedFd<'_>, verity: &Verity<'_>) -> Result<(), Er
 /// The digest of a file with fs-verity: `struct fsverity_digest` with at most `len_max` bytes of digest. EOVERFLOW where the
 /// digest is longer, ENODATA where fs-verity is not enabled on the file.
 pub fn measure_verity(file: BorrowedFd<'_>, len_max: u16) -> Result<Vec<u8>, Errno> {
+    fail_call!("ioctl");
     let mut digest = vec![0; DIGEST_HEADER_LEN + usize::from(len_max)];
     digest[2..4].copy_from_slice(&len_max.to_ne_bytes());
     // SAFETY: the kernel writes the header and at most as many bytes of digest as the header's length, `len_max`.

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::FlockOperation;
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// The kind of a lock.
@@ -50,6 +51,7 @@ fn describe(span: Span, kind: Option<LockKind>) -> libc::flock {
 /// Sets the lock of `file`'s description on `span`, or removes it. EAGAIN where a lock of another description or of a process
 /// conflicts, EBADF for a kind that the file was not opened for, ENOLCK where the kernel has no memory for locks.
 pub fn set(file: BorrowedFd<'_>, span: Span, kind: Option<LockKind>) -> Result<(), Errno> {
+    fail_call!("fcntl_setlk");
     let lock = describe(span, kind);
     // SAFETY: the kernel reads the structure and keeps no pointer to it.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
@@ -62,6 +64,7 @@ pub fn set(file: BorrowedFd<'_>, span: Span, kind: Option<LockKind>) -> Result<(
 /// A lock that conflicts with one of `kind` on `span` of `file`'s description: its bytes and kind. `None` where the lock can be
 /// set. EBADF as for [`set`].
 pub fn in_the_way(file: BorrowedFd<'_>, span: Span, kind: LockKind) -> Result<Option<(Span, LockKind)>, Errno> {
+    fail_call!("fcntl_getlk");
     let mut lock = describe(span, Some(kind));
     // SAFETY: the kernel reads and writes the structure and keeps no pointer to it.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
@@ -81,6 +84,7 @@ pub fn in_the_way(file: BorrowedFd<'_>, span: Span, kind: LockKind) -> Result<Op
 /// where the file system needs write access for an exclusive one. A conversion that fails has lost the old lock (man flock(2),
 /// NOTES).
 pub fn set_whole(file: BorrowedFd<'_>, kind: Option<LockKind>) -> Result<(), Errno> {
+    fail_call!("flock");
     let operation = match kind {
         Some(LockKind::Shared) => FlockOperation::NonBlockingLockShared,
         Some(LockKind::Exclusive) => FlockOperation::NonBlockingLockExclusive,

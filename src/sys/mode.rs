@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
+use super::failpoint::fail_call;
 use super::working_dir::DescriptorName;
 use crate::types::Errno;
 
@@ -30,12 +31,14 @@ pub fn set(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
 }
 
 fn fchmodat2(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    fail_call!("fchmodat2");
     // SAFETY: the path is an empty C string, and the kernel writes nothing.
     let r = unsafe { libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     if r == 0 { Ok(()) } else { Err(Errno::last()) }
 }
 
 fn by_name(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    fail_call!("fchmodat");
     Ok(rustix::fs::chmodat(CWD, DescriptorName::of(fd).as_c_str(), Mode::from_raw_mode(mode), AtFlags::empty())?)
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
+use super::failpoint::fail_call;
 use crate::types::{Errno, HostGid, HostUid};
 
 pub use rustix::fs::{StatVfs, Statx};
@@ -42,6 +43,7 @@ impl Room {
     }
 
     fn fill(&mut self, dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags, mask: StatxFlags) -> Result<&Statx, Errno> {
+        fail_call!("statx");
         let flags = libc::c_int::try_from(flags.bits()).unwrap_or_default();
         // SAFETY: `name` is a C string, and the room has the size and layout that statx(2) writes: `Statx` is the kernel's structure.
         let done = unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask.bits(), self.0.as_mut_ptr().cast()) };
@@ -75,6 +77,7 @@ pub fn owner(st: &Statx) -> (HostUid, HostGid) {
 
 /// The statistics of the file system of `fd`. EIO or ENOSYS where it has none.
 pub fn file_system(fd: BorrowedFd<'_>) -> Result<StatVfs, Errno> {
+    fail_call!("fstatfs");
     Ok(rustix::fs::fstatvfs(fd)?)
 }
 
@@ -85,6 +88,7 @@ const LOCAL: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2
 const OVERLAY: u32 = 0x794c_7630;
 
 fn file_system_type(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    fail_call!("fstatfs");
     // Magic numbers have 32 bits; the field is wider on 64-bit architectures.
     Ok(u32::try_from(rustix::fs::fstatfs(fd)?.f_type).unwrap_or_default())
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::failpoint::fail_call;
 use crate::types::Errno;
 
 /// The most segments of one call (IOV_MAX; UIO_MAXIOV of linux/uio.h).
@@ -30,10 +31,28 @@ fn segments(count: usize) -> Result<i32, Errno> {
     i32::try_from(count).map_err(|_| Errno::EINVAL)
 }
 
+/// `pages`, or for a failpoint their first half, for which `half` is room.
+#[inline(always)]
+fn part(pages: &(impl Segments + ?Sized), is_short: bool, half: &mut libc::iovec) -> (*const libc::iovec, usize) {
+    let (first, count) = pages.raw();
+    if !is_short || count != 1 {
+        return (first, if is_short { count / 2 } else { count });
+    }
+    // SAFETY: the list has one entry.
+    *half = unsafe { *first };
+    half.iov_len /= 2;
+    (half, 1)
+}
+
+/// No memory.
+const NOTHING: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
 /// Reads into `pages` from `offset` and returns the bytes read, fewer at the end of the file. EINVAL above [`SEGMENTS_MAX`] pages
 /// or for an offset above `i64::MAX`, and the errors of preadv2(2).
 pub fn read(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64) -> Result<usize, Errno> {
-    let (first, count) = pages.raw();
+    fail_call!("preadv2", short is_short);
+    let mut half = NOTHING;
+    let (first, count) = part(pages, is_short, &mut half);
     let (count, offset) = (segments(count)?, position(offset)?);
     // SAFETY: by the contract of `Segments`, the memory stays mapped during this call and no reference to it exists.
     let n = unsafe { libc::preadv2(file.as_raw_fd(), first, count, offset, 0) };
@@ -43,7 +62,9 @@ pub fn read(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64)
 /// Writes `pages` at `offset` and returns the bytes written. `flags` are RWF_ bits. EINVAL as for [`read`], EOPNOTSUPP for flags
 /// that the kernel does not know, and the errors of pwritev2(2).
 pub fn write(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64, flags: i32) -> Result<usize, Errno> {
-    let (first, count) = pages.raw();
+    fail_call!("pwritev2", short is_short);
+    let mut half = NOTHING;
+    let (first, count) = part(pages, is_short, &mut half);
     let (count, offset) = (segments(count)?, position(offset)?);
     // SAFETY: as in `read`. The kernel only reads the memory.
     let n = unsafe { libc::pwritev2(file.as_raw_fd(), first, count, offset, flags) };

@@ -10,6 +10,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::UnshareFlags;
 
+use super::fsetid;
+
 /// /proc/self/fd, opened before the sandbox unmounts /proc.
 #[derive(Debug)]
 pub struct DescriptorDir(OwnedFd);
@@ -49,8 +51,10 @@ impl DescriptorDir {
 pub struct DescriptorName([u8; 12]);
 
 impl DescriptorName {
-    /// The name of `fd`.
+    /// The name of `fd`. Takes CAP_FSETID up, for the kernel follows a link in another process's directory only for a thread that
+    /// has laid nothing down (ptrace_may_access of man ptrace(2)).
     pub fn of(fd: BorrowedFd<'_>) -> DescriptorName {
+        fsetid::keep_suidgid(true);
         let mut name = [0; 12];
         // An i32 has at most eleven characters; the twelfth byte stays NUL.
         let _ = write!(&mut name[..11], "{}", fd.as_raw_fd());
@@ -65,7 +69,26 @@ impl DescriptorName {
 
 #[cfg(test)]
 mod tests {
+    use caps::Capability;
+
     use super::*;
+    use crate::sys::identity;
+
+    #[test]
+    fn a_thread_that_names_a_descriptor_has_all_its_capabilities() {
+        let has = || identity::has_capability(Capability::CAP_FSETID);
+        let thread = std::thread::spawn(move || {
+            if !has() {
+                return println!("skipped: CAP_FSETID is not permitted here");
+            }
+            fsetid::keep_suidgid(false);
+            assert!(!has());
+            let file = std::fs::File::open("/dev/null").unwrap();
+            assert_eq!(DescriptorName::of(file.as_fd()).as_c_str().to_str(), Ok(&*file.as_raw_fd().to_string()));
+            assert!(has());
+        });
+        thread.join().unwrap();
+    }
 
     #[test]
     fn a_thread_does_not_keep_the_umask_of_the_one_that_started_it() {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use gatherfs_support::daemon::{Daemon, Scratch};
 use gatherfs_support::failing_disk::FailingDisk;
-use gatherfs_support::guest::client::{Call, Client, Pending};
+use gatherfs_support::guest::client::{Call, CallError, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest};
 use gatherfs_support::guest::fuse::{FsyncIn, ROOT, ReadIn, WriteIn, WriteOut, opcode};
 use gatherfs_support::guest::ring::Segment;
@@ -126,6 +126,30 @@ fn one_of_a_batch_fails(engine: &str) -> bool {
     }
     assert!(!daemon.log().contains("ERROR"), "{}", daemon.log());
     true
+}
+
+/// The kernel reads up to the error, and tells it to the next call only. To the guest's page cache a READ that is short is the end of
+/// the file.
+#[test]
+fn a_read_that_meets_an_error_on_its_way_does_not_end_the_file() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let Some(disk) = FailingDisk::new(&scratch.join("share")) else { return };
+    let daemon = Daemon::start_in(scratch, &["--allow-direct-io"]);
+    let all: Vec<u8> = (0..BATCH).flat_map(|page| content(page, 0)).collect();
+    let paths = ["one", "two"].map(|name| daemon.put(name, &all));
+    let Some((which, bad)) = disk.fail_in(&paths.each_ref().map(|path| path.as_path())) else { return };
+    let (_guest, mut client) = mount(daemon.socket());
+    for flags in [libc::O_RDONLY, libc::O_RDONLY | libc::O_DIRECT] {
+        let (node, fh) = open(&mut client, ["one", "two"][which], flags);
+        let on_host = fs::File::open(&paths[which]).expect("the file");
+        rustix::fs::fadvise(&on_host, 0, None, Advice::DontNeed).expect("FADV_DONTNEED");
+        let read = client.read(node, fh, 0, (BATCH * PAGE) as u32);
+        assert_eq!(read.map(|bytes| bytes.len()), Err(CallError::Errno(libc::EIO)), "page {bad} fails, flags {flags:o}");
+        client.release(node, fh).expect("RELEASE");
+    }
 }
 
 fn open(client: &mut Client, name: &str, flags: i32) -> (u64, u64) {

@@ -153,3 +153,13 @@ fn the_example_of_a_file_names_options_as_they_are() {
         assert!(arguments.socket_path.is_none() && arguments.fd.is_none(), "the socket is the unit's");
     }
 }
+
+/// By the names of the functions in the program, as the tests build it.
+#[test]
+#[cfg(not(feature = "failpoints"))]
+fn the_program_has_no_failpoints() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_gatherfsd")).unwrap();
+    let has = |name: &str| program.windows(name.len()).any(|bytes| bytes == name.as_bytes());
+    // The path of a module in a mangled name: each part behind its length.
+    assert!(has("3sys4stat") && !has("3sys9failpoint"), "built with the feature failpoints, or without names");
+}

@@ -276,6 +276,26 @@ fn only_the_id_map_makes_a_hosts_id_of_a_guests() {
     fail_with("ids of the host that are made by the way", &found);
 }
 
+/// Each call of an operation has a failpoint, which is in `sys`.
+#[test]
+fn the_operations_call_the_host_through_sys_only() {
+    let direct = ["rustix::fs::", "rustix::io::", "std::fs::"];
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|s| s.path.starts_with("host/")) {
+        for (number, line) in code_lines(&source.text) {
+            let is_import = line.trim_start().starts_with("use ");
+            let calls = |prefix: &&str| line.split(prefix).skip(1).any(|rest| rest.starts_with(char::is_lowercase));
+            if !is_import && (direct.iter().any(calls) || line.contains("libc::syscall(")) {
+                found.push(format!("src/{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    fail_with("system calls outside sys/", &found);
+    let sys: Vec<Source> = sources().into_iter().filter(|s| s.path.starts_with("sys/")).collect();
+    let failpoints: usize = sys.iter().map(|source| source.text.matches("fail_call!(\"").count()).sum();
+    assert!(failpoints > 40, "{failpoints} failpoints are found");
+}
+
 #[test]
 fn every_option_stands_in_the_readme() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();

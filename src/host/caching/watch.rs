@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHasher};
-use rustix::fs::{Mode, OFlags};
 
 use crate::host::inodes::device_of;
 use crate::sys::fanotify::{Change, Event, Fanotify};
 use crate::sys::file_handle::Handle;
+use crate::sys::open;
 use crate::sys::stat;
 use crate::trace::Limiter;
 use crate::types::NodeId;
@@ -47,7 +47,7 @@ impl FileSystemWatch {
     /// Watches the file system of the directory `shared`. `None` where this process may not, or where other hosts change
     /// the file system too.
     pub fn open(shared: &Path) -> Option<FileSystemWatch> {
-        let dir = rustix::fs::open(shared, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let dir = open::directory(shared).ok()?;
         let device = device_of(&stat::of(dir.as_fd()).ok()?);
         if !stat::is_changed_here_only(dir.as_fd()).ok()? {
             return None;

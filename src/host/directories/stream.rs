@@ -5,7 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::fs::SeekFrom;
+
 use crate::sys::dirent::{self, HostEntry};
+use crate::sys::space::lseek;
 use crate::types::Errno;
 
 /// Bytes that one getdents64 fills at most: about 1000 entries. As many are read wherever a guest goes on from where it was, for
@@ -109,7 +112,7 @@ impl DirectoryStream {
         self.start = 0;
         if self.position != Some(offset) {
             i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset))?;
+            lseek(file, SeekFrom::Start(offset))?;
             self.position = Some(offset);
         }
         self.start_offset = offset;

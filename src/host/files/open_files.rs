@@ -37,6 +37,12 @@ impl OpenFiles {
         &self.budget
     }
 
+    /// Open handles.
+    #[cfg(feature = "failpoints")]
+    pub fn handle_count(&self) -> usize {
+        self.handles.open_count()
+    }
+
     /// Places for `count` descriptors, of which `spare` others stay free. Closes recently used descriptors for them. ENFILE
     /// where there are none left.
     fn reserve(&self, count: usize, spare: usize) -> Result<Reserved<'_>, Errno> {

@@ -4,15 +4,15 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::guest_inodes::Inodes;
 use super::identity::{FileKey, birth_ns, identity_of, ino_in_handle, kind_of};
-use super::opening::reopen;
 use super::root::FileHandles;
 use super::table::Inserted;
 use crate::state::InodeIdentity;
 use crate::sys::file_handle::{self, Handle};
+use crate::sys::open;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, NodeId};
 
@@ -64,7 +64,7 @@ impl Inodes {
     pub fn add_open(&self, fd: BorrowedFd<'_>, st: Statx) -> Result<(NodeId, Statx), Errno> {
         let keeps_handles = self.keeps_handles(&st, || Ok(fd))?;
         let handle = if keeps_handles { file_handle::of(fd, c"")?.map(|(h, _)| h) } else { None };
-        self.insert(Found { st, handle, type_seen: true }, || reopen(fd, libc::O_PATH))
+        self.insert(Found { st, handle, type_seen: true }, || open::again(fd, libc::O_PATH))
     }
 
     /// Whether the new inode that `st` describes is kept as a handle, where it has one. Each mount decides for itself: for the
@@ -171,11 +171,10 @@ fn open_on_mount(fd: BorrowedFd<'_>, mount_id: u64) -> Result<Option<OwnedFd>, E
     if !openable || st.stx_mnt_id != mount_id {
         return Ok(None);
     }
-    Ok(reopen(fd, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY).ok())
+    Ok(open::again(fd, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY).ok())
 }
 
 /// An O_PATH descriptor of one component; a symbolic link is opened itself, never followed. The errno of openat2(2).
 pub(in crate::host) fn open_path(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
+    open::openat2(parent, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
 }

@@ -115,6 +115,12 @@ impl Inodes {
         self.table.nodes()
     }
 
+    /// Lookups of `node` that were not forgotten.
+    #[cfg(feature = "failpoints")]
+    pub fn lookups(&self, node: NodeId) -> u64 {
+        self.table.lookups(node)
+    }
+
     /// Takes `count` lookups off `node`; an unknown node is ignored. `retain` is called with the last lookup, under the lock of
     /// the node: whether the node is kept for a later lookup by its id. To be followed by [`Inodes::close_forgotten`].
     pub fn forget(&self, node: NodeId, count: u64, retain: impl FnOnce(&InodeIdentity) -> bool) -> Forgotten {

@@ -13,6 +13,5 @@ mod table;
 pub(super) use adding::open_path;
 pub(super) use guest_inodes::Inodes;
 pub(super) use identity::{FileKey, device_of, kind_of};
-pub(super) use opening::reopen;
 pub use root::FileHandles;
 pub(super) use root::{Root, RootFault};

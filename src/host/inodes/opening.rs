@@ -4,15 +4,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-
 use super::guest_inodes::Inodes;
 use super::identity::kind_of;
 use crate::host::directories::OpenDirectory;
 use crate::state::InodeIdentity;
 use crate::sys::file_handle;
+use crate::sys::open;
 use crate::sys::stat;
-use crate::sys::working_dir::DescriptorName;
 use crate::types::{Errno, NodeId};
 
 impl Inodes {
@@ -74,7 +72,7 @@ impl Inodes {
         }
         let path_fd = self.path_fd(node)?;
         self.see_type(node, path_fd.as_fd())?;
-        reopen(path_fd.as_fd(), flags)
+        open::again(path_fd.as_fd(), flags)
     }
 
     /// The type of `node`, S_IFMT bits, after a check that the object behind `path_fd`, which [`Inodes::path_fd`] returned,
@@ -99,20 +97,12 @@ impl Inodes {
                 // Some file systems do not find a deleted file that is still open; an open handle does.
                 Err(Errno::ESTALE) => {
                     let open = self.files.find(node).ok_or(Errno::ESTALE)?;
-                    return reopen(open.fd(), flags);
+                    return open::again(open.fd(), flags);
                 }
                 opened => return opened,
             }
         }
         let fd = self.files.path_fd(node).ok_or(Errno::ESTALE)?;
-        reopen(fd.as_fd(), flags)
+        open::again(fd.as_fd(), flags)
     }
-}
-
-/// Opens the file behind `fd` once more, by its name in the thread's working directory. The errno of open(2).
-pub(in crate::host) fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
-    let name = DescriptorName::of(fd);
-    // The name is a magic link: it must be followed, and leads to the file itself and no further.
-    let flags = OFlags::from_bits_retain((flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC).cast_unsigned());
-    Ok(rustix::fs::openat(rustix::fs::CWD, name.as_c_str(), flags, Mode::empty())?)
 }

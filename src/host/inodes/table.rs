@@ -202,6 +202,12 @@ impl InodeTable {
         self.records.lookups(node).is_some_and(|lookups| lookups > 0)
     }
 
+    /// Lookups of `node` that were not forgotten.
+    #[cfg(feature = "failpoints")]
+    pub fn lookups(&self, node: NodeId) -> u64 {
+        self.records.lookups(node).unwrap_or(0)
+    }
+
     /// S_IFMT bits of `node`, or ESTALE.
     pub fn kind(&self, node: NodeId) -> Result<u32, Errno> {
         self.records.kind(node).ok_or(Errno::ESTALE)

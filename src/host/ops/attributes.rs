@@ -6,11 +6,16 @@ use rustix::fs::{AtFlags, Gid, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIM
 
 use crate::host::attributes::{Attributes, CacheableAttributes};
 use crate::host::features::Feature;
-use crate::host::inodes::{FileKey, reopen};
+use crate::host::inodes::FileKey;
 use crate::host::request_context::RequestContext;
-use crate::host::rights::{Translation, without_fsetid};
+use crate::host::rights::Translation;
 use crate::host::share::Share;
+use crate::sys::attributes::{fchownat, utimensat};
+use crate::sys::fsetid::without_fsetid;
 use crate::sys::mode;
+use crate::sys::names;
+use crate::sys::open;
+use crate::sys::space::ftruncate;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
 
@@ -90,13 +95,12 @@ impl Share {
         }
         if uid.is_some() || gid.is_some() {
             context.check_wanted()?;
-            rustix::fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)?;
+            fchownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw))?;
             self.drop_mapped_capability(node, fd)?;
         }
         if let Some(size) = set.size {
             context.check_wanted()?;
-            let truncate = || self.truncate(node, set.handle, fd, size);
-            if self.session.clears_suidgid(set.clears_suidgid) { without_fsetid(truncate) } else { truncate() }?;
+            self.truncate(node, set.handle, fd, size, self.session.clears_suidgid(set.clears_suidgid))?;
             self.drop_mapped_capability(node, fd)?;
         }
         if let Some(new) = set.mode {
@@ -106,7 +110,7 @@ impl Share {
         }
         if set.atime.is_some() || set.mtime.is_some() {
             context.check_wanted()?;
-            rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
+            utimensat(fd, &times)?;
         }
         stat::Room::empty().of(fd).map(|st| self.cacheable(node, st))
     }
@@ -127,16 +131,17 @@ impl Share {
         if self.inodes.kind(node)? != libc::S_IFLNK {
             return Err(Errno::EINVAL);
         }
-        let target = rustix::fs::readlinkat(self.inodes.path_fd(node)?.as_fd(), c"", Vec::with_capacity(256))?;
-        Ok(target.into_bytes())
+        Ok(names::readlinkat(self.inodes.path_fd(node)?.as_fd())?.into_bytes())
     }
 
-    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-        let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
+    /// Sets the length of `handle` or of the node, open behind `path_fd`. With `clears`, setuid and setgid bits are cleared.
+    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64, clears: bool) -> Result<(), Errno> {
+        let truncate = |file: BorrowedFd<'_>| if clears { without_fsetid(|| ftruncate(file, size)) } else { ftruncate(file, size) };
+        i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?;
         if let Some(handle) = handle {
             let file = self.files.get(handle)?;
             if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
-                return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+                return truncate(file.fd());
             }
         }
         // Only regular files have a length, and no other type may be opened.
@@ -145,7 +150,7 @@ impl Share {
             libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
             _ => return Err(Errno::EINVAL),
         }
-        Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
+        truncate(open::again(path_fd, libc::O_WRONLY)?.as_fd())
     }
 
     fn cacheable(&self, node: NodeId, st: &Statx) -> CacheableAttributes {

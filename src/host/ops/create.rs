@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::lookup::NodeEntry;
 use super::open::Opened;
@@ -17,6 +17,8 @@ use crate::host::options::TmpfilePolicy;
 use crate::host::request_context::RequestContext;
 use crate::host::rights::{Caller, acting_as};
 use crate::host::share::Share;
+use crate::sys::names::{linkat, mkdirat, mknodat, symlinkat, unlinkat};
+use crate::sys::open;
 use crate::sys::working_dir::DescriptorName;
 use crate::sys::xattr;
 use crate::types::{Errno, GuestGid, NodeId};
@@ -65,7 +67,7 @@ impl Share {
         parent: NodeId,
         name: &CStr,
         mode: u32,
-        (major, minor): (u32, u32),
+        device: (u32, u32),
         context: &CreateContext<'_>,
     ) -> Result<NodeEntry, Errno> {
         let kind = match mode & libc::S_IFMT {
@@ -76,25 +78,21 @@ impl Share {
             return Err(Errno::EINVAL);
         }
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let make = |dir: BorrowedFd<'_>| Ok(rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))?);
-        let (dir, ()) = self.create_in(parent, context, make)?;
-        self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
-        self.look_up_at(parent, dir.as_fd(), name)
+        let (dir, ()) = self.create_in(parent, context, |dir| mknodat(dir, name, kind, mode, device))?;
+        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::empty())
     }
 
     /// MKDIR. Errors as in man mkdir(2), and as of [`Share::mknod`].
     pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::mkdirat(dir, name, mode)?))?;
-        self.label_new(dir.as_fd(), name, context, AtFlags::REMOVEDIR)?;
-        self.look_up_at(parent, dir.as_fd(), name)
+        let (dir, ()) = self.create_in(parent, context, |dir| mkdirat(dir, name, mode))?;
+        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::REMOVEDIR)
     }
 
     /// SYMLINK: `target` is stored unchanged; the host never follows it. Errors as in man symlink(2), and as of [`Share::mknod`].
     pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
-        let (dir, ()) = self.create_in(parent, context, |dir| Ok(rustix::fs::symlinkat(target, dir, name)?))?;
-        self.label_new(dir.as_fd(), name, context, AtFlags::empty())?;
-        self.look_up_at(parent, dir.as_fd(), name)
+        let (dir, ()) = self.create_in(parent, context, |dir| symlinkat(target, dir, name))?;
+        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::empty())
     }
 
     /// LINK: another name for `node`. Errors as in man link(2); EROFS, ESTALE and EIO as of [`Share::mknod`].
@@ -102,10 +100,8 @@ impl Share {
         self.writable()?;
         let (file, dir) = (self.inodes.path_fd(node)?, self.inodes.path_fd(parent)?);
         context.check_wanted()?;
-        // Through the descriptor's own name: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
-        let old = DescriptorName::of(file.as_fd());
-        rustix::fs::linkat(CWD, old.as_c_str(), dir.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
-        self.look_up_at(parent, dir.as_fd(), name)
+        linkat(file.as_fd(), dir.as_fd(), name)?;
+        self.know_new(parent, dir.as_fd(), name, None, AtFlags::empty())
     }
 
     /// CREATE: makes and opens a file; without O_EXCL, opens an existing one. Errors as in man open(2), as of [`Share::mknod`] and
@@ -121,20 +117,12 @@ impl Share {
     ) -> Result<(NodeEntry, Opened), Errno> {
         let host_flags = self.host_flags(flags);
         // A new file needs no truncation; O_EXCL never follows a link and never opens an existing file.
-        let make_flags =
-            OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let make = |dir: BorrowedFd<'_>| {
-            Ok(rustix::fs::openat2(dir, name, make_flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
-        };
-        match self.create_in(parent, context, make) {
+        match self.create_in(parent, context, |dir| open::openat2(dir, name, make_flags, mode)) {
             Ok((dir, file)) => {
-                if let Some(label) = &context.label {
-                    let labelled = self.label(file.as_fd(), label);
-                    labelled.inspect_err(|_| _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty()))?;
-                }
-                let entry = self.look_up_open(parent, file.as_fd())?;
-                self.keep_created(entry, file, host_flags)
+                let known = self.know_created(parent, file, host_flags, context.label);
+                known.inspect_err(|_| _ = unlinkat(dir.as_fd(), name, AtFlags::empty()))
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
                 let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name)?;
@@ -158,18 +146,14 @@ impl Share {
         let host_flags = self.host_flags(flags);
         // O_EXCL is passed on: with it the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
-        let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let make = |dir: BorrowedFd<'_>| match rustix::fs::openat(dir, c".", make_flags, mode).map_err(Errno::from) {
+        let make = |dir: BorrowedFd<'_>| match open::nameless(dir, make_flags, mode) {
             Err(errno) if is_no_tmpfile(errno) => Err(Errno::EOPNOTSUPP),
             made => made,
         };
         let (_, file) = self.create_in(parent, context, make)?;
-        if let Some(label) = &context.label {
-            self.label(file.as_fd(), label)?;
-        }
-        let entry = self.look_up_open(parent, file.as_fd())?;
-        self.keep_created(entry, file, host_flags)
+        self.know_created(parent, file, host_flags, context.label)
     }
 
     /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
@@ -197,17 +181,26 @@ impl Share {
         Ok((dir, made))
     }
 
-    /// Labels the new file behind `fd`. The errno of setxattr(2).
-    fn label(&self, fd: BorrowedFd<'_>, label: &Label<'_>) -> Result<(), Errno> {
+    /// Labels the new file behind `fd`, where it is to have a label. The errno of setxattr(2).
+    fn label(&self, fd: BorrowedFd<'_>, label: Option<Label<'_>>) -> Result<(), Errno> {
+        let Some(label) = label else { return Ok(()) };
         let name = self.policy.rights.host_xattr_name(label.name, self.session.has_acls())?;
         xattr::set(DescriptorName::of(fd).as_c_str(), &name, label.value, 0)
     }
 
-    /// Labels what was just made as `name` in `dir`; removes it again where that fails.
-    fn label_new(&self, dir: BorrowedFd<'_>, name: &CStr, context: &CreateContext<'_>, removal: AtFlags) -> Result<(), Errno> {
-        let Some(label) = &context.label else { return Ok(()) };
-        let labelled = open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label));
-        labelled.inspect_err(|_| _ = rustix::fs::unlinkat(dir, name, removal))
+    /// Labels and looks up what was just made as `name` in `dir`, which is `parent`. The name is removed again where that fails: a
+    /// caller who hears an error has made nothing, as with O_EXCL for a lock file.
+    fn know_new(
+        &self,
+        parent: NodeId,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        label: Option<Label<'_>>,
+        removal: AtFlags,
+    ) -> Result<NodeEntry, Errno> {
+        let labelled = if label.is_some() { open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label)) } else { Ok(()) };
+        let entry = labelled.and_then(|()| self.look_up_at(parent, dir, name));
+        entry.inspect_err(|_| _ = unlinkat(dir, name, removal))
     }
 
     /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
@@ -220,8 +213,11 @@ impl Share {
         }
     }
 
-    /// Makes a handle for the file that was just created. ENFILE where there are too many; the lookup is taken back then.
-    fn keep_created(&self, entry: NodeEntry, file: OwnedFd, host_flags: i32) -> Result<(NodeEntry, Opened), Errno> {
+    /// Labels and looks up `file`, which was just made in `parent`, and makes a handle for it. ENFILE where there are too many; the
+    /// lookup is taken back then.
+    fn know_created(&self, parent: NodeId, file: OwnedFd, host_flags: i32, label: Option<Label<'_>>) -> Result<(NodeEntry, Opened), Errno> {
+        self.label(file.as_fd(), label)?;
+        let entry = self.look_up_open(parent, file.as_fd())?;
         let node = entry.node;
         // Opening the file again by its flags must not truncate it.
         match self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended()) {

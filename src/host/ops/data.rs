@@ -6,12 +6,13 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::guest::PageDescriptor;
 use crate::host::files::{FileInUse, OpenTarget};
-use crate::host::inodes::reopen;
-use crate::host::rights::{keep_suidgid, without_fsetid};
 use crate::host::share::Share;
 use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
+use crate::sys::fsetid::{keep_suidgid, without_fsetid};
+use crate::sys::open;
+use crate::sys::space::{self, lseek};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 
@@ -64,6 +65,8 @@ pub struct PreparedTransfer {
     pub unaligned: Unaligned,
     /// As in [`io::Transfer`].
     pub waits_for_disk: bool,
+    /// The guest takes what was not moved for the end of the file, or for written: a READ, and a WRITE of its page cache.
+    pub must_be_whole: bool,
 }
 
 impl Share {
@@ -75,7 +78,7 @@ impl Share {
             _ => (Unaligned::Fail, false),
         };
         let file = opened.hold().ok_or(Errno::from_raw(libc::EISDIR))?;
-        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk })
+        Ok(PreparedTransfer { file, action: Action::Read, thread: Thread::Any, unaligned, waits_for_disk, must_be_whole: true })
     }
 
     /// WRITE. EROFS on a read-only share, EBADF where the handle is not open. The calling thread's next write(2) clears setuid and
@@ -91,13 +94,14 @@ impl Share {
         let thread = if clears { Thread::Submitting } else { Thread::Any };
         let (unaligned, waits_for_disk) = (when_unaligned(&file, write.from_cache), file.waits_for_disk());
         let file = FileInUse::of_handle(file);
-        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk })
+        let must_be_whole = write.from_cache;
+        Ok(PreparedTransfer { file, action: Action::Write { append }, thread, unaligned, waits_for_disk, must_be_whole })
     }
 
     /// FSYNC. EBADF where the handle is not open, EISDIR for a directory, which has FSYNCDIR.
     pub fn prepare_sync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<PreparedTransfer, Errno> {
         let prepared = self.prepare_read(node, handle)?;
-        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, ..prepared })
+        Ok(PreparedTransfer { action: Action::Sync { data_only }, unaligned: Unaligned::Fail, must_be_whole: false, ..prepared })
     }
 
     /// Makes a transfer of `file` on this thread, on which it was not prepared.
@@ -141,7 +145,7 @@ impl Share {
         if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
             return Err(Errno::EINVAL);
         }
-        self.change_for(caller, &file, || rustix::fs::fallocate(file.fd(), flags, offset, len))
+        self.change_for(caller, &file, || space::fallocate(file.fd(), flags, offset, len))
     }
 
     /// LSEEK: SEEK_DATA and SEEK_HOLE; EINVAL for others, which the guest handles itself. ENXIO as in man lseek(2), EBADF where the
@@ -160,7 +164,7 @@ impl Share {
         if i64::try_from(offset).is_err() {
             return Err(Errno::from_raw(libc::ENXIO));
         }
-        Ok(rustix::fs::seek(file.fd(), from)?)
+        lseek(file.fd(), from)
     }
 
     /// COPY_FILE_RANGE: bytes copied by one call; the guest sends another request for the rest. EROFS on a read-only share, EINVAL
@@ -171,26 +175,25 @@ impl Share {
             return Err(Errno::EINVAL);
         }
         let (from, to) = (self.files.get(copy.from)?, self.files.get(copy.to)?);
-        let (mut off_in, mut off_out) = (copy.from_offset, copy.to_offset);
         let len = copy.len.min(COPY_LEN_MAX) as usize;
-        let copy = || rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len);
+        let copy = || space::copy_file_range((from.fd(), copy.from_offset), (to.fd(), copy.to_offset), len);
         self.change_for(caller, &to, copy).map(|copied| copied as u64)
     }
 
     /// The descriptor of `file` without O_DIRECT, opened when it is first needed. The errno of open(2).
     fn buffered<'f>(&self, file: &'f OpenFile<'_>) -> Result<BorrowedFd<'f>, Errno> {
         if file.buffered().is_none() {
-            file.set_buffered(reopen(file.fd(), file.flags() & !libc::O_DIRECT)?);
+            file.set_buffered(open::again(file.fd(), file.flags() & !libc::O_DIRECT)?);
         }
         file.buffered().ok_or(Errno::EBADF)
     }
 
     /// Changes `file` for `caller`, by a request without the flags of a WRITE: where killpriv was negotiated, setuid and setgid bits
     /// are cleared as for a write by this caller.
-    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> rustix::io::Result<R>) -> Result<R, Errno> {
+    fn change_for<R>(&self, caller: GuestUid, file: &OpenFile<'_>, change: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
         self.drop_mapped_capability(file.node(), file.fd())?;
         let has_bits = || stat::of(file.fd()).is_ok_and(|st| u32::from(st.stx_mode) & (libc::S_ISUID | libc::S_ISGID) != 0);
-        Ok(if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }?)
+        if self.session.clears_suidgid_for(caller) && has_bits() { without_fsetid(change) } else { change() }
     }
 }
 

@@ -4,13 +4,12 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-
 use crate::host::attributes::Attributes;
 use crate::host::features::Feature;
 use crate::host::inodes::{FileKey, kind_of};
 use crate::host::share::Share;
 use crate::state::InodeIdentity;
+use crate::sys::open;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, NodeId};
 
@@ -123,7 +122,7 @@ impl Share {
         if self.inodes.kind(node)? != libc::S_IFDIR {
             return Err(Errno::ENOTDIR);
         }
-        let parent = open_parent(self.inodes.path_fd(node)?.as_fd())?;
+        let parent = open::parent(self.inodes.path_fd(node)?.as_fd())?;
         self.check_below_root(parent.as_fd())?;
         let entry = self.look_up_open(NodeId::ROOT, parent.as_fd())?;
         // Linux gives the root of an announced mount no generation (fs/fuse/inode.c, fuse_fill_super_submount). With another
@@ -140,7 +139,7 @@ impl Share {
             if key == root {
                 return Ok(());
             }
-            let next = open_parent(above.as_ref().map_or(directory, OwnedFd::as_fd))?;
+            let next = open::parent(above.as_ref().map_or(directory, OwnedFd::as_fd))?;
             let next_key = FileKey::of(&stat::of(next.as_fd())?);
             if next_key == key {
                 return Err(Errno::ESTALE);
@@ -175,9 +174,4 @@ impl Share {
         let root = &self.inodes.root().identity;
         self.session.negotiated(Feature::Export) && identity.handle.is_some() && identity.mount_id == root.mount_id
     }
-}
-
-/// An O_PATH descriptor of the directory above `directory`.
-fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    Ok(rustix::fs::openat(directory, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }

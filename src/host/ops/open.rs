@@ -1,12 +1,13 @@
 //! OPEN, RELEASE, FLUSH and FSYNCDIR.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::host::caching::OpenCaching;
 use crate::host::request_context::RequestContext;
-use crate::host::rights::without_fsetid;
 use crate::host::share::Share;
 use crate::sys::descriptor;
+use crate::sys::fsetid::without_fsetid;
+use crate::sys::space::ftruncate;
 use crate::types::{Errno, FileHandle, NodeId};
 
 /// An open file or directory.
@@ -38,17 +39,32 @@ impl Share {
         if host_flags & libc::O_ACCMODE != libc::O_RDONLY || host_flags & libc::O_TRUNC != 0 {
             self.writable()?;
         }
-        let open = || self.inodes.open_node(node, host_flags);
         let truncates = host_flags & libc::O_TRUNC != 0;
         if truncates {
             context.check_wanted()?;
         }
-        let file = if truncates && self.session.clears_suidgid(kill_suidgid) { without_fsetid(open) } else { open() }?;
+        let clears = truncates && self.session.clears_suidgid(kill_suidgid);
+        let file = if clears { self.open_truncated(node, host_flags) } else { self.inodes.open_node(node, host_flags) }?;
         if truncates {
             self.drop_mapped_capability(node, file.as_fd())?;
         }
         let handle = self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended())?;
         Ok(self.opened(handle, node, host_flags))
+    }
+
+    /// Opens `node` with O_TRUNC among `flags`, and lets the kernel clear setuid and setgid bits. Two calls, as CAP_FSETID must not
+    /// be laid down while a file is opened (`sys::working_dir`).
+    fn open_truncated(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
+        let flags = flags & !libc::O_TRUNC;
+        let file = self.inodes.open_node(node, flags)?;
+        let truncate = |file: &OwnedFd| without_fsetid(|| ftruncate(file.as_fd(), 0));
+        // O_TRUNC takes the right to write, also of a file that is opened for reading; ftruncate(2) takes a file open for writing.
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            truncate(&self.inodes.open_node(node, libc::O_WRONLY)?)?;
+        } else {
+            truncate(&file)?;
+        }
+        Ok(file)
     }
 
     /// RELEASE; a flock(2) lock of `flock_owner` ends with it. EBADF where the handle is not open, and for a directory's handle,
@@ -78,8 +94,7 @@ impl Share {
         }
         let file = self.files.get(handle)?;
         self.end_posix_locks(file.node(), lock_owner);
-        let duplicate = rustix::io::fcntl_dupfd_cloexec(file.fd(), 0)?;
-        descriptor::close(duplicate)
+        descriptor::close(descriptor::duplicate(file.fd())?)
     }
 
     /// FSYNCDIR. EBADF where the handle is not open, and for a file's handle, which has FSYNC; the errno of fsync(2).

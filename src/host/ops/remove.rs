@@ -8,6 +8,8 @@ use rustix::fs::{AtFlags, Gid, RenameFlags, Uid};
 use crate::host::request_context::RequestContext;
 use crate::host::rights::Caller;
 use crate::host::share::Share;
+use crate::sys::attributes::fchownat;
+use crate::sys::names::{renameat2, unlinkat};
 use crate::sys::stat;
 use crate::types::{Errno, NodeId};
 
@@ -27,7 +29,7 @@ impl Share {
         self.writable()?;
         let parent = self.inodes.path_fd(parent)?;
         context.check_wanted()?;
-        Ok(rustix::fs::unlinkat(parent.as_fd(), name, flags)?)
+        unlinkat(parent.as_fd(), name, flags)
     }
 
     /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller;
@@ -44,10 +46,10 @@ impl Share {
         let (from, to) = (self.inodes.path_fd(parent)?, self.inodes.path_fd(new_parent)?);
         context.check_wanted()?;
         if !flags.contains(RenameFlags::WHITEOUT) {
-            return Ok(rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?);
+            return renameat2((from.as_fd(), name), (to.as_fd(), new_name), flags);
         }
         let caller = Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)?;
-        rustix::fs::renameat_with(from.as_fd(), name, to.as_fd(), new_name, flags)?;
+        renameat2((from.as_fd(), name), (to.as_fd(), new_name), flags)?;
         self.give_whiteout(from.as_fd(), name, &caller);
         Ok(())
     }
@@ -60,7 +62,7 @@ impl Share {
         let passes_group = stat::of(dir).is_ok_and(|st| u32::from(st.stx_mode) & libc::S_ISGID != 0);
         let gid = (!passes_group && caller.gid.0 != 0 && caller.gid.0 != u32::MAX).then(|| Gid::from_raw(caller.gid.0));
         if uid.is_some() || gid.is_some() {
-            let _ = rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+            let _ = fchownat(dir, name, uid, gid);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use crate::host::share::Share;
+use crate::sys::descriptor::sync_file_system;
 use crate::sys::stat::{self, StatVfs};
 use crate::types::{Errno, NodeId};
 
@@ -20,6 +21,6 @@ impl Share {
             libc::S_IFREG => libc::O_RDONLY | libc::O_NONBLOCK,
             _ => return Err(Errno::EBADF),
         };
-        Ok(rustix::fs::syncfs(self.inodes.open_node(node, flags)?)?)
+        sync_file_system(self.inodes.open_node(node, flags)?.as_fd())
     }
 }

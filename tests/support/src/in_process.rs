@@ -53,6 +53,17 @@ pub fn share_options() -> Options {
 impl Device {
     /// Starts a device that shares a new directory on tmpfs; `change` may give the service other parts.
     pub fn start(options: Options, change: impl Fn(Service) -> Service + Send + 'static) -> Device {
+        let (mut device, ()) = Device::start_unmounted((options, Descriptors::of(4096)), |_| (), change);
+        device.client().init().expect("INIT");
+        device
+    }
+
+    /// As [`Device::start`], for a guest that has sent no INIT. With what `see` saw of the share.
+    pub fn start_unmounted<S>(
+        (options, descriptors): (Options, Descriptors),
+        see: impl FnOnce(&Share) -> S,
+        change: impl Fn(Service) -> Service + Send + 'static,
+    ) -> (Device, S) {
         let scratch = Scratch::on_tmpfs();
         let shared_dir = scratch.path().join("shared");
         std::fs::create_dir_all(&shared_dir).expect("the shared directory");
@@ -60,7 +71,8 @@ impl Device {
         let listener = UnixListener::bind(&socket).expect("a socket");
         let root = std::fs::File::open(&shared_dir).expect("the shared directory").into();
         let descriptor_dir = DescriptorDir::open().expect("/proc/self/fd");
-        let share = Share::export(Options { shared_dir, ..options }, Descriptors::of(4096), root, descriptor_dir).expect("a share");
+        let share = Share::export(Options { shared_dir, ..options }, descriptors, root, descriptor_dir).expect("a share");
+        let seen = see(&share);
         let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
         let (device, queue_cpus) = Default::default();
         let server_options = ServerOptions { device, config_space, keep_listening: false, rings: None, queue_cpus };
@@ -71,8 +83,7 @@ impl Device {
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.caller.uid = rustix::process::geteuid().as_raw();
         client.caller.gid = rustix::process::getegid().as_raw();
-        client.init().expect("INIT");
-        Device { client: Some(client), metrics, server: Some(server), scratch }
+        (Device { client: Some(client), metrics, server: Some(server), scratch }, seen)
     }
 
     /// The guest's side of the first request queue.

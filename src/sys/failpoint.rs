@@ -1,0 +1,92 @@
+//! Failpoints: places in front of the system calls of the guest's operations where a test of the faults of a host takes hold. Only
+//! with the feature `failpoints`; without it `fail_call` expands to nothing. Does not know which faults a test wants, and when.
+
+/// Marks the system call that the rest of the block makes, by its name in section 2 of the manual. To stand in front of it in a
+/// function that returns `Result<_, Errno>`. Behind the name, `short` asks in addition for the transfer to be made in part: the
+/// value is then whether it is.
+#[cfg(feature = "failpoints")]
+macro_rules! fail_call {
+    ($name:literal) => {
+        let _returns = $crate::sys::failpoint::Call::begin($name)?;
+    };
+    ($name:literal, short $is_short:ident) => {
+        let call = $crate::sys::failpoint::Call::begin($name)?;
+        let $is_short = call.is_short;
+    };
+}
+
+#[cfg(not(feature = "failpoints"))]
+macro_rules! fail_call {
+    ($name:literal) => {};
+    ($name:literal, short $is_short:ident) => {
+        let $is_short = false;
+    };
+}
+
+pub(in crate::sys) use fail_call;
+
+#[cfg(feature = "failpoints")]
+pub use hooked::{Call, Fault, Hook, Moment, set_hook};
+
+#[cfg(feature = "failpoints")]
+mod hooked {
+    use parking_lot::RwLock;
+
+    use crate::types::Errno;
+
+    /// What a call does instead of its work.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Fault {
+        /// It is not made, and fails.
+        Errno(Errno),
+        /// It transfers less than asked, where it is one that transfers data.
+        Short,
+    }
+
+    /// When the hook runs.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Moment {
+        /// The call is about to be made.
+        Before,
+        /// The call has been made; a fault has no effect any more.
+        After,
+    }
+
+    /// Runs on the thread that makes the call, with the call's name. It must make no such call itself.
+    pub type Hook = Box<dyn Fn(&'static str, Moment) -> Option<Fault> + Send + Sync>;
+
+    static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
+
+    /// Sets the hook of the whole process, or removes it. Waits until the present one does not run.
+    pub fn set_hook(hook: Option<Hook>) {
+        *HOOK.write() = hook;
+    }
+
+    fn run(name: &'static str, moment: Moment) -> Option<Fault> {
+        HOOK.read().as_ref().and_then(|hook| hook(name, moment))
+    }
+
+    /// A call that is being made, until this is dropped.
+    #[derive(Debug)]
+    pub struct Call {
+        name: &'static str,
+        /// The transfer is to be made in part.
+        pub is_short: bool,
+    }
+
+    impl Call {
+        /// The call `name` begins. The errno of the fault that the hook wants.
+        pub fn begin(name: &'static str) -> Result<Call, Errno> {
+            match run(name, Moment::Before) {
+                Some(Fault::Errno(errno)) => Err(errno),
+                fault => Ok(Call { name, is_short: fault == Some(Fault::Short) }),
+            }
+        }
+    }
+
+    impl Drop for Call {
+        fn drop(&mut self) {
+            run(self.name, Moment::After);
+        }
+    }
+}
