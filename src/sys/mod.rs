@@ -6,6 +6,7 @@ pub mod dirent;
 pub mod event;
 pub mod fanotify;
 pub mod file_handle;
+pub mod fsetid;
 pub mod identity;
 pub mod ioctl;
 pub mod lock;

@@ -1,6 +1,9 @@
 //! The working directory /proc/self/fd. A thread there can use the number of a descriptor as a path, in system calls that take
 //! no O_PATH descriptor (chmod, truncate, xattrs, open), without a second system call. Names from the guest are never resolved
 //! there: they are always used with a directory descriptor.
+//!
+//! The directory may be that of another process with the same table of descriptors, which the kernel allows to a thread with the
+//! same ids and all capabilities that are permitted to that process.
 
 use std::ffi::CStr;
 use std::io::{self, Write};
@@ -9,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::UnshareFlags;
+
+use super::fsetid::keep_suidgid;
 
 /// /proc/self/fd, opened before the sandbox unmounts /proc.
 #[derive(Debug)]
@@ -49,8 +54,9 @@ impl DescriptorDir {
 pub struct DescriptorName([u8; 12]);
 
 impl DescriptorName {
-    /// The name of `fd`.
+    /// The name of `fd`. The calling thread gets CAP_FSETID back if it has laid it down.
     pub fn of(fd: BorrowedFd<'_>) -> DescriptorName {
+        keep_suidgid(true);
         let mut name = [0; 12];
         // An i32 has at most eleven characters; the twelfth byte stays NUL.
         let _ = write!(&mut name[..11], "{}", fd.as_raw_fd());

@@ -8,8 +8,9 @@ use crate::host::attributes::{Attributes, CacheableAttributes};
 use crate::host::features::Feature;
 use crate::host::inodes::{FileKey, reopen};
 use crate::host::request_context::RequestContext;
-use crate::host::rights::{Translation, without_fsetid};
+use crate::host::rights::Translation;
 use crate::host::share::Share;
+use crate::sys::fsetid::without_fsetid;
 use crate::sys::mode;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId};
@@ -95,8 +96,7 @@ impl Share {
         }
         if let Some(size) = set.size {
             context.check_wanted()?;
-            let truncate = || self.truncate(node, set.handle, fd, size);
-            if self.session.clears_suidgid(set.clears_suidgid) { without_fsetid(truncate) } else { truncate() }?;
+            self.truncate(node, set.handle, fd, size, self.session.clears_suidgid(set.clears_suidgid))?;
             self.drop_mapped_capability(node, fd)?;
         }
         if let Some(new) = set.mode {
@@ -131,12 +131,17 @@ impl Share {
         Ok(target.into_bytes())
     }
 
-    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    fn truncate(&self, node: NodeId, handle: Option<FileHandle>, path_fd: BorrowedFd<'_>, size: u64, clears: bool) -> Result<(), Errno> {
+        // A thread that has laid CAP_FSETID down may not be able to open the file (`sys/working_dir.rs`).
+        let truncate = |file: BorrowedFd<'_>, size| {
+            let truncate = || rustix::fs::ftruncate(file, size);
+            if clears { without_fsetid(truncate) } else { truncate() }
+        };
         let size = i64::try_from(size).map_err(|_| Errno::from_raw(libc::EFBIG))?.cast_unsigned();
         if let Some(handle) = handle {
             let file = self.files.get(handle)?;
             if file.flags() & libc::O_ACCMODE != libc::O_RDONLY {
-                return Ok(rustix::fs::ftruncate(file.fd(), size)?);
+                return Ok(truncate(file.fd(), size)?);
             }
         }
         // Only regular files have a length, and no other type may be opened.
@@ -145,7 +150,7 @@ impl Share {
             libc::S_IFDIR => return Err(Errno::from_raw(libc::EISDIR)),
             _ => return Err(Errno::EINVAL),
         }
-        Ok(rustix::fs::ftruncate(reopen(path_fd, libc::O_WRONLY)?, size)?)
+        Ok(truncate(reopen(path_fd, libc::O_WRONLY)?.as_fd(), size)?)
     }
 
     fn cacheable(&self, node: NodeId, st: &Statx) -> CacheableAttributes {

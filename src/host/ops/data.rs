@@ -7,11 +7,11 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use crate::guest::PageDescriptor;
 use crate::host::files::{FileInUse, OpenTarget};
 use crate::host::inodes::reopen;
-use crate::host::rights::{keep_suidgid, without_fsetid};
 use crate::host::share::Share;
 use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
+use crate::sys::fsetid::{keep_suidgid, without_fsetid};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, GuestUid, NodeId};
 

@@ -1,12 +1,12 @@
 //! OPEN, RELEASE, FLUSH and FSYNCDIR.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::host::caching::OpenCaching;
 use crate::host::request_context::RequestContext;
-use crate::host::rights::without_fsetid;
 use crate::host::share::Share;
 use crate::sys::descriptor;
+use crate::sys::fsetid::without_fsetid;
 use crate::types::{Errno, FileHandle, NodeId};
 
 /// An open file or directory.
@@ -38,17 +38,32 @@ impl Share {
         if host_flags & libc::O_ACCMODE != libc::O_RDONLY || host_flags & libc::O_TRUNC != 0 {
             self.writable()?;
         }
-        let open = || self.inodes.open_node(node, host_flags);
         let truncates = host_flags & libc::O_TRUNC != 0;
         if truncates {
             context.check_wanted()?;
         }
-        let file = if truncates && self.session.clears_suidgid(kill_suidgid) { without_fsetid(open) } else { open() }?;
+        let file = if truncates && self.session.clears_suidgid(kill_suidgid) {
+            self.open_and_clear(node, host_flags & !libc::O_TRUNC)
+        } else {
+            self.inodes.open_node(node, host_flags)
+        }?;
         if truncates {
             self.drop_mapped_capability(node, file.as_fd())?;
         }
         let handle = self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended())?;
         Ok(self.opened(handle, node, host_flags))
+    }
+
+    /// Opens `node`, truncates it and lets the kernel clear setuid and setgid bits. Not in one call: a thread that has laid
+    /// CAP_FSETID down may not be able to open it (`sys/working_dir.rs`). As of man open(2) and ftruncate(2).
+    fn open_and_clear(&self, node: NodeId, flags: i32) -> Result<OwnedFd, Errno> {
+        let file = self.inodes.open_node(node, flags)?;
+        let writable = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Some(self.inodes.open_node(node, libc::O_WRONLY)?),
+            _ => None,
+        };
+        without_fsetid(|| rustix::fs::ftruncate(writable.as_ref().unwrap_or(&file), 0))?;
+        Ok(file)
     }
 
     /// RELEASE; a flock(2) lock of `flock_owner` ends with it. EBADF where the handle is not open, and for a directory's handle,

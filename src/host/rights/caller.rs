@@ -1,7 +1,5 @@
 //! The credentials of the guest's caller, which the thread takes for one operation.
 
-use std::cell::Cell;
-
 use caps::Capability;
 
 use crate::host::rights::id_map::Translation;
@@ -112,50 +110,6 @@ pub fn acting_as<R>(
         }
         result => result,
     }
-}
-
-/// State of CAP_FSETID in the thread's effective set. With it, writes keep setuid and setgid bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fsetid {
-    Unknown,
-    /// Not permitted to this process.
-    Absent,
-    Effective,
-    Cleared,
-}
-
-thread_local! {
-    static FSETID: Cell<Fsetid> = const { Cell::new(Fsetid::Unknown) };
-}
-
-/// Sets whether the next changes by this thread keep setuid and setgid bits. No system call where that is set already: Linux
-/// guests request clearing with each WRITE of a user other than root.
-///
-/// Every other change restores the capability first (`Share::writable`), so that a chmod can set setgid.
-pub fn keep_suidgid(keep: bool) {
-    let known = FSETID.get();
-    match (known, keep) {
-        (Fsetid::Absent, _) | (Fsetid::Unknown | Fsetid::Effective, true) | (Fsetid::Cleared, false) => {}
-        (Fsetid::Cleared, true) => {
-            let is_back = identity::set_capability(Capability::CAP_FSETID, true);
-            assert!(is_back, "cannot restore a permitted capability");
-            FSETID.set(Fsetid::Effective);
-        }
-        (Fsetid::Unknown, false) if !identity::has_capability(Capability::CAP_FSETID) => FSETID.set(Fsetid::Absent),
-        (Fsetid::Unknown | Fsetid::Effective, false) => {
-            if identity::set_capability(Capability::CAP_FSETID, false) {
-                FSETID.set(Fsetid::Cleared);
-            }
-        }
-    }
-}
-
-/// Runs `change` so that the kernel clears setuid and setgid bits as it does for an unprivileged writer.
-pub fn without_fsetid<R>(change: impl FnOnce() -> R) -> R {
-    keep_suidgid(false);
-    let result = change();
-    keep_suidgid(true);
-    result
 }
 
 #[cfg(test)]

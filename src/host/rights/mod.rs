@@ -7,7 +7,7 @@ mod policy;
 mod xattr_map;
 
 pub use caller::Caller;
-pub(super) use caller::{acting_as, keep_suidgid, without_fsetid};
+pub(super) use caller::acting_as;
 pub use id_map::{IdMap, IdRule, IdRuleError, Translation};
 pub(super) use policy::RightsPolicy;
 pub use policy::{KillPriv, Rights, Support, UnsupportedGuest};
