@@ -99,7 +99,7 @@ fn without_a_keeper_there_is_one_process() {
     let mut daemon = Daemon::start(&["--no-keeper"]);
     let (guest, mut client) = mount(&daemon);
     assert_serves(&mut client);
-    assert_eq!(daemon.children(), []);
+    assert!(daemon.children().is_empty());
     assert!(guest_memory(daemon.pid()) > 0);
     drop((guest, client));
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
