@@ -14,7 +14,6 @@ use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 
 /// The ways to run the daemon that a VMM must not tell apart.
@@ -108,7 +107,7 @@ fn without_a_keeper_there_is_one_process() {
 #[test]
 fn a_worker_that_is_killed_ends_the_daemon_with_its_signal_as_status() {
     for sandbox in sandboxes() {
-        for signal in [Signal::KILL, Signal::SEGV, Signal::SYS] {
+        for signal in [Signal::KILL, Signal::ABORT, Signal::SYS] {
             let mut daemon = Daemon::start(&["--sandbox", sandbox]);
             let (guest, mut client) = mount(&daemon);
             assert_serves(&mut client);
@@ -161,12 +160,6 @@ fn every_kind_of_message_is_passed_on_with_its_descriptors() {
             assert_serves(&mut client);
             assert!(!guest.take_dirty_pages().is_empty(), "{way:?}: the log is written");
             guest.set_log(false).expect("SET_FEATURES");
-            let (ours, theirs) = UnixStream::pair().expect("a pair");
-            guest.session().set_backend_request_fd(&theirs).expect("SET_BACKEND_REQ_FD");
-            drop(theirs);
-            ours.set_nonblocking(true).expect("a socket");
-            let is_open = (&ours).read(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
-            assert!(is_open, "{way:?}: the other end is held");
             let base = guest.stop_queue(FIRST_REQUEST).expect("GET_VRING_BASE");
             guest.restart_queue(FIRST_REQUEST, base).expect("SET_VRING_BASE, SET_VRING_KICK");
             guest.set_call(FIRST_REQUEST).expect("SET_VRING_CALL");
@@ -189,13 +182,38 @@ fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
 /// Sends `bytes` with `count` descriptors.
 fn send(stream: &UnixStream, bytes: &[u8], count: usize) {
     let fds: Vec<OwnedFd> = (0..count).map(|_| fs::File::open("/dev/null").expect("a descriptor").into()).collect();
-    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    send_with(stream, bytes, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+}
+
+fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if count > 0 {
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
     }
     assert_eq!(sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL), Ok(bytes.len()));
+}
+
+#[test]
+fn the_channel_for_requests_of_the_backend_is_held_as_long_as_the_connection() {
+    // VHOST_USER_F_PROTOCOL_FEATURES with VIRTIO_F_VERSION_1, and VHOST_USER_PROTOCOL_F_BACKEND_REQ.
+    let (features, protocol_features) = (1u64 << 30 | 1 << 32, 1u64 << 5);
+    for way in WAYS {
+        let daemon = Daemon::start(&[&["--keep-listening"], way].concat());
+        let mut stream = UnixStream::connect(daemon.socket()).expect("a connection");
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        stream.write_all(&message(FrontendReq::SET_FEATURES, 1, &features.to_ne_bytes())).expect("a message");
+        stream.write_all(&message(FrontendReq::SET_PROTOCOL_FEATURES, 1, &protocol_features.to_ne_bytes())).expect("a message");
+        send_with(&stream, &message(FrontendReq::SET_BACKEND_REQ_FD, 1, &[]), &[theirs.as_fd()]);
+        drop(theirs);
+        stream.write_all(&message(FrontendReq::GET_FEATURES, 1, &[])).expect("a message");
+        stream.read_exact(&mut [0; 20]).expect("its reply, after the others");
+        ours.set_nonblocking(true).expect("a socket");
+        let read = || (&ours).read(&mut [0]).map_err(|e| e.kind());
+        assert_eq!(read(), Err(std::io::ErrorKind::WouldBlock), "{way:?}: the other end is held");
+        drop(stream);
+        assert!(eventually(|| read() == Ok(0)), "{way:?}: the other end is closed");
+    }
 }
 
 /// SET_MEM_TABLE of `count` regions.
@@ -260,7 +278,7 @@ fn what_is_no_message_ends_its_connection_as_without_a_keeper() {
 fn a_frontend_that_stops_within_a_message_keeps_only_itself_waiting() {
     let whole = message(FrontendReq::GET_FEATURES, 1, &[]);
     let with_payload = message(FrontendReq::SET_FEATURES, 1, &[0; 8]);
-    for way in WAYS {
+    let said = WAYS.map(|way| {
         let mut daemon = Daemon::start(&[&["--keep-listening"], way].concat());
         for part in [&whole[..1], &whole[..11], &with_payload[..12], &with_payload[..15]] {
             let mut stream = UnixStream::connect(daemon.socket()).expect("a connection");
@@ -273,13 +291,14 @@ fn a_frontend_that_stops_within_a_message_keeps_only_itself_waiting() {
         }
         let (guest, mut client) = mount(&daemon);
         assert_serves(&mut client);
-        assert_eq!(complaints(&daemon.log()), Vec::<String>::new(), "{way:?}");
         let mut stream = UnixStream::connect(daemon.socket()).expect("a place in the queue");
         stream.write_all(&whole[..5]).expect("a part of a message");
         drop((guest, client));
         daemon.signal(Signal::TERM);
         assert_eq!(daemon.wait().code(), Some(0), "{way:?}: {}", daemon.log());
-    }
+        complaints(&daemon.log())
+    });
+    assert_eq!(said[0], said[1]);
 }
 
 #[test]
