@@ -204,6 +204,30 @@ mod tests {
     }
 
     #[test]
+    fn the_keeper_may_make_every_call_of_a_worker_and_none_that_leads_out_of_the_sandbox() {
+        let optional = OptionalCalls { rings: vec![5], registers_memory: true, binds_threads: true };
+        let (keeper, worker) = (rules_of_keeper().unwrap(), rules(&optional).unwrap());
+        for (call, conditions) in worker {
+            let of_keeper = keeper.get(&call).unwrap_or_else(|| panic!("system call {call}"));
+            let allows = of_keeper.is_empty() || conditions.iter().all(|condition| of_keeper.contains(condition));
+            assert!(allows && (of_keeper.is_empty() || !conditions.is_empty()), "system call {call}");
+        }
+        let ways_out = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_kill,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_mount,
+            libc::SYS_chroot,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+        ];
+        assert_eq!(ways_out.iter().find(|call| keeper.contains_key(call)), None);
+    }
+
+    #[test]
     fn a_thread_of_an_unnamed_process_gets_signals_only_where_the_c_library_aborts_so() {
         let rules = rules(&OptionalCalls::default()).unwrap();
         assert_eq!(rules.get(&libc::SYS_tkill).map(Vec::len), cfg!(target_env = "musl").then_some(1));

@@ -40,11 +40,7 @@ pub fn keep_suidgid(keep: bool) {
             assert!(is_back, "cannot restore a permitted capability");
             FSETID.set(Fsetid::Effective);
         }
-        (Fsetid::Effective, false) => {
-            if identity::set_capability(Capability::CAP_FSETID, false) {
-                FSETID.set(Fsetid::Cleared);
-            }
-        }
+        (Fsetid::Effective, false) if identity::set_capability(Capability::CAP_FSETID, false) => FSETID.set(Fsetid::Cleared),
         _ => {}
     }
 }

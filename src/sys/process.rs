@@ -161,6 +161,10 @@ mod tests {
             Ok(Side::Child) => end_now(1),
             split => assert_eq!(split.map_err(|e| e.to_string()).err().as_deref(), Some("the process has more than one thread")),
         }
+        match split() {
+            Ok(None) => end_now(1),
+            split => assert_eq!(split.map_err(|e| e.to_string()).err().as_deref(), Some("the process has more than one thread")),
+        }
         drop(end);
         assert!(thread.join().unwrap().is_err());
     }
