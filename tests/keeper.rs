@@ -286,7 +286,7 @@ fn a_frontend_that_stops_within_a_message_keeps_only_itself_waiting() {
             stream.read_exact(&mut [0; 20]).expect("its reply");
             stream.write_all(part).expect("a part of one");
             // Signals come through while the rest is awaited.
-            assert_eq!(daemon.metrics().get("connections"), daemon.metrics().get("connections"));
+            let _counters = daemon.metrics();
             drop(stream);
         }
         let (guest, mut client) = mount(&daemon);
