@@ -145,7 +145,6 @@ pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[];
 /// Calls that the keeper may make beyond those, and a worker before its own list is in force.
 pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     // The worker.
-    (libc::SYS_pidfd_open, Here("sys/process.rs", "rustix::process::pidfd_open(")),
     (libc::SYS_pidfd_send_signal, Here("sys/process.rs", "rustix::process::pidfd_send_signal(")),
     (libc::SYS_waitid, Here("sys/process.rs", "rustix::process::waitid(")),
     (libc::SYS_getppid, Here("sys/process.rs", "rustix::process::getppid(")),

@@ -1,9 +1,9 @@
 //! fork(2), clone(2), waiting and unshare(2), for the processes of the daemon.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 /// Which process returned from [`fork`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,21 +87,23 @@ impl SharingChild {
 /// Splits this process by clone(2): parent and child share the table of descriptors, and nothing else. Each descriptor must have
 /// one owner in both of them together: what the one closes is closed for the other. Returns `None` in the child.
 ///
-/// An error where the process has more than one thread; EAGAIN or ENOMEM of clone(2), EMFILE of pidfd_open(2).
+/// An error where the process has more than one thread; EAGAIN, ENOMEM or EMFILE of clone(2).
 pub fn split() -> io::Result<Option<SharingChild>> {
     check_single_threaded()?;
-    let flags = libc::c_long::from(libc::CLONE_FILES | libc::SIGCHLD);
+    // With CLONE_PIDFD (Linux 5.2) the child's descriptor is there when the child is.
+    let flags = libc::c_long::from(libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD);
     let none: libc::c_long = 0;
+    let mut pidfd: libc::c_int = -1;
     // No stack is given: the child goes on with a copy of this one, as after fork(2). The C library is not told, so it keeps this
     // thread's id for the child's first thread: threads, mutexes and abort(3) do not need it.
-    // SAFETY: this is the only thread, as checked above, so no other thread holds a lock or changes memory at the copy.
-    let pid = match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
-        -1 => return Err(io::Error::last_os_error()),
-        0 => return Ok(None),
-        pid => i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?,
-    };
-    // The process id is the child's until it is waited for.
-    Ok(Some(SharingChild { pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? }))
+    // SAFETY: this is the only thread, as checked above, so no other thread holds a lock or changes memory at the copy; the kernel
+    // writes one integer to the pointer.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        // SAFETY: a new descriptor, which nobody else owns: the child has not been told its number.
+        _ => Ok(Some(SharingChild { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+    }
 }
 
 /// Ends this process by SIGKILL when the thread ends that started it, `parent`'s only one. To be called by the first thread after the
