@@ -12,6 +12,7 @@ pub mod fuse;
 pub mod guest;
 pub mod host;
 pub mod io;
+pub mod keeper;
 pub mod metrics;
 pub mod sandbox;
 pub mod state;

@@ -10,12 +10,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Frontends, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
+use gatherfs::keeper::{self, Role};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
-use gatherfs::sys::{descriptor, signal};
+use gatherfs::sys::{descriptor, identity, signal};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -107,23 +108,75 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if checked.sandbox.mode != Mode::None {
         socket.leave();
     }
-    let served = serve(&listener, checked, descriptors, jail, whole, &socket);
+    let has_keeper = checked.has_keeper;
+    let exported = match export(checked, descriptors, jail, whole, &socket) {
+        Ok(exported) => exported,
+        Err(e) => {
+            socket.remove();
+            return Err(e);
+        }
+    };
+    if has_keeper {
+        return start_keeper(listener, socket, exported);
+    }
+    let served = serve(&listener, exported);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Serves one VMM after the other, or only the first.
-fn serve(
-    listener: &UnixListener,
+/// A share, with what else is made before this process splits.
+struct Exported {
+    checked: Checked,
+    share: Share,
+    whole: Option<FileSystemWatch>,
+    has_landlock: bool,
+}
+
+/// Opens the share, and gives up files outside of it.
+fn export(
     checked: Checked,
     descriptors: Descriptors,
     jail: Jail,
     whole: Option<FileSystemWatch>,
     socket: &SocketFile,
-) -> Result<(), AnyError> {
+) -> Result<Exported, AnyError> {
     let root = jail.share.try_clone()?;
     descriptor::make_room(root.as_fd(), descriptors.recent.min(ROOM_MAX));
-    let share = Share::export(checked.share, descriptors, jail.share, jail.descriptor_dir)?;
+    let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
+    let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
+    let has_landlock = sandbox::restrict_files(&reach)?;
+    Ok(Exported { checked, share, whole, has_landlock })
+}
+
+/// Splits this process into the keeper and the worker, which serves. Each descriptor belongs to one of them: they share their table.
+fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
+    let keep_listening = exported.checked.keep_listening;
+    let role = sandbox::seal_keeper(exported.checked.sandbox.seccomp).map_err(AnyError::from).and_then(|()| Ok(keeper::start()?));
+    match role {
+        Ok(Role::Worker(end)) => {
+            // The keeper's.
+            std::mem::forget((listener, socket));
+            serve(&end, exported).map(|()| ExitCode::SUCCESS)
+        }
+        Ok(Role::Keeper(keeper)) => {
+            // The worker's.
+            std::mem::forget(exported);
+            let ended = keeper.run(&listener, keep_listening);
+            // The socket may be in another user's directory.
+            let _ = identity::take_capabilities_up();
+            socket.remove();
+            Ok(ExitCode::from(u8::try_from(ended?.shell_status()).unwrap_or(1)))
+        }
+        Err(e) => {
+            socket.remove();
+            Err(e)
+        }
+    }
+}
+
+/// Serves one VMM after the other, or only the first.
+fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError> {
+    let Exported { checked, share, whole, has_landlock } = exported;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
     let optional = OptionalCalls {
@@ -134,9 +187,7 @@ fn serve(
     let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus })?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
-    let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
-    let has_landlock = sandbox::seal(checked.sandbox.seccomp, &reach, &optional)?;
-    drop(root);
+    sandbox::seal(checked.sandbox.seccomp, &optional)?;
     if checked.watch
         && let Err(e) = share.start_watch(whole)
     {
@@ -161,7 +212,7 @@ fn serve(
     drop(share);
     // Kata Containers waits for this line.
     tracing::info!("Waiting for vhost-user socket connection...");
-    server.serve(listener)?;
+    server.serve(frontends)?;
     tracing::debug!("metrics {}", server.metrics().to_json());
     Ok(())
 }

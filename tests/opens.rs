@@ -145,9 +145,7 @@ fn the_first_file_of_a_submount_is_opened_by_its_own_type() {
                 std::mem::forget(Mount::bind(&special, &over));
             }
         });
-        let pid = share.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let daemon = children.split_whitespace().next().map_or(pid, |child| child.parse().unwrap());
+        let daemon = share.pid();
         for fd in std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().flatten() {
             let Ok(target) = std::fs::read_link(fd.path()) else { continue };
             let is_ours = [&special, &over].iter().any(|p| target == **p) || target.ends_with("special");

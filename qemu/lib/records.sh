@@ -33,10 +33,16 @@ logged_requests() {
     awk '{ n[$1]++ } END { printf "\"requests\":{"; for (name in n) printf "%s\"%s\":%d", comma++ ? "," : "", name, n[name]; print "}" }' "$run_dir/requests"
 }
 
-# daemon_tasks FILE: that file of /proc, of each thread of the daemon and of the processes that it started.
+# daemon_tasks FILE: that file of /proc, of each thread of the daemon and of its descendants.
 daemon_tasks() {
-    local pid
-    for pid in "$daemon_pid" $(cat "/proc/$daemon_pid/task/"*/children 2>/dev/null); do
-        cat "/proc/$pid/task/"*/"$1" 2>/dev/null || true
+    local pids=$daemon_pid next pid
+    while [ -n "$pids" ]; do
+        next=
+        for pid in $pids; do
+            cat "/proc/$pid/task/"*/"$1" 2>/dev/null || true
+            next="$next $(cat "/proc/$pid/task/"*/children 2>/dev/null)"
+        done
+        pids=${next//[[:space:]]/ }
+        [ -n "${pids// /}" ] || break
     done
 }

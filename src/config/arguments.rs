@@ -306,6 +306,13 @@ pub struct Arguments {
     #[arg(long, value_name = "RANGE", help_heading = SECURITY)]
     pub gid_map: Vec<String>,
 
+    /// Serve in the process that owns the VMM's connection
+    ///
+    /// By default that process, the keeper, starts another one that serves, the worker, and passes the VMM's messages on. With this
+    /// option there is one process less, for example for a debugger.
+    #[arg(long, help_heading = SECURITY)]
+    pub no_keeper: bool,
+
     /// Where the guest's fcntl and flock locks are held
     #[arg(long, value_enum, value_name = "WHERE", default_value = "guest", help_heading = LOCKS)]
     pub locks: Locks,

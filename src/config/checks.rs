@@ -111,6 +111,8 @@ pub struct Checked {
     pub watch: bool,
     /// Whether to wait for the next VMM after one disconnects.
     pub keep_listening: bool,
+    /// Whether a keeper owns the VMM's connection, and another process serves.
+    pub has_keeper: bool,
     /// How file data is read and written.
     pub io: IoOptions,
     /// For the log at start.
@@ -244,6 +246,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
+        has_keeper: !a.no_keeper,
         io: io_options(a, queues)?,
         summary: policy_summary(a),
     })
@@ -394,6 +397,7 @@ mod tests {
         assert_eq!((c.sandbox.mode, c.sandbox.seccomp), (Mode::Namespace, sandbox::Seccomp::Kill));
         assert_eq!(c.share.cache, CachePolicy::Auto);
         assert!(!c.share.readonly && !c.share.xattr && !c.share.writeback && !c.share.allow_direct_io && !c.keep_listening);
+        assert!(c.has_keeper);
         assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime && !c.share.birth_times);
         assert!(!c.share.host_locks, "virtiofsd has locks in the guest only");
         assert!(c.config_space.is_none());
@@ -487,10 +491,10 @@ mod tests {
 
     #[test]
     fn every_option_takes_effect() {
-        let line = "--shared-dir /d --fd 5 --cache metadata --readonly --allow-direct-io --xattr --sandbox chroot --rlimit-nofile 99 --keep-listening --tag t --num-request-queues 3";
+        let line = "--shared-dir /d --fd 5 --cache metadata --readonly --allow-direct-io --xattr --sandbox chroot --no-keeper --rlimit-nofile 99 --keep-listening --tag t --num-request-queues 3";
         let c = parsed(line).unwrap();
         assert_eq!((c.sandbox.mode, c.share.cache, c.open_files), (Mode::Chroot, CachePolicy::Metadata, Some(99)));
-        assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening);
+        assert!(c.share.readonly && c.share.allow_direct_io && c.share.xattr && c.keep_listening && !c.has_keeper);
         assert_eq!((c.tag.as_str(), c.config_space.unwrap().read(36, 1)), ("t", vec![3]));
         let c = parsed("--shared-dir /d --socket /s --no-readdirplus --no-announce-submounts --preserve-noatime --birth-times").unwrap();
         assert_eq!(c.listening, Listening::Path { path: "/s".into(), group: None });

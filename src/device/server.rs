@@ -2,7 +2,7 @@
 //! exported directory, counters and bounds. Knows nothing of command lines, signals or confinement.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -18,6 +18,25 @@ use crate::fuse::Opcode;
 use crate::host::{Export, Share};
 use crate::io::{Rings, Which};
 use crate::metrics::Metrics;
+
+/// Where frontends come from.
+pub trait Frontends {
+    /// Readable when a frontend connects.
+    fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// The socket on which it is accepted.
+    fn listener(&self) -> io::Result<UnixListener>;
+}
+
+impl Frontends for UnixListener {
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn listener(&self) -> io::Result<UnixListener> {
+        self.try_clone()
+    }
+}
 
 /// How frontends are served.
 #[derive(Debug, Clone)]
@@ -76,16 +95,16 @@ impl Server {
         ServerStopper(Arc::clone(&self.stop))
     }
 
-    /// Serves the frontends that connect to `listener`, one after the other, or only the first, until [`ServerStopper::stop`]. Without
+    /// Serves the `frontends` that connect, one after the other, or only the first, until [`ServerStopper::stop`]. Without
     /// `keep_listening` a session's error is returned, else logged.
-    pub fn serve(&self, listener: &UnixListener) -> Result<(), ServeError> {
-        self.serve_with(listener, |service| service)
+    pub fn serve(&self, frontends: &impl Frontends) -> Result<(), ServeError> {
+        self.serve_with(frontends, |service| service)
     }
 
     /// As [`Server::serve`]; `change` may give each session's service other parts.
-    pub fn serve_with(&self, listener: &UnixListener, change: impl Fn(Service) -> Service) -> Result<(), ServeError> {
+    pub fn serve_with(&self, frontends: &impl Frontends, change: impl Fn(Service) -> Service) -> Result<(), ServeError> {
         let options = &self.options;
-        while self.stop.wait_for_frontend(listener)? {
+        while self.stop.wait_for_frontend(frontends.readiness())? {
             let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics))
                 .with(options.device)
                 .with_cpus(options.queue_cpus.clone());
@@ -93,7 +112,7 @@ impl Server {
                 Some((rings, which)) => service.with_rings(Arc::clone(rings), *which),
                 None => service,
             };
-            match self.serve_one(listener, &Arc::new(change(service))) {
+            match self.serve_one(frontends, &Arc::new(change(service))) {
                 Err(e) if options.keep_listening => tracing::error!("{e}"),
                 Err(e) => return Err(e),
                 Ok(()) => {}
@@ -106,8 +125,8 @@ impl Server {
     }
 
     /// Serves the frontend that connects next.
-    fn serve_one(&self, listener: &UnixListener, service: &Arc<Service>) -> Result<(), ServeError> {
-        let session = Session::accept(listener.try_clone()?, service, self.options.config_space.clone())?;
+    fn serve_one(&self, frontends: &impl Frontends, service: &Arc<Service>) -> Result<(), ServeError> {
+        let session = Session::accept(frontends.listener()?, service, self.options.config_space.clone())?;
         tracing::info!("a VMM connected");
         self.stop.set_session(session.stopper().map(|stopper| (stopper, Arc::downgrade(service))));
         let ended = session.wait();
@@ -157,8 +176,8 @@ impl Stop {
 
     /// Sleeps until a frontend connects; false where a stop is wanted. Does not change the listener: an inherited one may be
     /// shared with another process.
-    fn wait_for_frontend(&self, listener: &UnixListener) -> io::Result<bool> {
-        let mut watched = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
+    fn wait_for_frontend(&self, readiness: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut watched = [PollFd::from_borrowed_fd(readiness, PollFlags::IN), PollFd::new(&self.event, PollFlags::IN)];
         loop {
             match poll(&mut watched, None) {
                 Ok(_) if !watched[1].revents().is_empty() => return Ok(false),

@@ -19,5 +19,5 @@ pub use error::JailError;
 pub use id_map::{IdMaps, IdRange, IdRangeError, parse as parse_id_map};
 pub use jail::{Entered, Jail, Mode, Options, enter};
 pub use limits::{LimitError, raise_locked_memory, raise_open_files};
-pub use seal::{Reach, seal};
+pub use seal::{Reach, restrict_files, seal, seal_keeper};
 pub use seccomp::{OptionalCalls, Seccomp};

@@ -1,4 +1,4 @@
-//! The last step of the sandbox: Landlock and the list of system calls.
+//! The last steps of the sandbox: Landlock and the lists of system calls.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,16 +19,28 @@ pub struct Reach<'f> {
     pub removable: Option<BorrowedFd<'f>>,
 }
 
-/// Gives up what serving does not need: other files and other system calls. Call it after [`super::enter`], when everything
-/// is open, and before the first thread is started. It cannot be undone. io_uring rings other than
-/// those of `optional` cannot be made or used. False where the kernel has no Landlock.
+/// Gives up other files, where Landlock can tell them, and what else it restricts. Call it after [`super::enter`], before the first
+/// thread is started. It cannot be undone, and holds for the processes that this one starts. False where the kernel has no Landlock.
 ///
-/// [`JailError::Step`] where the share cannot be examined, [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal(seccomp: Seccomp, reach: &Reach<'_>, optional: &OptionalCalls) -> Result<bool, JailError> {
+/// [`JailError::Step`] where the share cannot be examined.
+pub fn restrict_files(reach: &Reach<'_>) -> Result<bool, JailError> {
     let kind = rustix::fs::fstat(reach.share).step("examine the share")?.st_mode;
     let is_directory = FileType::from_raw_mode(kind) == FileType::Directory;
     let files = landlock::Files { share: reach.share.as_fd(), is_directory, removable: reach.removable };
-    let has_landlock = landlock::restrict((!reach.by_handle).then_some(&files));
-    seccomp::install(seccomp, optional).map_err(JailError::Seccomp)?;
-    Ok(has_landlock)
+    Ok(landlock::restrict((!reach.by_handle).then_some(&files)))
+}
+
+/// Gives up the system calls that neither the keeper nor a worker that it starts needs. It cannot be undone.
+///
+/// [`JailError::Seccomp`] where the filter cannot be installed.
+pub fn seal_keeper(seccomp: Seccomp) -> Result<(), JailError> {
+    seccomp::install_for_keeper(seccomp).map_err(JailError::Seccomp)
+}
+
+/// Gives up the system calls that serving does not need. Call it when everything is open, and before the first thread is started.
+/// It cannot be undone. io_uring rings other than those of `optional` cannot be made or used.
+///
+/// [`JailError::Seccomp`] where the filter cannot be installed.
+pub fn seal(seccomp: Seccomp, optional: &OptionalCalls) -> Result<(), JailError> {
+    seccomp::install(seccomp, optional).map_err(JailError::Seccomp)
 }

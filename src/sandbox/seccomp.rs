@@ -1,5 +1,7 @@
-//! The seccomp filter of the serving process (man seccomp(2)): the calls of [`super::system_calls`], and those that are
-//! allowed with certain arguments only.
+//! The seccomp filters of the serving process and of the keeper (man seccomp(2)): the calls of [`super::system_calls`], and those
+//! that are allowed with certain arguments only.
+//!
+//! A process that the keeper starts inherits its filter and cannot leave it, so the keeper may make every call that a worker may.
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -9,7 +11,9 @@ use seccompiler::SeccompCmpArgLen::{Dword, Qword};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
-use super::system_calls::{CALLS, CALLS_OF_ARCH, CALLS_OF_MUSL, FCNTLS, IOCTLS, PRCTLS};
+use super::system_calls::{
+    CALLS, CALLS_OF_ARCH, CALLS_OF_KEEPER, CALLS_OF_MUSL, FCNTLS, FCNTLS_OF_KEEPER, IOCTLS, IOCTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER,
+};
 use crate::sys::uring::REGISTRATIONS;
 
 /// What the kernel does with a call that is not allowed.
@@ -55,16 +59,25 @@ const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_uns
 /// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. An error
 /// where the kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
 pub fn install(wanted: Seccomp, optional: &OptionalCalls) -> Result<(), seccompiler::Error> {
+    install_rules(wanted, rules(optional)?)
+}
+
+/// As [`install`], for the keeper and what its workers do before they install their own.
+pub fn install_for_keeper(wanted: Seccomp) -> Result<(), seccompiler::Error> {
+    install_rules(wanted, rules_of_keeper()?)
+}
+
+fn install_rules(wanted: Seccomp, rules: Rules) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::Trap => SeccompAction::Trap,
         Seccomp::None => return Ok(()),
     };
-    let list = program(rules(optional)?, refused, SeccompAction::Allow)?;
+    let list = program(rules, refused, SeccompAction::Allow)?;
     let clone3 = program(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, WITHOUT_CLONE3)?;
     // Two filters, because a filter has one action for all calls that match. The stricter action counts. The list comes last,
-    // because it does not allow seccomp(2).
+    // because that of the serving process does not allow seccomp(2).
     seccompiler::apply_filter_all_threads(&clone3)?;
     seccompiler::apply_filter_all_threads(&list)
 }
@@ -81,21 +94,41 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
     SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
 }
 
+fn one_of(argument: u8, values: impl Iterator<Item = u64>) -> Result<Vec<SeccompRule>, BackendError> {
+    values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
+}
+
+/// The calls of every worker, without the numbers of one, and those of the keeper.
+fn rules_of_keeper() -> Result<Rules, BackendError> {
+    let mut rules = rules(&OptionalCalls { binds_threads: true, ..OptionalCalls::default() })?;
+    rules.extend(CALLS_OF_KEEPER.iter().map(|(call, _)| (*call, Vec::new())));
+    let (ioctls, fcntls, prctls) = (IOCTLS_OF_KEEPER.iter(), FCNTLS_OF_KEEPER.iter(), PRCTLS_OF_KEEPER.iter());
+    rules.entry(libc::SYS_ioctl).or_default().extend(one_of(1, ioctls.map(|(n, _)| u64::from(*n)))?);
+    rules.entry(libc::SYS_fcntl).or_default().extend(one_of(1, fcntls.map(|(n, _)| word(*n)))?);
+    rules.entry(libc::SYS_prctl).or_default().extend(one_of(0, prctls.map(|(n, _)| word(*n)))?);
+    // sys/process.rs: asks whether there are other threads.
+    rules.entry(libc::SYS_unshare).or_default().extend(one_of(0, [word(libc::CLONE_THREAD)].into_iter())?);
+    // abort in a worker, whose process id is not known yet.
+    rules.insert(libc::SYS_tgkill, Vec::new());
+    // sys/process.rs: a worker, with memory of its own and in the same namespaces.
+    let worker = MaskedEq(OF_A_THREAD | OF_A_PROCESS);
+    let clone = SeccompRule::new(vec![SeccompCondition::new(0, Qword, worker, 0)?])?;
+    rules.entry(libc::SYS_clone).or_default().push(clone);
+    Ok(rules)
+}
+
 fn rules(optional: &OptionalCalls) -> Result<Rules, BackendError> {
     let mut rules: Rules = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(call, _)| (*call, Vec::new())).collect();
-    let one_of = |argument, values: &mut dyn Iterator<Item = u64>| -> Result<Vec<SeccompRule>, BackendError> {
-        values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
-    };
-    rules.insert(libc::SYS_ioctl, one_of(1, &mut IOCTLS.iter().map(|(n, _)| u64::from(*n)))?);
-    rules.insert(libc::SYS_fcntl, one_of(1, &mut FCNTLS.iter().map(|(n, _)| word(*n)))?);
-    rules.insert(libc::SYS_prctl, one_of(0, &mut PRCTLS.iter().map(|(n, _)| word(*n)))?);
+    rules.insert(libc::SYS_ioctl, one_of(1, IOCTLS.iter().map(|(n, _)| u64::from(*n)))?);
+    rules.insert(libc::SYS_fcntl, one_of(1, FCNTLS.iter().map(|(n, _)| word(*n)))?);
+    rules.insert(libc::SYS_prctl, one_of(0, PRCTLS.iter().map(|(n, _)| word(*n)))?);
     // sys/working_dir.rs: the working directory of a serving thread. No namespaces.
-    rules.insert(libc::SYS_unshare, one_of(0, &mut [word(libc::CLONE_FS)].into_iter())?);
+    rules.insert(libc::SYS_unshare, one_of(0, [word(libc::CLONE_FS)].into_iter())?);
     // The C library's raise(3), for abort: signals to this process only.
-    rules.insert(libc::SYS_tgkill, one_of(0, &mut [u64::from(std::process::id())].into_iter())?);
+    rules.insert(libc::SYS_tgkill, one_of(0, [u64::from(std::process::id())].into_iter())?);
     // musl's raise(3) uses tkill(2), which names a thread without its process: SIGABRT only.
     if cfg!(target_env = "musl") {
-        rules.insert(libc::SYS_tkill, one_of(1, &mut [word(libc::SIGABRT)].into_iter())?);
+        rules.insert(libc::SYS_tkill, one_of(1, [word(libc::SIGABRT)].into_iter())?);
     }
     let all = |conditions: Vec<Result<SeccompCondition, BackendError>>| -> Result<Vec<SeccompRule>, BackendError> {
         Ok(vec![SeccompRule::new(conditions.into_iter().collect::<Result<_, _>>()?)?])
@@ -114,12 +147,12 @@ fn rules(optional: &OptionalCalls) -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
     // sys/affinity.rs: a thread that starts binds itself, and no other thread or process.
     if optional.binds_threads {
-        rules.insert(libc::SYS_sched_setaffinity, one_of(0, &mut [0].into_iter())?);
+        rules.insert(libc::SYS_sched_setaffinity, one_of(0, [0].into_iter())?);
     }
     // sys/uring/in_flight.rs and sys/uring/buffers.rs: only the rings that were made before, which are restricted.
     // io_uring_setup(2) has its flags in memory, so that a filter could not tell a restricted ring from another one.
     if !optional.rings.is_empty() {
-        rules.insert(libc::SYS_io_uring_enter, one_of(0, &mut optional.rings.iter().map(|fd| word(*fd)))?);
+        rules.insert(libc::SYS_io_uring_enter, one_of(0, optional.rings.iter().map(|fd| word(*fd)))?);
     }
     if optional.registers_memory && !optional.rings.is_empty() {
         let fds = optional.rings.iter().flat_map(|fd| REGISTRATIONS.map(|registration| (*fd, registration)));
@@ -168,6 +201,30 @@ mod tests {
         for call in ways_out {
             assert!(!rules.contains_key(&call), "system call {call}");
         }
+    }
+
+    #[test]
+    fn the_keeper_may_make_every_call_of_a_worker_and_none_that_leads_out_of_the_sandbox() {
+        let optional = OptionalCalls { rings: vec![5], registers_memory: true, binds_threads: true };
+        let (keeper, worker) = (rules_of_keeper().unwrap(), rules(&optional).unwrap());
+        for (call, conditions) in worker {
+            let of_keeper = keeper.get(&call).unwrap_or_else(|| panic!("system call {call}"));
+            let allows = of_keeper.is_empty() || conditions.iter().all(|condition| of_keeper.contains(condition));
+            assert!(allows && (of_keeper.is_empty() || !conditions.is_empty()), "system call {call}");
+        }
+        let ways_out = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_kill,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_mount,
+            libc::SYS_chroot,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+        ];
+        assert_eq!(ways_out.iter().find(|call| keeper.contains_key(call)), None);
     }
 
     #[test]

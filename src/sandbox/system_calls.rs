@@ -1,4 +1,4 @@
-//! The system calls that the serving process may make (man seccomp(2)), each with the call site that needs it. A test holds
+//! The system calls that the serving process and the keeper may make (man seccomp(2)), each with the call site that needs it. A test holds
 //! the call sites of this crate against the source text, and the crates against Cargo.lock.
 //!
 //! Only what is called after [`super::seal`] counts. rustix makes its calls directly, so they do not depend on the C library.
@@ -143,6 +143,27 @@ pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[
 #[cfg(not(target_env = "musl"))]
 pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[];
 
+/// Calls that the keeper may make beyond those, and a worker before its own list is in force.
+pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
+    // The worker.
+    (libc::SYS_pidfd_send_signal, Here("sys/process.rs", "rustix::process::pidfd_send_signal(")),
+    (libc::SYS_waitid, Here("sys/process.rs", "rustix::process::waitid(")),
+    (libc::SYS_getppid, Here("sys/process.rs", "rustix::process::getppid(")),
+    (libc::SYS_signalfd4, Here("sys/signal.rs", "libc::signalfd(")),
+    // A frontend's connection to it.
+    (libc::SYS_socketpair, Here("keeper/process.rs", "socketpair(")),
+    (libc::SYS_socket, Here("keeper/connection.rs", "socket_with(")),
+    (libc::SYS_bind, Here("keeper/connection.rs", "bind(")),
+    (libc::SYS_getsockname, Here("keeper/connection.rs", "getsockname(")),
+    (libc::SYS_listen, Here("keeper/connection.rs", "listen(")),
+    (libc::SYS_connect, Here("keeper/connection.rs", "connect(")),
+    // The worker's rings and its own list.
+    (libc::SYS_io_uring_setup, Crate("io-uring", "Builder::build")),
+    (libc::SYS_io_uring_enter, Crate("io-uring", "Submitter::submit")),
+    (libc::SYS_io_uring_register, Crate("io-uring", "Submitter::register_restrictions")),
+    (libc::SYS_seccomp, Crate("seccompiler", "apply_filter_all_threads")),
+];
+
 /// Requests of ioctl(2). The filter compares their lower 32 bits.
 pub(super) const IOCTLS: &[(u32, Caller)] = &[
     (ioctl::GET_FLAGS, Here("sys/ioctl.rs", "ioctl_getflags(")),
@@ -153,6 +174,9 @@ pub(super) const IOCTLS: &[(u32, Caller)] = &[
     (ioctl::MEASURE_VERITY, Here("sys/ioctl.rs", "u64::from(MEASURE_VERITY)")),
 ];
 
+/// Requests of ioctl(2) as of [`CALLS_OF_KEEPER`].
+pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[(0x5421, Std("FIONBIO: UnixStream::set_nonblocking, for signal-hook"))];
+
 /// Commands of fcntl(2).
 pub(super) const FCNTLS: &[(i32, Caller)] = &[
     (libc::F_DUPFD_CLOEXEC, Here("sys/descriptor.rs", "rustix::io::fcntl_dupfd_cloexec(")),
@@ -161,10 +185,24 @@ pub(super) const FCNTLS: &[(i32, Caller)] = &[
     (libc::F_OFD_SETLK, Here("sys/lock.rs", "libc::F_OFD_SETLK")),
 ];
 
+/// Commands of fcntl(2) as of [`CALLS_OF_KEEPER`].
+pub(super) const FCNTLS_OF_KEEPER: &[(i32, Caller)] = &[
+    (libc::F_GETFL, Crate("signal-hook", "pipe::register: whether the pipe is one that blocks")),
+    (libc::F_SETFL, Crate("signal-hook", "pipe::register: a pipe that does not block")),
+];
+
 /// Options of prctl(2).
 pub(super) const PRCTLS: &[(i32, Caller)] = &[
     (libc::PR_SET_NAME, Std("a thread starts")),
     (libc::PR_SET_VMA, C("malloc, where the tunable glibc.mem.decorate_maps is set (glibc 2.39)")),
+];
+
+/// Options of prctl(2) as of [`CALLS_OF_KEEPER`].
+pub(super) const PRCTLS_OF_KEEPER: &[(i32, Caller)] = &[
+    (libc::PR_GET_DUMPABLE, Here("sys/process.rs", "rustix::process::dumpable_behavior(")),
+    (libc::PR_SET_DUMPABLE, Here("sys/process.rs", "rustix::process::set_dumpable_behavior(")),
+    (libc::PR_SET_PDEATHSIG, Here("sys/process.rs", "rustix::process::set_parent_process_death_signal(")),
+    (libc::PR_SET_NO_NEW_PRIVS, Crate("seccompiler", "apply_filter_all_threads")),
 ];
 
 #[cfg(test)]
@@ -175,15 +213,15 @@ mod tests {
     use super::*;
 
     fn everything() -> impl Iterator<Item = Caller> {
-        let calls = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).map(|(_, caller)| *caller);
-        let commands = FCNTLS.iter().chain(PRCTLS).map(|(_, caller)| *caller);
-        calls.chain(IOCTLS.iter().map(|(_, caller)| *caller)).chain(commands)
+        let calls = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).chain(CALLS_OF_KEEPER).map(|(_, caller)| *caller);
+        let commands = [FCNTLS, FCNTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER].into_iter().flatten().map(|(_, caller)| *caller);
+        calls.chain(IOCTLS.iter().chain(IOCTLS_OF_KEEPER).map(|(_, caller)| *caller)).chain(commands)
     }
 
     #[test]
     fn no_call_is_listed_twice() {
         let mut seen = std::collections::HashSet::new();
-        for (call, _) in CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL) {
+        for (call, _) in CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).chain(CALLS_OF_KEEPER) {
             assert!(seen.insert(*call), "system call {call} is listed twice");
         }
     }

@@ -1,5 +1,8 @@
-//! CAP_FSETID of the calling thread. With it in the effective set, the thread's changes of a file keep setuid and setgid bits.
-//! Does not know when the guest wants either.
+//! CAP_FSETID of the calling thread. With it in the effective set, the thread's changes of a file keep setuid and setgid bits;
+//! without it the kernel clears them as it does for an unprivileged writer. Does not know when the guest wants either.
+//!
+//! A thread that has laid it down cannot follow a magic link of /proc/PID/fd of another process that has it permitted (man
+//! ptrace(2), "Ptrace access mode checking"): [`super::working_dir`] takes it up first.
 
 use std::cell::Cell;
 
@@ -27,20 +30,19 @@ thread_local! {
 /// Every other change takes the capability up first (`Share::writable`), so that a chmod can set setgid, and so does every use
 /// of a descriptor's name (`working_dir`).
 pub fn keep_suidgid(keep: bool) {
-    let known = FSETID.get();
-    match (known, keep) {
-        (Fsetid::Absent, _) | (Fsetid::Unknown | Fsetid::Effective, true) | (Fsetid::Cleared, false) => {}
+    if FSETID.get() == Fsetid::Unknown {
+        // A thread that has laid it down may have started this one.
+        let is_permitted = identity::has_capability(Capability::CAP_FSETID) || identity::set_capability(Capability::CAP_FSETID, true);
+        FSETID.set(if is_permitted { Fsetid::Effective } else { Fsetid::Absent });
+    }
+    match (FSETID.get(), keep) {
         (Fsetid::Cleared, true) => {
             let is_back = identity::set_capability(Capability::CAP_FSETID, true);
             assert!(is_back, "cannot restore a permitted capability");
             FSETID.set(Fsetid::Effective);
         }
-        (Fsetid::Unknown, false) if !identity::has_capability(Capability::CAP_FSETID) => FSETID.set(Fsetid::Absent),
-        (Fsetid::Unknown | Fsetid::Effective, false) => {
-            if identity::set_capability(Capability::CAP_FSETID, false) {
-                FSETID.set(Fsetid::Cleared);
-            }
-        }
+        (Fsetid::Effective, false) if identity::set_capability(Capability::CAP_FSETID, false) => FSETID.set(Fsetid::Cleared),
+        _ => {}
     }
 }
 

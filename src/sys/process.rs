@@ -1,8 +1,9 @@
-//! fork(2), waitpid(2) and unshare(2), for the sandbox's process in its own pid namespace.
+//! fork(2), clone(2), waiting and unshare(2), for the processes of the daemon.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 /// Which process returned from [`fork`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,20 +14,114 @@ pub enum Side {
     Parent(Pid),
 }
 
+/// An error where the process has more than one thread.
+fn check_single_threaded() -> io::Result<()> {
+    // man unshare(2): fails in a process with more than one thread, and has no effect in others.
+    // SAFETY: the call changes nothing.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 { Ok(()) } else { Err(io::Error::other("the process has more than one thread")) }
+}
+
 /// fork(2). An error where the process has more than one thread, because the child could then call only async-signal-safe
 /// functions; EAGAIN or ENOMEM of fork(2).
 pub fn fork() -> io::Result<Side> {
-    // man unshare(2): fails in a process with more than one thread, and has no effect in others.
-    // SAFETY: the call changes nothing.
-    if unsafe { libc::unshare(libc::CLONE_THREAD) } != 0 {
-        return Err(io::Error::other("the process has more than one thread"));
-    }
+    check_single_threaded()?;
     // SAFETY: this is the only thread, as checked above, so no other thread holds a lock or changes memory at the fork.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Side::Child),
         pid => Pid::from_raw(pid).map(Side::Parent).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)),
     }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With this exit status.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl End {
+    /// The exit status as a shell reports it.
+    pub fn shell_status(self) -> i32 {
+        match self {
+            End::Exit(status) => status,
+            End::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// A child that shares the table of descriptors of this process, and no memory. It is not ended when this is dropped.
+#[derive(Debug)]
+pub struct SharingChild {
+    pidfd: OwnedFd,
+}
+
+impl SharingChild {
+    /// Readable when every thread of the process has ended.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Sends `signal` to it. ESRCH where it has ended.
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.pidfd, signal)?)
+    }
+
+    /// Waits for its end. ECHILD after the first time.
+    pub fn wait(&self) -> io::Result<End> {
+        loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => {
+                    let signal = status.terminating_signal().map(End::Signal);
+                    return Ok(signal.unwrap_or(End::Exit(status.exit_status().unwrap_or(1))));
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Splits this process by clone(2): parent and child share the table of descriptors, and nothing else. Each descriptor must have
+/// one owner in both of them together: what the one closes is closed for the other. Returns `None` in the child.
+///
+/// An error where the process has more than one thread; EAGAIN, ENOMEM or EMFILE of clone(2).
+pub fn split() -> io::Result<Option<SharingChild>> {
+    check_single_threaded()?;
+    // With CLONE_PIDFD (Linux 5.2) the child's descriptor is there when the child is.
+    let flags = libc::c_long::from(libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD);
+    let none: libc::c_long = 0;
+    let mut pidfd: libc::c_int = -1;
+    // No stack is given: the child goes on with a copy of this one, as after fork(2). The C library is not told, so it keeps this
+    // thread's id for the child's first thread: threads, mutexes and abort(3) do not need it.
+    // SAFETY: this is the only thread, as checked above, so no other thread holds a lock or changes memory at the copy; the kernel
+    // writes one integer to the pointer.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        // SAFETY: a new descriptor, which nobody else owns: the child has not been told its number.
+        _ => Ok(Some(SharingChild { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+    }
+}
+
+/// Ends this process by SIGKILL when the thread ends that started it, `parent`'s only one. To be called by the first thread after the
+/// last change of its ids, which clears it (man prctl(2)). ESRCH where `parent` has ended already.
+pub fn end_with(parent: Option<Pid>) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+/// Whether processes of the same user and rights may look into this one (man prctl(2), PR_SET_DUMPABLE): memory, descriptors, core
+/// dumps. Returns what it was.
+pub fn set_visible(visible: bool) -> io::Result<bool> {
+    let was = rustix::process::dumpable_behavior()? == DumpableBehavior::Dumpable;
+    if was != visible {
+        let now = if visible { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
+        rustix::process::set_dumpable_behavior(now)?;
+    }
+    Ok(was)
 }
 
 /// The exit status of `child` as a shell reports it, `None` while it runs. ECHILD where it is not a child of this process or
@@ -75,6 +170,10 @@ mod tests {
         let thread = std::thread::spawn(move || ended.recv());
         match fork() {
             Ok(Side::Child) => end_now(1),
+            split => assert_eq!(split.map_err(|e| e.to_string()).err().as_deref(), Some("the process has more than one thread")),
+        }
+        match split() {
+            Ok(None) => end_now(1),
             split => assert_eq!(split.map_err(|e| e.to_string()).err().as_deref(), Some("the process has more than one thread")),
         }
         drop(end);

@@ -1,6 +1,9 @@
 //! The working directory /proc/self/fd. A thread there can use the number of a descriptor as a path, in system calls that take
 //! no O_PATH descriptor (chmod, truncate, xattrs, open), without a second system call. Names from the guest are never resolved
 //! there: they are always used with a directory descriptor.
+//!
+//! The directory may be that of another process with the same table of descriptors, which the kernel allows to a thread with the
+//! same ids and all capabilities that are permitted to that process.
 
 use std::ffi::CStr;
 use std::io::{self, Write};
@@ -10,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::UnshareFlags;
 
-use super::fsetid;
+use super::{fsetid, process};
 
 /// /proc/self/fd, opened before the sandbox unmounts /proc.
 #[derive(Debug)]
@@ -19,15 +22,14 @@ pub struct DescriptorDir(OwnedFd);
 impl DescriptorDir {
     /// Opens the directory of the calling process; a child needs its own. ENOENT where /proc is not mounted.
     pub fn open() -> io::Result<DescriptorDir> {
-        let fd = rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(DescriptorDir(fd))
+        while_visible(|| rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
     }
 
     /// As `open`, as a detached mount, so that `..` does not lead to the rest of the host's /proc. EPERM without CAP_SYS_ADMIN,
     /// ENOSYS before Linux 5.2.
     pub fn open_alone() -> io::Result<DescriptorDir> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        Ok(DescriptorDir(open_tree(rustix::fs::CWD, c"/proc/self/fd", flags)?))
+        while_visible(|| open_tree(rustix::fs::CWD, c"/proc/self/fd", flags))
     }
 
     /// Opens the file `fd` again, for a thread with another working directory. The errors of open(2).
@@ -38,12 +40,23 @@ impl DescriptorDir {
     /// Makes it the working directory of the calling thread only, and sets the thread's umask to 0. EPERM where a seccomp filter
     /// or the kernel refuses unshare(2).
     pub fn enter(&self) -> io::Result<()> {
+        // The thread that started this one may have laid CAP_FSETID down for a request at that moment.
+        fsetid::keep_suidgid(true);
         // SAFETY: FS separates only the working directory, root directory and umask of this thread from the other threads'.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
         // The thread that started this one may have had the umask of a request at that moment.
         rustix::process::umask(Mode::empty());
         Ok(rustix::process::fchdir(self.0.as_fd())?)
     }
+}
+
+/// Opens the directory when it belongs to the process's user: that of a process that is not visible belongs to root, and its owner
+/// is the one that it had when it was looked up (man proc_pid(5)).
+fn while_visible(open: impl FnOnce() -> rustix::io::Result<OwnedFd>) -> io::Result<DescriptorDir> {
+    let was_visible = process::set_visible(true)?;
+    let opened = open();
+    process::set_visible(was_visible)?;
+    Ok(DescriptorDir(opened?))
 }
 
 /// The name of a descriptor in /proc/self/fd.

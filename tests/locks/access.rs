@@ -11,7 +11,7 @@ use super::*;
 
 /// The access modes with which the daemon has `path` open, sorted; O_PATH descriptors left out.
 fn modes(daemon: &Daemon, path: &Path) -> Vec<i32> {
-    let process = Path::new("/proc").join(daemon.pid().to_string());
+    let process = Path::new("/proc").join(daemon.serving().to_string());
     let descriptors = read_dir(process.join("fd")).expect("the process is there").flatten();
     let of_file = descriptors.filter(|fd| read_link(fd.path()).is_ok_and(|target| target == path));
     let flags = of_file.filter_map(|fd| {

@@ -1,6 +1,6 @@
 //! SETLKW: waits that hold no thread, and what ends them.
 
-use gatherfs_support::daemon::eventually;
+use gatherfs_support::daemon::{eventually, status_field};
 use gatherfs_support::guest::fuse::{FlushIn, ReleaseIn};
 
 use super::*;
@@ -11,7 +11,7 @@ fn assert_waiting(daemon: &Daemon, count: u64) {
 }
 
 fn threads(daemon: &Daemon) -> usize {
-    daemon.status_field("Threads").parse().expect("a number")
+    status_field(daemon.serving(), "Threads").parse().expect("a number")
 }
 
 #[test]

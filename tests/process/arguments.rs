@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd, is_root};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, gatherfsd, is_root, status_field};
 use gatherfs_support::guest::client::{Caller, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -226,7 +226,7 @@ fn a_user_without_rights_shares_what_is_theirs() {
     let (_guest, mut client) = mount(&scratch.join("s"));
     client.caller = Caller { uid: NOBODY, gid: NOBODY, pid: 1 };
     assert_serves(&mut client, "dir");
-    assert_eq!(process.status_field("CapEff"), "0000000000000000");
+    assert_eq!(status_field(process.serving(), "CapEff"), "0000000000000000");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn held(pid: u32) -> (usize, usize, usize) {
 fn frontends_that_come_and_go_leave_no_descriptor_thread_or_mapping_behind() {
     let daemon = Daemon::start(&["--keep-listening"]);
     daemon.put("file", "content");
-    let before = held(daemon.pid());
+    let before = held(daemon.serving());
     for _ in 0..20 {
         let (_guest, mut client) = mount(daemon.socket());
         let node = client.lookup(ROOT, "file").expect("LOOKUP").nodeid;
@@ -156,7 +156,7 @@ fn frontends_that_come_and_go_leave_no_descriptor_thread_or_mapping_behind() {
     }
     let mut after = before;
     let same = eventually(|| {
-        after = held(daemon.pid());
+        after = held(daemon.serving());
         after == before
     });
     assert!(same, "descriptors, threads and mappings were {before:?} and are {after:?}");

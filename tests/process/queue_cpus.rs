@@ -78,7 +78,7 @@ fn the_threads_of_each_queue_run_on_the_cpus_of_its_list_and_the_others_on_all()
             let daemon = Daemon::start(&["--sandbox", sandbox, "--num-request-queues", "2", "--queue-cpus", &lists]);
             let (_guest, mut clients) = mount_queues(&daemon, 2);
             use_all_queues(&mut clients);
-            let pid = daemon.children().first().copied().unwrap_or(daemon.pid());
+            let pid = daemon.serving();
             let of_queues = [("request 1", of_queues[0]), ("request 2", of_queues[1])];
             let others = ["hiprio", "signals", "vhost-user", "watchdog"].map(|name| (name, all.to_string()));
             for (name, cpus) in of_queues.map(|(name, cpus)| (name, cpus.clone())).into_iter().chain(others) {
@@ -114,9 +114,9 @@ fn followers_run_on_the_cpus_of_their_queue_whoever_starts_them() {
         })
         .collect();
     assert_serves(client, "dir");
-    let serving = threads(daemon.pid()).into_iter().filter(|(name, _)| name == "request 1").count();
+    let serving = threads(daemon.serving()).into_iter().filter(|(name, _)| name == "request 1").count();
     assert!(serving > SLOW, "{serving} threads");
-    assert!(eventually(|| cpus_of(daemon.pid(), "request 1") == BTreeSet::from([last.clone()])), "{:?}", threads(daemon.pid()));
+    assert!(eventually(|| cpus_of(daemon.serving(), "request 1") == BTreeSet::from([last.clone()])), "{:?}", threads(daemon.serving()));
     waiting.into_iter().for_each(|read| slow.let_go(read));
     for pending in pending {
         assert_eq!(client.finish(pending).expect("READ").payload, [7; 100]);
@@ -136,7 +136,7 @@ fn a_list_is_reduced_to_what_the_process_may_use_and_that_is_said() {
     process.wait_for_line("sharing ");
     let (_guest, mut client) = super::mount(&scratch.join("s"));
     assert_serves(&mut client, "dir");
-    assert!(threads(process.pid()).contains(&("request 1".to_owned(), first)));
+    assert!(threads(process.serving()).contains(&("request 1".to_owned(), first)));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_queue_without_a_list_is_served_and_that_is_said() {
     use_all_queues(&mut clients);
     let said = daemon.wait_for_line("--queue-cpus has no list for queue 3");
     assert!(said.contains(" WARN ") && said.ends_with("give as many lists as the VMM has request queues"), "{said}");
-    let found = threads(daemon.pid());
+    let found = threads(daemon.serving());
     for (queue, cpus) in [(1, first), (2, last), (3, all.to_string())] {
         assert!(found.contains(&(format!("request {queue}"), cpus)), "queue {queue}: {found:?}");
     }
@@ -159,7 +159,7 @@ fn without_the_option_no_thread_is_bound() {
     let (_guest, mut clients) = mount_queues(&daemon, 2);
     use_all_queues(&mut clients);
     let all = Cpus::allowed().expect("this thread's affinity").to_string();
-    assert!(threads(daemon.pid()).iter().all(|(_, cpus)| *cpus == all), "{:?}", threads(daemon.pid()));
+    assert!(threads(daemon.serving()).iter().all(|(_, cpus)| *cpus == all), "{:?}", threads(daemon.serving()));
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn lists_can_stand_in_a_file() {
     let daemon = Daemon::start(&["--config", file.to_str().expect("text")]);
     let (_guest, mut clients) = mount_queues(&daemon, 1);
     use_all_queues(&mut clients);
-    assert!(threads(daemon.pid()).contains(&("request 1".to_owned(), last)));
+    assert!(threads(daemon.serving()).contains(&("request 1".to_owned(), last)));
     // A number without quotes is no list.
     fs::write(&file, "\nqueue-cpus = 0\n").expect("a file");
     let (status, said) = refused(&mut command(&scratch, &["--config", file.to_str().expect("text")]));

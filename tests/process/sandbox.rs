@@ -158,7 +158,7 @@ fn every_thread_that_serves_has_the_reduced_capabilities_and_gets_no_new_ones() 
         let daemon = start(sandbox);
         let (_guest, mut client) = mount(daemon.socket());
         assert_serves(&mut client, "dir");
-        let serving = if sandbox == "none" { daemon.pid() } else { inner(&daemon) };
+        let serving = daemon.serving();
         let tasks: Vec<_> = fs::read_dir(format!("/proc/{serving}/task")).expect("threads").filter_map(Result::ok).collect();
         assert!(tasks.len() >= 4, "{} threads", tasks.len());
         for task in tasks {
@@ -210,7 +210,7 @@ fn modcaps_and_inode_file_handles_decide_which_capabilities_are_kept() {
     ];
     for (options, kept) in cases {
         let daemon = Daemon::start(options);
-        let held = u64::from_str_radix(&daemon.status_field("CapEff"), 16).expect("a number");
+        let held = u64::from_str_radix(&status_field(daemon.serving(), "CapEff"), 16).expect("a number");
         assert_eq!(held, kept, "{options:?}: {held:#x}");
     }
 }

@@ -221,9 +221,9 @@ fn an_idle_daemon_with_a_mounted_guest_comes_to_rest() {
     let (_guest, mut client) = mount(daemon.socket());
     assert_serves(&mut client, "dir");
     let at_rest = eventually(|| {
-        let before = sleeps(daemon.pid());
+        let before = sleeps(daemon.serving());
         std::thread::sleep(Duration::from_millis(100));
-        sleeps(daemon.pid()) == before
+        sleeps(daemon.serving()) == before
     });
     assert!(at_rest, "it wakes up without a reason");
 }

@@ -55,7 +55,7 @@ fn assert_serves(client: &mut Client) {
 /// The addresses at which the daemon has mapped `region`; `None` where it has not.
 fn mapping_of(daemon: &Daemon, region: &Region) -> Option<Range<u64>> {
     let inode = std::fs::metadata(format!("/proc/self/fd/{}", region.fd())).expect("the region's memfd").ino().to_string();
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).expect("the daemon is there");
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.serving())).expect("the daemon is there");
     // Columns: addresses, rights, offset, device, inode, path (man proc_pid_maps(5)).
     let line = maps.lines().find(|line| line.contains("guest-memory") && line.split_whitespace().nth(4) == Some(&inode))?;
     let (start, end) = line.split_once(' ')?.0.split_once('-')?;

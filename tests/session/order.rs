@@ -177,7 +177,7 @@ fn memory_that_slow_requests_used_is_unmapped_when_they_are_answered() {
 
 /// How many threads of the daemon serve request queue 1.
 fn threads_of_first_queue(daemon: &Daemon) -> usize {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("the daemon is there");
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.serving())).expect("the daemon is there");
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
     names.filter(|name| name.trim() == "request 1").count()
 }

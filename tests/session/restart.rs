@@ -14,7 +14,7 @@ use super::{FILE, assert_serves, content, mounted, open};
 /// Whether the daemon holds an open descriptor of the file in its share, other than O_PATH.
 pub fn has_open(daemon: &Daemon, name: &str) -> bool {
     let path = daemon.share().join(name);
-    let proc = format!("/proc/{}", daemon.pid());
+    let proc = format!("/proc/{}", daemon.serving());
     let descriptors = fs::read_dir(format!("{proc}/fd")).expect("the process is there");
     descriptors.filter_map(Result::ok).any(|fd| {
         let info = fs::read_to_string(format!("{proc}/fdinfo/{}", fd.file_name().display())).unwrap_or_default();

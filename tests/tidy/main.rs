@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("main", 7),
     ("config", 7),
     ("sandbox", 6),
+    ("keeper", 6),
     ("device", 5),
     ("host", 3),
     ("virtqueue", 2),

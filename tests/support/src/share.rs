@@ -176,9 +176,9 @@ impl Share {
         flags.filter(|f| f & libc::O_PATH == 0).collect()
     }
 
-    /// The daemon's process.
+    /// The process that serves.
     pub fn pid(&self) -> u32 {
-        self.daemon.pid()
+        self.daemon.serving()
     }
 
     /// What the daemon printed so far, without its counters.

@@ -140,11 +140,20 @@ impl Process {
 
     /// The processes that it started and that have not ended.
     pub fn children(&self) -> Vec<u32> {
-        let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
-        list.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+        children_of(self.pid())
     }
 
-    /// The value of `field` in /proc/PID/status.
+    /// The process that serves: the last of those that start one another. With a sandbox there is one outside, with a keeper one
+    /// that owns the connection.
+    pub fn serving(&self) -> u32 {
+        let mut pid = self.pid();
+        while let [child] = children_of(pid)[..] {
+            pid = child;
+        }
+        pid
+    }
+
+    /// The value of `field` in /proc/PID/status of the process that was started.
     pub fn status_field(&self, field: &str) -> String {
         status_field(self.pid(), field)
     }
@@ -180,6 +189,12 @@ impl Drop for Process {
 fn send(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process id");
     kill_process(pid, signal).expect("the process is there");
+}
+
+/// The processes that `pid` has started and that have not ended.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
 }
 
 /// The value of `field` in /proc/PID/status.

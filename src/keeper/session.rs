@@ -1,0 +1,236 @@
+//! The record of a session: what a frontend has set up so far, with the descriptors that came with it, as another worker would have
+//! to be told. A message counts when it was passed on: the worker ends the connection on one that it refuses.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use super::message::{Message, long_word, word};
+use super::ring::Ring;
+
+/// Rings that a kick's message can name, in 8 bits.
+const RINGS_MAX: u32 = 256;
+/// Regions of guest memory, as many as vhost-user-backend takes.
+const REGIONS_MAX: usize = 509;
+/// A region in SET_MEM_TABLE: guest address, size, address in the frontend, offset in its file, of 8 bytes each.
+const REGION_LEN: usize = 32;
+/// What precedes the regions of SET_MEM_TABLE and the region of ADD_MEM_REG: their number, or padding.
+const BEFORE_REGIONS: usize = 8;
+/// In the payload of SET_VRING_KICK, CALL and ERR: no descriptor comes with it.
+const NO_FD: u64 = 1 << 8;
+
+/// A region of guest memory. Nothing of it is mapped.
+#[derive(Debug)]
+pub struct Region {
+    /// Guest address, size, address in the frontend and offset in its file, as they came.
+    pub layout: [u8; REGION_LEN],
+    /// Its file.
+    pub file: OwnedFd,
+}
+
+/// The log of dirty pages.
+#[derive(Debug)]
+pub struct DirtyLog {
+    /// Size and offset, as they came.
+    pub layout: Vec<u8>,
+    /// Its file.
+    pub file: OwnedFd,
+}
+
+/// What was set up.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// SET_OWNER came.
+    pub has_owner: bool,
+    /// Of SET_FEATURES.
+    pub features: Option<u64>,
+    /// Of SET_PROTOCOL_FEATURES.
+    pub protocol_features: Option<u64>,
+    /// Guest memory.
+    pub memory: Vec<Region>,
+    /// Rings by their index.
+    pub rings: BTreeMap<u32, Ring>,
+    /// The channel for requests of the backend.
+    pub backend_channel: Option<OwnedFd>,
+    /// The log of dirty pages.
+    pub dirty_log: Option<DirtyLog>,
+    /// Where changes of the log are signalled.
+    pub log_event: Option<OwnedFd>,
+}
+
+impl Session {
+    /// How many rings have a kick.
+    pub fn started_rings(&self) -> usize {
+        self.rings.values().filter(|ring| ring.kick.is_some()).count()
+    }
+
+    /// Takes note of a message that was passed on: a request, or the worker's reply to one.
+    pub fn record(&mut self, message: Message) {
+        let Some(request) = message.request() else { return };
+        if message.is_reply() {
+            let payload = message.payload();
+            if request == FrontendReq::GET_VRING_BASE
+                && let Some(ring) = self.ring(word(payload, 0))
+            {
+                ring.stop(word(payload, 4));
+            }
+            return;
+        }
+        self.record_request(request, message);
+    }
+
+    fn record_request(&mut self, request: FrontendReq, message: Message) {
+        let payload = message.bytes.get(super::message::HEADER_LEN..).unwrap_or_default();
+        let mut fds = message.fds.into_iter();
+        match request {
+            FrontendReq::SET_OWNER => self.has_owner = true,
+            FrontendReq::SET_FEATURES => self.features = Some(long_word(payload, 0)),
+            FrontendReq::SET_PROTOCOL_FEATURES => self.protocol_features = Some(long_word(payload, 0)),
+            FrontendReq::SET_MEM_TABLE => {
+                let layouts = payload.get(BEFORE_REGIONS..).unwrap_or_default().as_chunks::<REGION_LEN>().0;
+                let count = word(payload, 0) as usize;
+                self.memory = layouts.iter().take(count).zip(fds).map(|(layout, file)| Region { layout: *layout, file }).collect();
+            }
+            FrontendReq::ADD_MEM_REG => {
+                if let (Some(layout), Some(file)) = (region_of(payload), fds.next())
+                    && self.memory.len() < REGIONS_MAX
+                {
+                    self.memory.push(Region { layout, file });
+                }
+            }
+            FrontendReq::REM_MEM_REG => {
+                // Its offset does not count.
+                let place = |layout: &[u8; REGION_LEN]| layout[..REGION_LEN - 8].to_vec();
+                if let Some(removed) = region_of(payload) {
+                    self.memory.retain(|region| place(&region.layout) != place(&removed));
+                }
+            }
+            FrontendReq::SET_LOG_BASE => {
+                self.dirty_log = fds.next().map(|file| DirtyLog { layout: payload.to_vec(), file });
+            }
+            FrontendReq::SET_LOG_FD => self.log_event = fds.next(),
+            FrontendReq::SET_BACKEND_REQ_FD => self.backend_channel = fds.next(),
+            FrontendReq::SET_VRING_NUM => self.change_ring(payload, |ring, size| ring.size = size),
+            FrontendReq::SET_VRING_BASE => self.change_ring(payload, |ring, base| ring.base = base),
+            FrontendReq::SET_VRING_ENABLE => self.change_ring(payload, |ring, enable| ring.is_enabled = enable != 0),
+            FrontendReq::SET_VRING_ADDR => {
+                let addresses = payload.to_vec();
+                self.change_ring(payload, |ring, _| ring.addresses = addresses);
+            }
+            FrontendReq::SET_VRING_KICK => self.set_event(payload, fds.next(), |ring| &mut ring.kick),
+            FrontendReq::SET_VRING_CALL => self.set_event(payload, fds.next(), |ring| &mut ring.call),
+            FrontendReq::SET_VRING_ERR => self.set_event(payload, fds.next(), |ring| &mut ring.err),
+            FrontendReq::RESET_DEVICE => {
+                self.features = None;
+                self.rings.values_mut().for_each(|ring| ring.is_enabled = false);
+            }
+            _ => {}
+        }
+    }
+
+    fn ring(&mut self, index: u32) -> Option<&mut Ring> {
+        (index < RINGS_MAX).then(|| self.rings.entry(index).or_default())
+    }
+
+    /// A ring's index and a number are the payload.
+    fn change_ring(&mut self, payload: &[u8], change: impl FnOnce(&mut Ring, u32)) {
+        let value = word(payload, 4);
+        if let Some(ring) = self.ring(word(payload, 0)) {
+            change(ring, value);
+        }
+    }
+
+    /// A ring's index in the lower 8 bits is the payload.
+    fn set_event(&mut self, payload: &[u8], fd: Option<OwnedFd>, event: impl FnOnce(&mut Ring) -> &mut Option<OwnedFd>) {
+        let payload = long_word(payload, 0);
+        let index = payload.to_ne_bytes();
+        let index = if cfg!(target_endian = "big") { index[7] } else { index[0] };
+        if let Some(ring) = self.ring(index.into()) {
+            *event(ring) = fd.filter(|_| payload & NO_FD == 0);
+        }
+    }
+}
+
+/// The region in the payload of ADD_MEM_REG and REM_MEM_REG.
+fn region_of(payload: &[u8]) -> Option<[u8; REGION_LEN]> {
+    payload.get(BEFORE_REGIONS..)?.first_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fd() -> OwnedFd {
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+    }
+
+    fn message(request: FrontendReq, flags: u32, payload: &[u8], fds: usize) -> Message {
+        let header = [u32::from(request), flags, u32::try_from(payload.len()).unwrap()];
+        let bytes = header.iter().flat_map(|word| word.to_ne_bytes()).chain(payload.iter().copied()).collect();
+        Message { bytes, fds: (0..fds).map(|_| fd()).collect() }
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    fn longs(longs: &[u64]) -> Vec<u8> {
+        longs.iter().flat_map(|long| long.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn what_is_set_up_is_recorded_and_what_is_taken_back_is_not() {
+        let mut session = Session::default();
+        let mut say = |request, payload: &[u8], fds| session.record(message(request, 1, payload, fds));
+        say(FrontendReq::SET_OWNER, &[], 0);
+        say(FrontendReq::SET_FEATURES, &longs(&[0x1234]), 0);
+        say(FrontendReq::SET_PROTOCOL_FEATURES, &longs(&[0x5678]), 0);
+        let table = [words(&[2, 0]), longs(&[0, 4096, 1, 0, 8192, 4096, 2, 4096])].concat();
+        say(FrontendReq::SET_MEM_TABLE, &table, 2);
+        say(FrontendReq::ADD_MEM_REG, &longs(&[0, 1 << 30, 4096, 3, 0]), 1);
+        say(FrontendReq::REM_MEM_REG, &longs(&[0, 8192, 4096, 2, 0]), 0);
+        say(FrontendReq::SET_LOG_BASE, &longs(&[4096, 0]), 1);
+        say(FrontendReq::SET_LOG_FD, &[], 1);
+        say(FrontendReq::SET_BACKEND_REQ_FD, &[], 1);
+        say(FrontendReq::SET_VRING_NUM, &words(&[1, 256]), 0);
+        say(FrontendReq::SET_VRING_ADDR, &[words(&[1, 0]), longs(&[1, 2, 3, 4])].concat(), 0);
+        say(FrontendReq::SET_VRING_BASE, &words(&[1, 9]), 0);
+        say(FrontendReq::SET_VRING_KICK, &longs(&[1]), 1);
+        say(FrontendReq::SET_VRING_CALL, &longs(&[1]), 1);
+        say(FrontendReq::SET_VRING_ERR, &longs(&[1 | NO_FD]), 0);
+        say(FrontendReq::SET_VRING_ENABLE, &words(&[1, 1]), 0);
+        assert!(session.has_owner);
+        assert_eq!((session.features, session.protocol_features), (Some(0x1234), Some(0x5678)));
+        let begins: Vec<u64> = session.memory.iter().map(|region| long_word(&region.layout, 0)).collect();
+        assert_eq!(begins, [0, 1 << 30]);
+        assert!(session.dirty_log.is_some() && session.log_event.is_some() && session.backend_channel.is_some());
+        let ring = &session.rings[&1];
+        assert_eq!((ring.size, ring.base, ring.is_enabled, ring.addresses.len()), (256, 9, true, 40));
+        assert!(ring.kick.is_some() && ring.call.is_some() && ring.err.is_none());
+        assert_eq!(session.started_rings(), 1);
+
+        session.record(message(FrontendReq::GET_VRING_BASE, 1, &words(&[1, 0]), 0));
+        assert_eq!(session.started_rings(), 1, "a request is no answer");
+        session.record(message(FrontendReq::GET_VRING_BASE, 5, &words(&[1, 77]), 0));
+        assert_eq!((session.started_rings(), session.rings[&1].base), (0, 77));
+        session.record(message(FrontendReq::RESET_DEVICE, 1, &[], 0));
+        assert!(session.features.is_none() && !session.rings[&1].is_enabled);
+    }
+
+    #[test]
+    fn short_and_wild_payloads_are_bounded() {
+        let mut session = Session::default();
+        for request in (1..=44).filter_map(|number| FrontendReq::try_from(number).ok()) {
+            for len in [0, 1, 7, 8, 12, 40, 4096] {
+                session.record(message(request, 1, &vec![0xff; len], 3));
+                session.record(message(request, 5, &vec![0xff; len], 0));
+            }
+        }
+        for index in 0..1000 {
+            session.record(message(FrontendReq::SET_VRING_NUM, 1, &words(&[index, 1]), 0));
+            session.record(message(FrontendReq::ADD_MEM_REG, 1, &longs(&[0, index.into(), 1, 1, 0]), 1));
+        }
+        assert!(session.rings.len() <= RINGS_MAX as usize && session.memory.len() <= REGIONS_MAX);
+    }
+}
