@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gatherfs::host::{Descriptors, Features, Lookup, Pending, RequestContext, Share};
+use gatherfs::state::RequestRecord;
 use gatherfs::sys::stat;
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs::types::{FileHandle, GuestGid, GuestUid, NodeId, QueueIndex, RequestId, Unique};
@@ -49,7 +50,8 @@ fn open(share: &Share, scratch: &Scratch, name: &str) -> Result<Opened, Failure>
     std::fs::write(&path, vec![7; BLOCK_LEN])?;
     let Ok(Lookup::Found(entry)) = share.lookup(NodeId::ROOT, &CString::new(name)?) else { return Err("LOOKUP failed".into()) };
     let id = RequestId { queue: QueueIndex(1), head: 0, unique: Unique(1) };
-    let context = RequestContext { id, uid: GuestUid(0), gid: GuestGid(0), pending: &Wanted };
+    let record = RequestRecord::default();
+    let context = RequestContext { id, uid: GuestUid(0), gid: GuestGid(0), pending: &Wanted, record: &record, earlier: None };
     let opened = share.open(entry.node, 0, false, &context).map_err(|errno| format!("OPEN: {errno}"))?;
     Ok(Opened { node: entry.node, handle: opened.handle, file: File::open(path)? })
 }

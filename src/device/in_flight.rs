@@ -14,6 +14,7 @@ use crate::fuse::abi::OUT_HEADER_LEN;
 use crate::guest::{PageDescriptor, RingMemory, Writer};
 use crate::host::{FileInUse, Pending, Share};
 use crate::io::TransferOwner;
+use crate::state::{RequestRecord, Unfinished};
 use crate::types::{Errno, QueueIndex, RequestId, Unique};
 use crate::virtqueue::{Chain, ChainFault};
 
@@ -66,6 +67,8 @@ struct Storage {
     extent: Extent,
     used_len: u32,
     is_alone: bool,
+    record: RequestRecord,
+    earlier: Option<Unfinished>,
     stage: Stage,
 }
 
@@ -126,6 +129,8 @@ impl Vacant {
             extent: Extent::default(),
             used_len: 0,
             is_alone: true,
+            record: RequestRecord::default(),
+            earlier: None,
             stage,
         }))
     }
@@ -194,6 +199,16 @@ impl InFlight {
     /// Its identity.
     pub(super) fn id(&self) -> RequestId {
         RequestId { queue: self.0.queue, head: self.0.chain.head(), unique: self.0.header.unique }
+    }
+
+    /// Where it records what cannot be repeated.
+    pub(super) fn record(&self) -> &RequestRecord {
+        &self.0.record
+    }
+
+    /// What a process that died has left of it.
+    pub(super) fn earlier(&self) -> Option<Unfinished> {
+        self.0.earlier
     }
 
     /// Its header; all zero until [`InFlight::set_header`].

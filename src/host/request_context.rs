@@ -1,5 +1,6 @@
 //! The request that makes a change: its identity, its caller, and whether it still waits for an answer.
 
+use crate::state::{RequestRecord, Unfinished};
 use crate::types::{Errno, GuestGid, GuestUid, RequestId};
 
 /// Whether a request still waits for its answer.
@@ -19,6 +20,10 @@ pub struct RequestContext<'r> {
     pub gid: GuestGid,
     /// Whether it waits for its answer.
     pub pending: &'r dyn Pending,
+    /// Where it records what cannot be repeated.
+    pub record: &'r RequestRecord,
+    /// What a process that died has left of it, where it is executed again.
+    pub earlier: Option<Unfinished>,
 }
 
 impl std::fmt::Debug for RequestContext<'_> {

@@ -6,6 +6,7 @@ mod budget;
 mod handles;
 mod index;
 mod inodes;
+mod requests;
 mod slots;
 
 pub use arena::{Arena, ArenaError};
@@ -13,4 +14,5 @@ pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
 pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
+pub use requests::{Phase, RequestRecord, Unfinished};
 pub use slots::TableFull;

@@ -8,7 +8,14 @@ use crate::types::Errno;
 /// Who asks for a change, and whether it is still wanted.
 pub(super) fn context(request: &InFlight) -> RequestContext<'_> {
     let header = request.header();
-    RequestContext { id: request.id(), uid: header.uid, gid: header.gid, pending: request }
+    RequestContext {
+        id: request.id(),
+        uid: header.uid,
+        gid: header.gid,
+        pending: request,
+        record: request.record(),
+        earlier: request.earlier(),
+    }
 }
 
 /// Creates something for the caller of `request`. EPERM where the caller may not create anything.
