@@ -13,7 +13,7 @@ use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listeni
 use gatherfs::device::{Frontends, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{self, Role};
+use gatherfs::keeper::{Beginning, Keeper, Turn, WorkerEnd};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
 use gatherfs::sys::{descriptor, identity, signal};
@@ -148,30 +148,49 @@ fn export(
     Ok(Exported { checked, share, whole, has_landlock })
 }
 
-/// Splits this process into the keeper and the worker, which serves. Each descriptor belongs to one of them: they share their table.
+/// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
 fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
-    let role = sandbox::seal_keeper(exported.checked.sandbox.seccomp).map_err(AnyError::from).and_then(|()| Ok(keeper::start()?));
-    match role {
-        Ok(Role::Worker(end)) => {
+    let keeper = sandbox::seal_keeper(exported.checked.sandbox.seccomp)
+        .map_err(AnyError::from)
+        .and_then(|()| Ok(Keeper::new(listener, keep_listening)?));
+    match keeper.and_then(|keeper| Ok(keeper.run()?)) {
+        Ok(Turn::Worker(end)) => {
             // The keeper's.
-            std::mem::forget((listener, socket));
-            serve(&end, exported).map(|()| ExitCode::SUCCESS)
+            std::mem::forget(socket);
+            let share = begin(&end, &exported.share)?;
+            let Exported { checked, share: model, whole, has_landlock } = exported;
+            // Each worker begins with the same one: its descriptors stay open.
+            std::mem::forget(model);
+            serve(&end, Exported { checked, share, whole, has_landlock }).map(|()| ExitCode::SUCCESS)
         }
-        Ok(Role::Keeper(keeper)) => {
+        Ok(Turn::Ended(end)) => {
             // The worker's.
             std::mem::forget(exported);
-            let ended = keeper.run(&listener, keep_listening);
             // The socket may be in another user's directory.
             let _ = identity::take_capabilities_up();
             socket.remove();
-            Ok(ExitCode::from(u8::try_from(ended?.shell_status()).unwrap_or(1)))
+            Ok(ExitCode::from(u8::try_from(end.shell_status()).unwrap_or(1)))
         }
         Err(e) => {
+            let _ = identity::take_capabilities_up();
             socket.remove();
             Err(e)
         }
     }
+}
+
+/// The share that a worker serves, made as `model` is, with what the guest has of it where its session goes on. Closes what an earlier
+/// worker has left open.
+fn begin(end: &WorkerEnd, model: &Share) -> Result<Share, AnyError> {
+    let share = model.renewed()?;
+    if end.beginning() != Beginning::First {
+        let mut kept = end.descriptors().to_vec();
+        share.name_descriptors(&mut kept);
+        descriptor::close_others(&mut kept)?;
+    }
+    end.say_ready()?;
+    Ok(share)
 }
 
 /// Serves one VMM after the other, or only the first.

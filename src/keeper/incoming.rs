@@ -27,6 +27,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// What has come of the next message.
+    pub fn beginning(&self) -> &Message {
+        &self.message
+    }
+
     /// Reads once from `socket`, at most to the end of the message. Descriptors that come with a later byte than the header's are
     /// closed, as the worker's own reads of the payload do.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received> {

@@ -1,6 +1,7 @@
 //! A message of vhost-user (the specification's "Message Specification"): header, payload, descriptors. Does not know what a request
 //! means beyond its number.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
@@ -17,6 +18,8 @@ const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 0x3;
 /// The message answers the request of its number.
 const REPLY: u32 = 1 << 2;
+/// The frontend asks for an answer (REPLY_ACK).
+const NEED_REPLY: u32 = 1 << 3;
 /// Version, reply, and need for a reply; the others are reserved.
 const FLAGS_KNOWN: u32 = 0xf;
 
@@ -48,6 +51,55 @@ pub fn payload_len(header: &[u8]) -> Option<usize> {
 }
 
 impl Message {
+    /// A message put together here. `flags` without its version.
+    pub fn new(request: FrontendReq, flags: u32, payload: Vec<u8>, fds: Vec<OwnedFd>) -> Message {
+        let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = [u32::from(request), flags | VERSION, size];
+        let bytes = header.iter().flat_map(|word| word.to_ne_bytes()).chain(payload).collect();
+        Message { bytes, fds }
+    }
+
+    /// The same message, with descriptors of its own. EMFILE where the process has too many.
+    pub fn try_clone(&self) -> io::Result<Message> {
+        let fds = self.fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+        Ok(Message { bytes: self.bytes.clone(), fds })
+    }
+
+    /// The number of its request.
+    pub fn number(&self) -> u32 {
+        word(&self.bytes, 0)
+    }
+
+    /// Whether the frontend asks for an answer that only says whether it was accepted.
+    pub fn wants_reply(&self) -> bool {
+        word(&self.bytes, 4) & NEED_REPLY != 0
+    }
+
+    /// Whether this is an answer that says that `request` was not accepted.
+    pub fn refuses(&self, request: &Message) -> bool {
+        let is_acknowledgement = request.wants_reply() && self.payload().len() == size_of::<u64>();
+        let has_own_reply = matches!(request.request(), Some(request) if Self::has_own_reply(request));
+        is_acknowledgement && !has_own_reply && long_word(self.payload(), 0) != 0
+    }
+
+    fn has_own_reply(request: FrontendReq) -> bool {
+        matches!(
+            request,
+            FrontendReq::GET_FEATURES
+                | FrontendReq::GET_PROTOCOL_FEATURES
+                | FrontendReq::GET_VRING_BASE
+                | FrontendReq::GET_QUEUE_NUM
+                | FrontendReq::GET_CONFIG
+                | FrontendReq::GET_MAX_MEM_SLOTS
+                | FrontendReq::SET_LOG_BASE
+        )
+    }
+
+    /// Whether the worker answers it: with what it asks for, or, where the frontend wants that, with whether it was accepted.
+    pub fn is_answered(&self) -> bool {
+        self.wants_reply() || self.request().is_some_and(Self::has_own_reply)
+    }
+
     /// The request; `None` where it has an unknown number.
     pub fn request(&self) -> Option<FrontendReq> {
         FrontendReq::try_from(word(&self.bytes, 0)).ok()

@@ -5,24 +5,27 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `process.rs` | the start of the worker, the wait for connections, signals and the worker's end |
-//! | `worker_end.rs`, `connection.rs` | where the worker gets its frontends; a connection whose other end can be accepted |
-//! | `relay.rs` | two directions of messages with their descriptors |
+//! | `process.rs`, `deaths.rs` | the wait for connections, signals and the worker's end; when another worker is started |
+//! | `life.rs`, `worker_end.rs` | the start of a worker, what it begins with, and where it gets its frontends |
+//! | `relay.rs`, `connection.rs` | two directions of messages with their descriptors; a connection whose other end can be accepted |
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
-//! | `session.rs`, `ring.rs` | what the frontend has set up: features, memory, log, rings |
+//! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
 #![forbid(unsafe_code)]
 
 mod connection;
+mod deaths;
 mod incoming;
+mod life;
 mod message;
 mod outgoing;
+mod pending;
 mod process;
 mod relay;
 mod ring;
 mod session;
 mod worker_end;
 
-pub use process::{Keeper, Role, start};
+pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};
-pub use worker_end::WorkerEnd;
+pub use worker_end::{Beginning, WorkerEnd};

@@ -21,6 +21,16 @@ impl Outgoing {
         Outgoing { message, sent: 0 }
     }
 
+    /// The message.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// The same, to be sent to another socket from its beginning on.
+    pub fn into_unsent(self) -> Outgoing {
+        Outgoing { sent: 0, ..self }
+    }
+
     /// Sends as much as `socket` takes, the descriptors with the first byte. The message, once all of it was sent. EPIPE or
     /// ECONNRESET where nobody reads it any more.
     pub fn send(mut self, socket: BorrowedFd<'_>) -> io::Result<Result<Message, Outgoing>> {

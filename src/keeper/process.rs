@@ -1,75 +1,47 @@
-//! The keeper's process: starts the worker, hands it the frontends that connect, passes signals on, and ends when the worker has
-//! ended. One thread, one wait for everything.
+//! The keeper's process: starts a worker, hands it the frontends that connect, passes signals on, and starts another one when it has
+//! died. One thread, one wait for everything.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
+use super::deaths::{Deaths, Next};
+use super::life::{self, Life, NEW_SESSION, OLD_SESSION, Side};
 use super::relay::Relay;
-use super::worker_end::WorkerEnd;
-use crate::sys::identity;
-use crate::sys::process::{self, End, SharingChild};
+use super::worker_end::{Beginning, WorkerEnd};
+use crate::sys::descriptor;
+use crate::sys::process::End;
 use crate::sys::signal::Signals;
 
-/// Which process returned from [`start`].
+/// How long no connection is accepted after one could not be: what was missing, descriptors for example, will still be missing at once.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// In which process [`Keeper::run`] has returned, and why.
 #[derive(Debug)]
-pub enum Role {
-    /// The keeper.
-    Keeper(Keeper),
-    /// The worker, with the place from which its frontends come.
+pub enum Turn {
+    /// In the keeper: the last worker has ended like this.
+    Ended(End),
+    /// In a worker, which is to serve.
     Worker(WorkerEnd),
 }
 
-/// The keeper, whose worker runs.
+/// The keeper.
 #[derive(Debug)]
 pub struct Keeper {
-    worker: SharingChild,
-    /// Brings sockets to the worker.
-    control: OwnedFd,
+    listener: UnixListener,
+    keep_listening: bool,
     signals: Signals,
-}
-
-/// Splits this process into keeper and worker, which share the table of descriptors: whatever is open belongs to the one that uses
-/// it, and the other must not close its copy. The watched signals must be blocked (`sys/signal.rs`), and the process must have one
-/// thread. The worker ends with the keeper.
-///
-/// An error where the kernel has no process or descriptor left, and in a worker whose keeper has ended already.
-pub fn start() -> io::Result<Role> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let signals = Signals::new()?;
-    // The worker's threads use the keeper's /proc/self/fd as working directory.
-    let was_visible = process::set_visible(true)?;
-    let keeper = rustix::process::getpid();
-    match process::split()? {
-        Some(worker) => {
-            leave_to_worker(theirs);
-            // Effective rights are for the worker; the keeper takes them up to remove its files.
-            identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
-            Ok(Role::Keeper(Keeper { worker, control: ours, signals }))
-        }
-        None => {
-            process::end_with(Some(keeper))?;
-            process::set_visible(was_visible)?;
-            leave_to_keeper((ours, signals));
-            Ok(Role::Worker(WorkerEnd::new(theirs)))
-        }
-    }
-}
-
-/// Forgets what belongs to the worker.
-fn leave_to_worker<T>(theirs: T) {
-    std::mem::forget(theirs);
-}
-
-/// Forgets what belongs to the keeper.
-fn leave_to_keeper<T>(ours: T) {
-    std::mem::forget(ours);
+    /// What was open before there was a worker. Nobody closes it.
+    first: Vec<RawFd>,
+    link: Link,
+    accept_at: Option<Instant>,
+    deaths: Deaths,
+    is_stopping: bool,
 }
 
 /// The frontend's connection.
@@ -84,112 +56,224 @@ enum Link {
 }
 
 impl Keeper {
-    /// Accepts frontends on `listener`, one after the other with `keep_listening`, else only one, and returns how the worker ended.
+    /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
+    /// has to stay open in every process.
+    pub fn new(listener: UnixListener, keep_listening: bool) -> io::Result<Keeper> {
+        let signals = Signals::new()?;
+        Ok(Keeper {
+            listener,
+            keep_listening,
+            signals,
+            first: descriptor::open_ones(),
+            link: Link::Awaited,
+            accept_at: None,
+            deaths: Deaths::default(),
+            is_stopping: false,
+        })
+    }
+
+    /// Starts workers, one after the other, until the last one has ended. Returns in each of them.
     ///
-    /// An error where the keeper cannot wait or accept; the worker then has to end with this process.
-    pub fn run(&self, listener: &UnixListener, keep_listening: bool) -> io::Result<End> {
-        let mut link = Link::Awaited;
+    /// An error where the keeper cannot wait, accept or start a worker; a worker then has to end with this process.
+    pub fn run(mut self) -> io::Result<Turn> {
+        let mut beginning = Beginning::First;
         loop {
-            if self.wait(listener, &link)? {
-                let end = self.worker.wait()?;
-                report(end, &link);
-                return Ok(end);
-            }
-            while let Some(arrived) = self.signals.next()? {
-                // The kernel sent ^C to the worker too.
-                if !arrived.by_kernel
-                    && let Some(signal) = Signal::from_named_raw(arrived.signal)
-                {
-                    // It may just have ended.
-                    let _ = self.worker.send(signal);
+            let mut life = match life::start(beginning, self.descriptors())? {
+                Side::Keeper(life) => life,
+                Side::Worker(end) => {
+                    // The keeper's.
+                    std::mem::forget(self);
+                    return Ok(Turn::Worker(end));
                 }
+            };
+            let end = self.attend(&mut life)?;
+            match self.follow(&life, end)? {
+                Some(next) => beginning = next,
+                None => return Ok(Turn::Ended(end)),
             }
-            link = match link {
-                Link::Awaited if is_ready(listener.as_fd())? => self.connect(listener, keep_listening)?,
-                Link::Connected(mut relay) => match relay.pass() {
-                    Ok(true) => Link::Connected(relay),
-                    ended => {
-                        if let Err(e) = ended {
+        }
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        let mut named = self.first.clone();
+        named.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+        if let Link::Connected(relay) = &self.link {
+            relay.name_descriptors(&mut named);
+        }
+        named
+    }
+
+    /// Attends to the worker until it has ended.
+    fn attend(&mut self, life: &mut Life) -> io::Result<End> {
+        loop {
+            if self.wait(life)? {
+                return life.worker.wait();
+            }
+            self.pass_signals(life)?;
+            if !life.is_ready {
+                if life.hear()? {
+                    self.resume(life)?;
+                }
+                continue;
+            }
+            match &mut self.link {
+                Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd())? => {
+                    self.connect(life)?;
+                }
+                Link::Connected(relay) => {
+                    let passed = relay.pass();
+                    if !matches!(passed, Ok(true)) {
+                        if let Err(e) = passed {
                             tracing::error!("the connection to the VMM failed: {e}");
                         }
-                        if keep_listening { Link::Awaited } else { Link::Over }
+                        self.hang_up();
                     }
-                },
-                link => link,
-            };
+                }
+                _ => {}
+            }
         }
     }
 
     /// Sleeps until there is something to do. True when the worker has ended.
-    fn wait(&self, listener: &UnixListener, link: &Link) -> io::Result<bool> {
-        let mut watched = vec![PollFd::from_borrowed_fd(self.worker.end(), PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
-        match link {
-            Link::Awaited => watched.push(PollFd::new(listener, PollFlags::IN)),
+    fn wait(&self, life: &Life) -> io::Result<bool> {
+        let mut watched = vec![PollFd::from_borrowed_fd(life.worker.end(), PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+        let mut timeout = None;
+        match &self.link {
+            _ if !life.is_ready => watched.push(PollFd::from_borrowed_fd(life.control(), PollFlags::IN)),
+            Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(left) if !left.is_zero() => timeout = Some(left),
+                _ => watched.push(PollFd::new(&self.listener, PollFlags::IN)),
+            },
             // A socket that nothing is expected of would report its hang-up again and again.
             Link::Connected(relay) => watched.extend(
                 relay.awaited().into_iter().filter(|(_, flags)| !flags.is_empty()).map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)),
             ),
             Link::Over => {}
         }
-        match poll(&mut watched, None) {
+        match poll(&mut watched, timeout.and_then(|time| Timespec::try_from(time).ok()).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!watched[0].revents().is_empty()),
             Err(e) => Err(e.into()),
         }
     }
 
+    fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
+        while let Some(arrived) = self.signals.next()? {
+            self.is_stopping |= arrived.signal != libc::SIGUSR1;
+            // The kernel sent ^C to the worker too.
+            if !arrived.by_kernel
+                && let Some(signal) = Signal::from_named_raw(arrived.signal)
+            {
+                // It may just have ended.
+                let _ = life.worker.send(signal);
+            }
+        }
+        Ok(())
+    }
+
     /// Accepts the frontend that waits, and gives the worker its end of a connection to it.
-    fn connect(&self, listener: &UnixListener, keep_listening: bool) -> io::Result<Link> {
+    fn connect(&mut self, life: &Life) -> io::Result<()> {
         let connected = || -> io::Result<Relay> {
-            let (frontend, _) = listener.accept()?;
+            let (frontend, _) = self.listener.accept()?;
             let (worker, acceptable) = connection::acceptable()?;
-            self.hand_over(acceptable.as_fd())?;
+            life.hand_over(acceptable.as_fd(), NEW_SESSION)?;
             Ok(Relay::new(frontend.into(), worker))
         };
         match connected() {
-            Ok(relay) => Ok(Link::Connected(Box::new(relay))),
-            Err(e) if keep_listening => {
+            Ok(relay) => {
+                self.link = Link::Connected(Box::new(relay));
+                Ok(())
+            }
+            Err(e) if self.keep_listening => {
                 tracing::error!("cannot take a connection: {e}");
-                Ok(Link::Awaited)
+                self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
+                Ok(())
             }
             Err(e) => Err(io::Error::new(e.kind(), format!("cannot take a connection: {e}"))),
         }
     }
 
-    fn hand_over(&self, acceptable: BorrowedFd<'_>) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [acceptable];
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.control, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
-        Ok(())
+    /// The worker is ready: it goes on with the session, if there is one.
+    fn resume(&mut self, life: &Life) -> io::Result<()> {
+        let Link::Connected(relay) = &mut self.link else { return Ok(()) };
+        let (worker, acceptable) = connection::acceptable()?;
+        life.hand_over(acceptable.as_fd(), OLD_SESSION)?;
+        relay.join_worker(worker)
+    }
+
+    fn hang_up(&mut self) {
+        self.link = if self.keep_listening { Link::Awaited } else { Link::Over };
+    }
+
+    /// What the next worker begins with, when it is time to start it; `None` where there is to be none.
+    fn follow(&mut self, life: &Life, end: End) -> io::Result<Option<Beginning>> {
+        if let Link::Connected(relay) = &mut self.link {
+            relay.leave_worker()?;
+            if !relay.is_under_way() {
+                self.hang_up();
+            }
+        }
+        let End::Signal(signal) = end else { return Ok(None) };
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
+        if self.is_stopping || matches!(self.link, Link::Over) {
+            tracing::error!("the worker was ended by signal {signal} ({name}) while it stopped; gatherfsd ends too");
+            return Ok(None);
+        }
+        let next = self.deaths.note(Instant::now(), life.since.elapsed(), life.is_ready);
+        if let Some((count, time)) = self.deaths.many() {
+            tracing::error!("{count} workers died within {} seconds; the guest waits after each death, at last a second", time.as_secs());
+        }
+        let (wait, trusts) = match next {
+            Next::Recovery(wait) => (wait, true),
+            Next::Fresh(wait) => (wait, false),
+            Next::None => {
+                tracing::error!(
+                    "the worker was ended by signal {signal} ({name}) before it could serve, as those before it; gatherfsd ends"
+                );
+                return Ok(None);
+            }
+        };
+        let beginning = match &self.link {
+            Link::Connected(_) if trusts => Beginning::Recovery,
+            Link::Connected(_) => Beginning::Fresh,
+            _ => Beginning::Idle,
+        };
+        let what = match beginning {
+            Beginning::Recovery => "another one goes on with the guest's session",
+            Beginning::Fresh => "another one goes on without the records of the session: what the guest has open is lost",
+            _ => "another one is started",
+        };
+        tracing::error!("the worker was ended by signal {signal} ({name}); {what}");
+        Ok(if self.rest(wait)? { Some(beginning) } else { None })
+    }
+
+    /// Waits before a worker is started. False where gatherfsd is to end instead.
+    fn rest(&mut self, time: Duration) -> io::Result<bool> {
+        let until = Instant::now() + time;
+        loop {
+            while let Some(arrived) = self.signals.next()? {
+                if arrived.signal != libc::SIGUSR1 {
+                    return Ok(false);
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            let mut watched = [PollFd::new(&self.signals, PollFlags::IN)];
+            match poll(&mut watched, Timespec::try_from(left).ok().as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 }
 
 /// Whether a connection waits.
 fn is_ready(listener: BorrowedFd<'_>) -> io::Result<bool> {
     let mut watched = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    match poll(&mut watched, Some(&now)) {
+    match poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(e) => Err(e.into()),
-    }
-}
-
-/// Says what a worker's death means; one that exits has said itself why.
-fn report(end: End, link: &Link) {
-    let End::Signal(signal) = end else { return };
-    let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
-    let rings = match link {
-        Link::Connected(relay) => relay.session().started_rings(),
-        _ => 0,
-    };
-    if rings > 0 {
-        tracing::error!(
-            "the worker was ended by signal {signal} ({name}) with {rings} queues started; gatherfsd ends too, and what the guest \
-             asks of this share waits until its VM is reset"
-        );
-    } else {
-        tracing::error!("the worker was ended by signal {signal} ({name}) while no queue was started; gatherfsd ends too");
     }
 }

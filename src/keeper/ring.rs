@@ -1,6 +1,11 @@
 //! What the frontend has set up of one ring.
 
+use std::io;
 use std::os::fd::OwnedFd;
+
+use vhost::vhost_user::message::FrontendReq;
+
+use super::message::Message;
 
 /// A ring as its messages describe it. Does not know guest memory: addresses are the frontend's, and never followed.
 #[derive(Debug, Default)]
@@ -11,8 +16,8 @@ pub struct Ring {
     pub addresses: Vec<u8>,
     /// The avail index from which it is served.
     pub base: u32,
-    /// By SET_VRING_ENABLE.
-    pub is_enabled: bool,
+    /// By SET_VRING_ENABLE; `None` where the frontend does not use it.
+    pub enabled: Option<bool>,
     /// The frontend's kick.
     pub kick: Option<OwnedFd>,
     /// The call to the guest.
@@ -27,5 +32,29 @@ impl Ring {
         self.base = base;
         self.kick = None;
         self.call = None;
+    }
+
+    /// Adds the messages that set it up in another worker, as ring number `index`. EMFILE where the process has too many descriptors.
+    pub fn messages(&self, index: u32, messages: &mut Vec<Message>) -> io::Result<()> {
+        let mut say = |request, payload: Vec<u8>, fds| messages.push(Message::new(request, 0, payload, fds));
+        let state = |value: u32| index.to_ne_bytes().into_iter().chain(value.to_ne_bytes()).collect();
+        if self.size > 0 {
+            say(FrontendReq::SET_VRING_NUM, state(self.size), Vec::new());
+        }
+        say(FrontendReq::SET_VRING_BASE, state(self.base), Vec::new());
+        if !self.addresses.is_empty() {
+            say(FrontendReq::SET_VRING_ADDR, self.addresses.clone(), Vec::new());
+        }
+        if let Some(enabled) = self.enabled {
+            say(FrontendReq::SET_VRING_ENABLE, state(enabled.into()), Vec::new());
+        }
+        let events =
+            [(FrontendReq::SET_VRING_ERR, &self.err), (FrontendReq::SET_VRING_CALL, &self.call), (FrontendReq::SET_VRING_KICK, &self.kick)];
+        for (request, event) in events {
+            if let Some(event) = event {
+                say(request, u64::from(index).to_ne_bytes().to_vec(), vec![event.try_clone()?]);
+            }
+        }
+        Ok(())
     }
 }

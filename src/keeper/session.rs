@@ -1,8 +1,9 @@
-//! The record of a session: what a frontend has set up so far, with the descriptors that came with it, as another worker would have
-//! to be told. A message counts when it was passed on: the worker ends the connection on one that it refuses.
+//! The record of a session: what a frontend has set up so far, with the descriptors that came with it, and the messages that set it
+//! up again in another worker. A message counts when the worker owes no answer to it any more.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use vhost::vhost_user::message::FrontendReq;
 
@@ -13,6 +14,8 @@ use super::ring::Ring;
 const RINGS_MAX: u32 = 256;
 /// Regions of guest memory, as many as vhost-user-backend takes.
 const REGIONS_MAX: usize = 509;
+/// Regions of one SET_MEM_TABLE; a frontend with more adds them one by one (CONFIGURE_MEM_SLOTS).
+const TABLE_REGIONS_MAX: usize = 8;
 /// A region in SET_MEM_TABLE: guest address, size, address in the frontend, offset in its file, of 8 bytes each.
 const REGION_LEN: usize = 32;
 /// What precedes the regions of SET_MEM_TABLE and the region of ADD_MEM_REG: their number, or padding.
@@ -60,27 +63,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// How many rings have a kick.
-    pub fn started_rings(&self) -> usize {
-        self.rings.values().filter(|ring| ring.kick.is_some()).count()
+    /// Takes note of the worker's reply to a request.
+    pub fn record_reply(&mut self, reply: &Message) {
+        let payload = reply.payload();
+        if reply.request() == Some(FrontendReq::GET_VRING_BASE)
+            && let Some(ring) = self.ring(word(payload, 0))
+        {
+            ring.stop(word(payload, 4));
+        }
     }
 
-    /// Takes note of a message that was passed on: a request, or the worker's reply to one.
+    /// Takes note of a request.
     pub fn record(&mut self, message: Message) {
         let Some(request) = message.request() else { return };
-        if message.is_reply() {
-            let payload = message.payload();
-            if request == FrontendReq::GET_VRING_BASE
-                && let Some(ring) = self.ring(word(payload, 0))
-            {
-                ring.stop(word(payload, 4));
-            }
-            return;
-        }
-        self.record_request(request, message);
-    }
-
-    fn record_request(&mut self, request: FrontendReq, message: Message) {
         let payload = message.bytes.get(super::message::HEADER_LEN..).unwrap_or_default();
         let mut fds = message.fds.into_iter();
         match request {
@@ -113,7 +108,7 @@ impl Session {
             FrontendReq::SET_BACKEND_REQ_FD => self.backend_channel = fds.next(),
             FrontendReq::SET_VRING_NUM => self.change_ring(payload, |ring, size| ring.size = size),
             FrontendReq::SET_VRING_BASE => self.change_ring(payload, |ring, base| ring.base = base),
-            FrontendReq::SET_VRING_ENABLE => self.change_ring(payload, |ring, enable| ring.is_enabled = enable != 0),
+            FrontendReq::SET_VRING_ENABLE => self.change_ring(payload, |ring, enable| ring.enabled = Some(enable != 0)),
             FrontendReq::SET_VRING_ADDR => {
                 let addresses = payload.to_vec();
                 self.change_ring(payload, |ring, _| ring.addresses = addresses);
@@ -123,7 +118,9 @@ impl Session {
             FrontendReq::SET_VRING_ERR => self.set_event(payload, fds.next(), |ring| &mut ring.err),
             FrontendReq::RESET_DEVICE => {
                 self.features = None;
-                self.rings.values_mut().for_each(|ring| ring.is_enabled = false);
+                for ring in self.rings.values_mut() {
+                    ring.enabled = ring.enabled.and(Some(false));
+                }
             }
             _ => {}
         }
@@ -149,6 +146,59 @@ impl Session {
         if let Some(ring) = self.ring(index.into()) {
             *event(ring) = fd.filter(|_| payload & NO_FD == 0);
         }
+    }
+}
+
+/// The messages that set up in another worker what is recorded here, in an order in which every one finds what it needs: the
+/// features, memory before addresses in it, and a ring's kick, which starts it, last.
+impl Session {
+    /// These messages, with descriptors of their own. EMFILE where the process has too many.
+    pub fn messages(&self) -> io::Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        let mut say = |request, payload: Vec<u8>, fds: Vec<OwnedFd>| messages.push(Message::new(request, 0, payload, fds));
+        if self.has_owner {
+            say(FrontendReq::SET_OWNER, Vec::new(), Vec::new());
+        }
+        if let Some(features) = self.features {
+            say(FrontendReq::SET_FEATURES, features.to_ne_bytes().to_vec(), Vec::new());
+        }
+        if let Some(features) = self.protocol_features {
+            say(FrontendReq::SET_PROTOCOL_FEATURES, features.to_ne_bytes().to_vec(), Vec::new());
+        }
+        let (table, added) = self.memory.split_at(self.memory.len().min(TABLE_REGIONS_MAX));
+        if !table.is_empty() {
+            let count = u32::try_from(table.len()).unwrap_or(u32::MAX).to_ne_bytes();
+            let layouts = table.iter().flat_map(|region| region.layout);
+            let payload = count.into_iter().chain([0; 4]).chain(layouts).collect();
+            let files = table.iter().map(|region| region.file.try_clone()).collect::<io::Result<_>>()?;
+            say(FrontendReq::SET_MEM_TABLE, payload, files);
+        }
+        for region in added {
+            let payload = [0; BEFORE_REGIONS].into_iter().chain(region.layout).collect();
+            say(FrontendReq::ADD_MEM_REG, payload, vec![region.file.try_clone()?]);
+        }
+        if let Some(log) = &self.dirty_log {
+            say(FrontendReq::SET_LOG_BASE, log.layout.clone(), vec![log.file.try_clone()?]);
+        }
+        if let Some(event) = &self.log_event {
+            say(FrontendReq::SET_LOG_FD, Vec::new(), vec![event.try_clone()?]);
+        }
+        if let Some(channel) = &self.backend_channel {
+            say(FrontendReq::SET_BACKEND_REQ_FD, Vec::new(), vec![channel.try_clone()?]);
+        }
+        for (index, ring) in &self.rings {
+            ring.messages(*index, &mut messages)?;
+        }
+        Ok(messages)
+    }
+
+    /// Adds the descriptors that this owns to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        named.extend(self.memory.iter().map(|region| region.file.as_raw_fd()));
+        named.extend(self.dirty_log.iter().map(|log| log.file.as_raw_fd()));
+        named.extend([&self.backend_channel, &self.log_event].into_iter().flatten().map(AsRawFd::as_raw_fd));
+        let events = self.rings.values().flat_map(|ring| [&ring.kick, &ring.call, &ring.err]);
+        named.extend(events.flatten().map(AsRawFd::as_raw_fd));
     }
 }
 
@@ -206,16 +256,17 @@ mod tests {
         assert_eq!(begins, [0, 1 << 30]);
         assert!(session.dirty_log.is_some() && session.log_event.is_some() && session.backend_channel.is_some());
         let ring = &session.rings[&1];
-        assert_eq!((ring.size, ring.base, ring.is_enabled, ring.addresses.len()), (256, 9, true, 40));
+        assert_eq!((ring.size, ring.base, ring.enabled, ring.addresses.len()), (256, 9, Some(true), 40));
         assert!(ring.kick.is_some() && ring.call.is_some() && ring.err.is_none());
-        assert_eq!(session.started_rings(), 1);
+        let started = |session: &Session| session.rings.values().filter(|ring| ring.kick.is_some()).count();
+        assert_eq!(started(&session), 1);
 
         session.record(message(FrontendReq::GET_VRING_BASE, 1, &words(&[1, 0]), 0));
-        assert_eq!(session.started_rings(), 1, "a request is no answer");
-        session.record(message(FrontendReq::GET_VRING_BASE, 5, &words(&[1, 77]), 0));
-        assert_eq!((session.started_rings(), session.rings[&1].base), (0, 77));
+        assert_eq!(started(&session), 1, "a request is no answer");
+        session.record_reply(&message(FrontendReq::GET_VRING_BASE, 5, &words(&[1, 77]), 0));
+        assert_eq!((started(&session), session.rings[&1].base), (0, 77));
         session.record(message(FrontendReq::RESET_DEVICE, 1, &[], 0));
-        assert!(session.features.is_none() && !session.rings[&1].is_enabled);
+        assert!(session.features.is_none() && session.rings[&1].enabled == Some(false));
     }
 
     #[test]
@@ -224,7 +275,7 @@ mod tests {
         for request in (1..=44).filter_map(|number| FrontendReq::try_from(number).ok()) {
             for len in [0, 1, 7, 8, 12, 40, 4096] {
                 session.record(message(request, 1, &vec![0xff; len], 3));
-                session.record(message(request, 5, &vec![0xff; len], 0));
+                session.record_reply(&message(request, 5, &vec![0xff; len], 0));
             }
         }
         for index in 0..1000 {

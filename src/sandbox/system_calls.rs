@@ -151,12 +151,14 @@ pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     (libc::SYS_getppid, Here("sys/process.rs", "rustix::process::getppid(")),
     (libc::SYS_signalfd4, Here("sys/signal.rs", "libc::signalfd(")),
     // A frontend's connection to it.
-    (libc::SYS_socketpair, Here("keeper/process.rs", "socketpair(")),
+    (libc::SYS_socketpair, Here("keeper/life.rs", "socketpair(")),
     (libc::SYS_socket, Here("keeper/connection.rs", "socket_with(")),
     (libc::SYS_bind, Here("keeper/connection.rs", "bind(")),
     (libc::SYS_getsockname, Here("keeper/connection.rs", "getsockname(")),
     (libc::SYS_listen, Here("keeper/connection.rs", "listen(")),
     (libc::SYS_connect, Here("keeper/connection.rs", "connect(")),
+    // What an earlier worker has left open.
+    (libc::SYS_close_range, Here("sys/descriptor.rs", "libc::SYS_close_range")),
     // The worker's rings and its own list.
     (libc::SYS_io_uring_setup, Crate("io-uring", "Builder::build")),
     (libc::SYS_io_uring_enter, Crate("io-uring", "Submitter::submit")),

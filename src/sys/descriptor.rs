@@ -1,7 +1,7 @@
 //! Descriptors: close(2) with its error, fsync(2), and inherited sockets by their number.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use parking_lot::Mutex;
@@ -9,6 +9,9 @@ use rustix::net::sockopt;
 
 use super::failpoint::fail_call;
 use crate::types::Errno;
+
+/// Where [`open_ones`] stops: a process that starts has few descriptors, and low ones.
+const FIRST_NUMBERS: RawFd = 1024;
 
 /// Closes `fd`. The error is that of close(2), for example EIO or ENOSPC of a network file system. The descriptor is closed in
 /// any case.
@@ -43,6 +46,30 @@ pub fn make_room(fd: BorrowedFd<'_>, count: usize) {
     let last = i32::try_from(count.saturating_sub(1)).unwrap_or(i32::MAX);
     // A descriptor of the highest number makes the kernel grow the table, which does not shrink when it is closed.
     drop(rustix::io::fcntl_dupfd_cloexec(fd, last));
+}
+
+/// The numbers below [`FIRST_NUMBERS`] that are open.
+pub fn open_ones() -> Vec<RawFd> {
+    // SAFETY: the number is only queried; the kernel answers EBADF where it is not open.
+    (0..FIRST_NUMBERS).filter(|fd| rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(*fd) }).is_ok()).collect()
+}
+
+/// Closes every descriptor of the process but those of `kept`, which it sorts: those of a process that shared the table and died. The
+/// caller names every one that is in use, here or in another process with the same table. May wait for the host, as close(2) does.
+pub fn close_others(kept: &mut Vec<RawFd>) -> io::Result<()> {
+    kept.sort_unstable();
+    let mut next = 0;
+    for fd in kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).chain([u32::MAX]) {
+        if fd > next {
+            let (first, last): (libc::c_uint, libc::c_uint) = (next, if fd == u32::MAX { fd } else { fd - 1 });
+            // SAFETY: no memory is touched, and nobody uses these descriptors, as the caller says. No flags: one unshares the table.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        next = fd.saturating_add(1);
+    }
+    Ok(())
 }
 
 /// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through
