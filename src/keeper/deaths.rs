@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A life shorter than this is followed by a wait.
+/// A life shorter than this that a fault ended is followed by a wait.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// A life longer than this ends the waits.
 const LONG_LIFE: Duration = Duration::from_secs(10);
@@ -30,26 +30,40 @@ pub enum Next {
     None,
 }
 
+/// Why a worker died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A fault of its own: what it did may end the next one as well.
+    Fault,
+    /// SIGKILL: somebody's wish, or the machine was out of memory.
+    Killed,
+}
+
 /// The deaths so far.
 #[derive(Debug, Default)]
 pub struct Deaths {
     wait: Duration,
-    /// Of workers that were not ready, one after the other.
+    /// By a fault, of workers that were not ready, one after the other.
     unready: u32,
     recent: VecDeque<Instant>,
 }
 
 impl Deaths {
     /// A worker died at `now`, after `life`, and `was_ready` or not.
-    pub fn note(&mut self, now: Instant, life: Duration, was_ready: bool) -> Next {
-        self.unready = if was_ready { 0 } else { self.unready + 1 };
+    pub fn note(&mut self, now: Instant, life: Duration, was_ready: bool, cause: Cause) -> Next {
+        if was_ready {
+            self.unready = 0;
+        } else if cause == Cause::Fault {
+            self.unready += 1;
+        }
         if life >= LONG_LIFE {
             self.wait = Duration::ZERO;
         }
-        if life < SHORT_LIFE {
+        let waits = life < SHORT_LIFE && (cause == Cause::Fault || !was_ready);
+        if waits {
             self.wait = (self.wait * 2).clamp(WAIT_MIN, WAIT_MAX);
         }
-        let wait = if life < SHORT_LIFE { self.wait } else { Duration::ZERO };
+        let wait = if waits { self.wait } else { Duration::ZERO };
         self.recent.push_back(now);
         while self.recent.len() > MANY || self.recent.front().is_some_and(|first| now.duration_since(*first) > MANY_WITHIN) {
             self.recent.pop_front();
@@ -79,7 +93,7 @@ mod tests {
     #[test]
     fn short_lives_are_followed_by_longer_waits_and_a_long_one_by_none() {
         let (mut deaths, now) = (Deaths::default(), Instant::now());
-        let mut after = |life| deaths.note(now, life, true);
+        let mut after = |life| deaths.note(now, life, true, Cause::Fault);
         let ms = |ms| Next::Recovery(Duration::from_millis(ms));
         assert_eq!(after(Duration::from_secs(5)), ms(0));
         let waits: Vec<Next> = (0..9).map(|_| after(Duration::ZERO)).collect();
@@ -93,7 +107,7 @@ mod tests {
     #[test]
     fn workers_that_do_not_get_ready_do_not_read_the_records_and_then_there_is_none() {
         let (mut deaths, now, life) = (Deaths::default(), Instant::now(), Duration::from_secs(5));
-        let mut note = |ready| deaths.note(now, life, ready);
+        let mut note = |ready| deaths.note(now, life, ready, Cause::Fault);
         let none = Duration::ZERO;
         assert_eq!(
             [note(false), note(false), note(false), note(false)],
@@ -103,17 +117,27 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_is_killed_is_followed_at_once_and_its_records_are_read() {
+        let (mut deaths, now) = (Deaths::default(), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(deaths.note(now, Duration::ZERO, true, Cause::Killed), Next::Recovery(Duration::ZERO));
+        }
+        let unready: Vec<Next> = (0..3).map(|_| deaths.note(now, Duration::ZERO, false, Cause::Killed)).collect();
+        assert_eq!(unready, [10, 20, 40].map(|ms| Next::Recovery(Duration::from_millis(ms))));
+    }
+
+    #[test]
     fn many_deaths_in_a_minute_are_told_once() {
         let (mut deaths, start) = (Deaths::default(), Instant::now());
         for second in 0..9 {
-            deaths.note(start + Duration::from_secs(second), Duration::ZERO, true);
+            deaths.note(start + Duration::from_secs(second), Duration::ZERO, true, Cause::Killed);
             assert_eq!(deaths.many(), None);
         }
-        deaths.note(start + Duration::from_secs(9), Duration::ZERO, true);
+        deaths.note(start + Duration::from_secs(9), Duration::ZERO, true, Cause::Killed);
         assert_eq!(deaths.many(), Some((10, Duration::from_secs(9))));
         assert_eq!(deaths.many(), None);
         for minute in 1..30 {
-            deaths.note(start + Duration::from_secs(60 * minute), Duration::ZERO, true);
+            deaths.note(start + Duration::from_secs(60 * minute), Duration::ZERO, true, Cause::Killed);
             assert_eq!(deaths.many(), None);
         }
     }

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
-use super::deaths::{Deaths, Next};
+use super::deaths::{Cause, Deaths, Next};
 use super::life::{self, Life, NEW_SESSION, OLD_SESSION, Side};
 use super::relay::Relay;
 use super::worker_end::{Beginning, WorkerEnd};
@@ -218,7 +218,8 @@ impl Keeper {
             tracing::error!("the worker was ended by signal {signal} ({name}) while it stopped; gatherfsd ends too");
             return Ok(None);
         }
-        let next = self.deaths.note(Instant::now(), life.since.elapsed(), life.is_ready);
+        let cause = if signal == libc::SIGKILL { Cause::Killed } else { Cause::Fault };
+        let next = self.deaths.note(Instant::now(), life.since.elapsed(), life.is_ready, cause);
         if let Some((count, time)) = self.deaths.many() {
             tracing::error!("{count} workers died within {} seconds; the guest waits after each death, at last a second", time.as_secs());
         }

@@ -12,7 +12,9 @@ mod twin;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
+use gatherfs_support::daemon::Killer;
 use gatherfs_support::reference::number_from_env;
 use gatherfs_support::reference::operation::{Operation, sequence};
 use gatherfs_support::reference::through_daemon::ThroughDaemon;
@@ -23,6 +25,8 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunne
 use twin::Twin;
 
 const CASES: u32 = 1500;
+/// Between two kills: a worker begins and serves some hundred requests.
+const KILL_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// Half of this on average; short ones are what a failure shrinks to.
 const SEQUENCE_LEN_MAX: usize = 80;
 
@@ -103,6 +107,28 @@ fn run(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// As [`run`], while the worker is killed again and again.
+fn run_under_kills(share: Share) {
+    if !share::is_root() {
+        return;
+    }
+    let killer = Killer::start(share.keeper(), number_from_env("GATHERFS_SEED").unwrap_or(1), KILL_PAUSE_MAX);
+    run(share, CASES / 3, |_| true);
+    let killed = killer.stop();
+    println!("{killed} workers killed");
+    assert!(killed > 20, "{killed}");
+}
+
+#[test]
+fn the_daemon_does_what_the_host_does_while_its_workers_are_killed() {
+    run_under_kills(Share::new());
+}
+
+#[test]
+fn the_daemon_does_what_the_host_does_with_inodes_as_descriptors_while_its_workers_are_killed() {
+    run_under_kills(Share::with(&["--inode-file-handles", "never"]));
 }
 
 #[test]

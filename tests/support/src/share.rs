@@ -176,6 +176,11 @@ impl Share {
         flags.filter(|f| f & libc::O_PATH == 0).collect()
     }
 
+    /// The process that was started: there is no sandbox, so this is the keeper.
+    pub fn keeper(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// The process that serves.
     pub fn pid(&self) -> u32 {
         self.daemon.serving()

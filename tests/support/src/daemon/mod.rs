@@ -3,6 +3,7 @@
 //! It knows nothing of guests: give [`Daemon::socket`] to one. Every wait has a bound and ends in a panic that shows the
 //! daemon's log.
 
+mod killer;
 mod process;
 
 use std::fs;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::places;
 
 pub use crate::scratch::Scratch;
+pub use killer::Killer;
 pub use process::{Metrics, Process, children_of, status_field};
 
 /// How long anything the daemon does may take in a test. Far beyond what a busy host needs.

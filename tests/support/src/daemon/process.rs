@@ -146,11 +146,7 @@ impl Process {
     /// The process that serves: the last of those that start one another. With a sandbox there is one outside, with a keeper one
     /// that owns the connection.
     pub fn serving(&self) -> u32 {
-        let mut pid = self.pid();
-        while let [child] = children_of(pid)[..] {
-            pid = child;
-        }
-        pid
+        worker_of(self.pid()).unwrap_or(self.pid())
     }
 
     /// The value of `field` in /proc/PID/status of the process that was started.
@@ -195,6 +191,15 @@ fn send(pid: u32, signal: Signal) {
 pub fn children_of(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+}
+
+/// The last of the processes that start one another, of which `pid` is the first; `None` where it started none.
+fn worker_of(pid: u32) -> Option<u32> {
+    let mut last = None;
+    while let [child] = children_of(last.unwrap_or(pid))[..] {
+        last = Some(child);
+    }
+    last
 }
 
 /// The value of `field` in /proc/PID/status.
