@@ -13,10 +13,10 @@ use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listeni
 use gatherfs::device::{Frontends, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{Beginning, Keeper, Turn, WorkerEnd};
+use gatherfs::keeper::{Beginning, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
-use gatherfs::sys::{descriptor, identity, signal};
+use gatherfs::sys::{descriptor, identity, signal, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -119,7 +119,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if has_keeper {
         return start_keeper(listener, socket, exported);
     }
-    let served = serve(&listener, exported);
+    let served = serve(&listener, exported, None);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -162,7 +162,9 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
             let Exported { checked, share: model, whole, has_landlock } = exported;
             // Each worker begins with the same one: its descriptors stay open.
             std::mem::forget(model);
-            serve(&end, Exported { checked, share, whole, has_landlock }).map(|()| ExitCode::SUCCESS)
+            let served = serve(&end, Exported { checked, share, whole, has_landlock }, Some(end.witness()?));
+            end.say_leaving()?;
+            served.map(|()| ExitCode::SUCCESS)
         }
         Ok(Turn::Ended(end)) => {
             // The worker's.
@@ -193,8 +195,8 @@ fn begin(end: &WorkerEnd, model: &Share) -> Result<Share, AnyError> {
     Ok(share)
 }
 
-/// Serves one VMM after the other, or only the first.
-fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError> {
+/// Serves one VMM after the other, or only the first. `witness` is for the keeper.
+fn serve(frontends: &impl Frontends, exported: Exported, witness: Option<Witness>) -> Result<(), AnyError> {
     let Exported { checked, share, whole, has_landlock } = exported;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
@@ -215,7 +217,7 @@ fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError>
     if checked.watch {
         tracing::info!("--watch sees {}", share.watch_sees());
     }
-    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()))?;
+    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), witness)?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
@@ -266,8 +268,17 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn watch_signals(mut signals: signal_hook::iterator::Signals, stopper: ServerStopper, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+fn watch_signals(
+    mut signals: signal_hook::iterator::Signals,
+    stopper: ServerStopper,
+    metrics: Arc<Metrics>,
+    witness: Option<Witness>,
+) -> std::io::Result<()> {
+    thread::start("signals", move || {
+        // This thread lives as long as the process.
+        if let Some(Err(e)) = witness.map(Witness::testify) {
+            tracing::warn!("the keeper does not watch a thread: {e}");
+        }
         if let Err(e) = signal::release() {
             tracing::error!("signals do not come through: {e}");
         }

@@ -22,6 +22,7 @@ use super::service::{Service, SessionQueue};
 use super::vring::{HookedVring, Memory, collect_queues};
 use super::watchdog;
 use crate::guest::{DirtyLog, GuestMap, MappedMemory};
+use crate::sys::thread;
 use crate::types::QueueIndex;
 
 /// The largest queue that virtio allows (virtio 1.3 section 2.7).
@@ -95,6 +96,8 @@ impl VhostUserBackend for Device {
     }
 
     fn acked_features(&self, features: u64) {
+        // The crate's thread, before the first message by which it does anything to what other processes use.
+        thread::record_this();
         let logs = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         self.service.logging.store(logs, Ordering::Relaxed);
     }
@@ -215,7 +218,7 @@ impl Session {
         service.metrics.connections.increment();
         let watchdog = {
             let (activity, every) = (Arc::clone(&activity), service.options.relieve_after);
-            std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog::run(&activity, &queues, every))?
+            thread::start("watchdog", move || watchdog::run(&activity, &queues, every))?
         };
         Ok(Session { daemon, device, activity, watchdog: Some(watchdog) })
     }

@@ -22,7 +22,7 @@ use super::served::Served;
 use super::spares::Spares;
 use super::transfer;
 use crate::io::{Engine, Finished};
-use crate::sys::process;
+use crate::sys::{process, thread};
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -69,7 +69,7 @@ fn add_thread(queue: &Arc<Queue>, state: &mut State) {
     let name = if *index == QueueIndex::HIPRIO { "hiprio".to_owned() } else { format!("request {}", index.0) };
     let thread = {
         let queue = Arc::clone(queue);
-        std::thread::Builder::new().name(name).spawn(move || serve_queue(&queue))
+        thread::start(&name, move || serve_queue(&queue))
     };
     match thread {
         Ok(handle) => {

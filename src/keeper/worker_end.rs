@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 
-use super::life::{OLD_SESSION, READY};
+use super::control::{LEAVING, OLD_SESSION, READY, THREAD};
 use crate::device::{Frontend, Frontends};
 
 /// What a worker begins with.
@@ -54,8 +54,34 @@ impl WorkerEnd {
 
     /// Tells the keeper that this worker has closed what an earlier one has left open.
     pub fn say_ready(&self) -> io::Result<()> {
-        sendmsg(&self.control, &[IoSlice::new(&[READY])], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
-        Ok(())
+        say(self.control.as_fd(), &[READY])
+    }
+
+    /// Tells the keeper that this worker is about to end in order.
+    pub fn say_leaving(&self) -> io::Result<()> {
+        say(self.control.as_fd(), &[LEAVING])
+    }
+
+    /// What a thread that lives as long as the process has to tell the keeper.
+    pub fn witness(&self) -> io::Result<Witness> {
+        Ok(Witness(self.control.try_clone()?))
+    }
+}
+
+fn say(control: BorrowedFd<'_>, what: &[u8]) -> io::Result<()> {
+    sendmsg(control, &[IoSlice::new(what)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// By which the keeper learns of the worker's end before the kernel has taken its memory down.
+#[derive(Debug)]
+pub struct Witness(OwnedFd);
+
+impl Witness {
+    /// Tells the keeper that the calling thread, which is not the process's first, ends when the process does.
+    pub fn testify(self) -> io::Result<()> {
+        let id = rustix::thread::gettid().as_raw_nonzero().get().to_ne_bytes();
+        say(self.0.as_fd(), &[&[THREAD], &id[..]].concat())
     }
 }
 

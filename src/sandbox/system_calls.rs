@@ -147,6 +147,7 @@ pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[];
 pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     // The worker.
     (libc::SYS_pidfd_send_signal, Here("sys/process.rs", "rustix::process::pidfd_send_signal(")),
+    (libc::SYS_pidfd_open, Here("sys/process.rs", "libc::SYS_pidfd_open")),
     (libc::SYS_waitid, Here("sys/process.rs", "rustix::process::waitid(")),
     (libc::SYS_getppid, Here("sys/process.rs", "rustix::process::getppid(")),
     (libc::SYS_signalfd4, Here("sys/signal.rs", "libc::signalfd(")),
