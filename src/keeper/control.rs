@@ -13,7 +13,3 @@ pub const NEW_SESSION: u8 = 0;
 pub const OLD_SESSION: u8 = 1;
 /// Bytes of what the worker says at most.
 pub const SAID_MAX: usize = 1 + size_of::<u32>();
-/// What comes with a frontend's socket: the session is new to the worker, and to the frontend.
-pub const NEW_SESSION: u8 = 0;
-/// What comes with a frontend's socket: the session goes on.
-pub const OLD_SESSION: u8 = 1;

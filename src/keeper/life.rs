@@ -19,8 +19,6 @@ use crate::sys::thread;
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
 const THREADS_LOOK_AGAIN: Duration = Duration::from_micros(200);
-/// Bytes of what the worker says at most.
-const SAID_MAX: usize = 1 + size_of::<u32>();
 
 /// A worker, as the keeper knows it.
 #[derive(Debug)]
