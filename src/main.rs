@@ -16,6 +16,7 @@ use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{self, Role};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
+use gatherfs::state::RequestRecords;
 use gatherfs::sys::{descriptor, identity, signal};
 use gatherfs::trace::{self, Destination};
 
@@ -130,6 +131,8 @@ struct Exported {
     share: Share,
     whole: Option<FileSystemWatch>,
     has_landlock: bool,
+    /// In memory that all processes after the split have in common.
+    records: Arc<RequestRecords>,
 }
 
 /// Opens the share, and gives up files outside of it.
@@ -145,7 +148,7 @@ fn export(
     let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::restrict_files(&reach)?;
-    Ok(Exported { checked, share, whole, has_landlock })
+    Ok(Exported { checked, share, whole, has_landlock, records: RequestRecords::new()? })
 }
 
 /// Splits this process into the keeper and the worker, which serves. Each descriptor belongs to one of them: they share their table.
@@ -176,7 +179,7 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
 
 /// Serves one VMM after the other, or only the first.
 fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError> {
-    let Exported { checked, share, whole, has_landlock } = exported;
+    let Exported { checked, share, whole, has_landlock, records } = exported;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
     let optional = OptionalCalls {
@@ -184,7 +187,10 @@ fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError>
         registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
         binds_threads: !checked.queue_cpus.is_empty(),
     };
-    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus })?;
+    let server = Server::new(
+        share,
+        ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus, records, resumed: None },
+    )?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     sandbox::seal(checked.sandbox.seccomp, &optional)?;

@@ -1,7 +1,7 @@
 //! The share: a directory or file of the host, exported for one FUSE session. Only puts the groups together; the operations are
 //! methods in `ops/`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -35,6 +35,7 @@ pub struct Share {
     pub(super) locks: GuestLocks,
     pub(super) freshness: Freshness,
     descriptor_dir: Arc<DescriptorDir>,
+    arena: Arc<Arena>,
 }
 
 /// What all sessions' shares of one directory have in common.
@@ -90,6 +91,7 @@ impl Share {
             files,
             descriptor_dir,
             policy,
+            arena,
         })
     }
 
@@ -111,6 +113,11 @@ impl Share {
             Share::with_tables(common, root_fd, path_fd)
         };
         again().map_err(|fault| ShareError::of(fault, self.path()))
+    }
+
+    /// The descriptor of the arena with the records of its session; `None` where other processes cannot map it.
+    pub fn arena_fd(&self) -> Option<RawFd> {
+        self.arena.fd()
     }
 
     /// The shared directory's path, for messages.
