@@ -33,6 +33,7 @@ mod queue;
 mod queue_cpus;
 mod queue_engine;
 mod recorded;
+mod recorded_model;
 mod recovery;
 mod reply;
 mod serve;
