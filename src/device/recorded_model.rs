@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
+use shuttle::rand::Rng;
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use shuttle::thread;
@@ -26,6 +27,8 @@ const USED: u64 = 0x2000;
 const START: u16 = u16::MAX - 2;
 const REQUESTS: u16 = 6;
 const THREADS: usize = 2;
+/// Turns of the thread that kills a process, at most.
+const STEPS_MAX: u32 = 100;
 
 /// The driver: each of its heads is offered again as soon as it is back.
 struct Driver {
@@ -128,7 +131,10 @@ fn live(world: &Arc<World>, memory: &Arc<RingMemory>, records: &Arc<RequestRecor
         let world = Arc::clone(world);
         let dies = world.deaths_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         thread::spawn(move || {
-            thread::yield_now();
+            // It dies at any time of its life.
+            for _ in 0..shuttle::rand::thread_rng().gen_range(0..STEPS_MAX) {
+                thread::yield_now();
+            }
             world.is_dead.store(dies, Ordering::SeqCst);
         })
     };
@@ -177,7 +183,7 @@ fn check(deaths: u16) {
 
 #[test]
 fn no_head_comes_back_twice_or_never_whenever_the_process_dies() {
-    let schedules = std::env::var("GATHERFS_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
+    let schedules = std::env::var("GATHERFS_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000);
     for deaths in 0..=3 {
         shuttle::check_random(move || check(deaths), schedules);
         shuttle::check_pct(move || check(deaths), schedules, 4);
