@@ -10,12 +10,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Frontends, Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{Beginning, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
+use gatherfs::state::RequestRecords;
 use gatherfs::sys::{descriptor, identity, signal, thread};
 use gatherfs::trace::{self, Destination};
 
@@ -119,7 +120,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if has_keeper {
         return start_keeper(listener, socket, exported);
     }
-    let served = serve(&listener, exported, None);
+    let served = serve(&listener, exported, None, None);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -130,6 +131,8 @@ struct Exported {
     share: Share,
     whole: Option<FileSystemWatch>,
     has_landlock: bool,
+    /// In memory that all processes after the split have in common.
+    records: Arc<RequestRecords>,
 }
 
 /// Opens the share, and gives up files outside of it.
@@ -145,11 +148,11 @@ fn export(
     let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::restrict_files(&reach)?;
-    Ok(Exported { checked, share, whole, has_landlock })
+    Ok(Exported { checked, share, whole, has_landlock, records: RequestRecords::new()? })
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
+fn start_keeper(listener: UnixListener, mut socket: SocketFile, mut exported: Exported) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
     let keeper = sandbox::seal_keeper(exported.checked.sandbox.seccomp)
         .map_err(AnyError::from)
@@ -158,11 +161,10 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
         Ok(Turn::Worker(end)) => {
             // The keeper's.
             std::mem::forget(socket);
-            let share = begin(&end, &exported.share)?;
-            let Exported { checked, share: model, whole, has_landlock } = exported;
+            let (share, resumed) = begin(&end, &exported)?;
             // Each worker begins with the same one: its descriptors stay open.
-            std::mem::forget(model);
-            let served = serve(&end, Exported { checked, share, whole, has_landlock }, Some(end.witness()?));
+            std::mem::forget(std::mem::replace(&mut exported.share, share));
+            let served = serve(&end, exported, Some(&end), resumed);
             end.say_leaving()?;
             served.map(|()| ExitCode::SUCCESS)
         }
@@ -182,22 +184,38 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
     }
 }
 
-/// The share that a worker serves, made as `model` is, with what the guest has of it where its session goes on. Closes what an earlier
-/// worker has left open.
-fn begin(end: &WorkerEnd, model: &Share) -> Result<Share, AnyError> {
-    let share = model.renewed()?;
-    if end.beginning() != Beginning::First {
-        let mut kept = end.descriptors().to_vec();
+/// The share that a worker serves, and what its first session goes on with, where an earlier worker has begun it. Waits for what the
+/// kernel still does for that one, and closes what it has left open.
+fn begin(end: &WorkerEnd, exported: &Exported) -> Result<(Share, Option<Resumed>), AnyError> {
+    let (model, records, beginning) = (&exported.share, &exported.records, end.inheritance().beginning);
+    let left = records.inherit_share_arena();
+    Rings::wait_for_leftover(&end.inheritance().rings)?;
+    let recovered = match (beginning, left) {
+        (Beginning::Recovery, Some(arena)) => model
+            .recovered(arena)
+            .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
+            .ok(),
+        (Beginning::Recovery, None) => {
+            tracing::error!("the guest's files have no records that another process can read; what it has open is lost");
+            None
+        }
+        _ => None,
+    };
+    let fuse = recovered.as_ref().map_or(0, Share::negotiated_word);
+    let share = recovered.map_or_else(|| model.renewed(), Ok)?;
+    if beginning != Beginning::First {
+        let mut kept = end.inheritance().descriptors.clone();
         share.name_descriptors(&mut kept);
         descriptor::close_others(&mut kept)?;
     }
     end.say_ready()?;
-    Ok(share)
+    let goes_on = matches!(beginning, Beginning::Recovery | Beginning::Fresh);
+    Ok((share, goes_on.then(|| Resumed { rings: end.inheritance().queues.clone(), fuse })))
 }
 
-/// Serves one VMM after the other, or only the first. `witness` is for the keeper.
-fn serve(frontends: &impl Frontends, exported: Exported, witness: Option<Witness>) -> Result<(), AnyError> {
-    let Exported { checked, share, whole, has_landlock } = exported;
+/// Serves one VMM after the other, or only the first. `end` leads to the keeper; `resumed` is what the first session goes on with.
+fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, resumed: Option<Resumed>) -> Result<(), AnyError> {
+    let Exported { checked, share, whole, has_landlock, records } = exported;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
     let optional = OptionalCalls {
@@ -205,7 +223,10 @@ fn serve(frontends: &impl Frontends, exported: Exported, witness: Option<Witness
         registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
         binds_threads: !checked.queue_cpus.is_empty(),
     };
-    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus })?;
+    let server = Server::new(
+        share,
+        ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus, records, resumed },
+    )?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     sandbox::seal(checked.sandbox.seccomp, &optional)?;
@@ -217,7 +238,7 @@ fn serve(frontends: &impl Frontends, exported: Exported, witness: Option<Witness
     if checked.watch {
         tracing::info!("--watch sees {}", share.watch_sees());
     }
-    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), witness)?;
+    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), end.map(WorkerEnd::witness).transpose()?)?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),

@@ -200,6 +200,9 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Waits for a frontend on `listener` and serves it. A configuration space is offered if there is one.
     pub fn accept(listener: UnixListener, service: &Arc<Service>, config: Option<ConfigSpace>) -> Result<Session, SessionError> {
+        if !service.is_resuming() {
+            service.records.clear();
+        }
         let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
         let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());
@@ -210,7 +213,8 @@ impl Session {
         let activity = Arc::new(Activity::default());
         for (index, queue) in (0..).zip(&queues) {
             let (index, service, activity) = (QueueIndex(index), Arc::clone(service), Arc::clone(&activity));
-            let _ = queue.bound.set(Bound { index, service, activity });
+            let is_resumed = service.is_resumed(index);
+            queue.bind(Bound { index, service, activity }, is_resumed);
         }
         let _ = device.queues.set(queues.clone());
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());

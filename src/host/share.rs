@@ -1,7 +1,7 @@
 //! The share: a directory or file of the host, exported for one FUSE session. Only puts the groups together; the operations are
 //! methods in `ops/`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -35,6 +35,7 @@ pub struct Share {
     pub(super) locks: GuestLocks,
     pub(super) freshness: Freshness,
     descriptor_dir: Arc<DescriptorDir>,
+    arena: Arc<Arena>,
 }
 
 /// What all sessions' shares of one directory have in common.
@@ -90,6 +91,7 @@ impl Share {
             files,
             descriptor_dir,
             policy,
+            arena,
         })
     }
 
@@ -116,6 +118,11 @@ impl Share {
     /// Adds the descriptors that this owns to `named`.
     pub fn name_descriptors(&self, named: &mut Vec<std::os::fd::RawFd>) {
         let _ = named;
+    }
+
+    /// The descriptor of the arena with the records of its session; `None` where other processes cannot map it.
+    pub fn arena_fd(&self) -> Option<RawFd> {
+        self.arena.fd()
     }
 
     /// The shared directory's path, for messages.

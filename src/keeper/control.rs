@@ -7,9 +7,11 @@ pub const READY: u8 = 1;
 pub const THREAD: u8 = 2;
 /// What the worker says before it ends in order.
 pub const LEAVING: u8 = 3;
+/// What the worker says of its io_uring rings; the numbers of their descriptors follow.
+pub const RINGS: u8 = 4;
+/// Rings of a worker at most: one for each request queue.
+pub const RINGS_MAX: usize = 64;
 /// What comes with a frontend's socket: the session is new to the worker, and to the frontend.
 pub const NEW_SESSION: u8 = 0;
 /// What comes with a frontend's socket: the session goes on.
 pub const OLD_SESSION: u8 = 1;
-/// Bytes of what the worker says at most.
-pub const SAID_MAX: usize = 1 + size_of::<u32>();

@@ -11,14 +11,17 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
-use super::control::{LEAVING, READY, SAID_MAX, THREAD};
-use super::worker_end::{Beginning, WorkerEnd};
+use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use super::worker_end::{Inheritance, WorkerEnd};
 use crate::sys::identity;
 use crate::sys::process::{self, SharingChild};
 use crate::sys::thread;
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
 const THREADS_LOOK_AGAIN: Duration = Duration::from_micros(200);
+
+/// Bytes of what the worker says at most.
+const SAID_MAX: usize = 1 + RINGS_MAX * size_of::<u32>();
 
 /// A worker, as the keeper knows it.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Life {
     pub is_ready: bool,
     /// It is about to end in order.
     is_leaving: bool,
+    /// Descriptors of its io_uring rings.
+    pub rings: Vec<RawFd>,
     /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9.
     thread: Option<OwnedFd>,
 }
@@ -46,12 +51,12 @@ pub enum Side {
 
 /// Splits this process into keeper and worker, which share the table of descriptors: whatever is open belongs to the one that uses
 /// it, and the other must not close its copy. The watched signals must be blocked (`sys/signal.rs`), and the process must have one
-/// thread. The worker ends with the keeper. `owned` is what the keeper has open.
+/// thread. The worker ends with the keeper. `inheritance` is what it begins with, without what is made here.
 ///
 /// An error where the kernel has no process or descriptor left, and in a worker whose keeper has ended already.
-pub fn start(beginning: Beginning, mut owned: Vec<RawFd>) -> io::Result<Side> {
+pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    owned.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
+    inheritance.descriptors.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
     // Effective rights are for the worker.
     identity::take_capabilities_up().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
     // The worker's threads use the keeper's /proc/self/fd as working directory.
@@ -63,7 +68,8 @@ pub fn start(beginning: Beginning, mut owned: Vec<RawFd>) -> io::Result<Side> {
             identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
             // The worker cannot know what the kernel chose for this one.
             let number = worker.end().as_raw_fd().to_ne_bytes();
-            let life = Life { worker, control: ours, since: Instant::now(), is_ready: false, is_leaving: false, thread: None };
+            let life =
+                Life { worker, control: ours, since: Instant::now(), is_ready: false, is_leaving: false, rings: Vec::new(), thread: None };
             sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
             Ok(Side::Keeper(life))
         }
@@ -72,7 +78,7 @@ pub fn start(beginning: Beginning, mut owned: Vec<RawFd>) -> io::Result<Side> {
             process::set_visible(was_visible)?;
             thread::record_this();
             leave_to_keeper(ours);
-            WorkerEnd::new(theirs, beginning, owned).map(Side::Worker)
+            WorkerEnd::new(theirs, inheritance).map(Side::Worker)
         }
     }
 }
@@ -107,11 +113,11 @@ impl Life {
     /// Takes what the worker has said, if anything.
     pub fn hear(&mut self) -> io::Result<()> {
         loop {
-            let mut said = [0; SAID_MAX];
+            let mut said = vec![0; SAID_MAX];
             let received =
                 recvmsg(&self.control, &mut [IoSliceMut::new(&mut said)], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
             match received {
-                Ok(received) if received.bytes > 0 => {}
+                Ok(received) if received.bytes > 0 => said.truncate(received.bytes),
                 // It has closed its end, with a packet unread or without.
                 Ok(_) | Err(rustix::io::Errno::CONNRESET) => {
                     self.is_leaving = true;
@@ -120,11 +126,12 @@ impl Life {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
-            let [what, id @ ..] = said;
-            match what {
+            let numbers = said[1..].as_chunks().0;
+            match said[0] {
                 READY => self.is_ready = true,
                 LEAVING => self.is_leaving = true,
-                THREAD => self.thread = process::end_of_thread(u32::from_ne_bytes(id)).ok(),
+                THREAD => self.thread = numbers.first().and_then(|id| process::end_of_thread(u32::from_ne_bytes(*id)).ok()),
+                RINGS => self.rings = numbers.iter().map(|fd| RawFd::from_ne_bytes(*fd)).collect(),
                 _ => {}
             }
         }

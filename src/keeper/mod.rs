@@ -29,4 +29,4 @@ mod worker_end;
 pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};
-pub use worker_end::{Beginning, Witness, WorkerEnd};
+pub use worker_end::{Beginning, Inheritance, Witness, WorkerEnd};

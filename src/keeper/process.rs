@@ -14,7 +14,7 @@ use super::control::{NEW_SESSION, OLD_SESSION};
 use super::deaths::{Cause, Deaths, Next};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
-use super::worker_end::{Beginning, WorkerEnd};
+use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::descriptor;
 use crate::sys::process::{End, SharingChild};
 use crate::sys::signal::Signals;
@@ -45,6 +45,8 @@ pub struct Keeper {
     link: Link,
     accept_at: Option<Instant>,
     deaths: Deaths,
+    /// The io_uring rings of workers that died, until another one has waited for them.
+    rings: Vec<RawFd>,
     /// Workers of which every thread has ended, until the kernel has taken down their memory.
     ending: Vec<SharingChild>,
     is_stopping: bool,
@@ -95,6 +97,7 @@ impl Keeper {
             link: Link::Awaited,
             accept_at: None,
             deaths: Deaths::default(),
+            rings: Vec::new(),
             ending: Vec::new(),
             is_stopping: false,
         })
@@ -106,7 +109,7 @@ impl Keeper {
     pub fn run(mut self) -> io::Result<Turn> {
         let mut beginning = Beginning::First;
         loop {
-            let mut life = match life::start(beginning, self.descriptors())? {
+            let mut life = match life::start(self.inheritance(beginning))? {
                 Side::Keeper(life) => life,
                 Side::Worker(end) => {
                     // The keeper's.
@@ -123,14 +126,16 @@ impl Keeper {
         }
     }
 
-    fn descriptors(&self) -> Vec<RawFd> {
-        let mut named = self.first.clone();
-        named.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
-        named.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
+    fn inheritance(&self, beginning: Beginning) -> Inheritance {
+        let mut descriptors = self.first.clone();
+        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+        descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
+        let mut queues = Vec::new();
         if let Link::Connected(relay) = &self.link {
-            relay.name_descriptors(&mut named);
+            relay.name_descriptors(&mut descriptors);
+            queues = relay.queues();
         }
-        named
+        Inheritance { beginning, descriptors, queues, rings: self.rings.clone() }
     }
 
     /// Attends to the worker until it has ended. `None` where every thread has, and it is not known yet how.
@@ -268,6 +273,11 @@ impl Keeper {
             }
         }
         let (lived, was_ready) = (life.since.elapsed(), life.is_ready);
+        if was_ready {
+            // It has waited for those of earlier ones.
+            self.rings.clear();
+        }
+        self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let end = match end {
             None if is_over || lived < LIFE_MIN => Some(life.worker.wait()?),

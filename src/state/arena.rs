@@ -5,7 +5,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -43,7 +43,7 @@ pub enum ArenaError {
 pub struct Arena {
     /// The memfd of the mapping, which a process may inherit. `None`, with an anonymous mapping, where the limit of file sizes
     /// (RLIMIT_FSIZE) is below the arena's length; the limit does not apply to anonymous memory.
-    _memfd: Option<OwnedFd>,
+    memfd: Option<OwnedFd>,
     base: NonNull<u8>,
     len: usize,
     /// Read when the arena is made: the first query may be a system call that the sandbox forbids later (PR_GET_AUXV).
@@ -90,13 +90,18 @@ impl Arena {
             // Keeps a core dump small. An error is ignored.
             // SAFETY: the advice does not change the contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
-            Ok(Arena { _memfd: memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
+            Ok(Arena { memfd: memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
         };
         let arena = map().map_err(|source| ArenaError::Map { len, source })?;
         let header: Table<AtomicU64> = arena.table_at(0, 2);
         header.get(0).store(MAGIC, Ordering::Relaxed);
         header.get(1).store(LAYOUT_VERSION, Ordering::Relaxed);
         Ok(Arc::new(arena))
+    }
+
+    /// The descriptor by which another process may map it; `None` for an anonymous mapping.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.memfd.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     fn table_at<T: Record>(&self, offset: usize, count: usize) -> Table<T> {
@@ -124,7 +129,7 @@ impl Arena {
 impl Arena {
     /// Bytes of the memfd that have memory.
     pub fn resident_len(&self) -> io::Result<u64> {
-        let memfd = self._memfd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let memfd = self.memfd.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         Ok(rustix::fs::fstat(memfd)?.st_blocks as u64 * 512)
     }
 }

@@ -6,6 +6,7 @@ mod budget;
 mod handles;
 mod index;
 mod inodes;
+mod request_slot;
 mod requests;
 mod slots;
 
@@ -14,5 +15,6 @@ pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
 pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
-pub use requests::{Phase, RequestRecord, Unfinished};
+pub use request_slot::{Phase, Unfinished, UsedElement};
+pub use requests::{HeadTwice, Left, Positions, QueueRecords, RequestRecord, RequestRecords};
 pub use slots::TableFull;

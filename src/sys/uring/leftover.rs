@@ -3,7 +3,7 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,9 +39,27 @@ const CQE_LEN: usize = 16;
 /// IORING_OFF_SQ_RING: both queues, with one mapping (IORING_FEAT_SINGLE_MMAP, Linux 5.4).
 const QUEUES: u64 = 0;
 
+/// Waits until the kernel has finished everything that it took off `rings`, which had `entries` requests each. A descriptor that is no
+/// ring is passed over: its process died before it said so.
+///
+/// # Errors
+/// The kernel makes no ring, or there is no memory.
+pub fn wait_for_leftover(rings: &[RawFd], entries: u32) -> io::Result<()> {
+    let Some(entries) = NonZeroU32::new(entries).filter(|_| !rings.is_empty()) else { return Ok(()) };
+    let layout = Layout::of(entries)?;
+    for ring in rings {
+        // SAFETY: the number is only mapped; the kernel answers EBADF where it is not open.
+        match layout.wait_for(unsafe { BorrowedFd::borrow_raw(*ring) }) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOMEM) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The layout of rings of one size, the same for all of them.
 #[derive(Debug)]
-pub struct Layout {
+struct Layout {
     /// Where the kernel counts what it took off the submission queue, and what it put on the completion queue.
     taken: usize,
     posted: usize,
@@ -50,7 +68,7 @@ pub struct Layout {
 
 impl Layout {
     /// Of rings of `entries` requests. Makes one to ask the kernel.
-    pub fn of(entries: NonZeroU32) -> io::Result<Layout> {
+    fn of(entries: NonZeroU32) -> io::Result<Layout> {
         let mut parameters = Parameters::default();
         // SAFETY: the kernel reads and writes one structure of 120 bytes.
         let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries.get(), &raw mut parameters) };
@@ -67,7 +85,7 @@ impl Layout {
     ///
     /// # Errors
     /// `ring` is no ring, or there is no memory to map it.
-    pub fn wait_for(&self, ring: BorrowedFd<'_>) -> io::Result<()> {
+    fn wait_for(&self, ring: BorrowedFd<'_>) -> io::Result<()> {
         let flags = MapFlags::SHARED;
         // SAFETY: the kernel chooses an unused address range for the new mapping.
         let base = unsafe { mmap(std::ptr::null_mut(), self.len, ProtFlags::READ, flags, ring, QUEUES) }?;
