@@ -1,7 +1,7 @@
 //! Descriptors: close(2) with its error, fsync(2), and inherited sockets by their number.
 
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use parking_lot::Mutex;
@@ -34,6 +34,12 @@ pub fn sync_file_system(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     fail_call!("fcntl_dupfd");
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?)
+}
+
+/// Whether a descriptor has the number `fd`.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: the number is only queried; the kernel answers EBADF where it is not open.
+    fd >= 0 && rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
 }
 
 /// Makes the process's table of descriptors as large as `count` of them need. To be called while the process has one thread: the
