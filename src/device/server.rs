@@ -91,7 +91,7 @@ impl Server {
     /// Serves `share`, and those that follow it in later FUSE sessions. An error where the process is out of descriptors.
     pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
         let metrics = Arc::new(Metrics::new(&share.path().to_string_lossy(), &Opcode::NAMES));
-        options.records.set_share_arena(share.arena_fd());
+        options.records.set_share_arena(share.arena());
         Ok(Server { export: Arc::new(Export::new(share)), metrics, options, stop: Arc::new(Stop::new()?) })
     }
 

@@ -115,13 +115,14 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A service without guest memory.
+    /// A service without guest memory. The FUSE session is that of the share, if another process has begun one.
     pub fn new(export: Arc<Export>, metrics: Arc<Metrics>, records: Arc<RequestRecords>) -> Service {
         let counters = Arc::clone(&metrics);
         let make_engine = move |_| QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
             rings: None,
+            fuse: AtomicU64::new(export.share().negotiated_word()),
             export,
             metrics,
             records,
@@ -134,7 +135,6 @@ impl Service {
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
-            fuse: AtomicU64::new(0),
             changes: Mutex::new(()),
             queues: OnceLock::new(),
         }
@@ -275,8 +275,8 @@ impl Service {
                 return Err(Errno::EIO);
             }
             let share = self.export.begin_session()?;
-            share.begin_session(features::negotiated(negotiated));
-            self.records.set_share_arena(share.arena_fd());
+            share.begin_session(features::negotiated(negotiated), negotiated.to_word());
+            self.records.set_share_arena(share.arena());
             self.fuse.store(negotiated.to_word(), Ordering::Release);
             share
         };
@@ -299,7 +299,7 @@ impl Service {
                 return None;
             }
             let closing = self.export.end_session();
-            self.records.set_share_arena(self.export.share().arena_fd());
+            self.records.set_share_arena(self.export.share().arena());
             closing
         };
         // Wakes the threads that sleep: they release the share of the session that ended.

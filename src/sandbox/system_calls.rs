@@ -183,7 +183,7 @@ pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[(0x5421, Std("FIONBIO: U
 /// Commands of fcntl(2).
 pub(super) const FCNTLS: &[(i32, Caller)] = &[
     (libc::F_DUPFD_CLOEXEC, Here("sys/descriptor.rs", "rustix::io::fcntl_dupfd_cloexec(")),
-    (libc::F_GETFD, Std("builds with debug assertions: whether a descriptor that is closed is open")),
+    (libc::F_GETFD, Here("sys/descriptor.rs", "rustix::io::fcntl_getfd(")),
     (libc::F_OFD_GETLK, Here("sys/lock.rs", "libc::F_OFD_GETLK")),
     (libc::F_OFD_SETLK, Here("sys/lock.rs", "libc::F_OFD_SETLK")),
 ];

@@ -3,7 +3,7 @@
 //!
 //! Each store is a Release: another process reads the records after this one's end, and then has a prefix of each thread's stores.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,8 +62,8 @@ impl RequestRecords {
     }
 
     /// Names the arena of the present share. To be called when that arena has all that another process needs of it.
-    pub fn set_share_arena(&self, fd: Option<RawFd>) {
-        let word = fd.and_then(|fd| u64::try_from(fd).ok()).map_or(0, |fd| fd + 1);
+    pub fn set_share_arena(&self, arena: Option<BorrowedFd<'_>>) {
+        let word = arena.and_then(|fd| u64::try_from(fd.as_raw_fd()).ok()).map_or(0, |fd| fd + 1);
         self.words.at(0).store(word, Ordering::Release);
     }
 
