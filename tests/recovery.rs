@@ -115,7 +115,7 @@ impl Lives {
         (0..queues).for_each(|queue| self.guest.enable_queue(queue, false).unwrap());
         let socket = self.scratch.path().join(self.lives.fetch_add(1, Ordering::Relaxed).to_string());
         let flags = self.clients[0].init_flags();
-        let resumed = Resumed { rings: (0..queues as u16).collect(), fuse: Negotiated { flags, minor: 38 }.to_word() };
+        let resumed = Resumed { rings: (0..queues as u16).collect(), fuse: Negotiated { flags, minor: 38 }.to_word(), gives_up: false };
         serve(&self.server, &socket, move |service| change(service).resuming(resumed.clone()));
         let before = self.guest.move_to(&socket, 0).unwrap();
         // Were it closed, the worker before would drain its queues.
