@@ -90,7 +90,7 @@ impl Arena {
             // Keeps a core dump small. An error is ignored.
             // SAFETY: the advice does not change the contents.
             let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontDump) };
-            Ok(Arena { memfd: memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
+            Ok(Arena { memfd, base, len, page_len: rustix::param::page_size(), given: Mutex::default() })
         };
         let arena = map().map_err(|source| ArenaError::Map { len, source })?;
         let header: Table<AtomicU64> = arena.table_at(0, 2);
