@@ -36,8 +36,11 @@ macro_rules! crash_point {
 pub(crate) use crash_point;
 
 #[cfg(test)]
+type CrashHook = Box<dyn Fn(&'static str)>;
+
+#[cfg(test)]
 thread_local! {
-    static AT_CRASH_POINT: std::cell::RefCell<Option<Box<dyn Fn(&'static str)>>> = const { std::cell::RefCell::new(None) };
+    static AT_CRASH_POINT: std::cell::RefCell<Option<CrashHook>> = const { std::cell::RefCell::new(None) };
 }
 
 /// Runs the hook of the calling thread.
@@ -48,7 +51,7 @@ pub(crate) fn at_crash_point(name: &'static str) {
 
 /// Sets the hook of the calling thread, which runs at each crash point.
 #[cfg(test)]
-pub(crate) fn set_crash_hook(hook: Box<dyn Fn(&'static str)>) {
+pub(crate) fn set_crash_hook(hook: CrashHook) {
     AT_CRASH_POINT.set(Some(hook));
 }
 
