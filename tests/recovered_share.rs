@@ -17,6 +17,7 @@ use gatherfs::state::{ArenaError, RequestRecord};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId, QueueIndex, RequestId, Unique};
 use gatherfs_support::in_process::share_options;
+use gatherfs_support::private_mounts::{self, Mount};
 use gatherfs_support::share::Scratch;
 
 /// More inodes than a block of records has, so that there are several.
@@ -155,7 +156,7 @@ struct Names {
     names: Vec<String>,
     room: usize,
     offset: u64,
-    nodes: Vec<NodeId>,
+    inos: Vec<u64>,
 }
 
 impl Listing for Names {
@@ -163,10 +164,10 @@ impl Listing for Names {
         self.names.len() < self.room
     }
 
-    fn push(&mut self, entry: &DirectoryEntry<'_>, looked_up: Option<&NodeEntry>) {
+    fn push(&mut self, entry: &DirectoryEntry<'_>, _: Option<&NodeEntry>) {
         self.names.push(String::from_utf8(entry.name.to_vec()).unwrap());
         self.offset = entry.next_offset;
-        self.nodes.extend(looked_up.map(|entry| entry.node));
+        self.inos.push(entry.ino);
     }
 
     fn is_empty(&self) -> bool {
@@ -409,6 +410,109 @@ fn init_survives() {
     lives.restart();
     assert_eq!(lives.share().negotiated_word(), 0);
     assert!(lives.share().opendir(NodeId::ROOT).is_ok());
+}
+
+#[test]
+fn a_submount_is_served_after_a_restart() {
+    if !private_mounts::enter() {
+        return;
+    }
+    for options in [share_options(), without_handles()] {
+        let scratch = Scratch::with_file_handles();
+        let below = Mount::new("tmpfs", &scratch.join("below"));
+        std::fs::write(scratch.join("below/file"), b"below").unwrap();
+        std::fs::write(scratch.join("below/other"), b"other").unwrap();
+        let mut lives = Lives::new(scratch.path(), options);
+        let mount = lives.look_up(NodeId::ROOT, "below");
+        let file = lives.look_up(mount.node, "file");
+        let ino = |lives: &Lives| lives.share().getattr(file.node, None).unwrap().attributes.ino;
+        let before = ino(&lives);
+        for _ in 0..2 {
+            lives.restart();
+            assert_eq!(lives.read(file.node, lives.open(file.node, libc::O_RDONLY)).unwrap(), b"below");
+            assert_eq!(lives.look_up(mount.node, "file").node, file.node);
+            assert_eq!(ino(&lives), before, "announced, so its numbers are its own");
+            let other = lives.look_up(mount.node, "other").node;
+            lives.share().forget(other, u64::MAX);
+        }
+        // Two handles are open on it, and nothing else once its inodes are forgotten.
+        let named = lives.named().len();
+        [mount.node, file.node].iter().for_each(|node| lives.share().forget(*node, u64::MAX));
+        assert!(lives.named().len() < named, "its descriptors are closed");
+        lives.restart();
+        assert_eq!(lives.share().getattr(file.node, None), Err(Errno::ESTALE));
+        drop(below);
+    }
+}
+
+#[test]
+fn submounts_stay_announced() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::with_file_handles();
+    let _below = Mount::new("tmpfs", &scratch.join("below"));
+    std::fs::write(scratch.join("below/file"), b"below").unwrap();
+    let mut lives = Lives::new(scratch.path(), share_options());
+    let mount = lives.look_up(NodeId::ROOT, "below");
+    let listed = |lives: &Lives| {
+        let handle = lives.share().opendir(mount.node).unwrap().handle;
+        let mut names = Names { room: 10, ..Names::default() };
+        lives.share().readdir(mount.node, handle, 0, 4096, &mut names).unwrap();
+        lives.share().releasedir(handle).unwrap();
+        names.inos
+    };
+    let before = listed(&lives);
+    lives.restart();
+    // Without a lookup of the mount, which would announce it again.
+    assert_eq!(listed(&lives), before);
+    let own = std::fs::metadata(scratch.join("below/file")).unwrap().ino();
+    assert!(before.contains(&own), "numbers of a device of its own: {before:?}");
+}
+
+#[test]
+fn inode_numbers_stay() {
+    if !private_mounts::enter() {
+        return;
+    }
+    let scratch = Scratch::with_file_handles();
+    // Mounts that are not announced get the index of their device, in the order of their first use.
+    let mut lives = Lives::new(scratch.path(), Options { announce_submounts: false, ..share_options() });
+    let mounts = ["a", "b", "c"].map(|name| Mount::new("tmpfs", &scratch.join(name)));
+    let ino = |lives: &Lives, name: &str| lives.look_up(NodeId::ROOT, name).attributes.ino;
+    let (b, a) = (ino(&lives, "b"), ino(&lives, "a"));
+    lives.restart();
+    let c = ino(&lives, "c");
+    lives.restart();
+    assert_eq!((ino(&lives, "a"), ino(&lives, "b"), ino(&lives, "c")), (a, b, c));
+    assert!(a != b && b != c && a != c, "{a:#x} {b:#x} {c:#x}");
+    drop(mounts);
+}
+
+#[test]
+fn the_watch_begins_anew() {
+    let scratch = Scratch::with_file_handles();
+    std::fs::create_dir(scratch.join("dir")).unwrap();
+    let mut lives = Lives::new(scratch.path(), share_options());
+    let watch = |lives: &mut Lives| {
+        let share = std::sync::Arc::new(lives.share.take().unwrap());
+        let is_watched = share.start_watch(None).is_ok();
+        (share, is_watched)
+    };
+    let (share, is_watched) = watch(&mut lives);
+    if !is_watched {
+        return println!("skipped: no fanotify here");
+    }
+    share.watch_root();
+    let Ok(Lookup::Found(dir)) = share.lookup(NodeId::ROOT, c"dir") else { panic!("not found") };
+    assert!(share.opendir(dir.node).unwrap().caching.keep, "nothing changed");
+    let arena = rustix::io::fcntl_dupfd_cloexec(share.arena().unwrap(), 0).unwrap();
+    std::mem::forget(share);
+    let keeper = lives.untouched();
+    lives.share = Some(keeper.recovered(arena).unwrap());
+    std::mem::forget(keeper);
+    let (share, _) = watch(&mut lives);
+    assert!(!share.opendir(dir.node).unwrap().caching.keep, "anything may have changed while no process watched");
 }
 
 #[test]

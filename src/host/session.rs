@@ -23,7 +23,13 @@ impl FuseSession {
     pub fn new(record: SessionRecord) -> FuseSession {
         let (features, has_ended) = (record.agreed().map_or(0, |agreed| agreed.features), record.has_ended());
         let closing = AtomicBool::new(false);
-        FuseSession { features: features.into(), has_ended: has_ended.into(), is_closing: closing, is_closed: AtomicBool::new(false), record }
+        FuseSession {
+            features: features.into(),
+            has_ended: has_ended.into(),
+            is_closing: closing,
+            is_closed: AtomicBool::new(false),
+            record,
+        }
     }
 
     /// Begins the session with the negotiated features. `negotiated` is for the caller, not 0.

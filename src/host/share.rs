@@ -209,8 +209,16 @@ impl Share {
     pub fn start_watch(self: &Arc<Share>, whole: Option<FileSystemWatch>) -> std::io::Result<()> {
         let watch = Arc::new(Watch::new(whole, self.inodes.root_key().device)?);
         watch.start()?;
+        let goes_on = self.session.negotiated_word() != 0;
+        if goes_on {
+            watch.all_has_changed();
+        }
         self.freshness.set_watch(watch);
         self.take_over_watch();
+        if goes_on {
+            let is_directory = |node: &NodeId| self.inodes.kind(*node) == Ok(libc::S_IFDIR);
+            self.inodes.nodes().into_iter().filter(is_directory).for_each(|node| self.freshness.watch_directory(node));
+        }
         Ok(())
     }
 

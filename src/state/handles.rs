@@ -60,7 +60,8 @@ impl HandleRecord {
     /// The check word of the record in `slot` with the generation of `state`.
     fn checked(&self, slot: u32, state: u64) -> u32 {
         let fd = u64::from(self.fd.load(Ordering::Relaxed).cast_unsigned());
-        let words = [(state & !0xffff_ffff) | u64::from(slot), self.node.load(Ordering::Relaxed), fd, self.flags.load(Ordering::Relaxed).into()];
+        let words =
+            [(state & !0xffff_ffff) | u64::from(slot), self.node.load(Ordering::Relaxed), fd, self.flags.load(Ordering::Relaxed).into()];
         words.into_iter().fold(Check::default(), Check::with).value()
     }
 

@@ -15,6 +15,8 @@ mod requests;
 mod session;
 mod slots;
 
+#[cfg(test)]
+pub(crate) use arena::PAGE_LEN_MAX;
 pub use arena::{Arena, ArenaError};
 pub use attached::named_twice;
 pub use attached_inodes::{AttachedInodes, Pinned};

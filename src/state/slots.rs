@@ -82,7 +82,12 @@ impl Slots {
 
     /// The slots of a table that was attached: `used`, ascending, are those that were taken since their block's memory was
     /// returned. Calls `let_go` as [`Slots::give`] does. Free slots are to be taken with `generation`, or a later one.
-    pub fn rebuilt(count: u32, generation: u32, used: impl Iterator<Item = (u32, SlotUse)>, mut let_go: impl FnMut(Range<u32>, u32)) -> Slots {
+    pub fn rebuilt(
+        count: u32,
+        generation: u32,
+        used: impl Iterator<Item = (u32, SlotUse)>,
+        mut let_go: impl FnMut(Range<u32>, u32),
+    ) -> Slots {
         let slots = Slots::new(count);
         let mut locked = slots.free.lock();
         let free = &mut *locked;
@@ -317,7 +322,13 @@ mod tests {
 
     #[test]
     fn a_table_that_was_attached_goes_on_where_it_was() {
-        let used = [(1, SlotUse::Taken), (4, SlotUse::Free(9)), (5, SlotUse::Idle), (BLOCK, SlotUse::Free(70)), (3 * BLOCK + 1, SlotUse::Free(80))];
+        let used = [
+            (1, SlotUse::Taken),
+            (4, SlotUse::Free(9)),
+            (5, SlotUse::Idle),
+            (BLOCK, SlotUse::Free(70)),
+            (3 * BLOCK + 1, SlotUse::Free(80)),
+        ];
         let mut gone = Vec::new();
         let slots = Slots::rebuilt(10 * BLOCK, 50, used.into_iter(), |range, generation| gone.push((range, generation)));
         assert_eq!(gone, [(3 * BLOCK..4 * BLOCK, 80)], "one block without a record keeps its memory");
