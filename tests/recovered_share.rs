@@ -272,7 +272,7 @@ fn slots_are_rebuilt() {
     let nodes: Vec<NodeId> = (0..MANY).map(|i| lives.look_up(NodeId::ROOT, &format!("file{i}")).node).collect();
     let mut seen: std::collections::HashSet<NodeId> = nodes.iter().copied().collect();
     // The second block is emptied, of the others some slots are free.
-    let is_forgotten = |i: usize| i % 7 == 0 || (2040..4100).contains(&i);
+    let is_forgotten = |i: usize| i.is_multiple_of(7) || (2040..4100).contains(&i);
     (0..MANY).filter(|i| is_forgotten(*i)).for_each(|i| lives.share().forget(nodes[i], 1));
     for _ in 0..3 {
         lives.restart();
@@ -491,9 +491,11 @@ fn inode_numbers_stay() {
 
 #[test]
 fn the_watch_begins_anew() {
-    let scratch = Scratch::with_file_handles();
+    let scratch = Scratch::on_tmpfs();
     std::fs::create_dir(scratch.join("dir")).unwrap();
     let mut lives = Lives::new(scratch.path(), share_options());
+    // One whose session begins after its watch, as in a daemon.
+    lives.share = Some(lives.untouched());
     let watch = |lives: &mut Lives| {
         let share = std::sync::Arc::new(lives.share.take().unwrap());
         let is_watched = share.start_watch(None).is_ok();
@@ -503,6 +505,7 @@ fn the_watch_begins_anew() {
     if !is_watched {
         return println!("skipped: no fanotify here");
     }
+    share.begin_session(everything(), 77);
     share.watch_root();
     let Ok(Lookup::Found(dir)) = share.lookup(NodeId::ROOT, c"dir") else { panic!("not found") };
     assert!(share.opendir(dir.node).unwrap().caching.keep, "nothing changed");
