@@ -90,6 +90,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
+    sandbox::raise_file_size();
     if checked.io.pins_memory {
         sandbox::raise_locked_memory();
     }

@@ -44,7 +44,9 @@ pub struct HandleRecord {
     waits_for_disk: AtomicU32,
     /// Of slot, generation, and what does not change while LIVE is set: node, fd and flags.
     check: AtomicU32,
-    reserved: [AtomicU32; 7],
+    /// Of slot, generation and buffered_fd.
+    buffered_check: AtomicU32,
+    reserved: [AtomicU32; 6],
 }
 
 const _: () = assert!(size_of::<HandleRecord>() == 64);
@@ -61,6 +63,12 @@ impl HandleRecord {
         let words =
             [(state & !0xffff_ffff) | u64::from(slot), self.node.load(Ordering::Relaxed), fd, self.flags.load(Ordering::Relaxed).into()];
         words.into_iter().fold(Check::default(), Check::with).value()
+    }
+
+    /// The check word of the second descriptor `fd`.
+    fn checked_buffered(slot: u32, state: u64, fd: RawFd) -> u32 {
+        let words = [(state & !0xffff_ffff) | u64::from(slot), u64::from(fd.cast_unsigned())];
+        words.into_iter().fold(Check::default().with(2), Check::with).value()
     }
 
     fn descriptors(&self) -> [RawFd; 2] {
@@ -137,7 +145,8 @@ impl HandleTable {
                 refused.add(slot, generation_of(state));
                 continue;
             }
-            if !is_open(buffered) {
+            let is_named = record.buffered_check.load(Ordering::Relaxed) == HandleRecord::checked_buffered(slot, state, buffered);
+            if !is_named || !is_open(buffered) {
                 record.buffered_fd.store(NO_FD, Ordering::Relaxed);
             }
             refused.pass(generation_of(state));
@@ -358,6 +367,9 @@ impl OpenFile<'_> {
     pub fn set_buffered(&self, file: OwnedFd) {
         let raw = file.as_raw_fd();
         if self.record.buffered_fd.compare_exchange(NO_FD, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let state = self.record.state.load(Ordering::Relaxed);
+            let check = HandleRecord::checked_buffered(self.slot, state, raw);
+            self.record.buffered_check.store(check, Ordering::Release);
             let _ = file.into_raw_fd();
         }
     }

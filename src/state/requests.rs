@@ -361,6 +361,8 @@ impl RequestRecord {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     const START: Positions = Positions { avail: 7, used: 5 };
@@ -383,8 +385,9 @@ mod tests {
     fn the_present_share_is_named_by_its_descriptor() {
         let records = RequestRecords::new().unwrap();
         assert_eq!(records.share_arena(), None);
-        records.set_share_arena(Some(0));
-        assert_eq!(records.share_arena(), Some(0));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        records.set_share_arena(Some(file.as_fd()));
+        assert_eq!(records.share_arena(), Some(file.as_raw_fd()));
         records.set_share_arena(None);
         assert_eq!(records.share_arena(), None);
         assert!(records.queue(QueueIndex(65)).is_none());
