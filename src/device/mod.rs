@@ -21,6 +21,7 @@ mod answer;
 mod claim;
 mod collecting;
 mod config_space;
+mod context;
 mod features;
 mod in_flight;
 mod in_flight_table;

@@ -92,8 +92,15 @@ impl HandleTable {
     }
 
     /// Adds an open file. `flags` are those it was opened with, `reserved` are [`HandleTable::descriptors_of`] places of the
-    /// table's budget. [`TableFull`] where no slot is free.
-    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, reserved: Reserved<'_>) -> Result<FileHandle, TableFull> {
+    /// table's budget. `note` is told the handle before it exists. [`TableFull`] where no slot is free.
+    pub fn insert(
+        &self,
+        file: OwnedFd,
+        node: NodeId,
+        flags: i32,
+        reserved: Reserved<'_>,
+        note: impl FnOnce(FileHandle),
+    ) -> Result<FileHandle, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
         record.node.store(node.0, Ordering::Relaxed);
@@ -103,8 +110,10 @@ impl HandleTable {
         record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
+        let handle = FileHandle(generation | u64::from(slot));
+        note(handle);
         record.state.store(generation | LIVE | 1, Ordering::Release);
-        Ok(FileHandle(generation | u64::from(slot)))
+        Ok(handle)
     }
 
     /// Sets the generation with which slots that were never used are to be taken.
@@ -318,7 +327,7 @@ mod tests {
     }
 
     fn insert(table: &HandleTable, node: u64) -> FileHandle {
-        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap()).unwrap()
+        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap(), |_| ()).unwrap()
     }
 
     #[test]
@@ -326,7 +335,7 @@ mod tests {
         let table = table();
         let direct = libc::O_DIRECT;
         let places = HandleTable::descriptors_of(direct);
-        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap()).unwrap();
+        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap(), |_| ()).unwrap();
         assert!(table.budget.reserve(1, 0).is_none(), "a second descriptor may be needed");
         let user = table.get(handle).unwrap();
         assert!(table.remove(handle));
