@@ -72,6 +72,15 @@ impl RequestContext<'_> {
         made
     }
 
+    /// As [`RequestContext::once`], for a call that fails where it was made before: `says_made` says with which error.
+    pub fn once_or_made(&self, call: impl FnOnce() -> Result<(), Errno>, says_made: impl FnOnce(Errno) -> bool) -> Result<(), Errno> {
+        match self.left() {
+            Left::Nothing => self.once(0, call),
+            Left::Made(made) => made.map(|_| ()),
+            Left::Begun(_) => self.once(0, || call().or_else(|errno| if says_made(errno) { Ok(()) } else { Err(errno) })),
+        }
+    }
+
     /// Records the result of a call that was begun: a count, or the error. A later result replaces it, as where what was made is
     /// removed again.
     pub fn note_result(&self, result: Result<i64, Errno>) {

@@ -15,7 +15,7 @@ use crate::host::fs_limits::is_no_tmpfile;
 use crate::host::inodes::open_path;
 use crate::host::options::TmpfilePolicy;
 use crate::host::repeating::NewFile;
-use crate::host::request_context::RequestContext;
+use crate::host::request_context::{Left, RequestContext};
 use crate::host::rights::{Caller, acting_as};
 use crate::host::share::Share;
 use crate::sys::clock;
@@ -128,14 +128,17 @@ impl Share {
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
         let request = &context.request;
-        if let Some(created) = self.created_before(parent, host_flags, request) {
-            return Ok(created);
+        if let Some(entry) = self.entry_before(parent, request) {
+            // What another process wrote to a file that is new is not truncated.
+            let is_new = matches!(request.left(), Left::Made(Ok(_)));
+            let flags = if is_new { flags & !libc::O_TRUNC.cast_unsigned() } else { flags };
+            return self.open_found(entry, flags, kill_suidgid, request);
         }
         let new = NewFile { kind: FileType::RegularFile, mode, umask: context.umask, device: (0, 0), target: None };
         let made = match self.made_before(parent, name, &new, (&context.caller, request)) {
             Ok(None) => self.create_in(parent, context, |dir| open::openat2(dir, name, make_flags, mode)),
             Ok(Some(dir)) => {
-                let flags = make_flags - OFlags::CREATE - OFlags::EXCL;
+                let flags = make_flags - OFlags::CREATE - OFlags::EXCL - OFlags::TRUNC;
                 open::openat2(dir.as_fd(), name, flags, Mode::empty()).map(|file| (dir, file))
             }
             Err(errno) => Err(errno),
@@ -150,15 +153,25 @@ impl Share {
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
                 let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name, request.record)?;
-                let node = entry.node;
-                let opened = self.open(node, flags, kill_suidgid, request);
-                if opened.is_err() {
-                    self.uncount(node, request.record);
-                }
-                Ok((entry, opened?))
+                self.open_found(entry, flags, kill_suidgid, request)
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Opens what CREATE has found. The lookup is taken back where that fails.
+    fn open_found(
+        &self,
+        entry: NodeEntry,
+        flags: u32,
+        kill_suidgid: bool,
+        request: &RequestContext<'_>,
+    ) -> Result<(NodeEntry, Opened), Errno> {
+        let opened = self.open(entry.node, flags, kill_suidgid, request);
+        if opened.is_err() {
+            self.uncount(entry.node, request.record);
+        }
+        Ok((entry, opened?))
     }
 
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
@@ -168,9 +181,14 @@ impl Share {
             return Err(Errno::ENOSYS);
         }
         let host_flags = self.host_flags(flags);
-        if let Some(created) = self.created_before(parent, host_flags, &context.request) {
-            return Ok(created);
+        let request = &context.request;
+        if let Some(handle) = self.opened_before(request)
+            && let Some(entry) = self.entry_before(parent, request)
+        {
+            return Ok((entry, self.opened(handle, entry.node, host_flags)));
         }
+        // The descriptor that a nameless file had is closed, and the file gone.
+        self.take_lookup_back(request);
         // O_EXCL is passed on: with it the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive;

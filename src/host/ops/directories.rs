@@ -61,11 +61,12 @@ impl Share {
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
     pub fn releasedir(&self, handle: FileHandle, context: &RequestContext<'_>) -> Result<(), Errno> {
-        match self.directories.remove(handle) {
-            Err(_) if context.is_repeated() => return Ok(()),
-            removed => removed?,
+        let released = self.directories.get(handle).and_then(|_| context.once(0, || self.files.remove(handle)));
+        let _ = self.directories.remove(handle);
+        match released {
+            Err(Errno::EBADF) if context.is_repeated() => Ok(()),
+            released => released,
         }
-        context.once(0, || self.files.remove(handle))
     }
 
     /// READDIR: entries from `offset` on, as many as `listing` takes; about `read_len` bytes of host entries are read for it.

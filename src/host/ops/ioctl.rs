@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::host::request_context::{Left, RequestContext};
+use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
 use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_LEN_MAX, Verity};
 use crate::sys::stat;
@@ -132,13 +132,7 @@ impl Share {
                 if caller == UNNAMED {
                     return Err(Errno::EOPNOTSUPP);
                 }
-                match context.left() {
-                    Left::Made(made) => made.map(|_| ()),
-                    left => match context.once(0, || sys::enable_verity(file, &verity)) {
-                        Err(Errno::EEXIST) if left != Left::Nothing => Ok(()),
-                        enabled => enabled,
-                    },
-                }?;
+                context.once_or_made(|| sys::enable_verity(file, &verity), |errno| errno == Errno::EEXIST)?;
             }
         }
         Ok(())

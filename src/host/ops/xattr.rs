@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::host::request_context::{Left, RequestContext};
+use crate::host::request_context::RequestContext;
 use crate::host::rights::RightsPolicy;
 use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
@@ -59,14 +59,9 @@ impl Share {
         self.with_path(node, |path, fd| {
             self.writable()?;
             let host_name = self.host_xattr_name(name)?;
-            match context.left() {
-                Left::Made(made) => made.map(|_| ()),
-                left => match context.once(0, || xattr::set(path, &host_name, value, flags)) {
-                    // Made by XATTR_CREATE itself, before the death.
-                    Err(Errno::EEXIST) if left != Left::Nothing && has_value(path, &host_name, value) => Ok(()),
-                    set => set,
-                },
-            }?;
+            // EEXIST of XATTR_CREATE.
+            let says_made = |errno| errno == Errno::EEXIST && has_value(path, &host_name, value);
+            context.once_or_made(|| xattr::set(path, &host_name, value, flags), says_made)?;
             if kill_sgid && self.session.has_acls() && RightsPolicy::is_access_acl(name) {
                 // The host did not clear it, as the daemon may keep it.
                 let without_setgid = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
@@ -81,13 +76,7 @@ impl Share {
         self.with_path(node, |path, _| {
             self.writable()?;
             let name = self.host_xattr_name(name)?;
-            match context.left() {
-                Left::Made(made) => made.map(|_| ()),
-                left => match context.once(0, || xattr::remove(path, &name)) {
-                    Err(Errno::ENODATA) if left != Left::Nothing => Ok(()),
-                    removed => removed,
-                },
-            }
+            context.once_or_made(|| xattr::remove(path, &name), |errno| errno == Errno::ENODATA)
         })
     }
 

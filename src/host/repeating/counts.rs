@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use crate::host::ops::{NodeEntry, Opened};
+use crate::host::ops::NodeEntry;
 use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
 use crate::state::{RequestRecord, Unfinished};
@@ -51,21 +51,6 @@ impl Share {
             self.take_lookup_back(context);
         }
         st.ok().map(|st| self.entry(parent, node, &st))
-    }
-
-    /// What CREATE or TMPFILE counted and opened: all that it was to do is done. A lookup without a handle is taken back.
-    pub(in crate::host) fn created_before(
-        &self,
-        parent: NodeId,
-        host_flags: i32,
-        context: &RequestContext<'_>,
-    ) -> Option<(NodeEntry, Opened)> {
-        let node = counted(context)?;
-        let open = self.opened_before(context).and_then(|handle| Some((handle, stat::of(self.files.get(handle).ok()?.fd()).ok()?)));
-        if open.is_none() {
-            self.take_lookup_back(context);
-        }
-        open.map(|(handle, st)| (self.entry(parent, node, &st), self.opened(handle, node, host_flags)))
     }
 }
 
