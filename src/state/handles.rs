@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use super::arena::{Arena, Record, Records, generation_of, slot_of};
 use super::budget::{Budget, Reserved};
 use super::slots::{Slots, TableFull};
+use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId};
 
 /// The most files that a guest may have open, where the limit of descriptors allows as many.
@@ -111,7 +112,10 @@ impl HandleTable {
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
         let handle = FileHandle(generation | u64::from(slot));
+        // What is noted is no other file's where this process dies now: a slot that has a generation and no file gets another one.
+        record.state.store(generation, Ordering::Release);
         note(handle);
+        crash_point!("handle");
         record.state.store(generation | LIVE | 1, Ordering::Release);
         Ok(handle)
     }

@@ -21,7 +21,7 @@ fn repeated(point: Point, meanwhile: fn(&World), act: fn(&World, &RequestContext
     let died = dying_at(usize::MAX, Some(point), || act(&world, &world.request(0, &record, None)));
     assert!(died.is_none(), "the operation does not come to {point:?}");
     meanwhile(&world);
-    let result = act(&world, &world.request(0, &record, Some(world.share.left_of(&record))));
+    let result = act(&world, &world.request(0, &record, Some(record.unfinished())));
     (result, world)
 }
 
@@ -145,7 +145,7 @@ fn an_attribute_that_another_process_made_is_not_the_guests() {
         let died = dying_at(usize::MAX, Some(("setxattr", Before)), || set(&world, &world.request(0, &record, None)));
         assert!(died.is_none());
         rustix::fs::setxattr(world.path("file"), c"user.new", value, rustix::fs::XattrFlags::empty()).unwrap();
-        let result = set(&world, &world.request(0, &record, Some(world.share.left_of(&record))));
+        let result = set(&world, &world.request(0, &record, Some(record.unfinished())));
         assert_eq!(result, Err(Errno::EEXIST), "{value:?}");
     }
 }
@@ -165,7 +165,7 @@ fn appended(before: i64, contents: &[u8], payload: &'static [u8]) -> Option<Resu
     let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
     std::fs::write(world.path("file"), contents).unwrap();
     record.begin(before);
-    let request = world.request(0, &record, Some(world.share.left_of(&record)));
+    let request = world.request(0, &record, Some(record.unfinished()));
     let copy = |at: usize, to: &mut [u8]| {
         let len = to.len().min(payload.len() - at);
         to[..len].copy_from_slice(&payload[at..at + len]);
@@ -196,7 +196,7 @@ fn the_result_of_an_append_is_given_again() {
     record.begin(0);
     for (made, result) in [(5, Ok(5)), (-i64::from(libc::ENOSPC), Err(Errno::from_raw(libc::ENOSPC)))] {
         record.note_made(made);
-        let request = world.request(0, &record, Some(world.share.left_of(&record)));
+        let request = world.request(0, &record, Some(record.unfinished()));
         assert_eq!(world.share.appended_before(world.file, 5, |_, _| 0, &request), Some(result));
     }
 }

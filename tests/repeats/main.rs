@@ -72,7 +72,7 @@ fn execute(operation: &Operation, file_handles: FileHandles, deaths: &[usize]) -
     let mut died = true;
     for at in deaths {
         died = dying_at(*at, None, || (operation.act)(&world, &world.request(operation.caller, &record, earlier))).is_none();
-        earlier = Some(world.share.left_of(&record));
+        earlier = Some(record.unfinished());
     }
     let result = (operation.act)(&world, &world.request(operation.caller, &record, earlier));
     ((result, world.tree(), world.holds()), died)

@@ -5,22 +5,12 @@ use std::os::fd::AsFd;
 use crate::host::ops::NodeEntry;
 use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
-use crate::state::{RequestRecord, Unfinished};
+use crate::state::RequestRecord;
 use crate::sys::failpoint::crash_point;
 use crate::sys::stat;
 use crate::types::{FileHandle, NodeId};
 
 impl Share {
-    /// What the process that died has left of the request with `record`. To be called for each record before anything is served
-    /// again: a handle that was noted and not made is dropped from it, whose number another request would get.
-    pub fn left_of(&self, record: &RequestRecord) -> Unfinished {
-        let left = record.unfinished();
-        if left.handle != FileHandle::NONE && self.files.get(left.handle).is_err() {
-            record.note_handle(FileHandle::NONE);
-        }
-        record.unfinished()
-    }
-
     /// Takes the lookup back that the request counted, and has it count anew.
     pub(in crate::host) fn take_lookup_back(&self, context: &RequestContext<'_>) {
         if let Some(node) = counted(context) {
@@ -36,7 +26,7 @@ impl Share {
         self.forget(node, 1);
     }
 
-    /// The handle that the request made.
+    /// The handle that the request made. One that was noted and not made is never valid.
     pub(in crate::host) fn opened_before(&self, context: &RequestContext<'_>) -> Option<FileHandle> {
         let handle = context.earlier.as_ref()?.handle;
         (handle != FileHandle::NONE && self.files.get(handle).is_ok()).then_some(handle)
