@@ -103,7 +103,8 @@ impl Left {
     /// What is left of the call of the request `earlier`.
     pub fn of(earlier: &Unfinished) -> Left {
         match earlier.phase {
-            Phase::Begun => Left::Begun(earlier.before),
+            // What an engine had may have been made, too.
+            Phase::Begun | Phase::Submitted => Left::Begun(earlier.before),
             Phase::Made if earlier.result >= 0 => Left::Made(Ok(earlier.result)),
             // The record may be damaged; then it is an error of some kind.
             Phase::Made => Left::Made(Err(Errno::from_raw(i32::try_from(earlier.result.unsigned_abs()).unwrap_or(libc::EIO)))),

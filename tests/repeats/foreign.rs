@@ -7,8 +7,8 @@ use gatherfs::state::RequestRecord;
 use gatherfs::sys::failpoint::Moment::{After, Before, Between};
 use gatherfs::types::{Errno, NodeId};
 
-use super::world::{LEN, World};
-use super::{Point, dying_at};
+use super::world::{LEN, World, left_of};
+use super::{Point, dying_at, failing};
 
 const ROOT: NodeId = NodeId::ROOT;
 const EXCLUSIVE: u32 = (libc::O_RDWR | libc::O_EXCL) as u32;
@@ -21,7 +21,7 @@ fn repeated(point: Point, meanwhile: fn(&World), act: fn(&World, &RequestContext
     let died = dying_at(usize::MAX, Some(point), || act(&world, &world.request(0, &record, None)));
     assert!(died.is_none(), "the operation does not come to {point:?}");
     meanwhile(&world);
-    let result = act(&world, &world.request(0, &record, Some(record.unfinished())));
+    let result = act(&world, &world.request(0, &record, left_of(&record)));
     (result, world)
 }
 
@@ -145,7 +145,7 @@ fn an_attribute_that_another_process_made_is_not_the_guests() {
         let died = dying_at(usize::MAX, Some(("setxattr", Before)), || set(&world, &world.request(0, &record, None)));
         assert!(died.is_none());
         rustix::fs::setxattr(world.path("file"), c"user.new", value, rustix::fs::XattrFlags::empty()).unwrap();
-        let result = set(&world, &world.request(0, &record, Some(record.unfinished())));
+        let result = set(&world, &world.request(0, &record, left_of(&record)));
         assert_eq!(result, Err(Errno::EEXIST), "{value:?}");
     }
 }
@@ -160,12 +160,37 @@ fn a_move_of_data_beside_another_processs_is_an_error() {
     }
 }
 
+#[test]
+fn an_error_that_the_dead_process_has_used_up_is_told_by_the_file_system() {
+    let eio = || Errno::EIO;
+    let fsyncdir = |w: &World, r: &RequestContext<'_>| w.share.fsyncdir(w.sub, w.sub_fh, false, r);
+    let fsync = |w: &World, r: &RequestContext<'_>| {
+        let file = w.share.prepare_sync(w.file, w.fh, true)?.file;
+        let synced = w.share.sync_again(&file, true, r);
+        w.share.let_go(file);
+        synced
+    };
+    for act in [fsyncdir as fn(&World, &RequestContext<'_>) -> _, fsync] {
+        let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
+        // Nobody is asked where no process has died.
+        assert_eq!(failing("syncfs", eio(), || act(&world, &world.request(0, &record, None))), Ok(()));
+        for (point, expected) in [(("fsync", Before), Err(eio())), (("fsync", After), Err(eio())), (("made", Between), Ok(()))] {
+            let record = RequestRecord::default();
+            assert!(dying_at(usize::MAX, Some(point), || act(&world, &world.request(0, &record, None))).is_none());
+            let result = failing("syncfs", eio(), || act(&world, &world.request(0, &record, left_of(&record))));
+            assert_eq!(result, expected, "{point:?}");
+            // The answer is the same if it dies once more before it is given.
+            assert_eq!(act(&world, &world.request(0, &record, left_of(&record))), expected, "{point:?}");
+        }
+    }
+}
+
 /// What an append of `payload` is, where the file has `contents` and had `before` bytes when it was begun.
 fn appended(before: i64, contents: &[u8], payload: &'static [u8]) -> Option<Result<usize, Errno>> {
     let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
     std::fs::write(world.path("file"), contents).unwrap();
     record.begin(before);
-    let request = world.request(0, &record, Some(record.unfinished()));
+    let request = world.request(0, &record, left_of(&record));
     let copy = |at: usize, to: &mut [u8]| {
         let len = to.len().min(payload.len() - at);
         to[..len].copy_from_slice(&payload[at..at + len]);
@@ -196,7 +221,7 @@ fn the_result_of_an_append_is_given_again() {
     record.begin(0);
     for (made, result) in [(5, Ok(5)), (-i64::from(libc::ENOSPC), Err(Errno::from_raw(libc::ENOSPC)))] {
         record.note_made(made);
-        let request = world.request(0, &record, Some(record.unfinished()));
+        let request = world.request(0, &record, left_of(&record));
         assert_eq!(world.share.appended_before(world.file, 5, |_, _| 0, &request), Some(result));
     }
 }

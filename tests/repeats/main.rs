@@ -10,22 +10,25 @@ mod operations;
 mod world;
 
 use std::cell::Cell;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 
 use gatherfs::host::FileHandles;
 use gatherfs::state::RequestRecord;
-use gatherfs::sys::failpoint::{Moment, set_hook};
+use gatherfs::sys::failpoint::{Fault, Moment, set_hook};
 use gatherfs::types::Errno;
 
 use operations::{OPERATIONS, Operation};
-use world::{Holds, Tree, World};
+use world::{Holds, Tree, World, left_of};
 
 thread_local! {
     /// Points that this thread passes until it dies.
     static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// A point at which it dies, by its name.
     static NAMED: Cell<Option<Point>> = const { Cell::new(None) };
+    /// A call that fails, and how.
+    static FAILING: Cell<Option<(&'static str, Errno)>> = const { Cell::new(None) };
 }
 
 /// A call or a crash point, and whether before or behind it.
@@ -33,6 +36,14 @@ type Point = (&'static str, Moment);
 
 /// The panic that is a death.
 struct Death;
+
+/// Runs `act`, in which the call `name` fails.
+fn failing<R>(name: &'static str, errno: Errno, act: impl FnOnce() -> R) -> R {
+    FAILING.set(Some((name, errno)));
+    let result = act();
+    FAILING.set(None);
+    result
+}
 
 /// Runs `act`, which dies at its point number `at`, or at the one that is `named`. `None` where it does.
 fn dying_at<R>(at: usize, named: Option<Point>, act: impl FnOnce() -> R) -> Option<R> {
@@ -45,7 +56,7 @@ fn dying_at<R>(at: usize, named: Option<Point>, act: impl FnOnce() -> R) -> Opti
             if (left == 0 || NAMED.get() == Some((name, moment))) && !std::thread::panicking() {
                 resume_unwind(Box::new(Death));
             }
-            None
+            FAILING.get().filter(|(failing, _)| *failing == name).map(|(_, errno)| Fault::Errno(errno))
         })));
     });
     LEFT.set(at);
@@ -72,7 +83,7 @@ fn execute(operation: &Operation, file_handles: FileHandles, deaths: &[usize]) -
     let mut died = true;
     for at in deaths {
         died = dying_at(*at, None, || (operation.act)(&world, &world.request(operation.caller, &record, earlier))).is_none();
-        earlier = Some(record.unfinished());
+        earlier = left_of(&record);
     }
     let result = (operation.act)(&world, &world.request(operation.caller, &record, earlier));
     ((result, world.tree(), world.holds()), died)
@@ -137,4 +148,17 @@ fn an_operation_that_dies_twice_is_carried_out_once() {
             }
         }
     }
+}
+
+#[test]
+fn the_process_is_killed_where_it_comes_to_the_selected_point_for_the_nth_time() {
+    let test = "foreign::a_link_that_another_process_replaced_is_not_the_guests";
+    let run = |selected: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test]).env("GATHERFS_FAIL", selected).output().unwrap().status
+    };
+    assert_eq!(run("begun:1").signal(), Some(libc::SIGKILL));
+    // Three times in this test.
+    assert_eq!(run("begun:3").signal(), Some(libc::SIGKILL));
+    assert!(run("begun:4").success() && run("elsewhere:1").success());
 }

@@ -186,6 +186,11 @@ fn told_contents(contents: &[u8]) -> String {
     format!("{} bytes {:x}", contents.len(), hasher.finish())
 }
 
+/// What a process that died has left of the request with `record`.
+pub fn left_of(record: &RequestRecord) -> Option<Unfinished> {
+    Some(record.unfinished())
+}
+
 /// The user's extended attributes.
 fn attributes(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut names = [0; 4096];
