@@ -92,7 +92,7 @@ impl Lives {
     }
 
     fn look_up(&self, parent: NodeId, name: &str) -> NodeEntry {
-        match self.share().lookup(parent, &CString::new(name).unwrap()).unwrap() {
+        match requested(|context| self.share().lookup(parent, &CString::new(name).unwrap(), context)).unwrap() {
             Lookup::Found(entry) => entry,
             Lookup::Absent(_) => panic!("{name} is not there"),
         }
@@ -237,11 +237,11 @@ fn handles_survive() {
     let mut lives = Lives::new(scratch.path(), share_options());
     let nodes = [0, 1, 2].map(|i| lives.look_up(NodeId::ROOT, &format!("file{i}")).node);
     let [kept, released, in_use] = nodes.map(|node| lives.open(node, libc::O_RDONLY));
-    lives.share().release(released, None).unwrap();
+    requested(|context| lives.share().release(released, None, context)).unwrap();
     // Two requests are reading when the process dies; of one of the files the guest has closed the handle.
     let reads = [(nodes[0], kept), (nodes[2], in_use)].map(|(node, handle)| lives.share().prepare_read(node, handle).unwrap());
     let number = reads[1].file.fd().as_raw_fd();
-    lives.share().release(in_use, None).unwrap();
+    requested(|context| lives.share().release(in_use, None, context)).unwrap();
     std::fs::remove_file(scratch.join("file0")).unwrap();
     reads.into_iter().for_each(std::mem::forget);
     lives.restart();
@@ -255,7 +255,7 @@ fn handles_survive() {
     assert!(!rustix::fs::fstat(unsafe_borrow(number)).is_ok_and(is_file2), "closed by the next process");
     let next = lives.open(nodes[1], libc::O_RDONLY);
     assert!(![kept, released, in_use].contains(&next), "no number is given twice");
-    lives.share().release(kept, None).unwrap();
+    requested(|context| lives.share().release(kept, None, context)).unwrap();
     assert_eq!(lives.read(nodes[0], kept), Err(Errno::EBADF), "one release closes it: no request has it any more");
 }
 
@@ -299,7 +299,7 @@ fn node_ids_keep_their_generation() {
     let after = lives.look_up(NodeId::ROOT, "file0");
     assert_eq!((after.node, after.generation), (before.node, before.generation));
     assert_eq!(lives.look_up(NodeId::ROOT, "file1").generation, before.generation, "of a new one, too");
-    let Ok(Lookup::Found(other)) = other_session.lookup(NodeId::ROOT, c"file0") else { panic!("not found") };
+    let Ok(Lookup::Found(other)) = requested(|context| other_session.lookup(NodeId::ROOT, c"file0", context)) else { panic!("not found") };
     assert_ne!(other.generation, before.generation);
 }
 
@@ -332,7 +332,7 @@ fn what_is_named_is_open_and_nothing_is_named_twice() {
         let mut lives = Lives::new(scratch.path(), options);
         let node = lives.look_up(NodeId::ROOT, "file0").node;
         lives.open(node, libc::O_RDONLY);
-        lives.share().opendir(NodeId::ROOT).unwrap();
+        requested(|context| lives.share().opendir(NodeId::ROOT, context)).unwrap();
         lives.restart();
         let named = lives.named();
         assert!(named.windows(2).all(|pair| pair[0] < pair[1]), "{named:?}");
@@ -346,7 +346,7 @@ fn a_listing_goes_on_after_a_restart() {
     let scratch = Scratch::with_file_handles();
     files(scratch.path(), 50);
     let mut lives = Lives::new(scratch.path(), share_options());
-    let handle = lives.share().opendir(NodeId::ROOT).unwrap().handle;
+    let handle = requested(|context| lives.share().opendir(NodeId::ROOT, context)).unwrap().handle;
     let (mut names, mut offset) = (Vec::new(), 0);
     // More is read ahead than the guest takes: the position of the descriptor is not that of the guest.
     loop {
@@ -361,8 +361,8 @@ fn a_listing_goes_on_after_a_restart() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), 52, "each entry once, with . and ..");
-    lives.share().releasedir(handle).unwrap();
-    assert_eq!(lives.share().releasedir(handle), Err(Errno::EBADF));
+    requested(|context| lives.share().releasedir(handle, context)).unwrap();
+    assert_eq!(requested(|context| lives.share().releasedir(handle, context)), Err(Errno::EBADF));
 }
 
 #[test]
@@ -383,12 +383,12 @@ fn the_budget_is_right_after_a_restart() {
     assert!(handles.len() > 30, "{}", handles.len());
     lives.restart();
     assert_eq!(fill(&lives).len(), 0, "as full as before");
-    handles[..10].iter().for_each(|handle| lives.share().release(*handle, None).unwrap());
+    handles[..10].iter().for_each(|handle| requested(|context| lives.share().release(*handle, None, context)).unwrap());
     for round in 0..3 {
         lives.restart();
         let again = fill(&lives);
         assert_eq!(again.len(), 10, "round {round}: the places of those that were released");
-        again.iter().for_each(|handle| lives.share().release(*handle, None).unwrap());
+        again.iter().for_each(|handle| requested(|context| lives.share().release(*handle, None, context)).unwrap());
     }
 }
 
@@ -409,7 +409,7 @@ fn init_survives() {
     lives.share = Some(lives.untouched());
     lives.restart();
     assert_eq!(lives.share().negotiated_word(), 0);
-    assert!(lives.share().opendir(NodeId::ROOT).is_ok());
+    assert!(requested(|context| lives.share().opendir(NodeId::ROOT, context)).is_ok());
 }
 
 #[test]
@@ -456,10 +456,10 @@ fn submounts_stay_announced() {
     let mut lives = Lives::new(scratch.path(), share_options());
     let mount = lives.look_up(NodeId::ROOT, "below");
     let listed = |lives: &Lives| {
-        let handle = lives.share().opendir(mount.node).unwrap().handle;
+        let handle = requested(|context| lives.share().opendir(mount.node, context)).unwrap().handle;
         let mut names = Names { room: 10, ..Names::default() };
         lives.share().readdir(mount.node, handle, 0, 4096, &mut names).unwrap();
-        lives.share().releasedir(handle).unwrap();
+        requested(|context| lives.share().releasedir(handle, context)).unwrap();
         names.inos
     };
     let before = listed(&lives);
@@ -507,15 +507,18 @@ fn the_watch_begins_anew() {
     }
     share.begin_session(everything(), 77);
     share.watch_root();
-    let Ok(Lookup::Found(dir)) = share.lookup(NodeId::ROOT, c"dir") else { panic!("not found") };
-    assert!(share.opendir(dir.node).unwrap().caching.keep, "nothing changed");
+    let Ok(Lookup::Found(dir)) = requested(|context| share.lookup(NodeId::ROOT, c"dir", context)) else { panic!("not found") };
+    assert!(requested(|context| share.opendir(dir.node, context)).unwrap().caching.keep, "nothing changed");
     let arena = rustix::io::fcntl_dupfd_cloexec(share.arena().unwrap(), 0).unwrap();
     std::mem::forget(share);
     let keeper = lives.untouched();
     lives.share = Some(keeper.recovered(arena).unwrap());
     std::mem::forget(keeper);
     let (share, _) = watch(&mut lives);
-    assert!(!share.opendir(dir.node).unwrap().caching.keep, "anything may have changed while no process watched");
+    assert!(
+        !requested(|context| share.opendir(dir.node, context)).unwrap().caching.keep,
+        "anything may have changed while no process watched"
+    );
 }
 
 #[test]

@@ -113,7 +113,7 @@ mod tests {
         let table = HandleTable::new(&arena, inodes_len(inodes_max), Arc::clone(&budget));
         let open = |number: u64| {
             let file = std::fs::File::open("/dev/null").unwrap().into();
-            table.insert(file, NodeId(number), 0, budget.reserve(1, 0).unwrap()).unwrap()
+            table.insert(file, NodeId(number), 0, budget.reserve(1, 0).unwrap(), |_| ()).unwrap()
         };
         let handles = (0..HANDLES).map(open).collect();
         std::mem::forget(table);

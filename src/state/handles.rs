@@ -13,6 +13,7 @@ use super::budget::{Budget, Reserved};
 use super::check::Check;
 use super::slots::{SlotUse, Slots, TableFull};
 use crate::sys::descriptor::is_open;
+use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId};
 
 /// The most files that a guest may have open, where the limit of descriptors allows as many.
@@ -206,8 +207,15 @@ impl HandleTable {
     }
 
     /// Adds an open file. `flags` are those it was opened with, `reserved` are [`HandleTable::descriptors_of`] places of the
-    /// table's budget. [`TableFull`] where no slot is free.
-    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, reserved: Reserved<'_>) -> Result<FileHandle, TableFull> {
+    /// table's budget. `note` is told the handle before it exists. [`TableFull`] where no slot is free.
+    pub fn insert(
+        &self,
+        file: OwnedFd,
+        node: NodeId,
+        flags: i32,
+        reserved: Reserved<'_>,
+        note: impl FnOnce(FileHandle),
+    ) -> Result<FileHandle, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
         record.node.store(node.0, Ordering::Relaxed);
@@ -218,9 +226,14 @@ impl HandleTable {
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
         record.check.store(record.checked(slot, generation), Ordering::Relaxed);
+        let handle = FileHandle(generation | u64::from(slot));
+        // What is noted is no other file's where this process dies now: a slot that has a generation and no file gets another one.
+        record.state.store(generation, Ordering::Release);
+        note(handle);
+        crash_point!("handle");
         // Last: from here on the record owns the descriptor, also for a process that attaches it.
         record.state.store(generation | LIVE | 1, Ordering::Release);
-        Ok(FileHandle(generation | u64::from(slot)))
+        Ok(handle)
     }
 
     /// Sets the generation with which slots that were never used are to be taken.
@@ -438,7 +451,7 @@ mod tests {
     }
 
     fn insert(table: &HandleTable, node: u64) -> FileHandle {
-        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap()).unwrap()
+        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap(), |_| ()).unwrap()
     }
 
     #[test]
@@ -446,7 +459,7 @@ mod tests {
         let table = table();
         let direct = libc::O_DIRECT;
         let places = HandleTable::descriptors_of(direct);
-        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap()).unwrap();
+        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap(), |_| ()).unwrap();
         assert!(table.budget.reserve(1, 0).is_none(), "a second descriptor may be needed");
         let user = table.get(handle).unwrap();
         assert!(table.remove(handle));

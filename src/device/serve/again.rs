@@ -31,7 +31,7 @@ pub(super) fn refuses(request: &InFlight, earlier: &Unfinished, header: &Request
     // A READDIRPLUS records a number of nodes there.
     let counts_one = earlier.opcode != Some(Opcode::Readdirplus as u16);
     if earlier.counted != NodeId(0) && counts_one {
-        share.forget(earlier.counted, 1);
+        share.uncount(earlier.counted, request.record());
     }
     if earlier.handle != FileHandle::NONE {
         share.release_unanswered(earlier.handle);

@@ -58,7 +58,8 @@ impl Inodes {
         let path_fd = inodes.files.pinnable_open(path_fd);
         inodes.table.insert_pinned(identity, None, |node| inodes.files.pin_path_fd(node, path_fd))?;
         // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
-        let first = u32::try_from(inodes.generation).unwrap_or(u32::MAX) >> 1;
+        // Not 0, which a slot has that was never used.
+        let first = (u32::try_from(inodes.generation).unwrap_or(u32::MAX) >> 1).max(1);
         inodes.table.begin_at(first);
         inodes.files.begin_at(first);
         Ok(inodes)
