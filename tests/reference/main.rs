@@ -52,8 +52,8 @@ fn tree(directory: &Path) -> BTreeMap<String, (u32, u32, u32, u64, Vec<u8>)> {
     found
 }
 
-/// Runs `operations` on both sides.
-fn compare(share: &mut Share, case: u32, operations: &[&Operation]) -> Result<(), TestCaseError> {
+/// Runs `operations` on both sides, in the guest with or without workers that are killed.
+fn compare(share: &mut Share, case: u32, operations: &[&Operation], under_kills: bool) -> Result<(), TestCaseError> {
     let name = format!("case{case}");
     let (ours, theirs) = (share.path(&name), share.outside(&name));
     for directory in [&ours, &theirs] {
@@ -61,6 +61,7 @@ fn compare(share: &mut Share, case: u32, operations: &[&Operation]) -> Result<()
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
     }
     let mut daemon = ThroughDaemon::begin(share.client(), &name);
+    daemon.looks_first = under_kills;
     let mut twin = Twin::begin(&theirs);
     let mut agreed = Ok(());
     for (number, operation) in operations.iter().enumerate() {
@@ -81,7 +82,11 @@ fn compare(share: &mut Share, case: u32, operations: &[&Operation]) -> Result<()
     Ok(())
 }
 
-fn run(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
+fn run(share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
+    run_with(share, default_cases, compares, false);
+}
+
+fn run_with(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool, under_kills: bool) {
     if !share::is_root() {
         return;
     }
@@ -95,7 +100,7 @@ fn run(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
     let outcome = TestRunner::new(config).run(&sequence(SEQUENCE_LEN_MAX), |operations| {
         number.set(number.get() + 1);
         let operations: Vec<_> = operations.iter().filter(|o| compares(o)).collect();
-        compare(&mut share.borrow_mut(), number.get(), &operations)
+        compare(&mut share.borrow_mut(), number.get(), &operations, under_kills)
     });
 
     println!("{} sequences compared", number.get());
@@ -115,7 +120,7 @@ fn run_under_kills(share: Share) {
         return;
     }
     let killer = Killer::start(share.keeper(), number_from_env("GATHERFS_SEED").unwrap_or(1), KILL_PAUSE_MAX);
-    run(share, CASES / 3, |_| true);
+    run_with(share, CASES / 3, |_| true, true);
     let killed = killer.stop();
     println!("{killed} workers killed");
     assert!(killed > 20, "{killed}");

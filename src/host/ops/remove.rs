@@ -54,7 +54,7 @@ impl Share {
         let caller = leaves_whiteout.then(|| Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)).transpose()?;
         let renamed = self.renamed_before(old, new, flags, context).unwrap_or_else(|| {
             // Two names that change places are told apart by what the first one leads to.
-            let before = if flags.contains(RenameFlags::EXCHANGE) { ino_word(&stat::at(old.0, old.1)?) } else { 0 };
+            let before = if flags.contains(RenameFlags::EXCHANGE) { stat::at(old.0, old.1).map_or(0, |st| ino_word(&st)) } else { 0 };
             context.once(before, || renameat2(old, new, flags))
         });
         renamed?;

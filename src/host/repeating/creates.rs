@@ -61,9 +61,8 @@ impl Share {
         let st = stat::of(file.as_fd())?;
         let is_ours = born_ns(&st) >= i128::from(before_ns)
             && self.is_as_made(dir.as_fd(), &st, new, caller)?
-            && !self.inodes.is_known(file.as_fd(), &st)?
-            // What is known to be made may have been filled by another process meanwhile.
-            && (is_made || is_empty(file.as_fd(), &st)?)
+            // What was made may be known, by a lookup that was counted and not noted, and filled by another process meanwhile.
+            && (is_made || !self.inodes.is_known(file.as_fd(), &st)? && is_empty(file.as_fd(), &st)?)
             && is_link_to(file.as_fd(), new.target)?;
         if is_ours { Ok(Some(dir)) } else { Err(Errno::EEXIST) }
     }

@@ -44,7 +44,7 @@ impl Share {
     }
 
     /// The result of a rename of `old` to `new`. With RENAME_EXCHANGE, what is recorded of the time before is the
-    /// [`ino_word`] of `old`.
+    /// [`ino_word`] of `old`, and 0 where that could not be looked at.
     pub(in crate::host) fn renamed_before(
         &self,
         old: Place<'_>,
@@ -58,18 +58,19 @@ impl Share {
             Left::Begun(before) => before,
         };
         if flags.contains(RenameFlags::EXCHANGE) {
+            // Names are exchanged only where both are there; the call has the right error for anything else.
             return match stat::at(old.0, old.1) {
-                Ok(st) if ino_word(&st) == before => None,
-                found => Some(found.map(|_| ())),
+                Ok(st) if before != 0 && ino_word(&st) != before => Some(Ok(())),
+                _ => None,
             };
         }
         match self.found(old) {
             Ok(Found::Known) => None,
             // A whiteout that the rename left is not known either.
             Ok(Found::Unknown) => Some(Ok(())),
-            // After ENOENT the guest looks both names up again.
-            Ok(Found::Nothing) => Some(self.found(new).and_then(|found| if found == Found::Known { Ok(()) } else { Err(Errno::ENOENT) })),
-            Err(errno) => Some(Err(errno)),
+            Ok(Found::Nothing) if self.found(new) == Ok(Found::Known) => Some(Ok(())),
+            // The call has the right error, after which the guest looks both names up again.
+            Ok(Found::Nothing) | Err(_) => None,
         }
     }
 

@@ -21,6 +21,9 @@ pub struct ThroughDaemon<'c> {
     slots: [Option<Open>; SLOTS as usize],
     /// Nobody else works on the tree.
     pub alone: bool,
+    /// What is removed or moved is looked up before, as every guest's kernel does: a daemon that goes on where another one died needs
+    /// that.
+    pub looks_first: bool,
     /// Lookups that the daemon counts for each node.
     lookups: HashMap<u64, u64>,
 }
@@ -41,7 +44,7 @@ impl<'c> ThroughDaemon<'c> {
     pub fn begin(client: &'c mut Client, name: &str) -> ThroughDaemon<'c> {
         client.umask = 0;
         let root = client.lookup(ROOT, name).unwrap().nodeid;
-        ThroughDaemon { client, root, slots: Default::default(), alone: true, lookups: HashMap::from([(root, 1)]) }
+        ThroughDaemon { client, root, slots: Default::default(), alone: true, looks_first: false, lookups: HashMap::from([(root, 1)]) }
     }
 
     /// Closes what is open and forgets every node.
@@ -71,6 +74,14 @@ impl<'c> ThroughDaemon<'c> {
             node = self.count(entry).nodeid;
         }
         Ok(node)
+    }
+
+    fn look_first(&mut self, parent: u64, place: Place) -> Result<()> {
+        if self.looks_first {
+            let entry = self.client.lookup(parent, place.name)?;
+            self.count(entry);
+        }
+        Ok(())
     }
 
     fn look_up(&mut self, place: Place) -> Result<EntryOut> {
@@ -234,15 +245,22 @@ impl<'c> ThroughDaemon<'c> {
             }
             Operation::Unlink { place } => {
                 let parent = self.directory(place.directory)?;
+                self.look_first(parent, place)?;
                 self.client.unlink(parent, place.name)?;
             }
             Operation::Rmdir { place } => {
                 let parent = self.directory(place.directory)?;
+                self.look_first(parent, place)?;
                 self.client.rmdir(parent, place.name)?;
             }
             Operation::Rename { from, to, flags } => {
                 let (from_node, to_node) = (self.directory(from.directory)?, self.directory(to.directory)?);
+                let found = self.look_first(from_node, from);
+                // There need be nothing.
+                let _ = self.look_first(to_node, to);
                 self.client.rename2((from_node, from.name), (to_node, to.name), flags)?;
+                // A guest's kernel ends here where there is nothing to move, but for errors that come first.
+                found?;
             }
             Operation::Link { from, to } => {
                 let node = self.look_up(from)?.nodeid;
