@@ -196,10 +196,7 @@ impl Keeper {
                 Some(left) if !left.is_zero() => timeout = Some(left),
                 _ => watched.push(PollFd::new(&self.listener, PollFlags::IN)),
             },
-            // A socket that nothing is expected of would report its hang-up again and again.
-            Link::Connected(relay) => watched.extend(
-                relay.awaited().into_iter().filter(|(_, flags)| !flags.is_empty()).map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)),
-            ),
+            Link::Connected(relay) => watched.extend(relay.awaited().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))),
             Link::Over => {}
         }
         match poll(&mut watched, timeout.and_then(|time| Timespec::try_from(time).ok()).as_ref()) {

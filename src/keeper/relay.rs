@@ -86,7 +86,8 @@ impl Direction {
 #[derive(Debug)]
 pub struct Relay {
     frontend: OwnedFd,
-    worker: OwnedFd,
+    /// `None` from when the worker has died until another one has come.
+    worker: Option<OwnedFd>,
     requests: Direction,
     replies: Direction,
     session: Session,
@@ -102,7 +103,7 @@ impl Relay {
     pub fn new(frontend: OwnedFd, worker: OwnedFd) -> Relay {
         Relay {
             frontend,
-            worker,
+            worker: Some(worker),
             requests: Direction::default(),
             replies: Direction::default(),
             session: Session::default(),
@@ -112,26 +113,29 @@ impl Relay {
         }
     }
 
-    /// What to wait for before the next [`Relay::pass`].
-    pub fn awaited(&self) -> [(BorrowedFd<'_>, PollFlags); 2] {
+    /// What to wait for before the next [`Relay::pass`]. A socket of which nothing is expected would report its hang-up again and again.
+    pub fn awaited(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let flags = |into: &Direction, out_of: &Direction| {
             let read = if into.wants_input() { PollFlags::IN } else { PollFlags::empty() };
             let write = if out_of.outgoing.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             read | write
         };
-        [(self.frontend.as_fd(), flags(&self.requests, &self.replies)), (self.worker.as_fd(), flags(&self.replies, &self.requests))]
+        let worker = self.worker.as_ref().map(|worker| (worker.as_fd(), flags(&self.replies, &self.requests)));
+        let frontend = worker.is_some().then(|| (self.frontend.as_fd(), flags(&self.requests, &self.replies)));
+        frontend.into_iter().chain(worker).filter(|(_, flags)| !flags.is_empty())
     }
 
     /// Passes at most one new message in each direction. False when the worker has hung up and the frontend has got everything, or
-    /// can get nothing any more.
+    /// can get nothing any more. Passes nothing while there is no worker.
     pub fn pass(&mut self) -> io::Result<bool> {
+        let Some(to_worker) = self.worker.as_ref().map(AsFd::as_fd) else { return Ok(true) };
         if self.requests.wants_input()
             && let Read::Message(request) = self.requests.receive(self.frontend.as_fd())?
         {
             self.requests.outgoing.push_back(Outgoing::new(request));
         }
-        let Relay { session, pending, repeated, .. } = self;
-        self.requests.send(self.worker.as_fd(), |request| match repeated.checked_sub(1) {
+        let (session, pending, repeated) = (&mut self.session, &mut self.pending, &mut self.repeated);
+        self.requests.send(to_worker, |request| match repeated.checked_sub(1) {
             Some(left) => *repeated = left,
             None => pending.passed(request, session.acknowledges(), &mut |request| session.record(request)),
         });
@@ -144,7 +148,8 @@ impl Relay {
 
     /// Reads once what the worker sent. False where nothing came.
     fn receive_reply(&mut self) -> io::Result<bool> {
-        let reply = match self.replies.receive(self.worker.as_fd())? {
+        let Some(worker) = &self.worker else { return Ok(false) };
+        let reply = match self.replies.receive(worker.as_fd())? {
             Read::Message(reply) => reply,
             read => return Ok(matches!(read, Read::Piece)),
         };
@@ -168,6 +173,7 @@ impl Relay {
     pub fn leave_worker(&mut self) -> io::Result<()> {
         while !self.replies.is_last && self.receive_reply()? {}
         self.replies.incoming = Incoming::default();
+        self.worker = None;
         Ok(())
     }
 
@@ -181,7 +187,7 @@ impl Relay {
         let unanswered = std::mem::take(&mut self.pending).into_messages();
         let unsent = unsent.into_iter().map(Outgoing::into_unsent);
         self.requests.outgoing = again.into_iter().chain(unanswered).map(Outgoing::new).chain(unsent).collect();
-        self.worker = worker;
+        self.worker = Some(worker);
         Ok(())
     }
 
@@ -192,12 +198,80 @@ impl Relay {
 
     /// Adds the descriptors that this owns to `named`.
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
-        named.extend([self.frontend.as_raw_fd(), self.worker.as_raw_fd()]);
+        named.push(self.frontend.as_raw_fd());
+        named.extend(self.worker.as_ref().map(AsRawFd::as_raw_fd));
         self.session.name_descriptors(named);
         let outgoing = self.requests.outgoing.iter().chain(&self.replies.outgoing).map(Outgoing::message);
         let incoming = [&self.requests.incoming, &self.replies.incoming].map(Incoming::beginning);
         for message in outgoing.chain(incoming).chain(self.pending.messages()) {
             named.extend(message.fds.iter().map(AsRawFd::as_raw_fd));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use vhost::vhost_user::message::FrontendReq;
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours.into(), theirs)
+    }
+
+    fn drain(relay: &mut Relay, socket: &UnixStream) -> Vec<u32> {
+        let (mut incoming, mut seen) = (Incoming::default(), Vec::new());
+        for _ in 0..10_000 {
+            relay.pass().unwrap();
+            while let Ok(received) = incoming.receive(socket.as_fd()) {
+                match received {
+                    Received::Message(message) => seen.push(message.number()),
+                    _ if incoming.beginning().bytes.is_empty() => break,
+                    _ => {}
+                }
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn a_death_within_the_replay_repeats_nothing_twice() {
+        let ((frontend, _vmm), (worker, first)) = (pair(), pair());
+        let mut relay = Relay::new(frontend, worker);
+        let event = || -> OwnedFd { rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap() };
+        relay.session.record(Message::new(FrontendReq::SET_OWNER, 0, Vec::new(), Vec::new()));
+        for index in 0..256u32 {
+            let payload = |value: u32| [index.to_ne_bytes(), value.to_ne_bytes()].concat();
+            relay.session.record(Message::new(FrontendReq::SET_VRING_NUM, 0, payload(256), Vec::new()));
+            relay.session.record(Message::new(FrontendReq::SET_VRING_ENABLE, 0, payload(1), Vec::new()));
+            let payload = u64::from(index).to_ne_bytes().to_vec();
+            relay.session.record(Message::new(FrontendReq::SET_VRING_KICK, 0, payload.clone(), vec![event()]));
+            relay.session.record(Message::new(FrontendReq::SET_VRING_CALL, 0, payload, vec![event()]));
+        }
+        let expected = relay.session.messages().unwrap().len();
+        drop(first);
+        let (worker, second) = pair();
+        relay.join_worker(worker).unwrap();
+        assert!(relay.pass().unwrap());
+        assert!(relay.repeated > 0, "the socket took all");
+        relay.leave_worker().unwrap();
+        drop(second);
+        let (worker, third) = pair();
+        relay.join_worker(worker).unwrap();
+        assert_eq!(drain(&mut relay, &third).len(), expected);
+    }
+
+    #[test]
+    fn what_a_dead_worker_has_answered_is_taken() {
+        let ((frontend, _vmm), (worker, first)) = (pair(), pair());
+        let mut relay = Relay::new(frontend, worker);
+        let reply = Message::new(FrontendReq::GET_VRING_BASE, 4, [1u32.to_ne_bytes(), 7u32.to_ne_bytes()].concat(), Vec::new());
+        (&first).write_all(&reply.bytes).unwrap();
+        relay.leave_worker().unwrap();
+        assert_eq!(relay.replies.outgoing.len(), 1);
     }
 }

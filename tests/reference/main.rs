@@ -82,11 +82,11 @@ fn compare(share: &mut Share, case: u32, operations: &[&Operation], under_kills:
     Ok(())
 }
 
-fn run(share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
-    run_with(share, default_cases, compares, false);
+fn run(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool) {
+    run_with(&mut share, default_cases, compares, false);
 }
 
-fn run_with(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bool, under_kills: bool) {
+fn run_with(share: &mut Share, default_cases: u32, compares: fn(&Operation) -> bool, under_kills: bool) {
     if !share::is_root() {
         return;
     }
@@ -95,7 +95,7 @@ fn run_with(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bo
     let cases = number_from_env("GATHERFS_CASES").map_or(default_cases, |n| n as u32);
     let config = Config { cases, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, max_shrink_iters: 5000, ..Config::default() };
     let number = std::cell::Cell::new(0);
-    let share = std::cell::RefCell::new(&mut share);
+    let share = std::cell::RefCell::new(share);
 
     let outcome = TestRunner::new(config).run(&sequence(SEQUENCE_LEN_MAX), |operations| {
         number.set(number.get() + 1);
@@ -115,12 +115,12 @@ fn run_with(mut share: Share, default_cases: u32, compares: fn(&Operation) -> bo
 }
 
 /// As [`run`], while the worker is killed again and again.
-fn run_under_kills(share: Share) {
+fn run_under_kills(mut share: Share) {
     if !share::is_root() {
         return;
     }
     let killer = Killer::start(share.keeper(), number_from_env("GATHERFS_SEED").unwrap_or(1), KILL_PAUSE_MAX);
-    run_with(share, CASES / 3, |_| true, true);
+    run_with(&mut share, CASES / 3, |_| true, true);
     let killed = killer.stop();
     println!("{killed} workers killed");
     assert!(killed > 20, "{killed}");
