@@ -11,7 +11,7 @@ $1 == phase && $2 == "offset" { offset = $3; precision = $4 }
 $1 == phase && $2 != "offset" { began[++requests] = $2; took[requests] = $3 / 1000 }
 END {
     if (!requests) { print "no request"; exit }
-    if (!moments) for (t = began[1]; t < began[requests]; t += EVERY) moment[++moments] = t + offset
+    if (!moments) for (t = began[1]; t <= began[requests]; t += EVERY) moment[++moments] = t + offset
     for (m = 1; m <= moments; m++) {
         at = moment[m] - offset
         while (r < requests && began[r + 1] + took[r + 1] < at) r++
