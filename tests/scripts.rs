@@ -289,7 +289,7 @@ fn a_pause_is_the_longest_request_at_a_kill() {
 }
 
 #[test]
-fn a_lock_that_is_lost_is_noticed_and_so_is_one_that_became_larger() {
+fn a_lock_that_is_lost_is_noticed() {
     let scratch = Scratch::new();
     let program = scratch.join("locks");
     let compiled = Command::new("cc").arg("-o").arg(&program).arg(repository().join("qemu/guest/locks.c")).status();
