@@ -97,7 +97,7 @@ fn main() -> Result<(), Failure> {
     let scratch = Scratch::on_tmpfs();
     let root = File::open(scratch.path())?.into();
     let share = Share::export(share_options(), Descriptors::of(4096), root, DescriptorDir::open()?)?;
-    share.begin_session(Features::default());
+    share.begin_session(Features::default(), 0);
     share.enter_thread()?;
     let files = [open(&share, &scratch, "a")?, open(&share, &scratch, "b")?];
     let read = |file: &File| _ = file.read_at(&mut [0; BLOCK_LEN], 0).expect("a block");

@@ -10,13 +10,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Frontends, Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{Beginning, Keeper, Turn, WorkerEnd};
+use gatherfs::keeper::{Beginning, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
-use gatherfs::sys::{descriptor, identity, signal};
+use gatherfs::state::RequestRecords;
+use gatherfs::sys::{descriptor, identity, signal, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -119,7 +120,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if has_keeper {
         return start_keeper(listener, socket, exported);
     }
-    let served = serve(&listener, exported);
+    let served = serve(&listener, exported, None, None);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -130,6 +131,8 @@ struct Exported {
     share: Share,
     whole: Option<FileSystemWatch>,
     has_landlock: bool,
+    /// In memory that all processes after the split have in common.
+    records: Arc<RequestRecords>,
 }
 
 /// Opens the share, and gives up files outside of it.
@@ -145,11 +148,11 @@ fn export(
     let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::restrict_files(&reach)?;
-    Ok(Exported { checked, share, whole, has_landlock })
+    Ok(Exported { checked, share, whole, has_landlock, records: RequestRecords::new()? })
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
+fn start_keeper(listener: UnixListener, mut socket: SocketFile, mut exported: Exported) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
     let keeper = sandbox::seal_keeper(exported.checked.sandbox.seccomp)
         .map_err(AnyError::from)
@@ -158,11 +161,12 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
         Ok(Turn::Worker(end)) => {
             // The keeper's.
             std::mem::forget(socket);
-            let share = begin(&end, &exported.share)?;
-            let Exported { checked, share: model, whole, has_landlock } = exported;
+            let (share, resumed) = begin(&end, &exported)?;
             // Each worker begins with the same one: its descriptors stay open.
-            std::mem::forget(model);
-            serve(&end, Exported { checked, share, whole, has_landlock }).map(|()| ExitCode::SUCCESS)
+            std::mem::forget(std::mem::replace(&mut exported.share, share));
+            let served = serve(&end, exported, Some(&end), resumed);
+            end.say_leaving()?;
+            served.map(|()| ExitCode::SUCCESS)
         }
         Ok(Turn::Ended(end)) => {
             // The worker's.
@@ -180,22 +184,38 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
     }
 }
 
-/// The share that a worker serves, made as `model` is, with what the guest has of it where its session goes on. Closes what an earlier
-/// worker has left open.
-fn begin(end: &WorkerEnd, model: &Share) -> Result<Share, AnyError> {
-    let share = model.renewed()?;
-    if end.beginning() != Beginning::First {
-        let mut kept = end.descriptors().to_vec();
+/// The share that a worker serves, and what its first session goes on with, where an earlier worker has begun it. Waits for what the
+/// kernel still does for that one, and closes what it has left open.
+fn begin(end: &WorkerEnd, exported: &Exported) -> Result<(Share, Option<Resumed>), AnyError> {
+    let (model, records, beginning) = (&exported.share, &exported.records, end.inheritance().beginning);
+    let left = records.inherit_share_arena();
+    Rings::wait_for_leftover(&end.inheritance().rings)?;
+    let recovered = match (beginning, left) {
+        (Beginning::Recovery, Some(arena)) => model
+            .recovered(arena)
+            .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
+            .ok(),
+        (Beginning::Recovery, None) => {
+            tracing::error!("the guest's files have no records that another process can read; what it has open is lost");
+            None
+        }
+        _ => None,
+    };
+    let fuse = recovered.as_ref().map_or(0, Share::negotiated_word);
+    let share = recovered.map_or_else(|| model.renewed(), Ok)?;
+    if beginning != Beginning::First {
+        let mut kept = end.inheritance().descriptors.clone();
         share.name_descriptors(&mut kept);
         descriptor::close_others(&mut kept)?;
     }
     end.say_ready()?;
-    Ok(share)
+    let goes_on = matches!(beginning, Beginning::Recovery | Beginning::Fresh);
+    Ok((share, goes_on.then(|| Resumed { rings: end.inheritance().queues.clone(), fuse })))
 }
 
-/// Serves one VMM after the other, or only the first.
-fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError> {
-    let Exported { checked, share, whole, has_landlock } = exported;
+/// Serves one VMM after the other, or only the first. `end` leads to the keeper; `resumed` is what the first session goes on with.
+fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, resumed: Option<Resumed>) -> Result<(), AnyError> {
+    let Exported { checked, share, whole, has_landlock, records } = exported;
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
     let rings = make_rings(checked.io)?;
     let optional = OptionalCalls {
@@ -203,7 +223,10 @@ fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError>
         registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
         binds_threads: !checked.queue_cpus.is_empty(),
     };
-    let server = Server::new(share, ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus })?;
+    let server = Server::new(
+        share,
+        ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus, records, resumed },
+    )?;
     let share = server.share();
     let signals = signal_hook::iterator::Signals::new(signal::watched())?;
     sandbox::seal(checked.sandbox.seccomp, &optional)?;
@@ -215,7 +238,7 @@ fn serve(frontends: &impl Frontends, exported: Exported) -> Result<(), AnyError>
     if checked.watch {
         tracing::info!("--watch sees {}", share.watch_sees());
     }
-    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()))?;
+    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), end.map(WorkerEnd::witness).transpose()?)?;
     let place = match &checked.listening {
         Listening::Path { path, .. } => path.display().to_string(),
         Listening::Inherited(fd) => format!("inherited socket {fd}"),
@@ -266,8 +289,17 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn watch_signals(mut signals: signal_hook::iterator::Signals, stopper: ServerStopper, metrics: Arc<Metrics>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+fn watch_signals(
+    mut signals: signal_hook::iterator::Signals,
+    stopper: ServerStopper,
+    metrics: Arc<Metrics>,
+    witness: Option<Witness>,
+) -> std::io::Result<()> {
+    thread::start("signals", move || {
+        // This thread lives as long as the process.
+        if let Some(Err(e)) = witness.map(Witness::testify) {
+            tracing::warn!("the keeper does not watch a thread: {e}");
+        }
         if let Err(e) = signal::release() {
             tracing::error!("signals do not come through: {e}");
         }

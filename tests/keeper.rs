@@ -100,6 +100,23 @@ fn the_keeper_has_one_thread_no_guest_memory_and_no_rights_in_effect() {
 }
 
 #[test]
+fn each_worker_has_a_list_of_system_calls_beyond_the_keepers() {
+    for sandbox in sandboxes() {
+        let daemon = Daemon::start(&["--sandbox", sandbox]);
+        let filters = |pid: u32| status_field(pid, "Seccomp_filters").parse::<u32>().expect("a number");
+        let (_, first) = processes(&daemon, sandbox);
+        kill(first, Signal::KILL);
+        assert!(eventually(|| !is_there(first) && is_serving(&daemon, sandbox)), "--sandbox {sandbox}: {}", daemon.log());
+        let (_guest, mut client) = mount(&daemon);
+        assert_serves(&mut client);
+        let (keeper, second) = processes(&daemon, sandbox);
+        // Two filters are one list (sandbox/seccomp.rs).
+        let here = filters(std::process::id());
+        assert_eq!((filters(keeper), filters(second)), (here + 2, here + 4), "--sandbox {sandbox}");
+    }
+}
+
+#[test]
 fn without_a_keeper_there_is_one_process() {
     let mut daemon = Daemon::start(&["--no-keeper"]);
     let (guest, mut client) = mount(&daemon);

@@ -9,9 +9,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::claim::Claim;
+use super::recorded::Popped;
 use crate::fuse::RequestHeader;
 use crate::fuse::abi::OUT_HEADER_LEN;
-use crate::guest::{PageDescriptor, RingMemory, Writer};
+use crate::guest::{PageDescriptor, Writer};
 use crate::host::{FileInUse, Pending, Share};
 use crate::io::TransferOwner;
 use crate::state::{RequestRecord, Unfinished};
@@ -68,7 +69,7 @@ struct Storage {
     used_len: u32,
     is_alone: bool,
     record: RequestRecord,
-    earlier: Option<Unfinished>,
+    earlier: Option<Box<Unfinished>>,
     stage: Stage,
 }
 
@@ -111,9 +112,13 @@ pub(super) struct Suspended {
 }
 
 impl Vacant {
-    /// Storage at `slot` of the table of `origin`, which is queue number `queue`, for requests to `share`.
-    pub fn new(origin: Arc<dyn Origin>, queue: QueueIndex, slot: SlotIndex, claim: Arc<Claim>, share: (Arc<Share>, u64)) -> Vacant {
-        let (share, share_generation) = share;
+    /// Storage at `slot` of the table of `origin`, which is queue number `queue`, for requests to `share`, which are recorded in `record`.
+    pub fn new(
+        origin: Arc<dyn Origin>,
+        (queue, record): (QueueIndex, RequestRecord),
+        (slot, claim): (SlotIndex, Arc<Claim>),
+        (share, share_generation): (Arc<Share>, u64),
+    ) -> Vacant {
         let (chain, header) = (Chain::new(), RequestHeader::NONE);
         let stage = Stage::Vacant;
         Vacant(Box::new(Storage {
@@ -129,7 +134,7 @@ impl Vacant {
             extent: Extent::default(),
             used_len: 0,
             is_alone: true,
-            record: RequestRecord::default(),
+            record,
             earlier: None,
             stage,
         }))
@@ -156,10 +161,13 @@ impl Vacant {
         std::mem::replace(&mut self.0.share, share)
     }
 
-    /// Takes the chain at `head` of the ring at `memory` in: walks it and copies the first `first_len` bytes that the guest sent.
-    /// `is_alone`: no other chain waits behind it.
-    pub fn begin(mut self, head: u16, memory: Arc<RingMemory>, first_len: usize, is_alone: bool) -> InFlight {
+    /// Takes a chain in: walks it and copies the first `first_len` bytes that the guest sent. `is_alone`: no other chain waits
+    /// behind it.
+    pub fn begin(mut self, popped: Popped, first_len: usize, is_alone: bool) -> InFlight {
+        let Popped { head, sequence, memory, earlier } = popped;
         let storage = &mut *self.0;
+        storage.record.follow(head, sequence);
+        storage.earlier = earlier;
         storage.is_alone = is_alone;
         storage.stage = Stage::InFlight;
         storage.used_len = 0;
@@ -208,7 +216,7 @@ impl InFlight {
 
     /// What a process that died has left of it.
     pub(super) fn earlier(&self) -> Option<Unfinished> {
-        self.0.earlier
+        self.0.earlier.as_deref().copied()
     }
 
     /// Its header; all zero until [`InFlight::set_header`].
@@ -218,6 +226,7 @@ impl InFlight {
 
     /// The header that was decoded of its bytes.
     pub(super) fn set_header(&mut self, header: RequestHeader) {
+        self.0.record.note_header(header.unique, header.node, header.opcode);
         self.0.header = header;
     }
 
@@ -345,6 +354,7 @@ impl TransferOwner for InFlight {
     }
 
     fn note_submitted(&self) {
+        self.0.record.note_submitted();
         self.0.claim.leave_thread();
     }
 }

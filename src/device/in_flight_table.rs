@@ -11,9 +11,9 @@ use super::in_flight::{SlotIndex, SuspendedKey};
 use crate::guest::RingMemory;
 use crate::types::{Errno, RequestId};
 
-/// A chain that was popped, with the memory to walk it in.
+/// A chain in flight, with the memory that it was popped from.
 #[derive(Debug)]
-pub(super) struct Popped {
+pub(super) struct ChainAt {
     pub head: u16,
     pub memory: Arc<RingMemory>,
 }
@@ -123,11 +123,11 @@ impl InFlightTable {
     }
 
     /// Their chains; `present` is the memory of the ring.
-    pub fn popped(&self, present: Option<&Arc<RingMemory>>) -> impl Iterator<Item = Popped> {
+    pub fn chains(&self, present: Option<&Arc<RingMemory>>) -> impl Iterator<Item = ChainAt> {
         let requests = self.slots.iter().flatten().filter_map(|slot| slot.request.as_ref());
         requests.filter_map(move |request| {
             let memory = request.left_memory.as_ref().or(present)?;
-            Some(Popped { head: request.head, memory: Arc::clone(memory) })
+            Some(ChainAt { head: request.head, memory: Arc::clone(memory) })
         })
     }
 

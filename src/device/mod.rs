@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `server.rs`, `session.rs`, `vring.rs` | frontends one after the other; one connection; what it says of its queues |
 //! | `service.rs` | what the queues of a session share: export, guest memory, the FUSE session |
-//! | `queue.rs`, `stop.rs` | a queue's state; how it stops |
+//! | `queue.rs`, `late.rs`, `stop.rs` | a queue's state; answers that no serving thread brings; how it stops |
+//! | `recorded.rs`, `recovery.rs` | the ring with the records of what is in flight; how it starts, also behind a process that died |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
 //! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
@@ -24,12 +25,16 @@ mod config_space;
 mod features;
 mod in_flight;
 mod in_flight_table;
+mod late;
 mod leadership;
 mod pace;
 mod polling;
 mod queue;
 mod queue_cpus;
 mod queue_engine;
+mod recorded;
+mod recorded_model;
+mod recovery;
 mod reply;
 mod serve;
 mod served;
@@ -50,5 +55,5 @@ pub use polling::PollTime;
 pub use queue_cpus::QueueCpus;
 pub use queue_engine::QueueEngine;
 pub use server::{Frontend, Frontends, ServeError, Server, ServerOptions, ServerStopper};
-pub use service::{Options, Service};
+pub use service::{Options, Resumed, Service};
 pub use session::{Session, SessionError, Stopper};

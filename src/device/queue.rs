@@ -13,20 +13,20 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::activity::Activity;
-use super::claim::Claim;
-use super::in_flight::{InFlight, Origin, SlotIndex, SuspendedKey};
-use super::in_flight_table::{InFlightTable, Popped};
+use super::in_flight::{InFlight, SuspendedKey};
+use super::in_flight_table::InFlightTable;
 use super::leadership::{Leadership, Next};
 use super::pace::Pace;
 use super::polling::Polling;
 use super::queue_engine::QueueEngine;
-use super::reply;
+use super::recorded::{self, Popped};
 use super::service::{Service, SessionQueue};
 use crate::guest::RingMemory;
 use crate::io::Engine;
+use crate::state::{HeadTwice, QueueRecords, Unfinished};
 use crate::sys::event::{self, KickWatch};
-use crate::types::{Errno, QueueIndex, RequestId};
-use crate::virtqueue::{Arrivals, Chain, Ring};
+use crate::types::{Errno, QueueIndex};
+use crate::virtqueue::{Arrivals, Ring};
 use crate::warn_limited;
 
 /// What the frontend said of the queue.
@@ -55,17 +55,19 @@ impl Setup {
 /// A request for a thread to serve.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// A chain that was just popped, and how many wait behind it.
+    /// A chain that was just popped, or that an earlier process had popped, and how many wait behind it.
     New { popped: Popped, waiting: u16 },
+    /// Nothing: the driver has offered a head again that is in flight, and the second chain was dropped.
+    Dropped(HeadTwice),
     /// One that was throttled.
     Again(InFlight),
 }
 
 /// An answer to a suspended request.
 #[derive(Debug, Clone, Copy)]
-struct Late {
-    key: SuspendedKey,
-    result: Result<(), Errno>,
+pub(super) struct Late {
+    pub key: SuspendedKey,
+    pub result: Result<(), Errno>,
 }
 
 /// Ring, requests in flight, and roles.
@@ -73,6 +75,16 @@ struct Late {
 pub(super) struct State {
     pub setup: Setup,
     pub ring: Option<Ring>,
+    /// What another process needs to go on with the queue; set with [`Queue::bind`].
+    pub records: Option<QueueRecords>,
+    /// Requests that an earlier process has left unfinished, in the order in which they were popped.
+    pub recovered: VecDeque<(u16, Unfinished)>,
+    /// The ring has run in this process.
+    pub has_started: bool,
+    /// The next position that the frontend sets is one that it has set before, in the life of an earlier process.
+    is_base_replayed: bool,
+    /// The guest gets a call whether it wants one or not.
+    pub is_call_due: bool,
     pub memory_generation: u64,
     /// The setup changed in a way that the running ring has not seen.
     is_stale: bool,
@@ -85,7 +97,7 @@ pub(super) struct State {
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
     is_call_owed: bool,
     /// Answers to suspended requests that are to be given.
-    late: VecDeque<Late>,
+    pub late: VecDeque<Late>,
     /// Requests that the engine had no room for, in order.
     throttled: VecDeque<InFlight>,
     /// Counts how often the engine may have got room for more transfers.
@@ -116,7 +128,7 @@ pub(super) struct Queue {
     /// Counts the wake-ups by [`Queue::wake`], for a leader that polls.
     wakes: AtomicU32,
     engine: OnceLock<QueueEngine>,
-    pub bound: OnceLock<Bound>,
+    bound: OnceLock<Bound>,
     pub handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -128,10 +140,12 @@ impl State {
     }
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
-    fn prepare(&mut self, service: &Service) -> bool {
-        if !self.is_runnable() {
-            return false;
-        }
+    pub fn prepare(&mut self, service: &Service) -> bool {
+        self.is_runnable() && self.fit_ring(service)
+    }
+
+    /// The same, whether the frontend lets the queue run or not.
+    pub fn fit_ring(&mut self, service: &Service) -> bool {
         let generation = service.memory_generation();
         if self.ring.is_some() && !self.is_stale && self.memory_generation == generation {
             return true;
@@ -140,20 +154,10 @@ impl State {
             warn_limited!(service.limiter; "a queue of {} entries lies outside guest memory or is misaligned; it is not served", self.setup.size);
             return false;
         };
-        let s = &self.setup;
-        match &mut self.ring {
-            Some(ring) => leave(&mut self.in_flight, ring).remap(memory),
-            None => {
-                if s.next_avail == 0 && s.next_used == 0 {
-                    // The guest has reset the queue, and waits for nothing of before.
-                    self.in_flight.clear_suspended();
-                    self.late.clear();
-                }
-                let mut ring = Ring::new(memory, s.event_idx, s.next_avail, s.next_used);
-                // The leader is awake: starting the queue has woken it.
-                ring.disable_kicks();
-                self.ring = Some(ring);
-            }
+        if let Some(ring) = &mut self.ring {
+            leave(&mut self.in_flight, ring).remap(memory);
+        } else {
+            self.start_ring(&memory, service);
         }
         self.memory_generation = generation;
         self.is_stale = false;
@@ -187,10 +191,11 @@ impl State {
             }
             return self.throttled.pop_front().map_or(Next::Stopped, |request| Next::Chain(Work::Again(request)));
         }
-        if !self.prepare(service) {
-            return Next::Stopped;
+        let is_running = self.prepare(service);
+        if let Some(recovered) = self.next_recovered() {
+            return Next::Chain(recovered);
         }
-        let Some(ring) = &mut self.ring else { return Next::Stopped };
+        let (true, Some(ring), Some(records)) = (is_running, &mut self.ring, &self.records) else { return Next::Stopped };
         let waiting = match ring.waiting() {
             Ok(0) => return Next::Empty,
             Ok(waiting) => waiting,
@@ -201,13 +206,16 @@ impl State {
                 return Next::Empty;
             }
         };
-        let Some((head, memory)) = ring.pop() else { return Next::Stopped };
-        Next::Chain(Work::New { popped: Popped { head, memory }, waiting: waiting - 1 })
+        match recorded::pop(ring, records) {
+            Some(Ok(popped)) => Next::Chain(Work::New { popped, waiting: waiting - 1 }),
+            Some(Err(twice)) => Next::Chain(Work::Dropped(twice)),
+            None => Next::Stopped,
+        }
     }
 
     /// Whether chains wait to be popped.
     pub fn has_waiting(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| ring.waiting().is_ok_and(|waiting| waiting > 0))
+        !self.recovered.is_empty() || self.ring.as_ref().is_some_and(|ring| ring.waiting().is_ok_and(|waiting| waiting > 0))
     }
 
     /// A number that changes when the engine may have got room for more transfers.
@@ -234,35 +242,22 @@ impl State {
         !self.throttled.is_empty()
     }
 
-    /// The next answer to a suspended request, with the memory to give it in.
-    fn next_late(&mut self, service: &Service) -> Option<(RequestId, Arc<RingMemory>, Result<(), Errno>)> {
-        while !self.late.is_empty() && self.prepare(service) {
-            let memory = Arc::clone(self.ring.as_ref()?.memory()?);
-            let Late { key, result } = self.late.pop_front()?;
-            if let Some(id) = self.in_flight.take_suspended(key) {
-                return Some((id, memory, result));
-            }
-        }
-        None
-    }
-
-    /// Puts the answer to a popped chain into the used ring, where the guest sees it. A head that the table does not have cannot
-    /// be named there: the chain is dropped.
+    /// Puts the answer to a popped chain into the used ring, where the guest sees it.
     pub fn push_used(&mut self, head: u16, used_len: u32) {
-        if let Some(ring) = self.ring.as_mut().filter(|ring| head < ring.size()) {
-            ring.push_used(head, used_len);
+        if let (Some(ring), Some(records)) = (&mut self.ring, &self.records) {
+            recorded::push(ring, records, head, used_len);
         }
     }
 
-    /// Answers since the last call.
+    /// Answers since the last call, and 1 at least where a call is due.
     pub fn unsignalled(&self) -> u16 {
-        self.ring.as_ref().map_or(0, Ring::unsignalled)
+        self.ring.as_ref().map_or(0, Ring::unsignalled).max(self.is_call_due.into())
     }
 
     /// The call to signal, where the guest wants one for the answers since the last one. `now` is about the present time.
     fn take_call(&mut self, now: Instant) -> Option<Arc<OwnedFd>> {
         self.last_call_at = Some(now);
-        let wanted = self.ring.as_mut().is_some_and(Ring::needs_call);
+        let wanted = self.ring.as_mut().is_some_and(Ring::needs_call) | std::mem::take(&mut self.is_call_due);
         self.is_call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }
     }
@@ -303,6 +298,16 @@ pub(super) fn signal_call(state: &mut MutexGuard<'_, State>, service: &Service, 
 }
 
 impl Queue {
+    /// Gives the queue what it needs before the frontend sends messages about it. `is_resumed`: an earlier process has served it, and
+    /// the frontend's messages of before come again.
+    pub fn bind(&self, bound: Bound, is_resumed: bool) {
+        let mut state = self.state.lock();
+        state.records = bound.service.records.queue(bound.index);
+        state.is_base_replayed = is_resumed;
+        drop(state);
+        let _ = self.bound.set(bound);
+    }
+
     /// What the queue was given; set before the frontend sends messages about it.
     pub fn bound(&self) -> Option<&Bound> {
         self.bound.get()
@@ -370,9 +375,24 @@ impl Queue {
 
     /// Changes the setup and wakes the leader, which checks it.
     pub fn configure(&self, change: impl FnOnce(&mut Setup)) {
+        self.configure_state(|state| change(&mut state.setup));
+    }
+
+    fn configure_state(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
-        change(&mut state.setup);
+        change(&mut state);
         self.wake();
+    }
+
+    /// The frontend sets the position of the ring. Where one sets it again for a process that goes on, the records count.
+    pub fn set_base(&self, next_avail: u16) {
+        self.configure_state(|state| {
+            state.setup.next_avail = next_avail;
+            let is_replayed = std::mem::take(&mut state.is_base_replayed);
+            if let Some(records) = state.records.as_ref().filter(|_| !is_replayed && state.ring.is_none()) {
+                records.forget_positions();
+            }
+        });
     }
 
     /// Guest memory was replaced: maps the ring again at once, and wakes the leader, which checks whether the ring runs now.
@@ -401,7 +421,8 @@ impl Queue {
     /// The next chain's index: what GET_VRING_BASE returns.
     pub fn next_avail(&self) -> u16 {
         let state = self.state.lock();
-        state.ring.as_ref().map_or(state.setup.next_avail, Ring::next_avail)
+        let recorded = || state.records.as_ref().and_then(QueueRecords::positions).map(|positions| positions.avail);
+        state.ring.as_ref().map(Ring::next_avail).or_else(recorded).unwrap_or(state.setup.next_avail)
     }
 
     /// To be called when a request leaves service: wakes the thread that waits for the last one, to stop the queue or remove memory.
@@ -409,79 +430,6 @@ impl Queue {
         if state.is_leaving_memory || state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
-    }
-
-    /// Writes the answers to suspended requests that are ready, if the queue runs.
-    pub fn answer_late(&self, state: &mut MutexGuard<'_, State>) {
-        if state.late.is_empty() {
-            return;
-        }
-        let Some(Bound { service, .. }) = self.bound() else { return };
-        while let Some((id, memory, result)) = state.next_late(service) {
-            // In service again, so that the queue is not stopped meanwhile, and not to be withdrawn: the lock is the guest's.
-            let (slot, claim) = state.in_flight.enter();
-            let popped = Popped { head: id.head, memory };
-            state.in_flight.begin(slot, id.head, Instant::now(), std::thread::current().id());
-            claim.take();
-            let used_len = MutexGuard::unlocked(state, || {
-                let mut chain = Chain::new();
-                chain.walk(popped.head, popped.memory);
-                match result {
-                    Ok(()) => reply::write_parts(&mut chain, id.unique, &[], &[]),
-                    Err(errno) => reply::write_error(&mut chain, id.unique, errno),
-                }
-            });
-            if state.in_flight.end(slot) {
-                state.push_used(id.head, used_len);
-            }
-            state.in_flight.leave(slot);
-            signal_call(state, service, Instant::now());
-            self.note_answered(state);
-        }
-    }
-}
-
-impl Origin for Queue {
-    fn complete(&self, slot: SlotIndex, head: u16, used_len: u32) {
-        let mut state = self.state.lock();
-        if state.in_flight.end(slot) {
-            state.push_used(head, used_len);
-        }
-        // An engine that loses a request has room for another one.
-        state.note_engine_room();
-        if let Some(bound) = self.bound() {
-            state.follow_memory(&bound.service);
-            signal_call(&mut state, &bound.service, Instant::now());
-        }
-        self.note_answered(&state);
-        drop(state);
-        Queue::wake(self);
-    }
-
-    fn suspend(&self, slot: SlotIndex, claim: &Claim, id: RequestId, ring_descriptors: u16) -> Result<SuspendedKey, Errno> {
-        let mut state = self.state.lock();
-        // It cannot be withdrawn while the state is locked. Taken last: after an error the caller may still wait for the host.
-        if claim.is_withdrawn() {
-            return Err(Errno::EIO);
-        }
-        let ring_len = state.ring.as_ref().map_or(0, Ring::size);
-        let key = state.in_flight.suspend(slot, id, ring_descriptors, ring_len)?;
-        claim.take();
-        if let Some(bound) = self.bound() {
-            bound.service.metrics.parked.increment();
-        }
-        self.note_answered(&state);
-        Ok(key)
-    }
-
-    fn answer_suspended(&self, key: SuspendedKey, result: Result<(), Errno>) {
-        let mut state = self.state.lock();
-        state.late.push_back(Late { key, result });
-        self.answer_late(&mut state);
-    }
-
-    fn leave(&self, slot: SlotIndex) {
-        self.state.lock().in_flight.leave(slot);
     }
 }
 

@@ -4,6 +4,7 @@
 //! The match in [`carry_out`] names every operation, so that none is forgotten. What takes more than a line lies in the files of
 //! `serve/`, and in `transfer.rs`.
 
+mod again;
 mod arguments;
 mod attributes;
 mod directories;
@@ -34,6 +35,10 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
     let Some(header) = decode_header(request.arguments()) else {
         return Served::Answered(refuse_headerless(service, request));
     };
+    if request.earlier().is_some_and(|earlier| again::refuses(&request, &earlier, &header)) {
+        request.set_header(header);
+        return Served::Answered(answer_error(Errno::EIO, request));
+    }
     request.set_header(header);
     let opcode = Opcode::from_number(header.opcode);
     service.metrics.requests[opcode.map_or(0, |o| o as usize)].increment();

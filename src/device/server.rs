@@ -12,12 +12,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::config_space::ConfigSpace;
 use super::queue_cpus::QueueCpus;
-use super::service::{Options, Service};
+use super::service::{Options, Resumed, Service};
 use super::session::{Session, SessionError, Stopper};
 use crate::fuse::Opcode;
 use crate::host::{Export, Share};
 use crate::io::{Rings, Which};
 use crate::metrics::Metrics;
+use crate::state::RequestRecords;
 
 /// Where frontends come from.
 pub trait Frontends {
@@ -60,6 +61,10 @@ pub struct ServerOptions {
     pub rings: Option<(Arc<Rings>, Which)>,
     /// CPUs of the threads that serve each request queue.
     pub queue_cpus: QueueCpus,
+    /// The records of the requests in flight.
+    pub records: Arc<RequestRecords>,
+    /// What the first frontend's session goes on with, where an earlier process has begun it.
+    pub resumed: Option<Resumed>,
 }
 
 /// Why serving ended.
@@ -86,6 +91,7 @@ impl Server {
     /// Serves `share`, and those that follow it in later FUSE sessions. An error where the process is out of descriptors.
     pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
         let metrics = Arc::new(Metrics::new(&share.path().to_string_lossy(), &Opcode::NAMES));
+        options.records.set_share_arena(share.arena());
         Ok(Server { export: Arc::new(Export::new(share)), metrics, options, stop: Arc::new(Stop::new()?) })
     }
 
@@ -113,12 +119,17 @@ impl Server {
     /// As [`Server::serve`]; `change` may give each session's service other parts.
     pub fn serve_with(&self, frontends: &impl Frontends, change: impl Fn(Service) -> Service) -> Result<(), ServeError> {
         let options = &self.options;
+        let mut resumed = options.resumed.clone();
         while self.stop.wait_for_frontend(frontends.readiness())? {
-            let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics))
+            let service = Service::new(Arc::clone(&self.export), Arc::clone(&self.metrics), Arc::clone(&options.records))
                 .with(options.device)
                 .with_cpus(options.queue_cpus.clone());
             let service = match &options.rings {
                 Some((rings, which)) => service.with_rings(Arc::clone(rings), *which),
+                None => service,
+            };
+            let service = match resumed.take() {
+                Some(resumed) => service.resuming(resumed),
                 None => service,
             };
             match self.serve_one(frontends, &Arc::new(change(service))) {

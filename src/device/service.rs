@@ -18,6 +18,7 @@ use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
 use crate::io::{Engine, Rings, SyncEngine, UringEngine, Which};
 use crate::metrics::Metrics;
+use crate::state::RequestRecords;
 use crate::trace::Limiter;
 use crate::types::{Errno, QueueIndex};
 
@@ -50,6 +51,15 @@ impl Default for Options {
     }
 }
 
+/// What a process takes over of one that died: its FUSE session, and its frontend, whose messages come again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// The queues for which SET_VRING_BASE comes again. The positions of their rings are those of the records.
+    pub rings: Vec<u16>,
+    /// [`Negotiated::to_word`] of what INIT agreed on; 0 without a FUSE session.
+    pub fuse: u64,
+}
+
 /// A queue of the session, as the service sees it.
 pub(super) trait SessionQueue: Send + Sync {
     /// Whether the frontend has set the queue up and started it.
@@ -73,6 +83,10 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Bounds.
     pub options: Options,
+    /// The records of the requests in flight.
+    pub(super) records: Arc<RequestRecords>,
+    /// What it goes on with.
+    resumed: Option<Resumed>,
     /// CPUs of the threads that serve each queue.
     pub(super) cpus: QueueCpus,
     /// Bounds how many leaders poll at a time.
@@ -101,15 +115,18 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A service without guest memory.
-    pub fn new(export: Arc<Export>, metrics: Arc<Metrics>) -> Service {
+    /// A service without guest memory. The FUSE session is that of the share, if another process has begun one.
+    pub fn new(export: Arc<Export>, metrics: Arc<Metrics>, records: Arc<RequestRecords>) -> Service {
         let counters = Arc::clone(&metrics);
         let make_engine = move |_| QueueEngine::Sync(SyncEngine::new(Arc::clone(&counters)));
         Service {
             make_engine: Box::new(make_engine),
             rings: None,
+            fuse: AtomicU64::new(export.share().negotiated_word()),
             export,
             metrics,
+            records,
+            resumed: None,
             options: Options::default(),
             cpus: QueueCpus::default(),
             lookers: Lookers::default(),
@@ -118,7 +135,6 @@ impl Service {
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
             memory_generation: AtomicU64::new(0),
-            fuse: AtomicU64::new(0),
             changes: Mutex::new(()),
             queues: OnceLock::new(),
         }
@@ -186,6 +202,27 @@ impl Service {
         queues.filter_map(Weak::upgrade).map(|queue| queue.requests_in_flight()).sum()
     }
 
+    /// The same for a session that an earlier process has begun, over the records that it left.
+    pub fn resuming(self, resumed: Resumed) -> Service {
+        self.resume_fuse(resumed.fuse);
+        Service { resumed: Some(resumed), ..self }
+    }
+
+    /// Goes on with a FUSE session, without another INIT; `word` is [`Negotiated::to_word`] of what its INIT agreed on, or 0.
+    pub fn resume_fuse(&self, word: u64) {
+        self.fuse.store(word, Ordering::Release);
+    }
+
+    /// Whether an earlier process has begun the session.
+    pub(super) fn is_resuming(&self) -> bool {
+        self.resumed.is_some()
+    }
+
+    /// Whether the frontend's messages about queue `index` come again.
+    pub(super) fn is_resumed(&self, index: QueueIndex) -> bool {
+        self.resumed.as_ref().is_some_and(|resumed| resumed.rings.contains(&index.0))
+    }
+
     /// The same with other bounds.
     pub fn with(self, options: Options) -> Service {
         Service { options, ..self }
@@ -238,7 +275,8 @@ impl Service {
                 return Err(Errno::EIO);
             }
             let share = self.export.begin_session()?;
-            share.begin_session(features::negotiated(negotiated));
+            share.begin_session(features::negotiated(negotiated), negotiated.to_word());
+            self.records.set_share_arena(share.arena());
             self.fuse.store(negotiated.to_word(), Ordering::Release);
             share
         };
@@ -260,7 +298,9 @@ impl Service {
             if self.fuse.swap(0, Ordering::AcqRel) == 0 {
                 return None;
             }
-            self.export.end_session()
+            let closing = self.export.end_session();
+            self.records.set_share_arena(self.export.share().arena());
+            closing
         };
         // Wakes the threads that sleep: they release the share of the session that ended.
         for queue in self.queues.get().into_iter().flatten().filter_map(Weak::upgrade) {

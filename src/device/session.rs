@@ -22,6 +22,7 @@ use super::service::{Service, SessionQueue};
 use super::vring::{HookedVring, Memory, collect_queues};
 use super::watchdog;
 use crate::guest::{DirtyLog, GuestMap, MappedMemory};
+use crate::sys::thread;
 use crate::types::QueueIndex;
 
 /// The largest queue that virtio allows (virtio 1.3 section 2.7).
@@ -95,6 +96,8 @@ impl VhostUserBackend for Device {
     }
 
     fn acked_features(&self, features: u64) {
+        // The crate's thread, before the first message by which it does anything to what other processes use.
+        thread::record_this();
         let logs = features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
         self.service.logging.store(logs, Ordering::Relaxed);
     }
@@ -197,6 +200,9 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Waits for a frontend on `listener` and serves it. A configuration space is offered if there is one.
     pub fn accept(listener: UnixListener, service: &Arc<Service>, config: Option<ConfigSpace>) -> Result<Session, SessionError> {
+        if !service.is_resuming() {
+            service.records.clear();
+        }
         let device = Device { service: Arc::clone(service), config, queues: OnceLock::new(), backend_channel: Mutex::new(None) };
         let device = Arc::new(device);
         let memory = Memory::new(MappedMemory::new());
@@ -207,7 +213,8 @@ impl Session {
         let activity = Arc::new(Activity::default());
         for (index, queue) in (0..).zip(&queues) {
             let (index, service, activity) = (QueueIndex(index), Arc::clone(service), Arc::clone(&activity));
-            let _ = queue.bound.set(Bound { index, service, activity });
+            let is_resumed = service.is_resumed(index);
+            queue.bind(Bound { index, service, activity }, is_resumed);
         }
         let _ = device.queues.set(queues.clone());
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());
@@ -215,7 +222,7 @@ impl Session {
         service.metrics.connections.increment();
         let watchdog = {
             let (activity, every) = (Arc::clone(&activity), service.options.relieve_after);
-            std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watchdog::run(&activity, &queues, every))?
+            thread::start("watchdog", move || watchdog::run(&activity, &queues, every))?
         };
         Ok(Session { daemon, device, activity, watchdog: Some(watchdog) })
     }

@@ -9,6 +9,7 @@ use super::claim::Claim;
 use super::in_flight::{Origin, SlotIndex, Vacant};
 use super::queue::{Bound, Queue, State};
 use crate::host::Share;
+use crate::state::RequestRecord;
 
 /// Storage that a thread keeps for requests to come, where an engine finishes some later.
 const SPARES_MAX: usize = 64;
@@ -30,8 +31,10 @@ impl Spares<'_> {
         spares
     }
 
-    fn make(&self, (slot, claim): (SlotIndex, Arc<Claim>), share: (Arc<Share>, u64)) -> Vacant {
-        Vacant::new(Arc::clone(self.queue) as Arc<dyn Origin>, self.bound.index, slot, claim, share)
+    fn make(&self, entered: (SlotIndex, Arc<Claim>), share: (Arc<Share>, u64)) -> Vacant {
+        let (index, records) = (self.bound.index, &self.bound.service.records);
+        let record = records.queue(index).map(RequestRecord::of).unwrap_or_default();
+        Vacant::new(Arc::clone(self.queue) as Arc<dyn Origin>, (index, record), entered, share)
     }
 
     /// Storage for a request that begins.

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::claim::Holder;
-use super::in_flight_table::{Popped, Withdrawn};
+use super::in_flight_table::{ChainAt, Withdrawn};
 use super::queue::{Bound, Queue, State, signal_call};
 use super::reply;
 use crate::fuse::abi::IN_HEADER_LEN;
 use crate::fuse::{Opcode, decode_header};
 use crate::guest::GuestMap;
 use crate::io::Engine;
+use crate::state::Phase;
 use crate::types::{Errno, Unique};
 use crate::virtqueue::{Chain, Ring};
 
@@ -30,8 +31,17 @@ impl Queue {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         state.setup.ready = false;
+        // What an earlier process has left of a ring that it served is finished before the ring stops.
+        if !state.has_started
+            && state.leadership.threads() > 0
+            && state.records.as_ref().is_some_and(|records| records.positions().is_some())
+            && let Some(bound) = self.bound()
+        {
+            state.fit_ring(&bound.service);
+            self.wake();
+        }
         let mut deadline = self.deadline(&state);
-        while state.in_flight.in_service() > 0 {
+        while state.in_flight.in_service() > 0 || !state.recovered.is_empty() {
             let Some(at) = deadline else {
                 self.drained.wait(&mut state);
                 continue;
@@ -63,22 +73,22 @@ impl Queue {
     /// has not finished within --stop-timeout: they go on using the memory that they were sent with.
     pub fn leave_memory(&self, new: &GuestMap) -> usize {
         let mut state = self.state.lock();
-        let popped = |state: &State| state.in_flight.popped(state.ring.as_ref().and_then(Ring::memory)).collect::<Vec<_>>();
-        let mut users = popped(&state);
+        let chains = |state: &State| state.in_flight.chains(state.ring.as_ref().and_then(Ring::memory)).collect::<Vec<_>>();
+        let mut users = chains(&state);
         let Some(Bound { service, .. }) = self.bound() else { return 0 };
         // Where the ring could not follow, each answer is still written to it, wherever the buffers are.
         if state.memory_generation == service.memory_generation() {
             MutexGuard::unlocked(&mut state, || {
                 let mut chain = Chain::new();
-                users.retain(|Popped { head, memory }| {
+                users.retain(|ChainAt { head, memory }| {
                     chain.walk(*head, Arc::clone(memory));
                     chain.loses_memory(new)
                 });
             });
         }
         // A request that came meanwhile is one of the ring's present memory.
-        let is_user = |popped: &&Popped| users.iter().any(|user| user.head == popped.head && Arc::ptr_eq(&user.memory, &popped.memory));
-        let users_in_service = |state: &State| popped(state).iter().filter(is_user).count();
+        let is_user = |chain: &&ChainAt| users.iter().any(|user| user.head == chain.head && Arc::ptr_eq(&user.memory, &chain.memory));
+        let users_in_service = |state: &State| chains(state).iter().filter(is_user).count();
         let deadline = self.deadline(&state);
         state.is_leaving_memory = true;
         while users_in_service(&state) > 0 {
@@ -98,8 +108,8 @@ impl Queue {
     fn give_up(&self, state: &mut MutexGuard<'_, State>) {
         let Some(Bound { index, service, .. }) = self.bound() else { return };
         let popped_from = state.ring.as_ref().and_then(Ring::memory).cloned();
-        let withdrawn = state.in_flight.withdraw();
-        if withdrawn.is_empty() {
+        let mut withdrawn = state.in_flight.withdraw();
+        if withdrawn.is_empty() && state.recovered.is_empty() {
             return;
         }
         // Its threads count no more, and none of them leads: the next start finds or makes others.
@@ -113,9 +123,14 @@ impl Queue {
         let throttled = state.take_throttled();
         state.note_engine_room();
         MutexGuard::unlocked(state, || drop(throttled));
+        let unserved = std::mem::take(&mut state.recovered);
+        withdrawn.extend(unserved.into_iter().map(|(head, _)| Withdrawn { head, memory: None, holder: Holder::Elsewhere }));
         // The pages that are taken out of the old mappings are still there in the new ones.
         service.set_memory(service.memory().renewed());
         state.follow_memory(service);
+        if let Some(records) = &state.records {
+            withdrawn.iter().for_each(|withdrawn| records.set_phase(withdrawn.head, Phase::Withdrawn));
+        }
         for Withdrawn { head, memory, .. } in withdrawn {
             service.metrics.withdrawn.increment();
             let Some(memory) = memory.or_else(|| popped_from.clone()) else { continue };

@@ -114,7 +114,7 @@ impl VringT<Memory> for HookedVring {
 
     fn set_queue_next_avail(&self, base: u16) {
         self.inner.set_queue_next_avail(base);
-        self.queue.configure(|s| s.next_avail = base);
+        self.queue.set_base(base);
     }
 
     fn set_queue_next_used(&self, idx: u16) {

@@ -11,7 +11,6 @@ use parking_lot::MutexGuard;
 
 use super::collecting::{COLLECT_TIME, Collecting, enough};
 use super::in_flight::{InFlight, SlotIndex, UsedEntry, Vacant};
-use super::in_flight_table::Popped;
 use super::leadership::{self, Leadership, Next, Station, Term};
 use super::polling::Look;
 use super::queue::{Bound, Queue, State, Work, signal_call};
@@ -22,7 +21,8 @@ use super::served::Served;
 use super::spares::Spares;
 use super::transfer;
 use crate::io::{Engine, Finished};
-use crate::sys::process;
+use crate::state::HeadTwice;
+use crate::sys::{process, thread};
 use crate::types::QueueIndex;
 use crate::warn_limited;
 
@@ -69,7 +69,7 @@ fn add_thread(queue: &Arc<Queue>, state: &mut State) {
     let name = if *index == QueueIndex::HIPRIO { "hiprio".to_owned() } else { format!("request {}", index.0) };
     let thread = {
         let queue = Arc::clone(queue);
-        std::thread::Builder::new().name(name).spawn(move || serve_queue(&queue))
+        thread::start(&name, move || serve_queue(&queue))
     };
     match thread {
         Ok(handle) => {
@@ -170,6 +170,14 @@ struct Worker<'q> {
 type Guard<'g> = MutexGuard<'g, State>;
 
 impl Worker<'_> {
+    /// The driver has offered `head` while it is in flight. The second chain is not served, as neither its buffers nor its place are its own.
+    fn note_dropped(&self, state: &mut Guard<'_>, head: u16) {
+        let (service, index) = (&self.bound.service, self.bound.index.0);
+        MutexGuard::bump(state);
+        service.metrics.heads_twice.increment();
+        warn_limited!(service.limiter; "the guest offers head {head} of queue {index} again, which is in flight; the second chain is dropped");
+    }
+
     /// Puts an answer into the used ring, unless the request was withdrawn and is answered already, and keeps its storage.
     fn finish(&mut self, state: &mut Guard<'_>, (used, vacant): (UsedEntry, Vacant)) {
         if state.in_flight.end(used.slot) {
@@ -327,6 +335,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
                 guard.in_flight.begin(spare.slot(), popped.head, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
             }
+            Work::Dropped(HeadTwice(head)) => return self.note_dropped(guard, head),
             Work::Again(request) => {
                 let slot = request.slot();
                 if !guard.in_flight.resume(slot, self.thread) {
@@ -343,9 +352,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let (served, has_waited) = MutexGuard::unlocked(guard, || {
             let sleeps = is_watched.then(process::sleeps);
             let served = match request {
-                Ok((spare, Popped { head, memory }, is_alone)) => {
-                    serve(service, self.engine, spare.begin(head, memory, FIRST_LEN, is_alone), &mut self.scratch)
-                }
+                Ok((spare, popped, is_alone)) => serve(service, self.engine, spare.begin(popped, FIRST_LEN, is_alone), &mut self.scratch),
                 Err(request) => serve_again(service, self.engine, request, &mut self.scratch),
             };
             // The chain's memory is released with the lock open: it may be the last that keeps old guest memory mapped.

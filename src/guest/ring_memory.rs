@@ -98,6 +98,11 @@ impl RingMemory {
         self.map.mark_dirty(self.used_region, from, len);
     }
 
+    /// Marks the whole used ring as dirty.
+    pub fn mark_used_ring(&self) {
+        self.mark_used(self.used, RING_HEADER_LEN + USED_ELEMENT_LEN * usize::from(self.size) + 2);
+    }
+
     /// Writes a word of the used ring. A value that is there already is not written, so that it dirties no page.
     fn store_used_word(&self, word: usize, value: u16) {
         let word = self.used_word(word);

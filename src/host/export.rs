@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::host::share::Share;
+use crate::sys::thread;
 use crate::types::Errno;
 
 /// Ended sessions whose files the host has not closed. With more, no session begins: each keeps a thread, descriptors and memory.
@@ -84,7 +85,7 @@ impl Closing {
         ended.lock().push(share);
         let all = Arc::clone(ended);
         // Without a thread the share stays in the list; the end of the next session closes it.
-        if let Err(e) = std::thread::Builder::new().name("closing".to_owned()).spawn(move || close(&all, &done)) {
+        if let Err(e) = thread::start("closing", move || close(&all, &done)) {
             tracing::error!("cannot start the thread that closes the guest's files: {e}");
         }
         Closing(closing)

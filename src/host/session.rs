@@ -3,11 +3,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::features::{Feature, Features};
+use crate::state::{Agreed, SessionRecord};
 use crate::types::GuestUid;
 
 /// The session's state; nothing is negotiated before it begins and after it ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FuseSession {
+    /// For a process that goes on with the session.
+    record: SessionRecord,
     /// [`Features::bits`] of the negotiated features.
     features: AtomicU32,
     has_ended: AtomicBool,
@@ -16,9 +19,28 @@ pub(super) struct FuseSession {
 }
 
 impl FuseSession {
-    /// Begins the session with the negotiated features.
-    pub fn begin(&self, features: Features) {
+    /// The session of `record`: one that has not begun, or that another process had begun, or ended.
+    pub fn new(record: SessionRecord) -> FuseSession {
+        let (features, has_ended) = (record.agreed().map_or(0, |agreed| agreed.features), record.has_ended());
+        let closing = AtomicBool::new(false);
+        FuseSession {
+            features: features.into(),
+            has_ended: has_ended.into(),
+            is_closing: closing,
+            is_closed: AtomicBool::new(false),
+            record,
+        }
+    }
+
+    /// Begins the session with the negotiated features. `negotiated` is for the caller, not 0.
+    pub fn begin(&self, features: Features, negotiated: u64) {
         self.features.store(features.bits(), Ordering::Relaxed);
+        self.record.begin(Agreed { features: features.bits(), negotiated });
+    }
+
+    /// What [`FuseSession::begin`] got; 0 before it and after the end.
+    pub fn negotiated_word(&self) -> u64 {
+        self.record.agreed().map_or(0, |agreed| agreed.negotiated)
     }
 
     /// Whether INIT negotiated `feature`.
@@ -28,6 +50,7 @@ impl FuseSession {
 
     /// Ends the session: from here on no node is retained and no lock is taken.
     pub fn end(&self) {
+        self.record.end();
         self.features.store(0, Ordering::Relaxed);
         self.has_ended.store(true, Ordering::SeqCst);
     }

@@ -1,7 +1,7 @@
 //! The share: a directory or file of the host, exported for one FUSE session. Only puts the groups together; the operations are
 //! methods in `ops/`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -12,13 +12,13 @@ use super::caching::{FileSystemWatch, Freshness, Watch};
 use super::directories::OpenDirectories;
 use super::files::{Descriptors, FileInUse, OpenFiles};
 use super::fs_limits::FsLimit;
-use super::inodes::{FileHandles, Inodes, Root, RootFault};
+use super::inodes::{Attached, FileHandles, Inodes, Root, RootFault};
 use super::locks::GuestLocks;
 use super::options::Options;
 use super::policy::Policy;
 use super::session::FuseSession;
 use super::share_error::ShareError;
-use crate::state::{Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, inodes_len, inodes_max};
+use crate::state::{Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, Pinned, SessionRecord, inodes_len, inodes_max, named_twice};
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
 use crate::sys::working_dir::DescriptorDir;
@@ -35,6 +35,7 @@ pub struct Share {
     pub(super) locks: GuestLocks,
     pub(super) freshness: Freshness,
     descriptor_dir: Arc<DescriptorDir>,
+    arena: Arc<Arena>,
 }
 
 /// What all sessions' shares of one directory have in common.
@@ -73,16 +74,24 @@ impl Share {
 
     /// A share with the root only, which is open behind both descriptors; the second is an O_PATH one.
     fn with_tables(common: Common, root_fd: OwnedFd, path_fd: OwnedFd) -> Result<Share, RootFault> {
-        let Common { policy, root, budget, descriptor_dir, watch } = common;
+        let (policy, budget) = (&common.policy, &common.budget);
         let inodes_max = inodes_max(getrlimit(Resource::As).current);
         let inodes_len = inodes_len(inodes_max);
         let arena = Arena::new(inodes_len + HANDLES_LEN)?;
-        let handles = HandleTable::new(&arena, inodes_len, Arc::clone(&budget));
-        let files = Arc::new(OpenFiles::new(handles, policy.descriptors, budget));
+        let handles = HandleTable::new(&arena, inodes_len, Arc::clone(budget));
+        let files = Arc::new(OpenFiles::new(handles, policy.descriptors, Arc::clone(budget)));
         let records = InodeRecords::new(&arena, 0, inodes_max);
-        let inodes = Arc::new(Inodes::new(root, records, root_fd, path_fd, Arc::clone(&files))?);
-        Ok(Share {
-            session: FuseSession::default(),
+        let (root_number, path_number) = (root_fd.as_raw_fd(), path_fd.as_raw_fd());
+        let inodes = Inodes::new(common.root.clone(), records, root_fd, path_fd, Arc::clone(&files))?;
+        let session = SessionRecord::new(&arena, root_number, path_number, inodes.session_generation());
+        Ok(Share::of(common, arena, session, inodes, files))
+    }
+
+    fn of(common: Common, arena: Arc<Arena>, session: SessionRecord, inodes: Inodes, files: Arc<OpenFiles>) -> Share {
+        let Common { policy, descriptor_dir, watch, .. } = common;
+        let inodes = Arc::new(inodes);
+        Share {
+            session: FuseSession::new(session),
             directories: OpenDirectories::default(),
             locks: GuestLocks::new(policy.lock_wait),
             freshness: Freshness::new(policy.timeouts, Arc::clone(&inodes), watch),
@@ -90,7 +99,54 @@ impl Share {
             files,
             descriptor_dir,
             policy,
-        })
+            arena,
+        }
+    }
+
+    /// The share that a process which has ended had of this directory, with all that its guest knows and has open; `arena` is its
+    /// [`Share::arena`]. This share is as it was when that process began, and must not be dropped afterwards: its descriptors may be
+    /// the other one's. Makes no call to the shared file system.
+    ///
+    /// # Errors
+    /// The records cannot be used: [`ShareError::Arena`].
+    pub fn recovered(&self, arena: OwnedFd) -> Result<Share, ShareError> {
+        let arena = Arena::attach(arena)?;
+        let budget = Arc::new(Budget::new(self.policy.descriptors.all));
+        let inodes = InodeRecords::attach(&arena)?;
+        let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
+        let (session, root) = SessionRecord::attach(&arena)?;
+        let mut named = vec![root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
+        handles.name_descriptors(&mut named);
+        named.extend(inodes.pinned.iter().map(Pinned::number));
+        let contested = named_twice(named);
+        handles.give_up(&contested);
+        let common = Common {
+            policy: Arc::clone(&self.policy),
+            root: self.inodes.root().clone(),
+            budget: Arc::clone(&budget),
+            descriptor_dir: Arc::clone(&self.descriptor_dir),
+            watch: OnceLock::new(),
+        };
+        let files = Arc::new(OpenFiles::new(handles, self.policy.descriptors, budget));
+        let attached = Attached { inodes, root };
+        let inodes = Inodes::recovered(common.root.clone(), attached, Arc::clone(&files), |fd| contested.contains(&fd));
+        let share = Share::of(common, arena, session, inodes, files);
+        share.files.open_directories().for_each(|handle| share.directories.insert_read(handle));
+        Ok(share)
+    }
+
+    /// The descriptor of the records, by which the next process goes on if this one dies ([`Share::recovered`]). `None` where there is
+    /// none, as the limit of file sizes (RLIMIT_FSIZE) is too low.
+    pub fn arena(&self) -> Option<BorrowedFd<'_>> {
+        self.arena.descriptor()
+    }
+
+    /// Adds the number of every descriptor that the share has beyond a request to `named`: no other is its own.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        named.extend(self.arena().map(|fd| fd.as_raw_fd()));
+        named.push(self.descriptor_dir.number());
+        self.inodes.name_descriptors(named);
+        self.files.name_descriptors(named);
     }
 
     /// The same directory for the next session: with tables of its own, and the same budget of descriptors. Makes no call to the
@@ -111,11 +167,6 @@ impl Share {
             Share::with_tables(common, root_fd, path_fd)
         };
         again().map_err(|fault| ShareError::of(fault, self.path()))
-    }
-
-    /// Adds the descriptors that this owns to `named`.
-    pub fn name_descriptors(&self, named: &mut Vec<std::os::fd::RawFd>) {
-        let _ = named;
     }
 
     /// The shared directory's path, for messages.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::pinned::PinnedMemory;
 use crate::guest::GuestMap;
-use crate::sys::uring::Uring;
+use crate::sys::uring::{self, Uring};
 
 /// Requests of a ring at most. More than a disk has in flight (a SATA disk 32, a virtio disk 128 to 256), and few enough for the
 /// 16 KiB that the kernel keeps for each ring. The completion queue has twice as many entries, so that it never overflows.
@@ -53,6 +53,11 @@ impl Rings {
         }
         let pinned = (pins_memory && has_buffers).then(Arc::default);
         Ok(Rings { all, taking: Mutex::new(()), pinned })
+    }
+
+    /// Waits until the kernel has done what a process that died has given to its rings, by their descriptors.
+    pub fn wait_for_leftover(rings: &[RawFd]) -> io::Result<()> {
+        uring::wait_for_leftover(rings, REQUESTS_MAX)
     }
 
     /// Guest memory was replaced. It is pinned, if that was asked for.

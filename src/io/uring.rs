@@ -11,6 +11,7 @@ use super::rings::Rings;
 use super::sync::run;
 use super::transfer::{Action, Thread, Transfer, TransferOwner};
 use crate::metrics::Metrics;
+use crate::sys::thread;
 use crate::sys::uring::{Request, Rights, Ring};
 use crate::sys::vectored::{APPEND, SEGMENTS_MAX};
 
@@ -171,7 +172,7 @@ impl<O: TransferOwner + std::fmt::Debug + 'static> Engine<O> for UringEngine<O> 
                 drop_finished(&ring);
             }
         };
-        if let Err(e) = std::thread::Builder::new().name("uring".to_owned()).spawn(wait) {
+        if let Err(e) = thread::start("uring", wait) {
             tracing::error!("cannot start a thread that waits for the disk: {e}; what a hanging disk has is never freed");
         }
     }

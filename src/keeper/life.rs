@@ -3,23 +3,25 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
     sendmsg, socketpair,
 };
 
-use super::worker_end::{Beginning, WorkerEnd};
+use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use super::worker_end::{Inheritance, WorkerEnd};
 use crate::sys::identity;
 use crate::sys::process::{self, SharingChild};
+use crate::sys::thread;
 
-/// What the worker says once its descriptors are in order.
-pub(super) const READY: u8 = 1;
-/// What comes with a frontend's socket: the session is new to the worker, and to the frontend.
-pub(super) const NEW_SESSION: u8 = 0;
-/// What comes with a frontend's socket: the session goes on.
-pub(super) const OLD_SESSION: u8 = 1;
+/// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
+const THREADS_LOOK_AGAIN: Duration = Duration::from_micros(200);
+
+/// Bytes of what the worker says at most.
+const SAID_MAX: usize = 1 + RINGS_MAX * size_of::<u32>();
 
 /// A worker, as the keeper knows it.
 #[derive(Debug)]
@@ -30,6 +32,12 @@ pub struct Life {
     pub since: Instant,
     /// The worker's descriptors are in order: from here on the keeper may open and close others.
     pub is_ready: bool,
+    /// It is about to end in order.
+    is_leaving: bool,
+    /// Descriptors of its io_uring rings.
+    pub rings: Vec<RawFd>,
+    /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9.
+    thread: Option<OwnedFd>,
 }
 
 /// Which process returned from [`start`].
@@ -43,12 +51,12 @@ pub enum Side {
 
 /// Splits this process into keeper and worker, which share the table of descriptors: whatever is open belongs to the one that uses
 /// it, and the other must not close its copy. The watched signals must be blocked (`sys/signal.rs`), and the process must have one
-/// thread. The worker ends with the keeper. `owned` is what the keeper has open.
+/// thread. The worker ends with the keeper. `inheritance` is what it begins with, without what is made here.
 ///
 /// An error where the kernel has no process or descriptor left, and in a worker whose keeper has ended already.
-pub fn start(beginning: Beginning, mut owned: Vec<RawFd>) -> io::Result<Side> {
+pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    owned.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
+    inheritance.descriptors.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
     // Effective rights are for the worker.
     identity::take_capabilities_up().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
     // The worker's threads use the keeper's /proc/self/fd as working directory.
@@ -60,16 +68,29 @@ pub fn start(beginning: Beginning, mut owned: Vec<RawFd>) -> io::Result<Side> {
             identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
             // The worker cannot know what the kernel chose for this one.
             let number = worker.end().as_raw_fd().to_ne_bytes();
-            let life = Life { worker, control: ours, since: Instant::now(), is_ready: false };
+            let life =
+                Life { worker, control: ours, since: Instant::now(), is_ready: false, is_leaving: false, rings: Vec::new(), thread: None };
             sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
             Ok(Side::Keeper(life))
         }
         None => {
             process::end_with(Some(keeper))?;
             process::set_visible(was_visible)?;
+            thread::record_this();
             leave_to_keeper(ours);
-            WorkerEnd::new(theirs, beginning, owned).map(Side::Worker)
+            WorkerEnd::new(theirs, inheritance).map(Side::Worker)
         }
+    }
+}
+
+/// Whether `fd` becomes readable within `time`; `None` is now.
+pub fn is_ready(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<bool> {
+    let mut watched = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    let time = time.and_then(|time| Timespec::try_from(time).ok()).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    match poll(&mut watched, Some(&time)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -84,22 +105,53 @@ fn leave_to_keeper<T>(ours: T) {
 }
 
 impl Life {
-    /// Readable when the worker has something to say.
-    pub fn control(&self) -> BorrowedFd<'_> {
-        self.control.as_fd()
+    /// Readable when the worker has something to say, where something is expected of it.
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        (!self.is_leaving).then(|| self.control.as_fd())
     }
 
-    /// Takes what the worker has said, if anything. True when it is ready.
-    pub fn hear(&mut self) -> io::Result<bool> {
-        let mut packet = [0; 1];
-        let received =
-            recvmsg(&self.control, &mut [IoSliceMut::new(&mut packet)], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
-        match received {
-            Ok(received) => self.is_ready |= received.bytes == 1 && packet[0] == READY,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+    /// Takes what the worker has said, if anything.
+    pub fn hear(&mut self) -> io::Result<()> {
+        loop {
+            let mut said = vec![0; SAID_MAX];
+            let received =
+                recvmsg(&self.control, &mut [IoSliceMut::new(&mut said)], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
+            match received {
+                Ok(received) if received.bytes > 0 => said.truncate(received.bytes),
+                // It has closed its end, with a packet unread or without.
+                Ok(_) | Err(rustix::io::Errno::CONNRESET) => {
+                    self.is_leaving = true;
+                    return Ok(());
+                }
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+            let numbers = said[1..].as_chunks().0;
+            match said[0] {
+                READY => self.is_ready = true,
+                LEAVING => self.is_leaving = true,
+                THREAD => self.thread = numbers.first().and_then(|id| process::end_of_thread(u32::from_ne_bytes(*id)).ok()),
+                RINGS => self.rings = numbers.iter().map(|fd| RawFd::from_ne_bytes(*fd)).collect(),
+                _ => {}
+            }
         }
-        Ok(self.is_ready)
+    }
+
+    /// What becomes readable when a thread of the worker's has ended, where that is to be watched.
+    pub fn thread_end(&self) -> Option<BorrowedFd<'_>> {
+        self.thread.as_ref().filter(|_| !self.is_leaving).map(AsFd::as_fd)
+    }
+
+    /// A thread has ended. Waits until every one has, or the process: false then, and where the end is in order.
+    pub fn await_threads(&mut self) -> io::Result<bool> {
+        self.hear()?;
+        self.thread = None;
+        while !self.is_leaving && !thread::have_all_ended() {
+            if is_ready(self.worker.end(), Some(THREADS_LOOK_AGAIN))? {
+                return Ok(false);
+            }
+        }
+        Ok(!self.is_leaving)
     }
 
     /// Gives the worker a socket on which a frontend's connection is accepted; `session` says which.

@@ -6,13 +6,14 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `process.rs`, `deaths.rs` | the wait for connections, signals and the worker's end; when another worker is started |
-//! | `life.rs`, `worker_end.rs` | the start of a worker, what it begins with, and where it gets its frontends |
+//! | `life.rs`, `worker_end.rs`, `control.rs` | the start of a worker, what it begins with, and where it gets its frontends; what the two say to each other |
 //! | `relay.rs`, `connection.rs` | two directions of messages with their descriptors; a connection whose other end can be accepted |
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
 #![forbid(unsafe_code)]
 
 mod connection;
+mod control;
 mod deaths;
 mod incoming;
 mod life;
@@ -28,4 +29,4 @@ mod worker_end;
 pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};
-pub use worker_end::{Beginning, WorkerEnd};
+pub use worker_end::{Beginning, Inheritance, Witness, WorkerEnd};

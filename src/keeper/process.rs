@@ -2,7 +2,7 @@
 //! died. One thread, one wait for everything.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
+use super::control::{NEW_SESSION, OLD_SESSION};
 use super::deaths::{Cause, Deaths, Next};
-use super::life::{self, Life, NEW_SESSION, OLD_SESSION, Side};
+use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
-use super::worker_end::{Beginning, WorkerEnd};
+use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::descriptor;
-use crate::sys::process::End;
+use crate::sys::process::{End, SharingChild};
 use crate::sys::signal::Signals;
+use crate::sys::thread;
 
+/// After a shorter life the keeper waits until it knows how the worker has ended.
+const LIFE_MIN: Duration = Duration::from_secs(1);
 /// How long no connection is accepted after one could not be: what was missing, descriptors for example, will still be missing at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -41,7 +45,31 @@ pub struct Keeper {
     link: Link,
     accept_at: Option<Instant>,
     deaths: Deaths,
+    /// The io_uring rings of workers that died, until another one has waited for them.
+    rings: Vec<RawFd>,
+    /// Workers of which every thread has ended, until the kernel has taken down their memory.
+    ending: Vec<SharingChild>,
     is_stopping: bool,
+}
+
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    /// The worker's process has ended.
+    Ended,
+    /// A thread of it has.
+    ThreadEnded,
+    /// Something else.
+    Other,
+}
+
+/// What follows a worker's end.
+#[derive(Debug)]
+enum Verdict {
+    /// Another worker.
+    Next(Beginning),
+    /// gatherfsd ends.
+    End(End),
 }
 
 /// The frontend's connection.
@@ -60,6 +88,7 @@ impl Keeper {
     /// has to stay open in every process.
     pub fn new(listener: UnixListener, keep_listening: bool) -> io::Result<Keeper> {
         let signals = Signals::new()?;
+        thread::record_threads()?;
         Ok(Keeper {
             listener,
             keep_listening,
@@ -68,6 +97,8 @@ impl Keeper {
             link: Link::Awaited,
             accept_at: None,
             deaths: Deaths::default(),
+            rings: Vec::new(),
+            ending: Vec::new(),
             is_stopping: false,
         })
     }
@@ -78,7 +109,7 @@ impl Keeper {
     pub fn run(mut self) -> io::Result<Turn> {
         let mut beginning = Beginning::First;
         loop {
-            let mut life = match life::start(beginning, self.descriptors())? {
+            let mut life = match life::start(self.inheritance(beginning))? {
                 Side::Keeper(life) => life,
                 Side::Worker(end) => {
                     // The keeper's.
@@ -87,37 +118,46 @@ impl Keeper {
                 }
             };
             let end = self.attend(&mut life)?;
-            match self.follow(&life, end)? {
-                Some(next) => beginning = next,
-                None => return Ok(Turn::Ended(end)),
+            match self.follow(life, end)? {
+                Verdict::Next(next) => beginning = next,
+                Verdict::End(end) => return Ok(Turn::Ended(end)),
             }
+            thread::note_all_ended();
         }
     }
 
-    fn descriptors(&self) -> Vec<RawFd> {
-        let mut named = self.first.clone();
-        named.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+    fn inheritance(&self, beginning: Beginning) -> Inheritance {
+        let mut descriptors = self.first.clone();
+        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+        descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
+        let mut queues = Vec::new();
         if let Link::Connected(relay) = &self.link {
-            relay.name_descriptors(&mut named);
+            relay.name_descriptors(&mut descriptors);
+            queues = relay.queues();
         }
-        named
+        Inheritance { beginning, descriptors, queues, rings: self.rings.clone() }
     }
 
-    /// Attends to the worker until it has ended.
-    fn attend(&mut self, life: &mut Life) -> io::Result<End> {
+    /// Attends to the worker until it has ended. `None` where every thread has, and it is not known yet how.
+    fn attend(&mut self, life: &mut Life) -> io::Result<Option<End>> {
         loop {
-            if self.wait(life)? {
-                return life.worker.wait();
+            match self.wait(life)? {
+                Wake::Ended => return life.worker.wait().map(Some),
+                Wake::ThreadEnded if life.await_threads()? => return Ok(None),
+                _ => {}
             }
+            self.reap()?;
             self.pass_signals(life)?;
+            let was_ready = life.is_ready;
+            life.hear()?;
             if !life.is_ready {
-                if life.hear()? {
-                    self.resume(life)?;
-                }
                 continue;
             }
+            if !was_ready {
+                self.resume(life)?;
+            }
             match &mut self.link {
-                Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd())? => {
+                Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd(), None)? => {
                     self.connect(life)?;
                 }
                 Link::Connected(relay) => {
@@ -134,12 +174,16 @@ impl Keeper {
         }
     }
 
-    /// Sleeps until there is something to do. True when the worker has ended.
-    fn wait(&self, life: &Life) -> io::Result<bool> {
-        let mut watched = vec![PollFd::from_borrowed_fd(life.worker.end(), PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+    /// Sleeps until there is something to do.
+    fn wait(&self, life: &Life) -> io::Result<Wake> {
+        let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut watched = vec![watch(life.worker.end()), PollFd::new(&self.signals, PollFlags::IN)];
+        let thread_end = life.thread_end();
+        watched.extend(thread_end.into_iter().chain(life.control()).map(watch));
+        watched.extend(self.ending.iter().map(|worker| watch(worker.end())));
         let mut timeout = None;
         match &self.link {
-            _ if !life.is_ready => watched.push(PollFd::from_borrowed_fd(life.control(), PollFlags::IN)),
+            _ if !life.is_ready => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(left) if !left.is_zero() => timeout = Some(left),
                 _ => watched.push(PollFd::new(&self.listener, PollFlags::IN)),
@@ -151,9 +195,25 @@ impl Keeper {
             Link::Over => {}
         }
         match poll(&mut watched, timeout.and_then(|time| Timespec::try_from(time).ok()).as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!watched[0].revents().is_empty()),
+            Ok(_) if !watched[0].revents().is_empty() => Ok(Wake::Ended),
+            Ok(_) if thread_end.is_some() && !watched[2].revents().is_empty() => Ok(Wake::ThreadEnded),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Wake::Other),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Waits for the workers of which only the end of their threads was known, as far as they have ended.
+    fn reap(&mut self) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.ending.len() {
+            if is_ready(self.ending[at].end(), None)? {
+                let end = self.ending.swap_remove(at).wait()?;
+                tracing::error!("the worker that died was ended by {}", described(end));
+            } else {
+                at += 1;
+            }
+        }
+        Ok(())
     }
 
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
@@ -204,22 +264,40 @@ impl Keeper {
         self.link = if self.keep_listening { Link::Awaited } else { Link::Over };
     }
 
-    /// What the next worker begins with, when it is time to start it; `None` where there is to be none.
-    fn follow(&mut self, life: &Life, end: End) -> io::Result<Option<Beginning>> {
+    /// What the next worker begins with, when it is time to start it.
+    fn follow(&mut self, life: Life, end: Option<End>) -> io::Result<Verdict> {
         if let Link::Connected(relay) = &mut self.link {
             relay.leave_worker()?;
             if !relay.is_under_way() {
                 self.hang_up();
             }
         }
-        let End::Signal(signal) = end else { return Ok(None) };
-        let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
-        if self.is_stopping || matches!(self.link, Link::Over) {
-            tracing::error!("the worker was ended by signal {signal} ({name}) while it stopped; gatherfsd ends too");
-            return Ok(None);
+        let (lived, was_ready) = (life.since.elapsed(), life.is_ready);
+        if was_ready {
+            // It has waited for those of earlier ones.
+            self.rings.clear();
         }
-        let cause = if signal == libc::SIGKILL { Cause::Killed } else { Cause::Fault };
-        let next = self.deaths.note(Instant::now(), life.since.elapsed(), life.is_ready, cause);
+        self.rings.extend(&life.rings);
+        let is_over = self.is_stopping || matches!(self.link, Link::Over);
+        let end = match end {
+            None if is_over || lived < LIFE_MIN => Some(life.worker.wait()?),
+            None => {
+                self.ending.push(life.worker);
+                None
+            }
+            end => end,
+        };
+        let cause = match end {
+            Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
+            Some(end) if is_over => {
+                tracing::error!("the worker was ended by {} while it stopped; gatherfsd ends too", described(end));
+                return Ok(Verdict::End(end));
+            }
+            None | Some(End::Signal(libc::SIGKILL)) => Cause::Killed,
+            Some(End::Signal(_)) => Cause::Fault,
+        };
+        let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
+        let next = self.deaths.note(Instant::now(), lived, was_ready, cause);
         if let Some((count, time)) = self.deaths.many() {
             tracing::error!("{count} workers died within {} seconds; the guest waits after each death, at last a second", time.as_secs());
         }
@@ -227,10 +305,8 @@ impl Keeper {
             Next::Recovery(wait) => (wait, true),
             Next::Fresh(wait) => (wait, false),
             Next::None => {
-                tracing::error!(
-                    "the worker was ended by signal {signal} ({name}) before it could serve, as those before it; gatherfsd ends"
-                );
-                return Ok(None);
+                tracing::error!("the worker {how} before it could serve, as those before it; gatherfsd ends");
+                return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
             }
         };
         let beginning = match &self.link {
@@ -243,8 +319,8 @@ impl Keeper {
             Beginning::Fresh => "another one goes on without the records of the session: what the guest has open is lost",
             _ => "another one is started",
         };
-        tracing::error!("the worker was ended by signal {signal} ({name}); {what}");
-        Ok(if self.rest(wait)? { Some(beginning) } else { None })
+        tracing::error!("the worker {how}; {what}");
+        Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(end.unwrap_or(End::Exit(0))) })
     }
 
     /// Waits before a worker is started. False where gatherfsd is to end instead.
@@ -269,12 +345,13 @@ impl Keeper {
     }
 }
 
-/// Whether a connection waits.
-fn is_ready(listener: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut watched = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
-    match poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(e) => Err(e.into()),
+/// The end of a process in words.
+fn described(end: End) -> String {
+    match end {
+        End::Exit(status) => format!("itself with status {status}"),
+        End::Signal(signal) => {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
+            format!("signal {signal} ({name})")
+        }
     }
 }

@@ -170,6 +170,11 @@ impl Relay {
         Ok(())
     }
 
+    /// The queues that the frontend has set up.
+    pub fn queues(&self) -> Vec<u16> {
+        self.session.rings.keys().filter_map(|index| u16::try_from(*index).ok()).collect()
+    }
+
     /// Adds the descriptors that this owns to `named`.
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
         named.extend([self.frontend.as_raw_fd(), self.worker.as_raw_fd()]);

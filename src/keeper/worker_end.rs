@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 
-use super::life::{OLD_SESSION, READY};
+use super::control::{LEAVING, OLD_SESSION, READY, RINGS, RINGS_MAX, THREAD};
 use crate::device::{Frontend, Frontends};
 
 /// What a worker begins with.
@@ -23,39 +23,78 @@ pub enum Beginning {
     Fresh,
 }
 
+/// What a worker is told.
+#[derive(Debug, Clone)]
+pub struct Inheritance {
+    /// What it begins with.
+    pub beginning: Beginning,
+    /// The descriptors that the keeper has open.
+    pub descriptors: Vec<RawFd>,
+    /// The queues that the frontend has set up.
+    pub queues: Vec<u16>,
+    /// The io_uring rings of earlier workers.
+    pub rings: Vec<RawFd>,
+}
+
 /// Brings a socket for each frontend, on which the relayed connection is accepted.
 #[derive(Debug)]
 pub struct WorkerEnd {
     control: OwnedFd,
-    beginning: Beginning,
-    of_keeper: Vec<RawFd>,
+    inheritance: Inheritance,
 }
 
 impl WorkerEnd {
-    /// Of the worker's half of a socketpair of packets. `of_keeper` is what the keeper had open when the worker was started.
-    pub(super) fn new(control: OwnedFd, beginning: Beginning, mut of_keeper: Vec<RawFd>) -> io::Result<WorkerEnd> {
+    /// Of the worker's half of a socketpair of packets.
+    pub(super) fn new(control: OwnedFd, mut inheritance: Inheritance) -> io::Result<WorkerEnd> {
         // The descriptor of this process.
         let mut number = [0; size_of::<RawFd>()];
         recvmsg(&control, &mut [IoSliceMut::new(&mut number)], &mut RecvAncillaryBuffer::default(), RecvFlags::empty())?;
-        of_keeper.push(RawFd::from_ne_bytes(number));
-        of_keeper.push(control.as_raw_fd());
-        Ok(WorkerEnd { control, beginning, of_keeper })
+        inheritance.descriptors.extend([RawFd::from_ne_bytes(number), control.as_raw_fd()]);
+        Ok(WorkerEnd { control, inheritance })
     }
 
-    /// What the worker begins with.
-    pub fn beginning(&self) -> Beginning {
-        self.beginning
-    }
-
-    /// The descriptors that the keeper and this have open; no others until [`WorkerEnd::say_ready`].
-    pub fn descriptors(&self) -> &[RawFd] {
-        &self.of_keeper
+    /// What the worker begins with. Of descriptors, those that the keeper and this have open; there are no others until
+    /// [`WorkerEnd::say_ready`].
+    pub fn inheritance(&self) -> &Inheritance {
+        &self.inheritance
     }
 
     /// Tells the keeper that this worker has closed what an earlier one has left open.
     pub fn say_ready(&self) -> io::Result<()> {
-        sendmsg(&self.control, &[IoSlice::new(&[READY])], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
-        Ok(())
+        say(self.control.as_fd(), &[READY])
+    }
+
+    /// Tells the keeper that this worker is about to end in order.
+    pub fn say_leaving(&self) -> io::Result<()> {
+        say(self.control.as_fd(), &[LEAVING])
+    }
+
+    /// Tells the keeper of the io_uring rings of this worker.
+    pub fn say_rings(&self, rings: &[RawFd]) -> io::Result<()> {
+        let numbers = rings.iter().take(RINGS_MAX).flat_map(|fd| fd.to_ne_bytes());
+        say(self.control.as_fd(), &[RINGS].into_iter().chain(numbers).collect::<Vec<u8>>())
+    }
+
+    /// What a thread that lives as long as the process has to tell the keeper.
+    pub fn witness(&self) -> io::Result<Witness> {
+        Ok(Witness(self.control.try_clone()?))
+    }
+}
+
+fn say(control: BorrowedFd<'_>, what: &[u8]) -> io::Result<()> {
+    sendmsg(control, &[IoSlice::new(what)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// By which the keeper learns of the worker's end before the kernel has taken its memory down.
+#[derive(Debug)]
+pub struct Witness(OwnedFd);
+
+impl Witness {
+    /// Tells the keeper that the calling thread, which is not the process's first, ends when the process does.
+    pub fn testify(self) -> io::Result<()> {
+        let id = rustix::thread::gettid().as_raw_nonzero().get().to_ne_bytes();
+        say(self.0.as_fd(), &[&[THREAD], &id[..]].concat())
     }
 }
 

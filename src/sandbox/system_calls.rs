@@ -147,6 +147,7 @@ pub(super) const CALLS_OF_MUSL: &[(c_long, Caller)] = &[];
 pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     // The worker.
     (libc::SYS_pidfd_send_signal, Here("sys/process.rs", "rustix::process::pidfd_send_signal(")),
+    (libc::SYS_pidfd_open, Here("sys/process.rs", "libc::SYS_pidfd_open")),
     (libc::SYS_waitid, Here("sys/process.rs", "rustix::process::waitid(")),
     (libc::SYS_getppid, Here("sys/process.rs", "rustix::process::getppid(")),
     (libc::SYS_signalfd4, Here("sys/signal.rs", "libc::signalfd(")),
@@ -182,7 +183,7 @@ pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[(0x5421, Std("FIONBIO: U
 /// Commands of fcntl(2).
 pub(super) const FCNTLS: &[(i32, Caller)] = &[
     (libc::F_DUPFD_CLOEXEC, Here("sys/descriptor.rs", "rustix::io::fcntl_dupfd_cloexec(")),
-    (libc::F_GETFD, Std("builds with debug assertions: whether a descriptor that is closed is open")),
+    (libc::F_GETFD, Here("sys/descriptor.rs", "rustix::io::fcntl_getfd(")),
     (libc::F_OFD_GETLK, Here("sys/lock.rs", "libc::F_OFD_GETLK")),
     (libc::F_OFD_SETLK, Here("sys/lock.rs", "libc::F_OFD_SETLK")),
 ];

@@ -41,10 +41,10 @@ impl Budget {
         Some(Reserved { budget: self, count })
     }
 
-    /// Takes one place, even where none is free: for a descriptor that each session needs once.
-    pub fn take_one(&self) -> Reserved<'_> {
-        self.held.fetch_add(1, Ordering::Relaxed);
-        Reserved { budget: self, count: 1 }
+    /// Takes `count` places, even where none is free: for descriptors that are open, and one that each session needs.
+    pub fn take(&self, count: usize) -> Reserved<'_> {
+        self.held.fetch_add(count, Ordering::Relaxed);
+        Reserved { budget: self, count }
     }
 
     /// Returns `count` places.
@@ -84,7 +84,7 @@ mod tests {
         assert!(budget.reserve(1, 0).is_none());
         drop(three);
         assert!(budget.reserve(3, 0).is_some(), "what was not kept is given back");
-        budget.take_one().keep();
+        budget.take(1).keep();
         budget.give(8);
         assert!(budget.reserve(10, 0).is_some());
         assert!(budget.reserve(usize::MAX, 0).is_none() && budget.reserve(1, usize::MAX).is_none());

@@ -5,9 +5,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use super::arena::{Arena, Record, Records, generation_of, slot_of};
+use rustc_hash::FxHashSet;
+
+use super::arena::{Arena, ArenaError, Record, Records, generation_of, slot_of};
+use super::attached::Refused;
 use super::budget::{Budget, Reserved};
-use super::slots::{Slots, TableFull};
+use super::check::Check;
+use super::slots::{SlotUse, Slots, TableFull};
+use crate::sys::descriptor::is_open;
 use crate::types::{FileHandle, NodeId};
 
 /// The most files that a guest may have open, where the limit of descriptors allows as many.
@@ -22,7 +27,8 @@ const USERS: u64 = LIVE - 1;
 /// No descriptor.
 const NO_FD: i32 = -1;
 
-/// One open file.
+/// One open file. A process that died may have left LIVE cleared with users, where RELEASE came during an I/O, or without users and
+/// with descriptors, which are no longer the record's.
 #[repr(C)]
 #[derive(Debug)]
 pub struct HandleRecord {
@@ -36,13 +42,31 @@ pub struct HandleRecord {
     flags: AtomicU32,
     /// Not 0 where a transfer waits for a disk and others can be in flight meanwhile.
     waits_for_disk: AtomicU32,
-    reserved: [AtomicU32; 8],
+    /// Of slot, generation, and what does not change while LIVE is set: node, fd and flags.
+    check: AtomicU32,
+    reserved: [AtomicU32; 7],
 }
 
 const _: () = assert!(size_of::<HandleRecord>() == 64);
 
 // SAFETY: every field is an atomic integer or an array of them.
-unsafe impl Record for HandleRecord {}
+unsafe impl Record for HandleRecord {
+    const KIND: u32 = 3;
+}
+
+impl HandleRecord {
+    /// The check word of the record in `slot` with the generation of `state`.
+    fn checked(&self, slot: u32, state: u64) -> u32 {
+        let fd = u64::from(self.fd.load(Ordering::Relaxed).cast_unsigned());
+        let words =
+            [(state & !0xffff_ffff) | u64::from(slot), self.node.load(Ordering::Relaxed), fd, self.flags.load(Ordering::Relaxed).into()];
+        words.into_iter().fold(Check::default(), Check::with).value()
+    }
+
+    fn descriptors(&self) -> [RawFd; 2] {
+        [self.fd.load(Ordering::Relaxed), self.buffered_fd.load(Ordering::Relaxed)]
+    }
+}
 
 /// All handle records.
 #[derive(Debug)]
@@ -86,6 +110,87 @@ impl HandleTable {
         HandleTable { records: arena.table(offset, HANDLES_MAX as usize), slots: Slots::new(HANDLES_MAX), budget }
     }
 
+    /// The table in `arena`, which was attached; its files take their places in `budget`. Each handle has one user. What was
+    /// released during an I/O is closed.
+    pub fn attach(arena: &Arc<Arena>, budget: Arc<Budget>) -> Result<HandleTable, ArenaError> {
+        let records: Records<HandleRecord> = arena.attached_table()?;
+        if records.count() != HANDLES_MAX as usize {
+            return Err(ArenaError::Unusable("the table of handles has another size"));
+        }
+        let begin = generation_of(records.generation(0, |record| &record.state));
+        let (mut used, mut released, mut refused) = (Vec::new(), Vec::new(), Refused::new("handle", begin));
+        for slot in records.with_memory()?.into_iter().flatten().filter(|slot| *slot > 0) {
+            let record = records.at(slot);
+            let state = record.state.load(Ordering::Acquire);
+            if state == 0 {
+                continue;
+            }
+            let (users, [fd, buffered]) = (state & USERS, record.descriptors());
+            if state & (LIVE | USERS) == 0 {
+                // It may have been left between the end of its last user and that of its number, so it gets another one.
+                let next = (state & !0xffff_ffff).wrapping_add(1 << 32);
+                record.state.store(next, Ordering::Relaxed);
+                used.push((slot, SlotUse::Free(generation_of(next))));
+                continue;
+            }
+            if users == 0 || record.checked(slot, state) != record.check.load(Ordering::Relaxed) || !is_open(fd) {
+                refused.add(slot, generation_of(state));
+                continue;
+            }
+            if !is_open(buffered) {
+                record.buffered_fd.store(NO_FD, Ordering::Relaxed);
+            }
+            refused.pass(generation_of(state));
+            budget.take(HandleTable::descriptors_of(record.flags.load(Ordering::Relaxed).cast_signed())).keep();
+            used.push((slot, SlotUse::Taken));
+            let alone = (state & !USERS) | u64::from(state & LIVE != 0);
+            record.state.store(alone, Ordering::Relaxed);
+            if alone & LIVE == 0 {
+                released.push(slot);
+            }
+        }
+        for (slot, generation) in refused.freed() {
+            records.at(slot).state.store(u64::from(generation) << 32, Ordering::Relaxed);
+            used.push((slot, SlotUse::Free(generation)));
+        }
+        used.sort_unstable_by_key(|(slot, _)| *slot);
+        let let_go = |slots, generation| records.let_go(slots, generation, |record| &record.state);
+        let slots = Slots::rebuilt(HANDLES_MAX, begin, used.into_iter(), let_go);
+        let table = HandleTable { records, slots, budget };
+        released.into_iter().for_each(|slot| table.close(slot, table.records.at(slot)));
+        Ok(table)
+    }
+
+    /// Every handle with the flags that its file was opened with.
+    pub fn open(&self) -> impl Iterator<Item = (FileHandle, i32)> + '_ {
+        self.slots.taken().filter_map(|slot| {
+            let record = self.records.get(slot)?;
+            let state = record.state.load(Ordering::Acquire);
+            let flags = record.flags.load(Ordering::Relaxed).cast_signed();
+            (state & LIVE != 0).then_some((FileHandle((state & !0xffff_ffff) | u64::from(slot)), flags))
+        })
+    }
+
+    /// Adds the numbers of the descriptors of every open file to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        for (handle, _) in self.open() {
+            let numbers = self.records.get(slot_of(handle.0)).map(HandleRecord::descriptors);
+            named.extend(numbers.into_iter().flatten().filter(|fd| *fd != NO_FD));
+        }
+    }
+
+    /// Removes the handles with one of `descriptors`, which are not theirs, and closes none of their descriptors.
+    pub fn give_up(&self, descriptors: &FxHashSet<RawFd>) {
+        for (handle, _) in self.open().collect::<Vec<_>>() {
+            let Some(record) = self.records.get(slot_of(handle.0)) else { continue };
+            if record.descriptors().iter().any(|fd| descriptors.contains(fd)) {
+                record.fd.store(NO_FD, Ordering::Relaxed);
+                record.buffered_fd.store(NO_FD, Ordering::Relaxed);
+                self.remove(handle);
+            }
+        }
+    }
+
     /// The most descriptors of a file that is opened with `flags`: two with O_DIRECT, else one.
     pub fn descriptors_of(flags: i32) -> usize {
         if flags & libc::O_DIRECT == 0 { 1 } else { 2 }
@@ -103,6 +208,8 @@ impl HandleTable {
         record.fd.store(file.into_raw_fd(), Ordering::Relaxed);
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
+        record.check.store(record.checked(slot, generation), Ordering::Relaxed);
+        // Last: from here on the record owns the descriptor, also for a process that attaches it.
         record.state.store(generation | LIVE | 1, Ordering::Release);
         Ok(FileHandle(generation | u64::from(slot)))
     }
@@ -202,6 +309,7 @@ impl HandleTable {
     }
 
     fn close(&self, slot: u32, record: &HandleRecord) {
+        // The record gives a number up before it is another file's.
         for field in [&record.fd, &record.buffered_fd] {
             let fd = field.swap(NO_FD, Ordering::Relaxed);
             if fd != NO_FD {

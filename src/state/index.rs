@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::arena::{Arena, PAGE_LEN_MAX, Record, Records};
+use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
 
 /// Parts of the index with a lock of their own: more than there are threads.
 const SHARDS: u32 = 64;
@@ -57,10 +57,20 @@ pub trait Chained: Record {
 #[derive(Debug)]
 pub struct Index {
     /// The slot of the first record of each chain, 0 where there is none.
-    buckets: Records<AtomicU32>,
+    buckets: Records<Bucket>,
     shards: [Shard; SHARDS as usize],
     /// The most buckets of a shard.
     buckets_max: u32,
+}
+
+/// The slot of the first record of a chain, 0 where there is none.
+#[derive(Debug)]
+#[repr(transparent)]
+struct Bucket(AtomicU32);
+
+// SAFETY: an atomic integer.
+unsafe impl Record for Bucket {
+    const KIND: u32 = 2;
 }
 
 /// In a cache line of its own, so that threads do not wait for each other's lines.
@@ -93,7 +103,7 @@ fn shard_buckets_max(records_max: u32) -> u32 {
 
 /// Bytes of the buckets for `records_max` records, in whole pages.
 pub fn table_len(records_max: u32) -> usize {
-    (bucket_count(records_max) as usize * size_of::<AtomicU32>()).next_multiple_of(PAGE_LEN_MAX)
+    (bucket_count(records_max) as usize * size_of::<Bucket>()).next_multiple_of(PAGE_LEN_MAX)
 }
 
 fn bucket_count(records_max: u32) -> u32 {
@@ -103,12 +113,27 @@ fn bucket_count(records_max: u32) -> u32 {
 impl Index {
     /// An empty index of at most `records_max` records, with its buckets in `arena`, `offset` bytes after its header.
     pub fn new(arena: &Arc<Arena>, offset: usize, records_max: u32) -> Index {
-        let empty = || Shard(Mutex::new(Size { records: 0, buckets: FIRST_BUCKETS, touched: FIRST_BUCKETS }));
-        Index {
-            buckets: arena.table(offset, bucket_count(records_max) as usize),
-            shards: std::array::from_fn(|_| empty()),
-            buckets_max: shard_buckets_max(records_max),
+        Index::of(arena.table(offset, bucket_count(records_max) as usize), records_max)
+    }
+
+    /// An empty index in place of the one in the attached `arena`, which may have been left in the middle of a change.
+    /// [`ArenaError::Unusable`] where that is for another number of records.
+    pub fn anew(arena: &Arc<Arena>, records_max: u32) -> Result<Index, ArenaError> {
+        let buckets: Records<Bucket> = arena.attached_table()?;
+        if buckets.count() != bucket_count(records_max) as usize {
+            return Err(ArenaError::Unusable("the index is not that of the inodes"));
         }
+        buckets.discard(0..bucket_count(records_max));
+        // What was not in whole pages, or could not be returned.
+        for bucket in buckets.with_memory()?.into_iter().flatten() {
+            buckets.at(bucket).0.store(0, Ordering::Relaxed);
+        }
+        Ok(Index::of(buckets, records_max))
+    }
+
+    fn of(buckets: Records<Bucket>, records_max: u32) -> Index {
+        let empty = || Shard(Mutex::new(Size { records: 0, buckets: FIRST_BUCKETS, touched: FIRST_BUCKETS }));
+        Index { buckets, shards: std::array::from_fn(|_| empty()), buckets_max: shard_buckets_max(records_max) }
     }
 
     /// Locks the part that `key` belongs to. `records` are those that the index was used with before.
@@ -131,7 +156,7 @@ fn split_bit(bucket: u32) -> u32 {
 
 impl<'i, R: Chained> Locked<'i, R> {
     fn bucket(&self, bucket: u32) -> &'i AtomicU32 {
-        self.index.buckets.at(self.index.position(self.shard, bucket))
+        &self.index.buckets.at(self.index.position(self.shard, bucket)).0
     }
 
     /// The bucket of the key.
@@ -317,7 +342,7 @@ mod tests {
             let shards =
                 (0..SHARDS).flat_map(|shard| (0..self.index.shards[shard as usize].0.lock().buckets).map(move |bucket| (shard, bucket)));
             let len = |(shard, bucket)| {
-                let mut slot = self.index.buckets.at(self.index.position(shard, bucket)).load(Ordering::Relaxed);
+                let mut slot = self.index.buckets.at(self.index.position(shard, bucket)).0.load(Ordering::Relaxed);
                 std::iter::from_fn(|| {
                     let this = (slot != 0).then_some(slot)?;
                     slot = self.records.at(this).next.load(Ordering::Relaxed);

@@ -1,10 +1,12 @@
 //! Inode records: the identity of each inode that the guest knows, its lookup count, and the index over them.
 
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::arena::{Arena, Record, Records, generation_of, slot_of};
+use super::check::Check;
 use super::index::{self, Chained, FileKey, Index, Locked};
 use super::slots::{Slots, TableFull};
 use crate::sys::file_handle::{HANDLE_LEN_MAX, Handle};
@@ -36,48 +38,76 @@ fn records_len(inodes_max: u32) -> usize {
 }
 
 /// The record is that of a node.
-const LIVE: u64 = 1;
+pub(super) const LIVE: u64 = 1;
 /// `kind` was read from the object that the handle or the descriptor opens. In the same word as the generation, so that the mark
 /// cannot be set on the next node of the slot.
-const TYPE_SEEN: u64 = 2;
+pub(super) const TYPE_SEEN: u64 = 2;
 
 /// A mark: the record is kept at a lookup count of 0.
-const RETAINED: u16 = 1;
+pub(super) const RETAINED: u8 = 1;
 /// A mark: [`Birth::settled`].
-const SETTLED: u16 = 2;
+const SETTLED: u8 = 2;
 /// A mark: the slot is idle, as the record is kept at a lookup count of 0.
-const IDLE: u16 = 4;
+pub(super) const IDLE: u8 = 4;
 
 /// One inode. Fields other than `state` and those that change under the lock of the index are written before LIVE is set in
 /// `state`, and not changed while it is set. What a lookup of a known file reads is in the first half, one cache line.
+///
+/// A process that died may have left any of these: LIVE cleared and the fields still there, which is a free record; lookups of a
+/// request that was not answered; LIVE without lookups and not RETAINED, which is freed when the record is attached.
 #[repr(C)]
 #[derive(Debug)]
 pub struct InodeRecord {
     /// The generation in the upper half, LIVE and TYPE_SEEN in the lower.
-    state: AtomicU64,
+    pub(super) state: AtomicU64,
     /// The lookup count. Changes under the lock of the index.
-    lookups: AtomicU64,
+    pub(super) lookups: AtomicU64,
     device: AtomicU64,
     ino: AtomicU64,
     mount_id: AtomicU64,
     /// Changes under the lock of the index.
-    birth_ns: AtomicU64,
+    pub(super) birth_ns: AtomicU64,
     /// S_IFMT bits.
-    kind: AtomicU32,
+    kind: AtomicU16,
+    /// RETAINED, SETTLED and IDLE. Changes under the lock of the index.
+    pub(super) marks: AtomicU8,
+    /// 0: no handle.
+    handle_len: AtomicU8,
     /// The index's.
     next: AtomicU32,
-    /// RETAINED, SETTLED and IDLE. Changes under the lock of the index.
-    marks: AtomicU16,
-    /// 0: no handle.
-    handle_len: AtomicU16,
+    /// Of slot, generation and what does not change while LIVE is set.
+    pub(super) check: AtomicU32,
     handle_kind: AtomicI32,
+    /// Without a handle, the first word is the number of the descriptor that the node keeps, and one more; 0 for none.
     handle: [AtomicU64; HANDLE_LEN_MAX / 8],
 }
 
 const _: () = assert!(size_of::<InodeRecord>() == 128);
 
 // SAFETY: every field is an atomic integer or an array of them.
-unsafe impl Record for InodeRecord {}
+unsafe impl Record for InodeRecord {
+    const KIND: u32 = 1;
+}
+
+impl InodeRecord {
+    /// The check word of the record in `slot` with the generation of `state`.
+    pub(super) fn checked(&self, slot: u32, state: u64) -> u32 {
+        let get = |field: &AtomicU64| field.load(Ordering::Relaxed);
+        let kinds = u64::from(self.handle_kind.load(Ordering::Relaxed).cast_unsigned()) << 32
+            | u64::from(self.kind.load(Ordering::Relaxed)) << 8
+            | u64::from(self.handle_len.load(Ordering::Relaxed));
+        let id = (state & !0xffff_ffff) | u64::from(slot);
+        let words = [id, get(&self.device), get(&self.ino), get(&self.mount_id), kinds];
+        words.into_iter().chain(self.handle.iter().map(get)).fold(Check::default(), Check::with).value()
+    }
+
+    /// The descriptor that the node keeps in place of a handle.
+    pub(super) fn pinned(&self) -> Option<RawFd> {
+        let word = self.handle[0].load(Ordering::Relaxed);
+        let number = if self.handle_len.load(Ordering::Relaxed) == 0 { word.checked_sub(1) } else { None };
+        number.and_then(|number| RawFd::try_from(number).ok())
+    }
+}
 
 impl Chained for InodeRecord {
     fn key(&self) -> FileKey {
@@ -131,9 +161,9 @@ pub struct Retention {
 /// All inode records, and the index over them.
 #[derive(Debug)]
 pub struct InodeRecords {
-    records: Records<InodeRecord>,
-    slots: Slots,
-    index: Index,
+    pub(super) records: Records<InodeRecord>,
+    pub(super) slots: Slots,
+    pub(super) index: Index,
 }
 
 /// The part of the index that a key belongs to, locked.
@@ -196,8 +226,9 @@ impl InodeRecords {
         (record.state.load(Ordering::Acquire) & !TYPE_SEEN == live_state_of(node)).then_some(record)
     }
 
-    /// Makes a record with a lookup count of 1. The first one of a table is [`NodeId::ROOT`]. [`TableFull`] where no slot is free.
-    pub fn create(&self, identity: &InodeIdentity) -> Result<NodeId, TableFull> {
+    /// Makes a record with a lookup count of 1; `pinned` is the descriptor that the node keeps in place of a handle. The first one of
+    /// a table is [`NodeId::ROOT`]. [`TableFull`] where no slot is free.
+    pub fn create(&self, identity: &InodeIdentity, pinned: Option<RawFd>) -> Result<NodeId, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
         let set = |field: &AtomicU64, value| field.store(value, Ordering::Relaxed);
@@ -206,17 +237,22 @@ impl InodeRecords {
         set(&record.ino, identity.ino);
         set(&record.mount_id, identity.mount_id);
         set(&record.birth_ns, identity.birth_ns);
-        record.kind.store(identity.kind, Ordering::Relaxed);
+        record.kind.store(u16::try_from(identity.kind).unwrap_or(0), Ordering::Relaxed);
         record.marks.store(0, Ordering::Relaxed);
-        let handle_len = identity.handle.map_or(0, |h| u16::try_from(h.len).unwrap_or(0));
-        record.handle_len.store(handle_len, Ordering::Relaxed);
-        if let Some(handle) = identity.handle {
-            record.handle_kind.store(handle.kind, Ordering::Relaxed);
-            for (word, bytes) in record.handle.iter().zip(handle.bytes.as_chunks::<8>().0) {
-                set(word, u64::from_ne_bytes(*bytes));
-            }
+        let pinned = pinned.and_then(|fd| u64::try_from(fd).ok()).map_or(0, |number| number + 1);
+        let none = Handle { kind: 0, len: 0, bytes: [0; HANDLE_LEN_MAX] };
+        let handle = identity.handle.as_ref().unwrap_or(&none);
+        record.handle_len.store(u8::try_from(handle.len).unwrap_or(0), Ordering::Relaxed);
+        record.handle_kind.store(handle.kind, Ordering::Relaxed);
+        for (word, bytes) in record.handle.iter().zip(handle.bytes.as_chunks::<8>().0) {
+            set(word, u64::from_ne_bytes(*bytes));
+        }
+        if handle.len == 0 {
+            set(&record.handle[0], pinned);
         }
         let state = self.records.generation(slot, |record| &record.state) | LIVE;
+        record.check.store(record.checked(slot, state), Ordering::Relaxed);
+        // Last: the record is there when this is.
         record.state.store(if identity.type_seen { state | TYPE_SEEN } else { state }, Ordering::Release);
         Ok(NodeId((state & !0xffff_ffff) | u64::from(slot)))
     }
@@ -238,7 +274,7 @@ impl InodeRecords {
             ino: get(&record.ino),
             mount_id: get(&record.mount_id),
             birth_ns: get(&record.birth_ns),
-            kind: record.kind.load(Ordering::Relaxed),
+            kind: record.kind.load(Ordering::Relaxed).into(),
             type_seen: false,
             handle,
         };
@@ -261,7 +297,7 @@ impl InodeRecords {
 
     /// S_IFMT bits of `node`; `None` where there is no such node.
     pub fn kind(&self, node: NodeId) -> Option<u32> {
-        self.live(node).map(|r| r.kind.load(Ordering::Relaxed))
+        self.live(node).map(|r| r.kind.load(Ordering::Relaxed).into())
     }
 
     /// When the file of `node` was born. The caller holds the lock of the index. `None` where there is no such node.
@@ -331,6 +367,7 @@ impl InodeRecords {
         let Some(record) = self.live(node) else { return };
         self.end_idleness(node, record);
         let next = (live_state_of(node) & !LIVE).wrapping_add(1 << 32);
+        // Before the caller closes the descriptor that the record names: its number may be another's at once.
         record.state.store(next, Ordering::Release);
         self.slots.give(slot_of(node.0), generation_of(next), |slots, generation| {
             self.records.let_go(slots, generation, |record| &record.state);
@@ -367,16 +404,16 @@ mod tests {
     #[test]
     fn an_id_finds_its_record_until_it_is_freed_and_never_the_next_one() {
         let records = InodeRecords::new(&Arena::new(table_len(INODES_MAX)).unwrap(), 0, INODES_MAX);
-        let root = records.create(&identity(2)).unwrap();
+        let root = records.create(&identity(2), None).unwrap();
         assert_eq!(root, NodeId::ROOT);
-        let node = records.create(&identity(7)).unwrap();
+        let node = records.create(&identity(7), None).unwrap();
         assert_eq!(records.identity(node), Some(identity(7)));
         assert!(records.add_lookup(node));
         assert_eq!(records.forget(node, 1), Some(1));
         assert_eq!(records.forget(node, u64::MAX), Some(0));
         records.free(node);
         assert_eq!(records.identity(node), None);
-        let next = records.create(&identity(8)).unwrap();
+        let next = records.create(&identity(8), None).unwrap();
         assert_ne!(next, node);
         assert_eq!(slot_of(next.0), slot_of(node.0), "the slot is used again");
         assert_eq!(records.identity(node), None);
@@ -389,14 +426,14 @@ mod tests {
     #[test]
     fn a_type_that_was_seen_is_that_of_one_node_and_not_of_the_next_one_in_its_slot() {
         let records = InodeRecords::new(&Arena::new(table_len(INODES_MAX)).unwrap(), 0, INODES_MAX);
-        records.create(&identity(2)).unwrap();
-        let node = records.create(&identity(7)).unwrap();
+        records.create(&identity(2), None).unwrap();
+        let node = records.create(&identity(7), None).unwrap();
         assert!(!records.identity(node).unwrap().type_seen);
         assert!(records.mark_type_seen(node) && records.mark_type_seen(node), "marked, and marked again");
         assert_eq!(records.identity(node), Some(InodeIdentity { type_seen: true, ..identity(7) }));
         assert!(records.add_lookup(node) && records.kind(node).is_some(), "the mark is no part of the id");
         records.free(node);
-        let next = records.create(&identity(8)).unwrap();
+        let next = records.create(&identity(8), None).unwrap();
         assert_eq!(slot_of(next.0), slot_of(node.0), "the slot is used again");
         assert!(!records.mark_type_seen(node), "the old node is gone");
         assert!(!records.identity(next).unwrap().type_seen);
@@ -407,10 +444,10 @@ mod tests {
     fn memory_of_forgotten_records_goes_back_and_their_ids_do_not_come_again() {
         let arena = Arena::new(table_len(INODES_MAX)).unwrap();
         let records = InodeRecords::new(&arena, 0, INODES_MAX);
-        let root = records.create(&identity(1)).unwrap();
+        let root = records.create(&identity(1), None).unwrap();
         let mut seen = std::collections::HashSet::from([root]);
         for round in 0..4u64 {
-            let nodes: Vec<NodeId> = (2..50_000).map(|ino| records.create(&identity(ino)).unwrap()).collect();
+            let nodes: Vec<NodeId> = (2..50_000).map(|ino| records.create(&identity(ino), None).unwrap()).collect();
             assert!(nodes.iter().all(|node| seen.insert(*node)), "round {round}: an id was given again");
             assert!(arena.resident_len().unwrap() > 50_000 * 128);
             // Every other one first, so that no block is empty before the second half.
@@ -435,7 +472,7 @@ mod tests {
     fn ids_that_a_guest_makes_up_take_no_memory() {
         let arena = Arena::new(table_len(INODES_MAX)).unwrap();
         let records = InodeRecords::new(&arena, 0, INODES_MAX);
-        records.create(&identity(1)).unwrap();
+        records.create(&identity(1), None).unwrap();
         let before = arena.resident_len().unwrap();
         for slot in (0..u64::from(INODES_MAX)).step_by(1 << 14) {
             assert_eq!((records.identity(NodeId(slot | 1 << 40)), records.forget(NodeId(slot | 1 << 40), 1)), (None, None));

@@ -2,17 +2,27 @@
 //! the host.
 
 mod arena;
+mod attached;
+mod attached_inodes;
 mod budget;
+mod check;
 mod handles;
+mod header;
 mod index;
 mod inodes;
+mod request_slot;
 mod requests;
+mod session;
 mod slots;
 
 pub use arena::{Arena, ArenaError};
+pub use attached::named_twice;
+pub use attached_inodes::{AttachedInodes, Pinned};
 pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
 pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
-pub use requests::{Phase, RequestRecord, Unfinished};
+pub use request_slot::{Phase, Unfinished, UsedElement};
+pub use requests::{HeadTwice, Left, Positions, QueueRecords, RequestRecord, RequestRecords};
+pub use session::{Agreed, AttachedRoot, SessionRecord};
 pub use slots::TableFull;

@@ -1,140 +1,360 @@
-//! Records of requests in flight: one for each head of each queue, and one of each queue's position. They are what another process
-//! needs to go on where this one died. Which phases an operation goes through, and what each field means for it, is in
-//! docs/RECOVERY.md, sections 3.5, 4 and 5. Knows no ring and no operation.
+//! The arena of requests: for each queue its positions, and a record for each head that is in flight. They are what another process
+//! needs to go on where this one died (docs/RECOVERY.md, sections 3.5 and 4). Knows no ring and no operation.
 //!
 //! Each store is a Release: another process reads the records after this one's end, and then has a prefix of each thread's stores.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::arena::Record;
-use crate::types::{FileHandle, NodeId, Unique};
+use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
+use super::request_slot::{Phase, RequestSlot, Unfinished, UsedElement, word_of};
+use crate::sys::failpoint::crash_point;
+use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
 
-/// How far a request has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Phase {
-    /// There is no request.
-    Free = 0,
-    /// It was popped. No call of it has changed anything that cannot simply be changed again.
-    Taken = 1,
-    /// A call that cannot simply be repeated may have been made.
-    Begun = 2,
-    /// That call has returned.
-    Made = 3,
-    /// The reply is in guest memory, and the used element goes to its place in the ring.
-    Publishing = 4,
-    /// It waits for a lock.
-    Suspended = 5,
-    /// An io_uring has it.
-    Submitted = 6,
-    /// The stop of its queue answers it with EIO.
-    Withdrawn = 7,
+/// Queues of a device: hiprio, and 64 request queues.
+const QUEUES_MAX: u32 = 65;
+/// The largest queue that virtio allows (virtio 1.3 section 2.7), and so the heads of a queue.
+const HEADS_MAX: u32 = 32768;
+/// Where the records of the requests begin, behind the words and the records of the queues.
+const REQUESTS_OFFSET: usize = PAGE_LEN_MAX;
+/// Where the records of the queues begin, behind the words.
+const QUEUES_OFFSET: usize = 64;
+const LEN: usize = REQUESTS_OFFSET + (QUEUES_MAX * HEADS_MAX) as usize * size_of::<RequestSlot>();
+
+/// The positions of a queue.
+#[repr(C)]
+#[derive(Debug)]
+struct QueueSlot {
+    /// 1 where the positions are those of the queue; 0 where the frontend sets them.
+    has_positions: AtomicU64,
+    /// The sequence of the next request. Its low 16 bits are the avail index of the next chain.
+    popped: AtomicU64,
+    /// The used index of the next element.
+    published: AtomicU64,
+    /// Entries of the largest ring that the queue has had since its records were cleared: the records of all other heads are free.
+    heads: AtomicU64,
+    reserved: [AtomicU64; 4],
 }
 
-impl Phase {
-    fn from_word(word: u64) -> Phase {
-        match word & 0xff {
-            1 => Phase::Taken,
-            2 => Phase::Begun,
-            3 => Phase::Made,
-            4 => Phase::Publishing,
-            5 => Phase::Suspended,
-            6 => Phase::Submitted,
-            7 => Phase::Withdrawn,
-            _ => Phase::Free,
+const _: () = assert!(size_of::<QueueSlot>() == 64 && QUEUES_OFFSET + QUEUES_MAX as usize * 64 <= REQUESTS_OFFSET);
+
+// SAFETY: every field is an atomic integer or an array of them.
+unsafe impl Record for QueueSlot {}
+
+/// The arena of requests.
+#[derive(Debug)]
+pub struct RequestRecords {
+    /// One word: the number of the present share arena's descriptor, plus 1; 0 for none.
+    words: Records<AtomicU64>,
+    queues: Records<QueueSlot>,
+    requests: Records<RequestSlot>,
+}
+
+impl RequestRecords {
+    /// An arena without requests: 130 MiB of address space, of which memory is taken where it is used. [`ArenaError::Map`] as in
+    /// [`Arena::new`].
+    pub fn new() -> Result<Arc<RequestRecords>, ArenaError> {
+        let arena = Arena::new(LEN)?;
+        let (words, queues) = (arena.table(0, QUEUES_OFFSET / size_of::<AtomicU64>()), arena.table(QUEUES_OFFSET, QUEUES_MAX as usize));
+        let requests = arena.table(REQUESTS_OFFSET, (QUEUES_MAX * HEADS_MAX) as usize);
+        Ok(Arc::new(RequestRecords { words, queues, requests }))
+    }
+
+    /// Names the arena of the present share. To be called when that arena has all that another process needs of it.
+    pub fn set_share_arena(&self, arena: Option<BorrowedFd<'_>>) {
+        let word = arena.and_then(|fd| u64::try_from(fd.as_raw_fd()).ok()).map_or(0, |fd| fd + 1);
+        self.words.at(0).store(word, Ordering::Release);
+    }
+
+    /// The arena of the share of a process that died; its descriptor belongs to the caller from here on, who asks once. It stays named
+    /// until another share is, for the case that this process dies as well. `None` where none was named.
+    pub fn inherit_share_arena(&self) -> Option<OwnedFd> {
+        // SAFETY: the process that owned it has ended; it shared its table of descriptors with this one.
+        self.share_arena().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The descriptor of the present share's arena; `None` where none was named.
+    pub fn share_arena(&self) -> Option<RawFd> {
+        self.words.at(0).load(Ordering::Acquire).checked_sub(1).and_then(|fd| RawFd::try_from(fd).ok())
+    }
+
+    /// The records of queue `index`; `None` beyond the table.
+    pub fn queue(self: &Arc<Self>, index: QueueIndex) -> Option<QueueRecords> {
+        let index = u32::from(index.0);
+        (index < QUEUES_MAX).then(|| QueueRecords { records: Arc::clone(self), index })
+    }
+
+    /// Forgets all requests and positions: what comes next is another device.
+    pub fn clear(self: &Arc<Self>) {
+        for index in 0..QUEUES_MAX {
+            let queue = QueueRecords { records: Arc::clone(self), index };
+            queue.forget_positions();
+            queue.free_all();
         }
     }
 }
 
-/// One request in flight, in one cache line.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct RequestRecord {
-    /// The request's number in its queue in the upper 48 bits, then 8 bits of zero, and the phase.
-    word: AtomicU64,
-    unique: AtomicU64,
-    node: AtomicU64,
-    handle: AtomicU64,
-    counted: AtomicU64,
-    before: AtomicI64,
-    result: AtomicI64,
-    /// Length and place of the used element, valid in Publishing.
-    used: AtomicU64,
+/// What the driver must not do: offer the head of a chain that is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadTwice(pub u16);
+
+/// The positions with which a ring starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Positions {
+    /// The avail index of the next chain.
+    pub avail: u16,
+    /// The used index of the next element.
+    pub used: u16,
 }
 
-const _: () = assert!(size_of::<RequestRecord>() == 64);
+/// The records of one queue. Each method is called with the queue's lock.
+#[derive(Debug)]
+pub struct QueueRecords {
+    records: Arc<RequestRecords>,
+    index: u32,
+}
 
-// SAFETY: every field is an atomic integer.
-unsafe impl Record for RequestRecord {}
+impl QueueRecords {
+    fn queue(&self) -> &QueueSlot {
+        self.records.queues.at(self.index)
+    }
 
-/// What a process that died has left of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unfinished {
-    /// How far it had come.
-    pub phase: Phase,
-    /// Its number in its queue: requests are popped in this order.
-    pub sequence: u64,
-    /// The guest's number of it; 0 where its header was not read yet.
-    pub unique: Unique,
-    /// The node that its header names.
-    pub node: NodeId,
-    /// The handle that it made; [`FileHandle::NONE`] for none.
-    pub handle: FileHandle,
-    /// The node whose lookup it counted; 0 for none.
-    pub counted: NodeId,
-    /// What was there before: the operation says what.
-    pub before: i64,
-    /// What its call returned, a count or a negative errno, from Made on.
-    pub result: i64,
+    fn slot(&self, head: u16) -> Option<&RequestSlot> {
+        let head = u32::from(head);
+        (head < HEADS_MAX).then(|| self.records.requests.at(self.index * HEADS_MAX + head))
+    }
+
+    fn heads(&self) -> u16 {
+        u16::try_from(self.queue().heads.load(Ordering::Acquire)).unwrap_or(u16::MAX)
+    }
+
+    /// Where the ring is, unless the frontend is to say so.
+    #[expect(clippy::cast_possible_truncation, reason = "the avail index is the low half of a sequence's low word")]
+    pub fn positions(&self) -> Option<Positions> {
+        let queue = self.queue();
+        let get = |word: &AtomicU64| word.load(Ordering::Acquire) as u16;
+        (queue.has_positions.load(Ordering::Acquire) == 1).then(|| Positions { avail: get(&queue.popped), used: get(&queue.published) })
+    }
+
+    /// The frontend sets the positions of the ring, which does not run.
+    pub fn forget_positions(&self) {
+        self.queue().has_positions.store(0, Ordering::Release);
+    }
+
+    /// The ring starts at `positions` of the frontend. Both 0: the guest has reset it, and waits for nothing of before.
+    pub fn begin(&self, positions: Positions) {
+        if positions == (Positions { avail: 0, used: 0 }) {
+            self.free_all();
+        }
+        let queue = self.queue();
+        // Greater than any sequence before, so that no request is taken for another one.
+        let sequence = (queue.popped.load(Ordering::Relaxed) | 0xffff) + 1 + u64::from(positions.avail);
+        queue.popped.store(sequence, Ordering::Release);
+        queue.published.store(positions.used.into(), Ordering::Release);
+        queue.has_positions.store(1, Ordering::Release);
+    }
+
+    /// The ring runs with `size` entries.
+    pub fn note_size(&self, size: u16) {
+        let heads = &self.queue().heads;
+        if heads.load(Ordering::Relaxed) < size.into() {
+            heads.store(size.into(), Ordering::Release);
+        }
+    }
+
+    fn free_all(&self) {
+        (0..self.heads()).filter_map(|head| self.slot(head)).for_each(|slot| slot.word.store(0, Ordering::Release));
+    }
+
+    /// The chain at `head` of a ring with `size` entries was popped, or dropped: its sequence. `None` for a head outside the ring.
+    /// An error where that head is in flight.
+    pub fn pop(&self, head: u16, size: u16) -> Result<Option<u64>, HeadTwice> {
+        let popped = &self.queue().popped;
+        let sequence = popped.load(Ordering::Relaxed);
+        let mut taken = Ok(None);
+        if head < size
+            && let Some(slot) = self.slot(head)
+        {
+            taken =
+                if Phase::from_word(slot.word.load(Ordering::Relaxed)) == Phase::Free { Ok(Some(sequence)) } else { Err(HeadTwice(head)) };
+            if taken.is_ok() {
+                for field in [&slot.unique, &slot.node, &slot.handle, &slot.counted, &slot.used] {
+                    field.store(0, Ordering::Release);
+                }
+                slot.before.store(0, Ordering::Release);
+                slot.result.store(0, Ordering::Release);
+                crash_point!("pop, before the record");
+                slot.word.store(word_of(sequence, Phase::Taken), Ordering::Release);
+            }
+        }
+        crash_point!("pop, before the position");
+        popped.store(sequence + 1, Ordering::Release);
+        crash_point!("pop, after the position");
+        taken
+    }
+
+    /// The request at `head` is in another phase.
+    pub fn set_phase(&self, head: u16, phase: Phase) {
+        if let Some(slot) = self.slot(head) {
+            slot.set_phase(phase);
+        }
+    }
+
+    /// The reply to the request of `element` is in guest memory: `push` puts the element into the used ring.
+    pub fn publish(&self, element: UsedElement, push: impl FnOnce()) {
+        let UsedElement { at, head, len } = element;
+        let Some(slot) = self.slot(head) else { return push() };
+        crash_point!("publish, before the place");
+        slot.used.store(u64::from(at) << 32 | u64::from(len), Ordering::Release);
+        crash_point!("publish, before the phase");
+        slot.set_phase(Phase::Publishing);
+        crash_point!("publish, before the element");
+        push();
+        crash_point!("publish, before the position");
+        self.queue().published.store(at.wrapping_add(1).into(), Ordering::Release);
+        crash_point!("publish, before the record is free");
+        slot.set_phase(Phase::Free);
+        crash_point!("publish, after");
+    }
+
+    /// What an earlier process has left of the queue.
+    pub fn recover(&self) -> Left {
+        let mut left = Left::default();
+        for (head, slot) in (0..self.heads()).filter_map(|head| Some((head, self.slot(head)?))) {
+            match slot.unfinished() {
+                Some(Unfinished { phase: Phase::Publishing, .. }) => left.publishing.push(slot.used_element(head)),
+                Some(unfinished) => left.unfinished.push((head, unfinished)),
+                None => {}
+            }
+            // A process that died between the two stores of a pop has left a record that is one ahead.
+            let word = slot.word.load(Ordering::Acquire);
+            if Phase::from_word(word) != Phase::Free {
+                let popped = &self.queue().popped;
+                popped.store(popped.load(Ordering::Relaxed).max((word >> 16) + 1), Ordering::Release);
+            }
+        }
+        left.unfinished.sort_by_key(|(_, unfinished)| unfinished.sequence);
+        left
+    }
+}
+
+/// What a process has left of a queue.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// The used elements that may be missing in the ring.
+    pub publishing: Vec<UsedElement>,
+    /// The other requests with their heads, in the order in which they were popped.
+    pub unfinished: Vec<(u16, Unfinished)>,
+}
+
+/// The record of the request that a thread serves. What another request has meanwhile, after this one was withdrawn, is not touched.
+#[derive(Debug)]
+pub struct RequestRecord {
+    place: Place,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// In no arena.
+    Own(Box<RequestSlot>),
+    /// For requests of the queue. The head is `None` for one outside the ring, of which nothing is recorded.
+    Of(QueueRecords, Option<u16>),
+}
+
+impl Default for RequestRecord {
+    /// A record that is in no arena, of a request that was taken.
+    fn default() -> RequestRecord {
+        let slot = RequestSlot { word: AtomicU64::new(word_of(0, Phase::Taken)), ..RequestSlot::default() };
+        RequestRecord { place: Place::Own(Box::new(slot)), sequence: 0 }
+    }
 }
 
 impl RequestRecord {
-    /// The phase.
+    /// For requests of a queue, one after the other.
+    pub fn of(queue: QueueRecords) -> RequestRecord {
+        RequestRecord { place: Place::Of(queue, None), sequence: 0 }
+    }
+
+    /// From here on it is that of the request at `head`, which [`QueueRecords::pop`] has recorded as `sequence`.
+    pub fn follow(&mut self, head: u16, sequence: Option<u64>) {
+        self.sequence = sequence.unwrap_or(0);
+        if let Place::Of(_, followed) = &mut self.place {
+            *followed = sequence.map(|_| head);
+        }
+    }
+
+    /// The record and its word, as long as the request is not answered.
+    fn current(&self) -> Option<(&RequestSlot, u64)> {
+        let slot = match &self.place {
+            Place::Own(slot) => &**slot,
+            Place::Of(queue, head) => queue.slot((*head)?)?,
+        };
+        let word = slot.word.load(Ordering::Acquire);
+        let is_ours = word >> 16 == self.sequence && !matches!(Phase::from_word(word), Phase::Free | Phase::Publishing | Phase::Withdrawn);
+        is_ours.then_some((slot, word))
+    }
+
+    fn change_phase(&self, phase: Phase) {
+        if let Some((slot, word)) = self.current() {
+            // A stop may withdraw the request meanwhile, and another one may take its place.
+            let _ = slot.word.compare_exchange(word, word & !0xff | phase as u64, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// The phase; Free once the request is answered.
     pub fn phase(&self) -> Phase {
-        Phase::from_word(self.word.load(Ordering::Acquire))
+        self.current().map_or(Phase::Free, |(_, word)| Phase::from_word(word))
+    }
+
+    /// The request's header was read.
+    pub fn note_header(&self, unique: Unique, node: NodeId, opcode: u32) {
+        if let Some((slot, _)) = self.current() {
+            slot.unique.store(unique.0, Ordering::Release);
+            slot.node.store(node.0, Ordering::Release);
+            let opcode = u16::try_from(opcode).ok().and_then(|opcode| opcode.checked_add(1)).unwrap_or(0);
+            slot.used.store(u64::from(opcode) << 48, Ordering::Release);
+        }
     }
 
     /// A call that cannot simply be repeated comes next; `before` is what its repetition needs to know of the time before.
     pub fn begin(&self, before: i64) {
-        self.before.store(before, Ordering::Release);
-        self.set_phase(Phase::Begun);
+        if let Some((slot, _)) = self.current() {
+            slot.before.store(before, Ordering::Release);
+            self.change_phase(Phase::Begun);
+        }
     }
 
     /// The call has returned `result`, a count or a negative errno.
     pub fn note_made(&self, result: i64) {
-        self.result.store(result, Ordering::Release);
-        self.set_phase(Phase::Made);
+        if let Some((slot, _)) = self.current() {
+            slot.result.store(result, Ordering::Release);
+            self.change_phase(Phase::Made);
+        }
+    }
+
+    /// An I/O engine is about to have the request.
+    pub fn note_submitted(&self) {
+        self.change_phase(Phase::Submitted);
     }
 
     /// The request has counted a lookup of `node`. To be called directly after the count was raised.
     pub fn note_counted(&self, node: NodeId) {
-        self.counted.store(node.0, Ordering::Release);
+        if let Some((slot, _)) = self.current() {
+            slot.counted.store(node.0, Ordering::Release);
+        }
     }
 
     /// The request has made `handle`.
     pub fn note_handle(&self, handle: FileHandle) {
-        self.handle.store(handle.0, Ordering::Release);
-    }
-
-    /// What is recorded.
-    pub fn unfinished(&self) -> Unfinished {
-        let word = self.word.load(Ordering::Acquire);
-        let get = |field: &AtomicU64| field.load(Ordering::Acquire);
-        Unfinished {
-            phase: Phase::from_word(word),
-            sequence: word >> 16,
-            unique: Unique(get(&self.unique)),
-            node: NodeId(get(&self.node)),
-            handle: FileHandle(get(&self.handle)),
-            counted: NodeId(get(&self.counted)),
-            before: self.before.load(Ordering::Acquire),
-            result: self.result.load(Ordering::Acquire),
+        if let Some((slot, _)) = self.current() {
+            slot.handle.store(handle.0, Ordering::Release);
         }
     }
 
-    /// Changes the phase of the request. One thread has the request at a time.
-    pub fn set_phase(&self, phase: Phase) {
-        let word = self.word.load(Ordering::Relaxed);
-        self.word.store(word & !0xff | phase as u64, Ordering::Release);
+    /// What is recorded; `None` once the request is answered.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        self.current().and_then(|(slot, _)| slot.unfinished())
     }
 }

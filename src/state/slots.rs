@@ -55,6 +55,17 @@ struct Block {
     idle: u16,
 }
 
+/// What [`Slots::rebuilt`] finds in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotUse {
+    /// Nothing; to be taken with this generation.
+    Free(u32),
+    /// A record.
+    Taken,
+    /// A record that could be freed.
+    Idle,
+}
+
 impl Slots {
     /// Slots 1 to `count - 1`, all free.
     pub fn new(count: u32) -> Slots {
@@ -67,6 +78,63 @@ impl Slots {
     /// Free slots are to be taken with `generation`, which no slot has had.
     pub fn begin_at(&self, generation: u32) {
         self.free.lock().generation_max = generation;
+    }
+
+    /// The slots of a table that was attached: `used`, ascending, are those that were taken since their block's memory was
+    /// returned. Calls `let_go` as [`Slots::give`] does. Free slots are to be taken with `generation`, or a later one.
+    pub fn rebuilt(
+        count: u32,
+        generation: u32,
+        used: impl Iterator<Item = (u32, SlotUse)>,
+        mut let_go: impl FnMut(Range<u32>, u32),
+    ) -> Slots {
+        let slots = Slots::new(count);
+        let mut locked = slots.free.lock();
+        let free = &mut *locked;
+        free.generation_max = generation;
+        for (slot, slot_use) in used.filter(|(slot, _)| (1..count).contains(slot)) {
+            while free.block_count() <= slot / BLOCK {
+                free.blocks.push(Block::default());
+            }
+            let block = &mut free.blocks[(slot / BLOCK) as usize];
+            // A slot that was never used lies between those that were, where a process died after it had taken the slot.
+            block.freed.extend(block.fresh..within_block(slot));
+            block.fresh = within_block(slot) + 1;
+            match slot_use {
+                SlotUse::Free(generation) => {
+                    block.freed.push(within_block(slot));
+                    free.generation_max = free.generation_max.max(generation);
+                }
+                SlotUse::Taken => block.taken += 1,
+                SlotUse::Idle => (block.taken, block.idle) = (block.taken + 1, block.idle + 1),
+            }
+        }
+        for number in 0..free.block_count() {
+            let first = number * BLOCK;
+            let is_spare = free.spare.is_none();
+            let block = &mut free.blocks[number as usize];
+            if block.taken == 0 && block.fresh > 0 {
+                if is_spare {
+                    free.spare = Some(number);
+                } else {
+                    let_go(first..(first + BLOCK).min(count), free.generation_max);
+                    *block = Block::default();
+                }
+            }
+            // The lowest one is taken first.
+            block.freed.reverse();
+            if block.taken > 0 && block.idle == block.taken {
+                free.idle.insert(number);
+            }
+            if !block.freed.is_empty() || u32::from(block.fresh) < BLOCK {
+                free.open.insert(number);
+            } else {
+                free.open.remove(&number);
+            }
+        }
+        slots.drop_end(free);
+        drop(locked);
+        slots
     }
 
     /// Takes a free slot. [`TableFull`] where there is none.
@@ -252,7 +320,47 @@ mod tests {
         assert_eq!(slots.set_idle(last, true), None, "as many as are kept");
     }
 
+    #[test]
+    fn a_table_that_was_attached_goes_on_where_it_was() {
+        let used = [
+            (1, SlotUse::Taken),
+            (4, SlotUse::Free(9)),
+            (5, SlotUse::Idle),
+            (BLOCK, SlotUse::Free(70)),
+            (3 * BLOCK + 1, SlotUse::Free(80)),
+        ];
+        let mut gone = Vec::new();
+        let slots = Slots::rebuilt(10 * BLOCK, 50, used.into_iter(), |range, generation| gone.push((range, generation)));
+        assert_eq!(gone, [(3 * BLOCK..4 * BLOCK, 80)], "one block without a record keeps its memory");
+        let first: Vec<u32> = (0..4).map(|_| slots.take().unwrap()).collect();
+        assert_eq!(first, [2, 3, 4, 6], "also slots that were taken by a process which died before it had written a record");
+        assert!(slots.may_be_taken(2 * BLOCK - 1) && !slots.may_be_taken(2 * BLOCK));
+        for slot in [1, 5] {
+            slots.give(slot, 1, keeps);
+        }
+        assert_eq!([slots.take(), slots.take()], [Ok(5), Ok(1)]);
+    }
+
     proptest! {
+        #[test]
+        fn rebuilt_slots_are_those_that_were(
+            count in 1u32..4 * BLOCK,
+            taken in prop::collection::btree_set(1u32..4 * BLOCK, 0..300),
+            freed in prop::collection::btree_set(1u32..4 * BLOCK, 0..300),
+        ) {
+            let used = |slot: &u32| (*slot, if taken.contains(slot) { SlotUse::Taken } else { SlotUse::Free(3) });
+            let all: BTreeSet<u32> = taken.union(&freed).copied().collect();
+            let slots = Slots::rebuilt(count, 0, all.iter().map(used), |range, _| {
+                assert_eq!(taken.range(range.clone()).count(), 0, "{range:?} let go");
+            });
+            let mut found = BTreeSet::new();
+            while let Ok(slot) = slots.take() {
+                prop_assert!(slot > 0 && slot < count && found.insert(slot), "{} twice", slot);
+            }
+            let expected: BTreeSet<u32> = (1..count).filter(|slot| !taken.contains(slot)).collect();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn no_slot_is_taken_twice_and_what_is_let_go_is_free(
             count in 1u32..6 * BLOCK,

@@ -39,6 +39,12 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?)
 }
 
+/// Whether a descriptor has the number `fd`.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: the number is only queried; the kernel answers EBADF where it is not open.
+    fd >= 0 && rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+}
+
 /// Makes the process's table of descriptors as large as `count` of them need. To be called while the process has one thread: the
 /// kernel lets each later growth wait for an RCU grace period, some ten milliseconds, if several threads share the table. No
 /// error is reported: the table then grows when it must.

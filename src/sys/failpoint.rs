@@ -25,6 +25,33 @@ macro_rules! fail_call {
 
 pub(in crate::sys) use fail_call;
 
+/// Marks a point between two stores that another process reads after this one's death, by a name.
+macro_rules! crash_point {
+    ($name:literal) => {
+        #[cfg(test)]
+        $crate::sys::failpoint::at_crash_point($name);
+    };
+}
+
+pub(crate) use crash_point;
+
+#[cfg(test)]
+thread_local! {
+    static AT_CRASH_POINT: std::cell::RefCell<Option<Box<dyn Fn(&'static str)>>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Runs the hook of the calling thread.
+#[cfg(test)]
+pub(crate) fn at_crash_point(name: &'static str) {
+    AT_CRASH_POINT.with_borrow(|hook| hook.as_ref().into_iter().for_each(|hook| hook(name)));
+}
+
+/// Sets the hook of the calling thread, which runs at each crash point.
+#[cfg(test)]
+pub(crate) fn set_crash_hook(hook: Box<dyn Fn(&'static str)>) {
+    AT_CRASH_POINT.set(Some(hook));
+}
+
 #[cfg(feature = "failpoints")]
 pub use hooked::{Call, Fault, Hook, Moment, set_hook};
 

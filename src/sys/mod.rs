@@ -20,6 +20,7 @@ pub mod process;
 pub mod signal;
 pub mod space;
 pub mod stat;
+pub mod thread;
 pub mod uring;
 pub mod vectored;
 pub mod working_dir;

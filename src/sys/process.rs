@@ -106,6 +106,17 @@ pub fn split() -> io::Result<Option<SharingChild>> {
     }
 }
 
+/// What becomes readable when thread `id` of a child, not its first thread, has ended (man pidfd_open(2), PIDFD_THREAD). EINVAL before
+/// Linux 6.9.
+pub fn end_of_thread(id: u32) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: libc::c_uint = libc::O_EXCL.cast_unsigned();
+    // SAFETY: the arguments are numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id, PIDFD_THREAD) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Ends this process by SIGKILL when the thread ends that started it, `parent`'s only one. To be called by the first thread after the
 /// last change of its ids, which clears it (man prctl(2)). ESRCH where `parent` has ended already.
 pub fn end_with(parent: Option<Pid>) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 mod buffers;
 mod in_flight;
+mod leftover;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -15,6 +16,7 @@ use super::identity;
 
 pub use buffers::{BUFFERS_MAX, REGISTRATIONS};
 pub use in_flight::{Request, Ring};
+pub use leftover::wait_for_leftover;
 
 /// The operations of a ring.
 const OPERATIONS: [u8; 3] = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];

@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -23,6 +23,11 @@ impl DescriptorDir {
     /// Opens the directory of the calling process; a child needs its own. ENOENT where /proc is not mounted.
     pub fn open() -> io::Result<DescriptorDir> {
         while_visible(|| rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
+    }
+
+    /// The number of its descriptor.
+    pub fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     /// As `open`, as a detached mount, so that `..` does not lead to the rest of the host's /proc. EPERM without CAP_SYS_ADMIN,

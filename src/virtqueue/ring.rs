@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::guest::RingMemory;
+use crate::sys::failpoint::crash_point;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver does not want a call.
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -113,9 +114,15 @@ impl Ring {
 
     /// Pushes a used element: chain `head`, `len` bytes written. Visible to the driver from now on.
     pub fn push_used(&mut self, head: u16, len: u32) {
+        self.push_used_at(self.next_used, head, len);
+    }
+
+    /// The same at used index `at`, where the ring goes on then: what an earlier process may have pushed there is pushed again.
+    pub fn push_used_at(&mut self, at: u16, head: u16, len: u32) {
         if let Some(memory) = &self.memory {
-            memory.set_used_element(self.next_used, head, len);
-            self.next_used = self.next_used.wrapping_add(1);
+            memory.set_used_element(at, head, len);
+            crash_point!("push, before the index");
+            self.next_used = at.wrapping_add(1);
             memory.set_used_index(self.next_used);
         }
     }

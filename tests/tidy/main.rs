@@ -359,6 +359,35 @@ fn every_yes_of_the_comparison_names_a_test_that_exists_and_every_no_says_what_t
 }
 
 /// Words with three underscores or more; options and system calls have fewer.
+#[test]
+fn each_line_of_the_threat_model_names_tests_that_exist_or_says_why_there_is_none() {
+    let model = fs::read_to_string(repository().join("docs/THREAT_MODEL.md")).unwrap();
+    let written = tests_written();
+    let (mut held, mut bare, mut found, mut is_counted) = (0, 0, Vec::new(), false);
+    for (at, line) in model.lines().enumerate() {
+        let last = line.trim_end_matches('|').rsplit('|').next().unwrap().trim();
+        if !line.starts_with('|') || last == "test" {
+            // A table begins, or ends.
+            is_counted = last == "test";
+            continue;
+        }
+        if !is_counted || line.starts_with("|---") {
+            continue;
+        }
+        let named: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|word| is_name_of_a_test(word)).collect();
+        let missing = named.iter().filter(|name| !written.contains(&format!("fn {name}(")));
+        found.extend(missing.map(|name| format!("docs/THREAT_MODEL.md:{}: there is no test {name}", at + 1)));
+        let is_bare = last.strip_prefix("none: ").is_some_and(|why| !why.is_empty());
+        if is_bare == (last.starts_with('`') && !named.is_empty()) {
+            found.push(format!("docs/THREAT_MODEL.md:{}: neither tests nor \"none: why\"", at + 1));
+        }
+        held += usize::from(!is_bare);
+        bare += usize::from(is_bare);
+    }
+    fail_with("lines of the threat model", &found);
+    assert!(held > 25 && bare > 0, "{held} lines have a test, {bare} have none");
+}
+
 fn is_name_of_a_test(word: &str) -> bool {
     word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }

@@ -20,6 +20,7 @@ use crate::sys::fanotify::{Change, Event, Fanotify};
 use crate::sys::file_handle::Handle;
 use crate::sys::open;
 use crate::sys::stat;
+use crate::sys::thread;
 use crate::trace::Limiter;
 use crate::types::NodeId;
 use crate::warn_limited;
@@ -185,7 +186,7 @@ impl Watch {
     /// Starts the thread that reads the events. The error of starting a thread.
     pub fn start(self: &Arc<Watch>) -> std::io::Result<()> {
         let watching = Arc::clone(self);
-        std::thread::Builder::new().name("watch".to_owned()).spawn(move || watching.run())?;
+        thread::start("watch", move || watching.run())?;
         Ok(())
     }
 

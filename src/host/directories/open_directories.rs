@@ -40,6 +40,11 @@ impl OpenDirectories {
         self.streams.write().insert(handle, Arc::new(Mutex::new(DirectoryStream::new(&self.kept_len))));
     }
 
+    /// Begins a stream for `handle`, whose descriptor another process has read.
+    pub fn insert_read(&self, handle: FileHandle) {
+        self.streams.write().insert(handle, Arc::new(Mutex::new(DirectoryStream::anywhere(&self.kept_len))));
+    }
+
     /// The stream of `handle`; EBADF where it is no directory's.
     pub fn get(&self, handle: FileHandle) -> Result<Arc<Mutex<DirectoryStream>>, Errno> {
         self.streams.read().get(&handle).cloned().ok_or(Errno::EBADF)

@@ -50,6 +50,13 @@ impl DirectoryStream {
         DirectoryStream { position: Some(0), goes_on: false, read: Vec::new(), start: 0, start_offset: 0, kept_len: 0, all_kept_len }
     }
 
+    /// A stream whose descriptor is at any position, so that it is set first.
+    pub fn anywhere(all_kept_len: &Arc<AtomicUsize>) -> DirectoryStream {
+        let mut stream = DirectoryStream::new(all_kept_len);
+        stream.position = None;
+        stream
+    }
+
     /// Calls `take` for the entries of `file` from `offset` on, as long as it returns true. About `wanted_len` bytes of host entries
     /// will be taken. The errno of lseek(2) or getdents(2), EINVAL for an offset beyond `i64::MAX`, EIO for entries that cannot be
     /// parsed; not where entries were offered before.

@@ -122,6 +122,13 @@ impl<T> ByNode<T> {
         self.shard(node).lock().pinned.insert(node, Arc::new(fd));
     }
 
+    /// Calls `look` for each that is pinned.
+    pub fn each_pinned(&self, mut look: impl FnMut(&T)) {
+        for shard in &self.shards {
+            shard.0.lock().pinned.values().for_each(|fd| look(fd));
+        }
+    }
+
     /// Closes one that was not used recently, for its place. False where there is none.
     pub fn close_recent(&self) -> bool {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);

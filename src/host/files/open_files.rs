@@ -1,6 +1,6 @@
 //! All that the guest's objects keep open. Descriptors that were used recently are closed when others need their places.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::by_node::{ByNode, Pinnable};
@@ -108,6 +108,17 @@ impl OpenFiles {
         self.handles.begin_at(generation);
     }
 
+    /// Every open directory.
+    pub fn open_directories(&self) -> impl Iterator<Item = FileHandle> + '_ {
+        self.handles.open().filter(|(_, flags)| flags & libc::O_DIRECTORY != 0).map(|(handle, _)| handle)
+    }
+
+    /// Adds the numbers of the descriptors of open files and of nodes that keep one to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        self.handles.name_descriptors(named);
+        self.path_fds.each_pinned(|fd| named.push(fd.as_raw_fd()));
+    }
+
     /// Closes every handle.
     pub fn close_handles(&self) {
         self.handles.clear();
@@ -133,9 +144,10 @@ impl OpenFiles {
         Ok(Pinnable::new(fd, self.reserve(1, self.budget.max() / FOR_OPEN_FILES)?))
     }
 
-    /// As [`OpenFiles::pinnable`], for the root's descriptor: also where the ending session has not given its places back yet.
-    pub fn pinnable_root(&self, fd: OwnedFd) -> Pinnable<'_, OwnedFd> {
-        Pinnable::new(fd, self.budget.take_one())
+    /// As [`OpenFiles::pinnable`], for one that is needed or open in any case: the root's, also where the ending session has not given
+    /// its places back yet, and those of a process that died.
+    pub fn pinnable_open(&self, fd: OwnedFd) -> Pinnable<'_, OwnedFd> {
+        Pinnable::new(fd, self.budget.take(1))
     }
 
     /// What `open` opens, counted. ENFILE where there are too many, and nothing is opened then; the errors of `open`.

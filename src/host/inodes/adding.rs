@@ -2,7 +2,7 @@
 //! that is kept open.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -128,7 +128,7 @@ impl Inodes {
                 }
             }
         }
-        let inserted = self.table.insert(&identity, |_| ());
+        let inserted = self.table.insert(&identity);
         if !matches!(inserted, Ok(Inserted::New(_))) {
             self.mounts.remove_inode(identity.mount_id);
         }
@@ -141,8 +141,10 @@ impl Inodes {
         if self.root.file_handles == FileHandles::Mandatory {
             return Err(Errno::EOPNOTSUPP);
         }
+        let number = fd.as_raw_fd();
         let pinned = self.files.pinnable(fd)?;
-        let inserted = self.table.insert(&identity_of(&st, None), |node| self.files.pin_path_fd(node, pinned))?;
+        let identity = identity_of(&st, None);
+        let inserted = self.table.insert_pinned(&identity, Some(number), |node| self.files.pin_path_fd(node, pinned))?;
         let (Inserted::New(node) | Inserted::Known(node)) = inserted;
         Ok((node, st))
     }

@@ -1,6 +1,6 @@
 //! The inodes that the guest knows: the table, their mounts and the inode numbers shown to the guest.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::identity::{FileKey, ino_in_handle};
@@ -9,7 +9,7 @@ use super::numbers::InodeNumbers;
 use super::root::{Root, RootFault};
 use super::table::{Forgotten, InodeTable};
 use crate::host::files::OpenFiles;
-use crate::state::{InodeIdentity, InodeRecords};
+use crate::state::{AttachedInodes, AttachedRoot, InodeIdentity, InodeRecords};
 use crate::sys::file_handle::Handle;
 use crate::sys::stat::Statx;
 use crate::types::{Errno, NodeId};
@@ -27,6 +27,15 @@ pub(in crate::host) struct Inodes {
     generation: u64,
 }
 
+/// What a process that died has left of its inodes.
+#[derive(Debug)]
+pub(in crate::host) struct Attached {
+    /// Their records.
+    pub inodes: AttachedInodes,
+    /// The root's descriptors.
+    pub root: AttachedRoot,
+}
+
 impl Inodes {
     /// A table over `records` with the root only, which is open behind both descriptors; `path_fd` is an O_PATH one.
     ///
@@ -37,13 +46,43 @@ impl Inodes {
         let mounts = Mounts::new(root.identity.mount_id, root_fd);
         let inodes = Inodes { table, mounts, numbers: InodeNumbers::default(), root, files, generation: random_generation() };
         let identity = &inodes.root.identity;
-        let path_fd = inodes.files.pinnable_root(path_fd);
-        inodes.table.insert(identity, |node| inodes.files.pin_path_fd(node, path_fd))?;
+        let path_fd = inodes.files.pinnable_open(path_fd);
+        inodes.table.insert_pinned(identity, None, |node| inodes.files.pin_path_fd(node, path_fd))?;
         // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
         let first = u32::try_from(inodes.generation).unwrap_or(u32::MAX) >> 1;
         inodes.table.begin_at(first);
         inodes.files.begin_at(first);
         Ok(inodes)
+    }
+
+    /// The inodes of a process that died. Its damaged records are dropped, and so is each node with one of the descriptors that
+    /// `is_contested` says are not its own.
+    pub fn recovered(root: Root, attached: Attached, files: Arc<OpenFiles>, is_contested: impl Fn(RawFd) -> bool) -> Inodes {
+        let Attached { inodes: AttachedInodes { records, pinned, retained }, root: AttachedRoot { root_fd, path_fd, generation } } =
+            attached;
+        let table = InodeTable::recovered(records, retained);
+        let mounts = Mounts::new(root.identity.mount_id, root_fd);
+        let inodes = Inodes { table, mounts, numbers: InodeNumbers::default(), root, files, generation };
+        inodes.files.pin_path_fd(NodeId::ROOT, inodes.files.pinnable_open(path_fd));
+        for pinned in pinned {
+            let node = pinned.node();
+            if is_contested(pinned.number()) {
+                inodes.table.drop_node(node);
+            } else {
+                inodes.files.pin_path_fd(node, inodes.files.pinnable_open(pinned.own()));
+            }
+        }
+        inodes
+    }
+
+    /// Adds the numbers of the descriptors that inodes and their mounts keep to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        self.mounts.name_descriptors(named);
+    }
+
+    /// The generation of every inode but the root.
+    pub fn session_generation(&self) -> u64 {
+        self.generation
     }
 
     /// Descriptors of the root's mount and an O_PATH one of the root, for another table. ESTALE where they are gone.

@@ -11,7 +11,7 @@ mod root;
 mod table;
 
 pub(super) use adding::open_path;
-pub(super) use guest_inodes::Inodes;
+pub(super) use guest_inodes::{Attached, Inodes};
 pub(super) use identity::{FileKey, device_of, kind_of};
 pub use root::FileHandles;
 pub(super) use root::{Root, RootFault};

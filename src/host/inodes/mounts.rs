@@ -2,7 +2,7 @@
 //! closed with its last inode, so that the host can unmount it; that of the share's own mount stays, as the root does, and is
 //! found without a lock.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -56,6 +56,12 @@ impl Mounts {
     /// The descriptor of the share's own mount.
     pub fn root_fd(&self) -> &OwnedFd {
         &self.root_fd
+    }
+
+    /// Adds the numbers of the descriptors to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        named.push(self.root_fd.as_raw_fd());
+        named.extend(self.by_id.read().values().map(|mount| mount.fd.as_raw_fd()));
     }
 
     /// The descriptor of mount `id`.

@@ -4,6 +4,7 @@
 //! lookup.
 
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -87,6 +88,24 @@ impl InodeTable {
         InodeTable { records, retained: Mutex::default(), retained_max: RETAINED_MAX }
     }
 
+    /// A table over the records of a process that died. `retained` are the nodes that it kept without lookups.
+    pub fn recovered(records: InodeRecords, retained: Vec<NodeId>) -> InodeTable {
+        let (mut kept, mut previous) = (Retained::default(), Vec::new());
+        previous.extend(retained.into_iter().filter_map(|node| kept.keep(node, RETAINED_MAX)));
+        let table = InodeTable { records, retained: Mutex::new(kept), retained_max: RETAINED_MAX };
+        for node in previous {
+            table.end_retention(node);
+        }
+        table
+    }
+
+    /// Frees `node`, whatever the guest knows of it.
+    pub fn drop_node(&self, node: NodeId) {
+        if let Some(identity) = self.records.identity(node) {
+            self.records.lock(&FileKey::of_record(&identity)).free(node);
+        }
+    }
+
     /// Nodes that are made from now on have this generation or a later one.
     pub fn begin_at(&self, generation: u32) {
         self.records.begin_at(generation);
@@ -122,8 +141,13 @@ impl InodeTable {
     }
 
     /// Makes a node for a file, or counts the one that it has. ENFILE where the table is full.
-    /// `on_new` is called before any other thread can find a new node.
-    pub fn insert(&self, identity: &InodeIdentity, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
+    pub fn insert(&self, identity: &InodeIdentity) -> Result<Inserted, Errno> {
+        self.insert_pinned(identity, None, |_| ())
+    }
+
+    /// As [`InodeTable::insert`], for a node that keeps the descriptor `pinned`. `on_new` is called before any other thread can find
+    /// a new node.
+    pub fn insert_pinned(&self, identity: &InodeIdentity, pinned: Option<RawFd>, on_new: impl FnOnce(NodeId)) -> Result<Inserted, Errno> {
         let mut locked = self.records.lock(&FileKey::of_record(identity));
         // A node without a handle keeps its file open, so that its number cannot be reused.
         let settled = identity.handle.is_none() || is_settled(identity.birth_ns);
@@ -137,7 +161,7 @@ impl InodeTable {
             }
             return Ok(Inserted::Known(node));
         }
-        let node = self.records.create(identity).map_err(|_| Errno::ENFILE)?;
+        let node = self.records.create(identity, pinned).map_err(|_| Errno::ENFILE)?;
         self.records.set_birth(node, birth);
         on_new(node);
         locked.insert(node);
@@ -243,10 +267,10 @@ mod tests {
     #[test]
     fn one_file_is_one_node_until_every_lookup_is_forgotten() {
         let table = table();
-        assert_eq!(table.insert(&file(1, 1), |_| ()).unwrap(), Inserted::New(NodeId::ROOT));
-        let Inserted::New(node) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
+        assert_eq!(table.insert(&file(1, 1)).unwrap(), Inserted::New(NodeId::ROOT));
+        let Inserted::New(node) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
         let key = FileKey::of_record(&file(2, 1));
-        assert_eq!(table.insert(&file(2, 1), |_| ()).unwrap(), Inserted::Known(node));
+        assert_eq!(table.insert(&file(2, 1)).unwrap(), Inserted::Known(node));
         assert_eq!(table.look_up(&key, 1), Some(node));
         assert_eq!(table.forget(node, 2, |_| false), Forgotten::default());
         assert_eq!(table.forget(node, 1, |_| false), Forgotten { is_last: true, freed: Some((node, file(2, 1))), sparse: None });
@@ -259,7 +283,7 @@ mod tests {
     #[test]
     fn files_of_one_number_and_one_clock_tick_are_told_apart_by_their_handles() {
         let table = table();
-        table.insert(&file(1, 1), |_| ()).unwrap();
+        table.insert(&file(1, 1)).unwrap();
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
         let generation = |n: u8| {
             let mut handle = Handle { kind: 1, len: 8, bytes: [0; HANDLE_LEN_MAX] };
@@ -267,24 +291,24 @@ mod tests {
             InodeIdentity { handle: Some(handle), ..file(2, now_ns) }
         };
         let key = FileKey::of_record(&generation(1));
-        let Inserted::New(old) = table.insert(&generation(1), |_| ()).unwrap() else { panic!("known") };
+        let Inserted::New(old) = table.insert(&generation(1)).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&key, now_ns), None, "the tick is not over");
-        assert_eq!(table.insert(&generation(1), |_| ()).unwrap(), Inserted::Known(old));
-        let Inserted::New(new) = table.insert(&generation(2), |_| ()).unwrap() else { panic!("known") };
+        assert_eq!(table.insert(&generation(1)).unwrap(), Inserted::Known(old));
+        let Inserted::New(new) = table.insert(&generation(2)).unwrap() else { panic!("known") };
         assert_ne!(old, new);
 
         let long_ago = InodeIdentity { birth_ns: now_ns - 2 * BIRTH_TICK_NS, ..generation(3) };
-        let Inserted::New(settled) = table.insert(&long_ago, |_| ()).unwrap() else { panic!("known") };
+        let Inserted::New(settled) = table.insert(&long_ago).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&key, long_ago.birth_ns), Some(settled));
     }
 
     #[test]
     fn a_reused_inode_number_is_another_node_and_both_can_be_forgotten() {
         let table = table();
-        table.insert(&file(1, 1), |_| ()).unwrap();
-        let Inserted::New(old) = table.insert(&file(2, 1), |_| ()).unwrap() else { panic!("known") };
+        table.insert(&file(1, 1)).unwrap();
+        let Inserted::New(old) = table.insert(&file(2, 1)).unwrap() else { panic!("known") };
         assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), None);
-        let Inserted::New(new) = table.insert(&file(2, 2), |_| ()).unwrap() else { panic!("known") };
+        let Inserted::New(new) = table.insert(&file(2, 2)).unwrap() else { panic!("known") };
         assert_ne!(old, new);
         assert!(table.forget(old, 1, |_| false).freed.is_some());
         assert_eq!(table.look_up(&FileKey::of_record(&file(2, 2)), 2), Some(new), "still indexed");
@@ -293,8 +317,8 @@ mod tests {
     #[test]
     fn a_retained_node_keeps_its_id_until_its_place_is_taken() {
         let table = InodeTable { retained_max: 2, ..table() };
-        table.insert(&file(1, 1), |_| ()).unwrap();
-        let look_up = |ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+        table.insert(&file(1, 1)).unwrap();
+        let look_up = |ino| match table.insert(&file(ino, 1)).unwrap() {
             Inserted::New(node) | Inserted::Known(node) => node,
         };
         let [a, b, c] = [2, 3, 4].map(look_up);
@@ -318,13 +342,13 @@ mod tests {
     #[test]
     fn however_many_are_forgotten_no_more_than_the_bound_are_retained() {
         let table = InodeTable { retained_max: 10, ..table() };
-        table.insert(&file(1, 1), |_| ()).unwrap();
+        table.insert(&file(1, 1)).unwrap();
         for round in 0..1000u64 {
             let ino = 2 + round * 7 % 50;
             for _ in 0..=round % 3 {
-                table.insert(&file(ino, 1), |_| ()).unwrap();
+                table.insert(&file(ino, 1)).unwrap();
             }
-            let Inserted::Known(node) = table.insert(&file(ino, 1), |_| ()).unwrap() else { panic!("new") };
+            let Inserted::Known(node) = table.insert(&file(ino, 1)).unwrap() else { panic!("new") };
             table.forget(node, u64::MAX, |_| true);
             assert!(table.nodes().len() <= 11, "round {round}: {}", table.nodes().len());
         }
@@ -337,7 +361,7 @@ mod tests {
         let arena = arena(inodes_max);
         let table = InodeTable::new(InodeRecords::new(&arena, 0, inodes_max));
         let nodes: Vec<NodeId> = (1..FILES)
-            .map(|ino| match table.insert(&file(ino, 1), |_| ()).unwrap() {
+            .map(|ino| match table.insert(&file(ino, 1)).unwrap() {
                 Inserted::New(node) | Inserted::Known(node) => node,
             })
             .collect();
@@ -361,14 +385,14 @@ mod tests {
     fn threads_that_look_up_and_forget_at_once_lose_no_lookup() {
         const FILES: u64 = 40;
         let table = InodeTable { retained_max: 5, ..table() };
-        table.insert(&file(1, 1), |_| ()).unwrap();
+        table.insert(&file(1, 1)).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let table = &table;
                 scope.spawn(move || {
                     for round in 0..20_000u64 {
                         let file = file(2 + (round * 7 + thread) % FILES, 1);
-                        let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file, |_| ()).unwrap();
+                        let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file).unwrap();
                         assert_eq!(table.identity(node), Ok(file), "counted by this thread, so it stays");
                         table.forget(node, 1, |_| round % 3 > 0);
                     }
@@ -377,7 +401,7 @@ mod tests {
         });
         assert!(table.nodes().len() <= 1 + 5, "{} nodes", table.nodes().len());
         for ino in 2..2 + FILES {
-            let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file(ino, 1), |_| ()).unwrap();
+            let (Inserted::New(node) | Inserted::Known(node)) = table.insert(&file(ino, 1)).unwrap();
             assert!(table.forget(node, 1, |_| false).freed.is_some(), "the only lookup");
         }
         assert_eq!(table.nodes(), [NodeId::ROOT]);

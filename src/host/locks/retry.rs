@@ -9,6 +9,7 @@ use rustc_hash::FxHashSet;
 
 use super::node::Attempt;
 use super::table::LockTable;
+use crate::sys::thread;
 use crate::types::{Errno, NodeId};
 use crate::warn_limited;
 
@@ -34,7 +35,7 @@ pub(super) fn has_thread(table: &Arc<LockTable>) -> bool {
 fn start(table: &Arc<LockTable>) -> bool {
     let limits = &table.waits.limiter;
     let table = Arc::clone(table);
-    let started = std::thread::Builder::new().name("locks".to_owned()).spawn(move || run(&table));
+    let started = thread::start("locks", move || run(&table));
     started.inspect_err(|e| warn_limited!(limits; "cannot start the thread that waits for locks: {e}; the guest gets ENOLCK")).is_ok()
 }
 

@@ -36,9 +36,15 @@ impl Share {
         (no_opendir && policy.readonly && !policy.allow_direct_io, no_opendir)
     }
 
-    /// Begins the FUSE session with the negotiated features.
-    pub fn begin_session(&self, negotiated: Features) {
-        self.session.begin(negotiated);
+    /// Begins the FUSE session with the negotiated features. `word` says the same to the caller, who finds it again in
+    /// [`Share::negotiated_word`] if this process dies; not 0.
+    pub fn begin_session(&self, negotiated: Features, word: u64) {
+        self.session.begin(negotiated, word);
+    }
+
+    /// What [`Share::begin_session`] got, also in the process that died; 0 where there is no session.
+    pub fn negotiated_word(&self) -> u64 {
+        self.session.negotiated_word()
     }
 
     /// Begins to watch the root, where there is a watch; to be called once the session has begun.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use gatherfs::device::{ConfigSpace, Server, ServerOptions, Service};
 use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Options, Share, Timeouts, TmpfilePolicy};
 use gatherfs::metrics::Metrics;
+use gatherfs::state::RequestRecords;
 use gatherfs::sys::working_dir::DescriptorDir;
 
 use crate::guest::client::Client;
@@ -75,7 +76,8 @@ impl Device {
         let seen = see(&share);
         let config_space = Some(ConfigSpace::new("tag", 1).expect("a tag"));
         let (device, queue_cpus) = Default::default();
-        let server_options = ServerOptions { device, config_space, keep_listening: false, rings: None, queue_cpus };
+        let records = RequestRecords::new().expect("memory for the records");
+        let server_options = ServerOptions { device, config_space, keep_listening: false, rings: None, queue_cpus, records, resumed: None };
         let server = Server::new(share, server_options).expect("a server");
         let metrics = Arc::clone(server.metrics());
         let server = std::thread::spawn(move || server.serve_with(&listener, change).expect("a session"));

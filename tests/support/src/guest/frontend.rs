@@ -215,6 +215,41 @@ impl Guest {
         (0..self.rings.len()).try_for_each(|index| self.restart_queue(index, 0))
     }
 
+    /// Goes on with the daemon behind `path`, which has the records of the present one: says all that was said before again, as
+    /// a keeper does, with `base` as the position of each ring. The present connection is returned, and lives as long as that.
+    pub fn move_to(&self, path: impl AsRef<Path>, base: u16) -> io::Result<Frontend> {
+        let stream = connect(path.as_ref())?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        let socket = Arc::new(OwnedFd::from(stream.try_clone()?));
+        let mut next = Frontend::from_stream(stream, u64::from(u16::MAX));
+        let again = |next: &mut Frontend| -> Result<()> {
+            next.set_owner()?;
+            next.get_features()?;
+            next.get_protocol_features()?;
+            next.set_protocol_features(self.info.protocol)?;
+            next.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            Ok(())
+        };
+        again(&mut next).map_err(io::Error::other)?;
+        let before = std::mem::replace(&mut *self.session(), next);
+        self.say_again(&socket, base).map_err(io::Error::other)?;
+        Ok(before)
+    }
+
+    fn say_again(&self, socket: &Arc<OwnedFd>, base: u16) -> Result<()> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        self.session().set_features(self.info.accepted | if log.is_some() { F_LOG_ALL } else { 0 })?;
+        self.send_memory()?;
+        if let Some(region) = log.as_ref() {
+            let shared = VhostUserDirtyLogRegion { mmap_size: region.len(), mmap_offset: 0, mmap_handle: region.fd() };
+            self.session().set_log_base(0, Some(shared))?;
+        }
+        (0..self.rings.len()).try_for_each(|index| {
+            self.lock(index).set_peer(Arc::clone(socket));
+            self.restart_queue(index, base)
+        })
+    }
+
     /// Stops a queue and returns the available index the device would go on at.
     pub fn stop_queue(&self, index: usize) -> Result<u16> {
         Ok(self.session().get_vring_base(index)? as u16)

@@ -48,6 +48,24 @@ impl Ring {
         fence(Ordering::SeqCst);
     }
 
+    /// Has both sides of the empty ring begin at `idx`. The device must not be using it.
+    pub fn begin_at(&mut self, idx: u16) {
+        (self.avail_idx, self.published, self.last_used) = (idx, idx, idx);
+        self.avail_word(1).store(idx, Ordering::Release);
+        self.used_word(1).store(idx, Ordering::Release);
+        self.request_call();
+    }
+
+    /// Writes used.idx, which is the device's.
+    pub fn set_used_idx(&mut self, idx: u16) {
+        self.used_word(1).store(idx, Ordering::Release);
+    }
+
+    /// Whether the device holds `head`.
+    pub fn holds(&self, head: u16) -> bool {
+        self.outstanding[usize::from(head)] > 0
+    }
+
     /// The driver's own avail.idx.
     pub fn avail_idx(&self) -> u16 {
         self.avail_idx

@@ -1,0 +1,17 @@
+//! What keeper and worker say to each other, beside the messages of vhost-user: packets on a pair of sockets, one pair a life. The
+//! first one names the descriptor by which the keeper watches the worker.
+
+/// What the worker says once its descriptors are in order.
+pub const READY: u8 = 1;
+/// What a thread of the worker's says that lives as long as the process; its id follows.
+pub const THREAD: u8 = 2;
+/// What the worker says before it ends in order.
+pub const LEAVING: u8 = 3;
+/// What the worker says of its io_uring rings; the numbers of their descriptors follow.
+pub const RINGS: u8 = 4;
+/// Rings of a worker at most: one for each request queue.
+pub const RINGS_MAX: usize = 64;
+/// What comes with a frontend's socket: the session is new to the worker, and to the frontend.
+pub const NEW_SESSION: u8 = 0;
+/// What comes with a frontend's socket: the session goes on.
+pub const OLD_SESSION: u8 = 1;
