@@ -48,10 +48,10 @@ struct Opened {
 fn open(share: &Share, scratch: &Scratch, name: &str) -> Result<Opened, Failure> {
     let path = scratch.path().join(name);
     std::fs::write(&path, vec![7; BLOCK_LEN])?;
-    let Ok(Lookup::Found(entry)) = share.lookup(NodeId::ROOT, &CString::new(name)?) else { return Err("LOOKUP failed".into()) };
     let id = RequestId { queue: QueueIndex(1), head: 0, unique: Unique(1) };
     let record = RequestRecord::default();
     let context = RequestContext { id, uid: GuestUid(0), gid: GuestGid(0), pending: &Wanted, record: &record, earlier: None };
+    let Ok(Lookup::Found(entry)) = share.lookup(NodeId::ROOT, &CString::new(name)?, &context) else { return Err("LOOKUP failed".into()) };
     let opened = share.open(entry.node, 0, false, &context).map_err(|errno| format!("OPEN: {errno}"))?;
     Ok(Opened { node: entry.node, handle: opened.handle, file: File::open(path)? })
 }
@@ -97,7 +97,7 @@ fn main() -> Result<(), Failure> {
     let scratch = Scratch::on_tmpfs();
     let root = File::open(scratch.path())?.into();
     let share = Share::export(share_options(), Descriptors::of(4096), root, DescriptorDir::open()?)?;
-    share.begin_session(Features::default(), 0);
+    share.begin_session(Features::default(), 1);
     share.enter_thread()?;
     let files = [open(&share, &scratch, "a")?, open(&share, &scratch, "b")?];
     let read = |file: &File| _ = file.read_at(&mut [0; BLOCK_LEN], 0).expect("a block");

@@ -3,7 +3,8 @@
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,11 +14,12 @@ use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listeni
 use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{Beginning, Keeper, Turn, Witness, WorkerEnd};
+use gatherfs::keeper::{Beginning, Inheritance, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
 use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
 use gatherfs::state::RequestRecords;
-use gatherfs::sys::{descriptor, identity, signal, thread};
+use gatherfs::sys::signal::{self, Signals};
+use gatherfs::sys::{descriptor, identity, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -88,6 +90,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
+    sandbox::raise_file_size();
     if checked.io.pins_memory {
         sandbox::raise_locked_memory();
     }
@@ -120,7 +123,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if has_keeper {
         return start_keeper(listener, socket, exported);
     }
-    let served = serve(&listener, exported, None, None);
+    let served = serve(&listener, exported, None);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -152,19 +155,21 @@ fn export(
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, mut exported: Exported) -> Result<ExitCode, AnyError> {
+fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
-    let keeper = sandbox::seal_keeper(exported.checked.sandbox.seccomp)
-        .map_err(AnyError::from)
-        .and_then(|()| Ok(Keeper::new(listener, keep_listening)?));
-    match keeper.and_then(|keeper| Ok(keeper.run()?)) {
+    let started = || -> Result<Keeper, AnyError> {
+        if let Listening::Path { .. } = exported.checked.listening {
+            // A connection that waits may be gone when it is accepted.
+            listener.set_nonblocking(true)?;
+        }
+        sandbox::seal_keeper(exported.checked.sandbox.seccomp)?;
+        Ok(Keeper::new(listener, keep_listening)?)
+    };
+    match started().and_then(|keeper| Ok(keeper.run()?)) {
         Ok(Turn::Worker(end)) => {
             // The keeper's.
             std::mem::forget(socket);
-            let (share, resumed) = begin(&end, &exported)?;
-            // Each worker begins with the same one: its descriptors stay open.
-            std::mem::forget(std::mem::replace(&mut exported.share, share));
-            let served = serve(&end, exported, Some(&end), resumed);
+            let served = serve(&end, exported, Some(&end));
             end.say_leaving()?;
             served.map(|()| ExitCode::SUCCESS)
         }
@@ -184,79 +189,100 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, mut exported: Ex
     }
 }
 
-/// The share that a worker serves, and what its first session goes on with, where an earlier worker has begun it. Waits for what the
-/// kernel still does for that one, and closes what it has left open.
-fn begin(end: &WorkerEnd, exported: &Exported) -> Result<(Share, Option<Resumed>), AnyError> {
-    let (model, records, beginning) = (&exported.share, &exported.records, end.inheritance().beginning);
-    let left = records.inherit_share_arena();
-    Rings::wait_for_leftover(&end.inheritance().rings)?;
-    let recovered = match (beginning, left) {
-        (Beginning::Recovery, Some(arena)) => model
+/// The share that a worker serves, made as `model` is, and what its first session goes on with, where an earlier worker has begun it.
+/// Closes what that one has left open; `own` is what this one has opened.
+fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]) -> Result<(Share, Option<Resumed>), AnyError> {
+    let Inheritance { beginning, descriptors, queues, .. } = end.inheritance();
+    let mut kept = [descriptors, own].concat();
+    let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
+    let recovered = match records.inherit_share_arena().filter(|_| goes_on && *beginning != Beginning::Fresh) {
+        Some(arena) => model
             .recovered(arena)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
             .ok(),
-        (Beginning::Recovery, None) => {
-            tracing::error!("the guest's files have no records that another process can read; what it has open is lost");
+        None if goes_on => {
+            tracing::error!("no records of the guest's files are used; what it has open is lost");
             None
         }
-        _ => None,
+        None => None,
     };
     let fuse = recovered.as_ref().map_or(0, Share::negotiated_word);
     let share = recovered.map_or_else(|| model.renewed(), Ok)?;
-    if beginning != Beginning::First {
-        let mut kept = end.inheritance().descriptors.clone();
+    if *beginning != Beginning::First {
         share.name_descriptors(&mut kept);
         descriptor::close_others(&mut kept)?;
     }
     end.say_ready()?;
-    let goes_on = matches!(beginning, Beginning::Recovery | Beginning::Fresh);
-    Ok((share, goes_on.then(|| Resumed { rings: end.inheritance().queues.clone(), fuse })))
+    let gives_up = *beginning == Beginning::Careful;
+    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), fuse, gives_up })))
 }
 
-/// Serves one VMM after the other, or only the first. `end` leads to the keeper; `resumed` is what the first session goes on with.
-fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, resumed: Option<Resumed>) -> Result<(), AnyError> {
+/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one.
+fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>) -> Result<(), AnyError> {
     let Exported { checked, share, whole, has_landlock, records } = exported;
+    // What was open when the keeper started its first worker stays open for the next one.
+    let (share, whole) = (ManuallyDrop::new(share), ManuallyDrop::new(whole));
     let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
+    if let Some(end) = end {
+        Rings::wait_for_leftover(&end.inheritance().rings)?;
+    }
     let rings = make_rings(checked.io)?;
+    let descriptors = rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors());
     let optional = OptionalCalls {
-        rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()),
         registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
         binds_threads: !checked.queue_cpus.is_empty(),
+        rings: descriptors.clone(),
     };
+    let signals = Signals::new()?;
+    sandbox::seal(checked.sandbox.seccomp, &optional)?;
+    // An earlier worker's records are read under the list of system calls that this one has for the guest's requests.
+    let (share, resumed) = match end {
+        Some(end) => {
+            end.say_rings(&descriptors)?;
+            begin(end, &share, &records, &[&descriptors[..], &[signals.as_fd().as_raw_fd()]].concat())?
+        }
+        None => (ManuallyDrop::into_inner(share), None),
+    };
+    let is_first = resumed.is_none();
     let server = Server::new(
         share,
         ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus, records, resumed },
     )?;
     let share = server.share();
-    let signals = signal_hook::iterator::Signals::new(signal::watched())?;
-    sandbox::seal(checked.sandbox.seccomp, &optional)?;
     if checked.watch
-        && let Err(e) = share.start_watch(whole)
+        && let Err(e) = share.start_watch(ManuallyDrop::into_inner(whole))
     {
         return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
     }
-    if checked.watch {
-        tracing::info!("--watch sees {}", share.watch_sees());
-    }
     watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), end.map(WorkerEnd::witness).transpose()?)?;
-    let place = match &checked.listening {
-        Listening::Path { path, .. } => path.display().to_string(),
-        Listening::Inherited(fd) => format!("inherited socket {fd}"),
-    };
+    if is_first {
+        let place = match &checked.listening {
+            Listening::Path { path, .. } => path.display().to_string(),
+            Listening::Inherited(fd) => format!("inherited socket {fd}"),
+        };
+        log_start(&share, &checked.tag, &place);
+        if checked.watch {
+            tracing::info!("--watch sees {}", share.watch_sees());
+        }
+        log_policies(checked.summary, &share, has_landlock);
+        // Kata Containers waits for this line.
+        tracing::info!("Waiting for vhost-user socket connection...");
+    }
+    // The first session's; from the second on it is another one.
+    drop(share);
+    server.serve(frontends)?;
+    tracing::debug!("metrics {}", server.metrics().to_json());
+    Ok(())
+}
+
+/// Logs what is shared, where, and what its file system lacks.
+fn log_start(share: &Share, tag: &str, place: &str) {
     let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
-    tracing::info!("sharing {} as \"{}\" on {place} (inodes as {kept})", share.path().display(), checked.tag);
-    log_policies(checked.summary, &share, has_landlock);
+    tracing::info!("sharing {} as \"{tag}\" on {place} (inodes as {kept})", share.path().display());
     if !share.fs_limits().is_empty() {
         let limits: Vec<String> = share.fs_limits().iter().map(ToString::to_string).collect();
         tracing::info!("the file system of {} has no {}", share.path().display(), limits.join(", no "));
     }
-    // The first session's; from the second on it is another one.
-    drop(share);
-    // Kata Containers waits for this line.
-    tracing::info!("Waiting for vhost-user socket connection...");
-    server.serve(frontends)?;
-    tracing::debug!("metrics {}", server.metrics().to_json());
-    Ok(())
 }
 
 /// The rings of the request queues; none where the kernel forbids io_uring, which is an error where it is required.
@@ -289,28 +315,27 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn watch_signals(
-    mut signals: signal_hook::iterator::Signals,
-    stopper: ServerStopper,
-    metrics: Arc<Metrics>,
-    witness: Option<Witness>,
-) -> std::io::Result<()> {
+fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>, witness: Option<Witness>) -> std::io::Result<()> {
     thread::start("signals", move || {
         // This thread lives as long as the process.
         if let Some(Err(e)) = witness.map(Witness::testify) {
             tracing::warn!("the keeper does not watch a thread: {e}");
         }
-        if let Err(e) = signal::release() {
-            tracing::error!("signals do not come through: {e}");
-        }
-        for signal in signals.forever() {
-            if signal == signal_hook::consts::SIGUSR1 {
-                // In one write, so that no other line comes in between. The reader of standard error may have gone.
-                let line = metrics.to_json() + "\n";
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            } else {
-                let in_flight = stopper.stop();
-                tracing::info!("shutting down; waiting for {in_flight} requests in flight");
+        loop {
+            match signals.wait() {
+                Ok(libc::SIGUSR1) => {
+                    // In one write, so that no other line comes in between. The reader of standard error may have gone.
+                    let line = metrics.to_json() + "\n";
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
+                Ok(_) => {
+                    let in_flight = stopper.stop();
+                    tracing::info!("shutting down; waiting for {in_flight} requests in flight");
+                }
+                Err(e) => {
+                    tracing::error!("signals do not come through: {e}");
+                    return;
+                }
             }
         }
     })?;

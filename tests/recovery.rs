@@ -3,6 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,8 +12,9 @@ use gatherfs::fuse::Negotiated;
 use gatherfs::host::{Descriptors, Options, Share};
 use gatherfs::io::{Engine, Finished, Submission, Transfer, TransferOwner};
 use gatherfs::metrics::Metrics;
-use gatherfs::state::RequestRecords;
+use gatherfs::state::{Phase, RequestRecords, UsedElement};
 use gatherfs::sys::working_dir::DescriptorDir;
+use gatherfs::types::QueueIndex;
 use gatherfs_support::daemon::{Scratch, eventually};
 use gatherfs_support::guest::client::{Call, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
@@ -65,6 +67,7 @@ impl Engine<InFlight> for NeverEngine {
 /// A server that several workers serve one after the other, and their guest.
 struct Lives {
     server: Arc<Server>,
+    records: Arc<RequestRecords>,
     guest: Arc<Guest>,
     clients: Vec<Client>,
     /// The file of one page for each number below 256, with its handle.
@@ -91,7 +94,9 @@ impl Lives {
         let config_space = Some(ConfigSpace::new("tag", options.request_queues as u16).unwrap());
         let records = RequestRecords::new().unwrap();
         let (device, queue_cpus) = Default::default();
-        let server_options = ServerOptions { device, config_space, keep_listening: false, rings: None, queue_cpus, records, resumed: None };
+        let (rings, resumed) = (None, None);
+        let server_options =
+            ServerOptions { device, config_space, keep_listening: false, rings, queue_cpus, records: Arc::clone(&records), resumed };
         let server = Arc::new(Server::new(share, server_options).unwrap());
         let socket = scratch.path().join("0");
         serve(&server, &socket, never);
@@ -102,7 +107,7 @@ impl Lives {
         let fh = first.open(node, libc::O_RDWR).unwrap().fh;
         let clients = std::iter::once(FIRST_REQUEST).chain(FIRST_REQUEST + 1..FIRST_REQUEST + options.request_queues);
         let clients = clients.map(|queue| first.on_queue(queue)).collect();
-        Lives { server, guest, clients, file: (node, fh), lives: AtomicUsize::new(1), scratch }
+        Lives { server, records, guest, clients, file: (node, fh), lives: AtomicUsize::new(1), scratch }
     }
 
     fn metrics(&self) -> &Metrics {
@@ -115,7 +120,7 @@ impl Lives {
         (0..queues).for_each(|queue| self.guest.enable_queue(queue, false).unwrap());
         let socket = self.scratch.path().join(self.lives.fetch_add(1, Ordering::Relaxed).to_string());
         let flags = self.clients[0].init_flags();
-        let resumed = Resumed { rings: (0..queues as u16).collect(), fuse: Negotiated { flags, minor: 38 }.to_word() };
+        let resumed = Resumed { rings: (0..queues as u16).collect(), fuse: Negotiated { flags, minor: 38 }.to_word(), gives_up: false };
         serve(&self.server, &socket, move |service| change(service).resuming(resumed.clone()));
         let before = self.guest.move_to(&socket, 0).unwrap();
         // Were it closed, the worker before would drain its queues.
@@ -254,6 +259,45 @@ fn offer_read(lives: &Lives, fh: u64) -> u64 {
     at
 }
 
+/// The header of the reply to what [`offer_read`] has offered, once that is back, with the length of its used element.
+fn reply_at(lives: &Lives, at: u64) -> (OutHeader, u32) {
+    let mut used = None;
+    assert!(eventually(|| {
+        used = lives.guest.lock(FIRST_REQUEST).poll_used();
+        used.is_some()
+    }));
+    let mut header = OutHeader::default();
+    lives.guest.memory().read(at + u64::from(PAGE), header.as_mut_bytes());
+    (header, used.unwrap().1)
+}
+
+#[test]
+fn what_the_worker_before_withdrew_or_published_is_not_executed() {
+    for is_withdrawn in [true, false] {
+        let lives = Lives::start(&GuestOptions::default());
+        let at = offer_read(&lives, lives.file.1);
+        assert!(eventually(|| lives.metrics().submitted.get() == 1));
+        let (head, place) = {
+            let ring = lives.guest.lock(FIRST_REQUEST);
+            ((0..1024).find(|head| ring.holds(*head)).unwrap(), ring.used_idx())
+        };
+        let queue = lives.records.queue(QueueIndex(FIRST_REQUEST as u16)).unwrap();
+        if is_withdrawn {
+            queue.set_phase(head, Phase::Withdrawn);
+        } else {
+            // It dies with the element on its way to the ring.
+            let element = UsedElement { at: place, head, len: 1234 };
+            let died = std::panic::catch_unwind(AssertUnwindSafe(|| queue.publish(element, || std::panic::resume_unwind(Box::new(())))));
+            assert!(died.is_err());
+        }
+        lives.go_on(|service| service);
+        let (header, used_len) = reply_at(&lives, at);
+        let expected = if is_withdrawn { (-libc::EIO, size_of::<OutHeader>() as u32) } else { (0, 1234) };
+        assert_eq!((header.error, used_len), expected);
+        assert_eq!(lives.metrics().recovered.get(), u64::from(is_withdrawn));
+    }
+}
+
 #[test]
 fn a_request_that_the_driver_has_changed_in_flight_is_not_executed() {
     for (changes, errno) in [(false, 0), (true, -libc::EIO)] {
@@ -265,10 +309,7 @@ fn a_request_that_the_driver_has_changed_in_flight_is_not_executed() {
             lives.guest.memory().write(at + opcode_at, &opcode::GETATTR.to_ne_bytes());
         }
         lives.go_on(|service| service);
-        assert!(eventually(|| lives.guest.lock(FIRST_REQUEST).poll_used().is_some()));
-        let mut header = OutHeader::default();
-        lives.guest.memory().read(at + u64::from(PAGE), header.as_mut_bytes());
-        assert_eq!(header.error, errno);
+        assert_eq!(reply_at(&lives, at).0.error, errno);
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) fn answer_entry(result: Result<EntryOut, Errno>, request: InFlight) -
     let Ok(entry) = result else { return answer(result, request) };
     // Before the answer: a request that is answered must not wait for the host any more.
     if request.room() < size_of::<EntryOut>() {
-        request.share().forget(NodeId(entry.nodeid), 1);
+        request.share().uncount(NodeId(entry.nodeid), request.record());
         return request.error(Errno::EIO);
     }
     let answered = request.reply(entry.as_bytes());
@@ -97,7 +97,7 @@ pub(super) fn answer_created(result: Result<(EntryOut, OpenOut), Errno>, request
     };
     if request.room() < size_of::<EntryOut>() + size_of::<OpenOut>() {
         request.share().release_unanswered(FileHandle(open.fh));
-        request.share().forget(NodeId(entry.nodeid), 1);
+        request.share().uncount(NodeId(entry.nodeid), request.record());
         return request.error(Errno::EIO);
     }
     let answered = request.reply_parts(entry.as_bytes(), open.as_bytes());

@@ -257,11 +257,21 @@ impl InFlight {
         usize::try_from(room.min(u64::from(u32::MAX) - OUT_HEADER_LEN as u64)).unwrap_or(usize::MAX)
     }
 
-    /// A writer to the reply's pages behind the header, for a reply that [`InFlight::reply_filled`] gives, and whether the
-    /// request is still wanted.
-    pub(super) fn reply_writer(&mut self) -> (Writer<'_>, &dyn Pending) {
+    /// A writer to the reply's pages behind the header, for a reply that [`InFlight::reply_filled`] gives, whether the request is
+    /// still wanted, and its record.
+    pub(super) fn reply_writer(&mut self) -> (Writer<'_>, &dyn Pending, &RequestRecord) {
         let storage = &mut *self.0;
-        (storage.chain.writable_from(OUT_HEADER_LEN as u64), &*storage.claim)
+        (storage.chain.writable_from(OUT_HEADER_LEN as u64), &*storage.claim, &storage.record)
+    }
+
+    /// Copies what the reply's pages have behind the header to `to`.
+    pub(super) fn copy_reply(&self, to: &mut [u8]) {
+        self.0.chain.copy_written(OUT_HEADER_LEN as u64, to);
+    }
+
+    /// Copies what the guest sent to `to`, from byte `skip` on. Returns the bytes copied.
+    pub(super) fn copy_readable(&self, skip: usize, to: &mut [u8]) -> usize {
+        self.0.chain.copy_readable(skip as u64, to)
     }
 
     /// Whether the request still waits for this answer. An operation of several steps goes on only then.

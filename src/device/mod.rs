@@ -22,6 +22,7 @@ mod answer;
 mod claim;
 mod collecting;
 mod config_space;
+mod context;
 mod features;
 mod in_flight;
 mod in_flight_table;

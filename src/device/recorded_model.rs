@@ -155,8 +155,9 @@ fn live(world: &Arc<World>, memory: &Arc<RingMemory>, records: &Arc<RequestRecor
         };
         (0..THREADS).map(start).collect::<Vec<_>>()
     });
-    let has_served =
-        threads.is_some_and(|threads| threads.into_iter().map(|thread| thread.join().unwrap()).fold(true, |all, one| all && one));
+    // Each is waited for.
+    let ended = threads.map(|threads| threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>());
+    let has_served = ended.is_some_and(|ended| !ended.contains(&false));
     killer.join().unwrap();
     has_served
 }

@@ -13,6 +13,7 @@ mod names;
 mod session;
 
 use super::answer::{answer, answer_bytes, answer_created, answer_done, answer_entry, answer_open};
+use super::context::context;
 use super::in_flight::{Answered, InFlight};
 use super::queue_engine::QueueEngine;
 use super::served::Served;
@@ -35,7 +36,7 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
     let Some(header) = decode_header(request.arguments()) else {
         return Served::Answered(refuse_headerless(service, request));
     };
-    if request.earlier().is_some_and(|earlier| again::refuses(&request, &earlier, &header)) {
+    if request.earlier().is_some_and(|earlier| again::refuses(&request, &earlier, &header, service.gives_up())) {
         request.set_header(header);
         return Served::Answered(answer_error(Errno::EIO, request));
     }
@@ -115,13 +116,15 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
             return transfer::write(service, engine, request, &write, size);
         }
         Operation::Open { flags, kill_suidgid } => {
-            let opened = share.open(node, flags, kill_suidgid, &names::context(&request));
+            let opened = share.open(node, flags, kill_suidgid, &context(&request));
             answer_open(opened.map(|opened| wire::open_out(&opened)), request)
         }
-        Operation::Release { handle, flock_owner } => answer_done(share.release(handle, flock_owner), request),
-        Operation::Flush { handle, lock_owner } => answer_done(share.flush(handle, lock_owner), request),
+        Operation::Release { handle, flock_owner } => answer_done(share.release(handle, flock_owner, &context(&request)), request),
+        Operation::Flush { handle, lock_owner } => answer_done(share.flush(handle, lock_owner, &context(&request)), request),
         Operation::Fsync { handle, data_only } => return transfer::sync(service, engine, request, handle, data_only),
-        Operation::Fallocate { handle, offset, len, mode } => answer_done(share.fallocate(handle, offset, len, mode, header.uid), request),
+        Operation::Fallocate { handle, offset, len, mode } => {
+            answer_done(share.fallocate(handle, offset, len, mode, &context(&request)), request)
+        }
         Operation::Lseek { handle, offset, whence } => {
             answer(share.lseek(node, handle, offset, whence).map(|offset| LseekOut { offset }), request)
         }
@@ -144,25 +147,27 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         Operation::Setlkw(lk) => return locks::wait(&lk, request),
 
         // Directories.
-        Operation::Opendir { .. } => answer_open(share.opendir(node).map(|opened| wire::open_out(&opened)), request),
+        Operation::Opendir { .. } => answer_open(share.opendir(node, &context(&request)).map(|opened| wire::open_out(&opened)), request),
         Operation::Readdir { handle, offset, size } => directories::readdir(request, handle, offset, size),
         Operation::Readdirplus { handle, offset, size } => directories::readdirplus(request, handle, offset, size, scratch),
-        Operation::Releasedir { handle } => answer_done(share.releasedir(handle), request),
-        Operation::Fsyncdir { handle, data_only } => answer_done(share.fsyncdir(node, handle, data_only), request),
+        Operation::Releasedir { handle } => answer_done(share.releasedir(handle, &context(&request)), request),
+        Operation::Fsyncdir { handle, data_only } => answer_done(share.fsyncdir(node, handle, data_only, &context(&request)), request),
 
         // Nodes and their attributes.
-        Operation::Lookup { name } => answer_entry(share.lookup(node, name).map(|found| wire::lookup_out(&found)), request),
+        Operation::Lookup { name } => {
+            answer_entry(share.lookup(node, name, &context(&request)).map(|found| wire::lookup_out(&found)), request)
+        }
         Operation::Forget { count } => {
-            share.forget(node, count);
+            share.forget_each(std::iter::once((node, count)), &context(&request));
             request.none()
         }
         Operation::BatchForget { nodes } => {
-            arguments::forget_each(share, nodes);
+            share.forget_each(arguments::forgets(nodes), &context(&request));
             request.none()
         }
         Operation::Getattr { target } => answer(share.getattr(node, arguments::handle(target)).map(|got| wire::attr_out(&got)), request),
         Operation::Setattr(set) => {
-            let changed = share.setattr(node, &arguments::attribute_change(&set), &names::context(&request));
+            let changed = share.setattr(node, &arguments::attribute_change(&set), &context(&request));
             answer(changed.map(|got| wire::attr_out(&got)), request)
         }
         Operation::Statx { target, flags, mask } => {
@@ -171,7 +176,9 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
         }
         Operation::Access { mask } => answer_done(share.access(node, (header.uid, header.gid), mask), request),
         Operation::Readlink => answer_bytes(share.readlink(node).as_deref().map_err(|errno| *errno), request),
-        Operation::Setxattr { name, value, flags, kill_sgid } => answer_done(share.setxattr(node, name, value, flags, kill_sgid), request),
+        Operation::Setxattr { name, value, flags, kill_sgid } => {
+            answer_done(share.setxattr(node, name, value, flags, kill_sgid, &context(&request)), request)
+        }
         Operation::Getxattr { name, size } => {
             let got = attributes::getxattr(&request, name, size, scratch);
             attributes::answer_xattr(got, size, scratch, request)
@@ -180,7 +187,7 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
             let listed = attributes::listxattr(&request, size, scratch);
             attributes::answer_xattr(listed, size, scratch, request)
         }
-        Operation::Removexattr { name } => answer_done(share.removexattr(node, name), request),
+        Operation::Removexattr { name } => answer_done(share.removexattr(node, name, &context(&request)), request),
 
         // Names.
         Operation::Symlink { name, target, extensions } => {
@@ -196,13 +203,13 @@ fn carry_out(service: &Service, engine: &QueueEngine, request: InFlight, scratch
             let made = names::create_with(&request, umask, &extensions, |create| share.mkdir(node, name, mode, create));
             answer_entry(made.map(|entry| wire::entry_out(&entry)), request)
         }
-        Operation::Unlink { name } => answer_done(share.unlink(node, name, &names::context(&request)), request),
-        Operation::Rmdir { name } => answer_done(share.rmdir(node, name, &names::context(&request)), request),
+        Operation::Unlink { name } => answer_done(share.unlink(node, name, &context(&request)), request),
+        Operation::Rmdir { name } => answer_done(share.rmdir(node, name, &context(&request)), request),
         Operation::Rename { name, new_parent, new_name, flags } => {
-            answer_done(share.rename((node, name), (new_parent, new_name), flags, &names::context(&request)), request)
+            answer_done(share.rename((node, name), (new_parent, new_name), flags, &context(&request)), request)
         }
         Operation::Link { node: old, name } => {
-            answer_entry(share.link(old, node, name, &names::context(&request)).map(|entry| wire::entry_out(&entry)), request)
+            answer_entry(share.link(old, node, name, &context(&request)).map(|entry| wire::entry_out(&entry)), request)
         }
         Operation::Create { name, flags, mode, umask, kill_suidgid, extensions } => {
             let made =

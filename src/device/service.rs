@@ -58,6 +58,8 @@ pub struct Resumed {
     pub rings: Vec<u16>,
     /// [`Negotiated::to_word`] of what INIT agreed on; 0 without a FUSE session.
     pub fuse: u64,
+    /// Requests that were left unfinished are answered with EIO: it may be one of them that ends processes.
+    pub gives_up: bool,
 }
 
 /// A queue of the session, as the service sees it.
@@ -216,6 +218,11 @@ impl Service {
     /// Whether an earlier process has begun the session.
     pub(super) fn is_resuming(&self) -> bool {
         self.resumed.is_some()
+    }
+
+    /// Whether what an earlier process has left unfinished is answered with EIO.
+    pub(super) fn gives_up(&self) -> bool {
+        self.resumed.as_ref().is_some_and(|resumed| resumed.gives_up)
     }
 
     /// Whether the frontend's messages about queue `index` come again.

@@ -1,12 +1,13 @@
 //! READ, WRITE and FSYNC: what the share prepares, the engine moves, and what it moved becomes the answer.
 
 use super::answer::{answer, answer_done};
+use super::context::context;
 use super::in_flight::{Answered, Extent, InFlight};
 use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
-use crate::host::{PreparedTransfer, WriteRequest};
+use crate::host::{FileInUse, Left, PreparedTransfer, WriteRequest};
 use crate::io::{Action, Engine, Finished, Submission, Thread, Transfer, TransferOwner, Unaligned};
 use crate::types::{Errno, FileHandle};
 
@@ -31,13 +32,52 @@ pub(super) fn write(service: &Service, engine: &QueueEngine, request: InFlight, 
         return Served::Answered(request.error(Errno::EINVAL));
     }
     let prepared = request.share().prepare_write(write);
+    if let Ok(PreparedTransfer { action: Action::Write { append: true }, .. }) = prepared {
+        return append(service, engine, request, prepared, size as usize);
+    }
     submit(service, engine, request, prepared, (write.offset, WRITE_HEAD_LEN, size as usize))
 }
 
 /// FSYNC.
 pub(super) fn sync(service: &Service, engine: &QueueEngine, request: InFlight, handle: FileHandle, data_only: bool) -> Served {
     let prepared = request.share().prepare_sync(request.header().node, handle, data_only);
-    submit(service, engine, request, prepared, (0, 0, 0))
+    match context(&request).left() {
+        Left::Nothing => {
+            request.record().begin(0);
+            submit(service, engine, request, prepared, (0, 0, 0))
+        }
+        // A process that died may have used the error up that this one looks for.
+        _ => {
+            let sync = |file: FileInUse| {
+                let synced = request.share().sync_again(&file, data_only, &context(&request));
+                request.share().let_go(file);
+                synced
+            };
+            let synced = prepared.and_then(|prepared| sync(prepared.file));
+            Served::Answered(answer_done(synced, request))
+        }
+    }
+}
+
+/// WRITE of `len` bytes to the end of the file, on this thread: the record has the file's length before.
+fn append(service: &Service, engine: &QueueEngine, mut request: InFlight, prepared: Result<PreparedTransfer, Errno>, len: usize) -> Served {
+    let PreparedTransfer { file, action, thread, unaligned, waits_for_disk, must_be_whole } = match prepared {
+        Ok(prepared) => prepared,
+        Err(errno) => return Served::Answered(request.error(errno)),
+    };
+    let payload = |at, to: &mut [u8]| request.copy_readable(WRITE_HEAD_LEN + at, to);
+    let before = request.share().appended_before(request.header().node, len, payload, &context(&request));
+    request.begin_transfer(file, Extent { writable: false, skip: WRITE_HEAD_LEN, len, must_be_whole });
+    if before.is_none() && !request.is_wanted() {
+        request.end_transfer();
+        return Served::Answered(request.error(Errno::EIO));
+    }
+    engine.flush();
+    let write = || request.share().append(request.file(), request.pages(), thread, &service.metrics, &context(&request));
+    let result = before.unwrap_or_else(write);
+    let is_alone = request.is_alone();
+    let transfer = Transfer { owner: request, offset: 0, action, thread, unaligned, waits_for_disk, is_alone };
+    Served::Answered(finish(service, Finished { transfer, result }))
 }
 
 /// Submits the transfer of `len` bytes, `skip` bytes into the request's memory, at `offset` of the file.
@@ -77,7 +117,9 @@ fn submit(
 pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answered {
     let Finished { transfer, mut result } = finished;
     let Transfer { owner: mut request, offset, action, thread, unaligned, .. } = transfer;
-    if matches!(result, Err(Errno::EAGAIN | Errno::EINTR | Errno::ECANCELED | Errno::EFAULT)) && request.is_wanted() {
+    // An append was made by this thread, and may not be made twice.
+    let may_repeat = action != (Action::Write { append: true });
+    if matches!(result, Err(Errno::EAGAIN | Errno::EINTR | Errno::ECANCELED | Errno::EFAULT)) && may_repeat && request.is_wanted() {
         // The kernel gave it up: the thread that submitted it has ended, or the memory registered under its number was replaced.
         result = request.share().transfer_again(request.file(), request.pages(), offset, (action, thread), &service.metrics);
     }
@@ -93,6 +135,9 @@ pub(super) fn finish(service: &Service, finished: Finished<InFlight>) -> Answere
         && request.is_wanted()
     {
         result = complete(service, &mut request, (offset, action, thread), moved);
+    }
+    if matches!(action, Action::Sync { .. }) {
+        context(&request).note_result(result.map(|_| 0));
     }
     request.end_transfer();
     match (action, result) {

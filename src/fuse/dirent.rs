@@ -1,7 +1,7 @@
 //! The directory entries of a reply: `fuse_dirent` of READDIR and `fuse_direntplus` of READDIRPLUS, piece by piece. Does not know
 //! where the pieces are put, or how much room there is.
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{Dirent, EntryOut};
 
@@ -53,6 +53,14 @@ pub fn put_direntplus(entry: &Entry<'_>, looked_up: &EntryOut, mut put: impl FnM
     put_dirent(entry, put);
 }
 
+/// The node id of the first READDIRPLUS entry of `reply`, and the bytes behind the entry. `None` where none is there as a whole.
+pub fn first_direntplus(reply: &[u8]) -> Option<(u64, &[u8])> {
+    let (entry, rest) = EntryOut::read_from_prefix(reply).ok()?;
+    let (dirent, _) = Dirent::read_from_prefix(rest).ok()?;
+    let name_len = usize::try_from(dirent.namelen).ok()?;
+    Some((entry.nodeid, reply.get(direntplus_len(name_len)..)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +81,10 @@ mod tests {
             assert_eq!((&plus[..8], &plain[16..24]), (7u64.as_bytes(), [len as u32, 8].as_bytes()));
             assert_eq!(&plain[24..24 + len], name);
             assert!(plain[24 + len..].iter().all(|byte| *byte == 0));
+            let twice = [&plus[..], &plus[..]].concat();
+            let (node, rest) = first_direntplus(&twice).unwrap();
+            assert_eq!((node, rest), (7, &plus[..]));
+            assert_eq!(first_direntplus(&plus[..plus.len() - 1]), None, "cut off");
         }
     }
 }

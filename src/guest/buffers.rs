@@ -49,6 +49,11 @@ impl ChainBuffers {
         ReadableBuffers { list: &self.readable }
     }
 
+    /// The memory that the device may write, to read what was written there.
+    pub fn written(&self) -> ReadableBuffers<'_> {
+        ReadableBuffers { list: &self.writable }
+    }
+
     /// The memory that the device may write.
     pub fn writable(&mut self) -> WritableBuffers<'_> {
         let map = self.memory.as_deref().map(RingMemory::map);
@@ -160,7 +165,7 @@ impl Collector<'_> {
     }
 }
 
-/// The device-readable memory of a chain: header, arguments, and the payload of a WRITE.
+/// Memory of a chain that is read: the device-readable one, with header, arguments, and the payload of a WRITE.
 #[derive(Debug)]
 pub struct ReadableBuffers<'b> {
     list: &'b PageList,

@@ -8,6 +8,7 @@
 //! | `locks` | the guest's locks on the host |
 //! | `rights` | credentials, ids, extended attributes |
 //! | `caching` | what the guest may cache, and changes by other processes |
+//! | `repeating` | what a process that died has done of a request that is executed again |
 //! | `session.rs`, `policy.rs` | what INIT negotiated; what is in force of the options |
 //!
 //! [`Share`] puts them together. `ops/` holds one file for each family of operations, all of them methods of [`Share`].
@@ -27,6 +28,7 @@ mod locks;
 mod ops;
 mod options;
 mod policy;
+mod repeating;
 mod request_context;
 mod rights;
 mod session;
@@ -48,7 +50,7 @@ pub use ops::{
     PreparedTransfer, WriteRequest,
 };
 pub use options::{Options, TmpfilePolicy};
-pub use request_context::{Pending, RequestContext};
+pub use request_context::{Left, Pending, RequestContext};
 pub use rights::{
     CATCH_ALL, IdMap, IdRule, IdRuleError, KillPriv, Rights, Support, Translation, UnsupportedGuest, XattrMap, XattrMapError,
 };

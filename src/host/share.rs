@@ -18,7 +18,10 @@ use super::options::Options;
 use super::policy::Policy;
 use super::session::FuseSession;
 use super::share_error::ShareError;
-use crate::state::{Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, Pinned, SessionRecord, inodes_len, inodes_max, named_twice};
+use crate::state::{
+    Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, MOUNTS_LEN, MountRecords, Pinned, SessionRecord, inodes_len, inodes_max,
+    named_twice,
+};
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
 use crate::sys::working_dir::DescriptorDir;
@@ -77,12 +80,13 @@ impl Share {
         let (policy, budget) = (&common.policy, &common.budget);
         let inodes_max = inodes_max(getrlimit(Resource::As).current);
         let inodes_len = inodes_len(inodes_max);
-        let arena = Arena::new(inodes_len + HANDLES_LEN)?;
+        let arena = Arena::new(inodes_len + HANDLES_LEN + MOUNTS_LEN)?;
         let handles = HandleTable::new(&arena, inodes_len, Arc::clone(budget));
         let files = Arc::new(OpenFiles::new(handles, policy.descriptors, Arc::clone(budget)));
         let records = InodeRecords::new(&arena, 0, inodes_max);
         let (root_number, path_number) = (root_fd.as_raw_fd(), path_fd.as_raw_fd());
-        let inodes = Inodes::new(common.root.clone(), records, root_fd, path_fd, Arc::clone(&files))?;
+        let mounts = MountRecords::new(&arena, inodes_len + HANDLES_LEN);
+        let inodes = Inodes::new(common.root.clone(), (records, mounts), (root_fd, path_fd), Arc::clone(&files))?;
         let session = SessionRecord::new(&arena, root_number, path_number, inodes.session_generation());
         Ok(Share::of(common, arena, session, inodes, files))
     }
@@ -113,11 +117,13 @@ impl Share {
         let arena = Arena::attach(arena)?;
         let budget = Arc::new(Budget::new(self.policy.descriptors.all));
         let inodes = InodeRecords::attach(&arena)?;
+        let mounts = MountRecords::attach(&arena)?;
         let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
         let (session, root) = SessionRecord::attach(&arena)?;
         let mut named = vec![root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
         handles.name_descriptors(&mut named);
         named.extend(inodes.pinned.iter().map(Pinned::number));
+        named.extend(mounts.open.iter().map(|(_, fd, _)| fd.number()));
         let contested = named_twice(named);
         handles.give_up(&contested);
         let common = Common {
@@ -128,7 +134,7 @@ impl Share {
             watch: OnceLock::new(),
         };
         let files = Arc::new(OpenFiles::new(handles, self.policy.descriptors, budget));
-        let attached = Attached { inodes, root };
+        let attached = Attached { inodes, mounts, root };
         let inodes = Inodes::recovered(common.root.clone(), attached, Arc::clone(&files), |fd| contested.contains(&fd));
         let share = Share::of(common, arena, session, inodes, files);
         share.files.open_directories().for_each(|handle| share.directories.insert_read(handle));
@@ -203,8 +209,16 @@ impl Share {
     pub fn start_watch(self: &Arc<Share>, whole: Option<FileSystemWatch>) -> std::io::Result<()> {
         let watch = Arc::new(Watch::new(whole, self.inodes.root_key().device)?);
         watch.start()?;
+        let goes_on = self.session.negotiated_word() != 0;
+        if goes_on {
+            watch.all_has_changed();
+        }
         self.freshness.set_watch(watch);
         self.take_over_watch();
+        if goes_on {
+            let is_directory = |node: &NodeId| self.inodes.kind(*node) == Ok(libc::S_IFDIR);
+            self.inodes.nodes().into_iter().filter(is_directory).for_each(|node| self.freshness.watch_directory(node));
+        }
         Ok(())
     }
 

@@ -11,23 +11,26 @@ const LONG_LIFE: Duration = Duration::from_secs(10);
 const WAIT_MIN: Duration = Duration::from_millis(10);
 /// The longest wait: a guest's request waits as long.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// A life shorter than this that somebody ended: see [`QUICK_MAX`].
+const QUICK_LIFE: Duration = Duration::from_millis(100);
+/// More lives than this that were ended so soon, one after the other, are followed by [`WAIT_MIN`]: the machine may be out of memory.
+const QUICK_MAX: u32 = 2;
+/// So many faults in short lives, one after the other, are no accident: the next worker trusts less of what was left.
+const FAULTS_MAX: u32 = 2;
 /// So many deaths within [`MANY_WITHIN`] are worth an error of their own.
 const MANY: usize = 10;
 /// As [`MANY`] says.
 const MANY_WITHIN: Duration = Duration::from_secs(60);
-/// Workers that died before they were ready after which the next one does not read the records, and again after which there is
-/// none: the second of two deaths is no accident.
-const UNREADY_MAX: u32 = 2;
 
-/// What follows a death.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Next {
-    /// A worker that reads the records, after this time.
-    Recovery(Duration),
-    /// A worker that does not.
-    Fresh(Duration),
-    /// Nothing helps.
-    None,
+/// What the next worker may trust.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Everything.
+    All,
+    /// The records of files, and no request that was left unfinished.
+    Files,
+    /// Nothing.
+    Nothing,
 }
 
 /// Why a worker died.
@@ -43,36 +46,44 @@ pub enum Cause {
 #[derive(Debug, Default)]
 pub struct Deaths {
     wait: Duration,
-    /// By a fault, of workers that were not ready, one after the other.
-    unready: u32,
+    /// Faults in short lives, one after the other.
+    faults: u32,
+    /// Lives that were ended soon, one after the other.
+    quick: u32,
     recent: VecDeque<Instant>,
 }
 
 impl Deaths {
-    /// A worker died at `now`, after `life`, and `was_ready` or not.
-    pub fn note(&mut self, now: Instant, life: Duration, was_ready: bool, cause: Cause) -> Next {
-        if was_ready {
-            self.unready = 0;
-        } else if cause == Cause::Fault {
-            self.unready += 1;
-        }
+    /// A worker died at `now`, after `life`: how long to wait for the next one, and what that one may trust. `None` where nothing
+    /// helps.
+    pub fn note(&mut self, now: Instant, life: Duration, cause: Cause) -> Option<(Duration, Trust)> {
         if life >= LONG_LIFE {
             self.wait = Duration::ZERO;
         }
-        let waits = life < SHORT_LIFE && (cause == Cause::Fault || !was_ready);
-        if waits {
-            self.wait = (self.wait * 2).clamp(WAIT_MIN, WAIT_MAX);
+        if life >= SHORT_LIFE {
+            self.faults = 0;
         }
-        let wait = if waits { self.wait } else { Duration::ZERO };
+        self.quick = if life < QUICK_LIFE { self.quick + 1 } else { 0 };
+        let wait = match cause {
+            Cause::Fault if life < SHORT_LIFE => {
+                self.faults += 1;
+                self.wait = (self.wait * 2).clamp(WAIT_MIN, WAIT_MAX);
+                self.wait
+            }
+            Cause::Killed if self.quick > QUICK_MAX => WAIT_MIN,
+            _ => Duration::ZERO,
+        };
         self.recent.push_back(now);
         while self.recent.len() > MANY || self.recent.front().is_some_and(|first| now.duration_since(*first) > MANY_WITHIN) {
             self.recent.pop_front();
         }
-        match self.unready {
-            0..UNREADY_MAX => Next::Recovery(wait),
-            unready if unready < 2 * UNREADY_MAX => Next::Fresh(wait),
-            _ => Next::None,
-        }
+        let trust = match self.faults / FAULTS_MAX {
+            0 => Trust::All,
+            1 => Trust::Files,
+            2 => Trust::Nothing,
+            _ => return None,
+        };
+        Some((wait, trust))
     }
 
     /// The number of the last deaths and the time that they took, where that is too many. Begins to count anew then.
@@ -91,53 +102,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_lives_are_followed_by_longer_waits_and_a_long_one_by_none() {
+    fn faults_in_short_lives_are_followed_by_longer_waits_and_less_trust() {
         let (mut deaths, now) = (Deaths::default(), Instant::now());
-        let mut after = |life| deaths.note(now, life, true, Cause::Fault);
-        let ms = |ms| Next::Recovery(Duration::from_millis(ms));
-        assert_eq!(after(Duration::from_secs(5)), ms(0));
-        let waits: Vec<Next> = (0..9).map(|_| after(Duration::ZERO)).collect();
-        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 640, 1000, 1000].map(ms));
-        assert_eq!(after(Duration::from_secs(2)), ms(0));
-        assert_eq!(after(Duration::ZERO), ms(1000), "it is not forgotten yet");
-        assert_eq!(after(Duration::from_secs(11)), ms(0));
-        assert_eq!(after(Duration::ZERO), ms(10));
+        let mut after = |life| deaths.note(now, life, Cause::Fault);
+        let ms = |ms, trust| Some((Duration::from_millis(ms), trust));
+        assert_eq!(after(Duration::from_secs(5)), ms(0, Trust::All));
+        let short: Vec<_> = (0..6).map(|_| after(Duration::ZERO)).collect();
+        let expected =
+            [ms(10, Trust::All), ms(20, Trust::Files), ms(40, Trust::Files), ms(80, Trust::Nothing), ms(160, Trust::Nothing), None];
+        assert_eq!(short, expected);
+        assert_eq!(after(Duration::from_secs(2)), ms(0, Trust::All));
+        assert_eq!(after(Duration::ZERO), ms(640, Trust::All), "the wait is not forgotten yet");
+        assert_eq!(after(Duration::from_secs(11)), ms(0, Trust::All));
+        assert_eq!(after(Duration::ZERO), ms(10, Trust::All));
     }
 
     #[test]
-    fn workers_that_do_not_get_ready_do_not_read_the_records_and_then_there_is_none() {
-        let (mut deaths, now, life) = (Deaths::default(), Instant::now(), Duration::from_secs(5));
-        let mut note = |ready| deaths.note(now, life, ready, Cause::Fault);
-        let none = Duration::ZERO;
-        assert_eq!(
-            [note(false), note(false), note(false), note(false)],
-            [Next::Recovery(none), Next::Fresh(none), Next::Fresh(none), Next::None]
-        );
-        assert_eq!(note(true), Next::Recovery(none));
-    }
-
-    #[test]
-    fn a_worker_that_is_killed_is_followed_at_once_and_its_records_are_read() {
+    fn a_worker_that_is_killed_is_followed_at_once_and_everything_is_trusted() {
         let (mut deaths, now) = (Deaths::default(), Instant::now());
-        for _ in 0..100 {
-            assert_eq!(deaths.note(now, Duration::ZERO, true, Cause::Killed), Next::Recovery(Duration::ZERO));
-        }
-        let unready: Vec<Next> = (0..3).map(|_| deaths.note(now, Duration::ZERO, false, Cause::Killed)).collect();
-        assert_eq!(unready, [10, 20, 40].map(|ms| Next::Recovery(Duration::from_millis(ms))));
+        let waits: Vec<_> = (0..5).map(|_| deaths.note(now, Duration::ZERO, Cause::Killed)).collect();
+        assert_eq!(waits, [0, 0, 10, 10, 10].map(|ms| Some((Duration::from_millis(ms), Trust::All))));
+        assert_eq!(deaths.note(now, QUICK_LIFE, Cause::Killed), Some((Duration::ZERO, Trust::All)));
     }
 
     #[test]
     fn many_deaths_in_a_minute_are_told_once() {
         let (mut deaths, start) = (Deaths::default(), Instant::now());
         for second in 0..9 {
-            deaths.note(start + Duration::from_secs(second), Duration::ZERO, true, Cause::Killed);
+            deaths.note(start + Duration::from_secs(second), QUICK_LIFE, Cause::Killed);
             assert_eq!(deaths.many(), None);
         }
-        deaths.note(start + Duration::from_secs(9), Duration::ZERO, true, Cause::Killed);
+        deaths.note(start + Duration::from_secs(9), QUICK_LIFE, Cause::Killed);
         assert_eq!(deaths.many(), Some((10, Duration::from_secs(9))));
         assert_eq!(deaths.many(), None);
         for minute in 1..30 {
-            deaths.note(start + Duration::from_secs(60 * minute), Duration::ZERO, true, Cause::Killed);
+            deaths.note(start + Duration::from_secs(60 * minute), QUICK_LIFE, Cause::Killed);
             assert_eq!(deaths.many(), None);
         }
     }

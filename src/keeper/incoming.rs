@@ -13,8 +13,10 @@ use super::message::{FDS_MAX, HEADER_LEN, Message, PAYLOAD_MAX, payload_len};
 pub enum Received {
     /// A whole message.
     Message(Message),
-    /// Nothing, or a piece of a message.
+    /// Nothing.
     Nothing,
+    /// A piece of a message.
+    Piece,
     /// The last that comes: the stream ended, perhaps within a message, or this header is none, so that nothing behind it can be
     /// told apart.
     Last(Message),
@@ -51,11 +53,11 @@ impl Incoming {
         }
         let have = self.message.bytes.len();
         if have < HEADER_LEN {
-            return Ok(Received::Nothing);
+            return Ok(Received::Piece);
         }
         Ok(match payload_len(&self.message.bytes) {
             Some(len) if have == HEADER_LEN + len => Received::Message(std::mem::take(&mut self.message)),
-            Some(_) => Received::Nothing,
+            Some(_) => Received::Piece,
             None => Received::Last(std::mem::take(&mut self.message)),
         })
     }
@@ -106,9 +108,9 @@ mod tests {
             assert!(matches!(incoming.receive(theirs.as_fd()).unwrap(), Received::Nothing));
             ours.write_all(&[*byte]).unwrap();
             match incoming.receive(theirs.as_fd()).unwrap() {
-                Received::Nothing => assert!(at + 1 < bytes.len()),
+                Received::Piece => assert!(at + 1 < bytes.len()),
                 Received::Message(message) => assert_eq!((at + 1, &message.bytes), (bytes.len(), &bytes)),
-                Received::Last(last) => panic!("{last:?}"),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -127,7 +129,7 @@ mod tests {
                     assert_eq!(found.bytes, message());
                     whole += 1;
                 }
-                Received::Nothing => {}
+                Received::Nothing | Received::Piece => {}
                 Received::Last(last) => break last,
             }
         };

@@ -53,7 +53,7 @@ pub enum Side {
 /// it, and the other must not close its copy. The watched signals must be blocked (`sys/signal.rs`), and the process must have one
 /// thread. The worker ends with the keeper. `inheritance` is what it begins with, without what is made here.
 ///
-/// An error where the kernel has no process or descriptor left, and in a worker whose keeper has ended already.
+/// An error where the kernel has no process or descriptor left. A worker whose keeper has ended already ends as well.
 pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     inheritance.descriptors.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
@@ -74,11 +74,15 @@ pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
             Ok(Side::Keeper(life))
         }
         None => {
-            process::end_with(Some(keeper))?;
-            process::set_visible(was_visible)?;
-            thread::record_this();
-            leave_to_keeper(ours);
-            WorkerEnd::new(theirs, inheritance).map(Side::Worker)
+            let begun = || -> io::Result<WorkerEnd> {
+                process::end_with(Some(keeper))?;
+                process::set_visible(was_visible)?;
+                thread::record_this();
+                leave_to_keeper(ours);
+                WorkerEnd::new(theirs, inheritance)
+            };
+            // What the keeper does with an error is not for this process.
+            Ok(begun().map_or_else(|_| process::end_now(1), Side::Worker))
         }
     }
 }

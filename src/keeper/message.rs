@@ -78,26 +78,23 @@ impl Message {
     /// Whether this is an answer that says that `request` was not accepted.
     pub fn refuses(&self, request: &Message) -> bool {
         let is_acknowledgement = request.wants_reply() && self.payload().len() == size_of::<u64>();
-        let has_own_reply = matches!(request.request(), Some(request) if Self::has_own_reply(request));
-        is_acknowledgement && !has_own_reply && long_word(self.payload(), 0) != 0
+        is_acknowledgement && !request.has_own_reply() && long_word(self.payload(), 0) != 0
     }
 
-    fn has_own_reply(request: FrontendReq) -> bool {
+    /// Whether the worker answers it with what it asks for.
+    pub fn has_own_reply(&self) -> bool {
         matches!(
-            request,
-            FrontendReq::GET_FEATURES
-                | FrontendReq::GET_PROTOCOL_FEATURES
-                | FrontendReq::GET_VRING_BASE
-                | FrontendReq::GET_QUEUE_NUM
-                | FrontendReq::GET_CONFIG
-                | FrontendReq::GET_MAX_MEM_SLOTS
-                | FrontendReq::SET_LOG_BASE
+            self.request(),
+            Some(
+                FrontendReq::GET_FEATURES
+                    | FrontendReq::GET_PROTOCOL_FEATURES
+                    | FrontendReq::GET_VRING_BASE
+                    | FrontendReq::GET_QUEUE_NUM
+                    | FrontendReq::GET_CONFIG
+                    | FrontendReq::GET_MAX_MEM_SLOTS
+                    | FrontendReq::SET_LOG_BASE
+            )
         )
-    }
-
-    /// Whether the worker answers it: with what it asks for, or, where the frontend wants that, with whether it was accepted.
-    pub fn is_answered(&self) -> bool {
-        self.wants_reply() || self.request().is_some_and(Self::has_own_reply)
     }
 
     /// The request; `None` where it has an unknown number.

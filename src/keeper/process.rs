@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::connection;
 use super::control::{NEW_SESSION, OLD_SESSION};
-use super::deaths::{Cause, Deaths, Next};
+use super::deaths::{Cause, Deaths, Trust};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
@@ -22,6 +22,8 @@ use crate::sys::thread;
 
 /// After a shorter life the keeper waits until it knows how the worker has ended.
 const LIFE_MIN: Duration = Duration::from_secs(1);
+/// How long after one could not be started another worker is.
+const START_AGAIN: Duration = Duration::from_millis(100);
 /// How long no connection is accepted after one could not be: what was missing, descriptors for example, will still be missing at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -109,16 +111,21 @@ impl Keeper {
     pub fn run(mut self) -> io::Result<Turn> {
         let mut beginning = Beginning::First;
         loop {
-            let mut life = match life::start(self.inheritance(beginning))? {
-                Side::Keeper(life) => life,
-                Side::Worker(end) => {
+            let mut life = match life::start(self.inheritance(beginning)) {
+                Ok(Side::Keeper(life)) => life,
+                Err(e) if beginning != Beginning::First => {
+                    tracing::error!("cannot start another worker: {e}; it is tried again");
+                    if self.rest(START_AGAIN)? { continue } else { return Ok(Turn::Ended(End::Exit(0))) }
+                }
+                Err(e) => return Err(e),
+                Ok(Side::Worker(end)) => {
                     // The keeper's.
                     std::mem::forget(self);
                     return Ok(Turn::Worker(end));
                 }
             };
             let end = self.attend(&mut life)?;
-            match self.follow(life, end)? {
+            match self.follow(life, end, beginning != Beginning::First)? {
                 Verdict::Next(next) => beginning = next,
                 Verdict::End(end) => return Ok(Turn::Ended(end)),
             }
@@ -153,8 +160,9 @@ impl Keeper {
             if !life.is_ready {
                 continue;
             }
-            if !was_ready {
-                self.resume(life)?;
+            if !was_ready && let Err(e) = self.resume(life) {
+                tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
+                life.worker.send(Signal::KILL)?;
             }
             match &mut self.link {
                 Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd(), None)? => {
@@ -219,6 +227,10 @@ impl Keeper {
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
             self.is_stopping |= arrived.signal != libc::SIGUSR1;
+            // One that waits for the host to close a file does not listen yet, and the guest waits for it: nothing is lost.
+            if self.is_stopping && !life.is_ready {
+                let _ = life.worker.send(Signal::KILL);
+            }
             // The kernel sent ^C to the worker too.
             if !arrived.by_kernel
                 && let Some(signal) = Signal::from_named_raw(arrived.signal)
@@ -234,6 +246,7 @@ impl Keeper {
     fn connect(&mut self, life: &Life) -> io::Result<()> {
         let connected = || -> io::Result<Relay> {
             let (frontend, _) = self.listener.accept()?;
+            frontend.set_nonblocking(false)?;
             let (worker, acceptable) = connection::acceptable()?;
             life.hand_over(acceptable.as_fd(), NEW_SESSION)?;
             Ok(Relay::new(frontend.into(), worker))
@@ -243,6 +256,8 @@ impl Keeper {
                 self.link = Link::Connected(Box::new(relay));
                 Ok(())
             }
+            // It has gone, or another process that has this socket as well took it.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(e) if self.keep_listening => {
                 tracing::error!("cannot take a connection: {e}");
                 self.accept_at = Some(Instant::now() + ACCEPT_AGAIN);
@@ -265,7 +280,7 @@ impl Keeper {
     }
 
     /// What the next worker begins with, when it is time to start it.
-    fn follow(&mut self, life: Life, end: Option<End>) -> io::Result<Verdict> {
+    fn follow(&mut self, life: Life, end: Option<End>, is_later: bool) -> io::Result<Verdict> {
         if let Link::Connected(relay) = &mut self.link {
             relay.leave_worker()?;
             if !relay.is_under_way() {
@@ -288,6 +303,8 @@ impl Keeper {
             end => end,
         };
         let cause = match end {
+            // It has said itself what was wrong, which may be another thing the next time.
+            Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault,
             Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
             Some(end) if is_over => {
                 tracing::error!("the worker was ended by {} while it stopped; gatherfsd ends too", described(end));
@@ -297,30 +314,26 @@ impl Keeper {
             Some(End::Signal(_)) => Cause::Fault,
         };
         let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
-        let next = self.deaths.note(Instant::now(), lived, was_ready, cause);
+        let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {
             tracing::error!("{count} workers died within {} seconds; the guest waits after each death, at last a second", time.as_secs());
         }
-        let (wait, trusts) = match next {
-            Next::Recovery(wait) => (wait, true),
-            Next::Fresh(wait) => (wait, false),
-            Next::None => {
-                tracing::error!("the worker {how} before it could serve, as those before it; gatherfsd ends");
-                return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
+        let Some((wait, trust)) = next else {
+            tracing::error!("the worker {how}, soon after it began, as those before it; gatherfsd ends");
+            return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
+        };
+        let (beginning, what) = match (&self.link, trust) {
+            (Link::Connected(_), Trust::All) => (Beginning::Recovery, "another one goes on with the guest's session"),
+            (Link::Connected(_), Trust::Files) => {
+                (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
             }
-        };
-        let beginning = match &self.link {
-            Link::Connected(_) if trusts => Beginning::Recovery,
-            Link::Connected(_) => Beginning::Fresh,
-            _ => Beginning::Idle,
-        };
-        let what = match beginning {
-            Beginning::Recovery => "another one goes on with the guest's session",
-            Beginning::Fresh => "another one goes on without the records of the session: what the guest has open is lost",
-            _ => "another one is started",
+            (Link::Connected(_), Trust::Nothing) => {
+                (Beginning::Fresh, "another one goes on without the records of the session: what the guest has open is lost")
+            }
+            _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");
-        Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(end.unwrap_or(End::Exit(0))) })
+        Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })
     }
 
     /// Waits before a worker is started. False where gatherfsd is to end instead.

@@ -17,6 +17,16 @@ use super::outgoing::Outgoing;
 use super::pending::Pending;
 use super::session::Session;
 
+/// What a read brought.
+enum Read {
+    /// A whole message.
+    Message(Message),
+    /// A part of one.
+    Piece,
+    /// Nothing, now or ever.
+    Nothing,
+}
+
 /// One direction of a connection.
 #[derive(Debug, Default)]
 struct Direction {
@@ -33,15 +43,16 @@ impl Direction {
         !self.is_last && self.outgoing.is_empty()
     }
 
-    /// Reads once. `None` where there is no whole message, and for what is none, which is passed on all the same.
-    fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<Option<Message>> {
+    /// Reads once. What is no message is passed on all the same.
+    fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<Read> {
         Ok(match self.incoming.receive(from)? {
-            Received::Message(message) => Some(message),
-            Received::Nothing => None,
+            Received::Message(message) => Read::Message(message),
+            Received::Piece => Read::Piece,
+            Received::Nothing => Read::Nothing,
             Received::Last(rest) => {
                 self.is_last = true;
                 self.outgoing.push_back(Outgoing::new(rest));
-                None
+                Read::Nothing
             }
         })
     }
@@ -115,14 +126,14 @@ impl Relay {
     /// can get nothing any more.
     pub fn pass(&mut self) -> io::Result<bool> {
         if self.requests.wants_input()
-            && let Some(request) = self.requests.receive(self.frontend.as_fd())?
+            && let Read::Message(request) = self.requests.receive(self.frontend.as_fd())?
         {
             self.requests.outgoing.push_back(Outgoing::new(request));
         }
         let Relay { session, pending, repeated, .. } = self;
         self.requests.send(self.worker.as_fd(), |request| match repeated.checked_sub(1) {
             Some(left) => *repeated = left,
-            None => pending.passed(request, &mut |request| session.record(request)),
+            None => pending.passed(request, session.acknowledges(), &mut |request| session.record(request)),
         });
         if self.replies.wants_input() {
             self.receive_reply()?;
@@ -131,9 +142,12 @@ impl Relay {
         Ok(!self.replies.has_ended)
     }
 
-    /// Reads once what the worker sent. True if it was a message.
+    /// Reads once what the worker sent. False where nothing came.
     fn receive_reply(&mut self) -> io::Result<bool> {
-        let Some(reply) = self.replies.receive(self.worker.as_fd())? else { return Ok(false) };
+        let reply = match self.replies.receive(self.worker.as_fd())? {
+            Read::Message(reply) => reply,
+            read => return Ok(matches!(read, Read::Piece)),
+        };
         if self.repeated_answers.front() == Some(&reply.number()) {
             self.repeated_answers.pop_front();
             return Ok(true);
@@ -160,9 +174,10 @@ impl Relay {
     /// Another worker, at `worker`, gets the record of the session, what was not answered, and then what comes.
     pub fn join_worker(&mut self, worker: OwnedFd) -> io::Result<()> {
         let again = self.session.messages()?;
+        // Not what the last worker should have been told again.
+        let unsent = self.requests.outgoing.split_off(self.repeated.min(self.requests.outgoing.len()));
         self.repeated = again.len();
-        self.repeated_answers = again.iter().filter(|message| message.is_answered()).map(Message::number).collect();
-        let unsent = std::mem::take(&mut self.requests.outgoing);
+        self.repeated_answers = again.iter().filter(|message| message.has_own_reply()).map(Message::number).collect();
         let unanswered = std::mem::take(&mut self.pending).into_messages();
         let unsent = unsent.into_iter().map(Outgoing::into_unsent);
         self.requests.outgoing = again.into_iter().chain(unanswered).map(Outgoing::new).chain(unsent).collect();

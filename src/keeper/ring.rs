@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::FrontendReq;
 
-use super::message::Message;
+use super::message::{Message, long_word};
 
 /// A ring as its messages describe it. Does not know guest memory: addresses are the frontend's, and never followed.
 #[derive(Debug, Default)]
@@ -34,18 +34,21 @@ impl Ring {
         self.call = None;
     }
 
-    /// Adds the messages that set it up in another worker, as ring number `index`. EMFILE where the process has too many descriptors.
-    pub fn messages(&self, index: u32, messages: &mut Vec<Message>) -> io::Result<()> {
+    /// Adds the messages that set it up in another worker, as ring number `index`. `enables`: SET_VRING_ENABLE was agreed on. `is_known`:
+    /// whether an address is in the guest's memory; that of a ring which was stopped may not be any more. EMFILE where the process has
+    /// too many descriptors.
+    pub fn messages(&self, index: u32, (enables, is_known): (bool, impl Fn(u64) -> bool), messages: &mut Vec<Message>) -> io::Result<()> {
         let mut say = |request, payload: Vec<u8>, fds| messages.push(Message::new(request, 0, payload, fds));
         let state = |value: u32| index.to_ne_bytes().into_iter().chain(value.to_ne_bytes()).collect();
         if self.size > 0 {
             say(FrontendReq::SET_VRING_NUM, state(self.size), Vec::new());
         }
         say(FrontendReq::SET_VRING_BASE, state(self.base), Vec::new());
-        if !self.addresses.is_empty() {
+        // Index and flags, of 4 bytes each; then the addresses of the descriptors, the used and the avail ring.
+        if !self.addresses.is_empty() && [8, 16, 24].iter().all(|at| is_known(long_word(&self.addresses, *at))) {
             say(FrontendReq::SET_VRING_ADDR, self.addresses.clone(), Vec::new());
         }
-        if let Some(enabled) = self.enabled {
+        if let Some(enabled) = self.enabled.filter(|_| enables) {
             say(FrontendReq::SET_VRING_ENABLE, state(enabled.into()), Vec::new());
         }
         let events =

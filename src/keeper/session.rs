@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
 use super::message::{Message, long_word, word};
 use super::ring::Ring;
@@ -14,8 +14,8 @@ use super::ring::Ring;
 const RINGS_MAX: u32 = 256;
 /// Regions of guest memory, as many as vhost-user-backend takes.
 const REGIONS_MAX: usize = 509;
-/// Regions of one SET_MEM_TABLE; a frontend with more adds them one by one (CONFIGURE_MEM_SLOTS).
-const TABLE_REGIONS_MAX: usize = 8;
+/// Regions of one SET_MEM_TABLE: each has a descriptor. A frontend with more adds them one by one (CONFIGURE_MEM_SLOTS).
+const TABLE_REGIONS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
 /// A region in SET_MEM_TABLE: guest address, size, address in the frontend, offset in its file, of 8 bytes each.
 const REGION_LEN: usize = 32;
 /// What precedes the regions of SET_MEM_TABLE and the region of ADD_MEM_REG: their number, or padding.
@@ -30,6 +30,29 @@ pub struct Region {
     pub layout: [u8; REGION_LEN],
     /// Its file.
     pub file: OwnedFd,
+    /// It came after the log of dirty pages, which need not reach it.
+    pub is_behind_log: bool,
+}
+
+impl Region {
+    fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone()
+    }
+
+    fn guest_address(&self) -> u64 {
+        long_word(&self.layout, 0)
+    }
+
+    /// Guest address and size, by which a region is named.
+    fn place(layout: &[u8; REGION_LEN]) -> (u64, u64) {
+        (long_word(layout, 0), long_word(layout, 8))
+    }
+
+    /// Whether `address` of the frontend's is in it.
+    fn has(&self, address: u64) -> bool {
+        let (size, start) = (long_word(&self.layout, 8), long_word(&self.layout, 16));
+        address.checked_sub(start).is_some_and(|offset| offset < size)
+    }
 }
 
 /// The log of dirty pages.
@@ -46,6 +69,8 @@ pub struct DirtyLog {
 pub struct Session {
     /// SET_OWNER came.
     pub has_owner: bool,
+    /// GET_FEATURES was answered: the worker's library only then looks at what was agreed on.
+    pub has_features: bool,
     /// Of SET_FEATURES.
     pub features: Option<u64>,
     /// Of SET_PROTOCOL_FEATURES.
@@ -58,8 +83,6 @@ pub struct Session {
     pub backend_channel: Option<OwnedFd>,
     /// The log of dirty pages.
     pub dirty_log: Option<DirtyLog>,
-    /// Where changes of the log are signalled.
-    pub log_event: Option<OwnedFd>,
 }
 
 impl Session {
@@ -80,31 +103,36 @@ impl Session {
         let mut fds = message.fds.into_iter();
         match request {
             FrontendReq::SET_OWNER => self.has_owner = true,
-            FrontendReq::SET_FEATURES => self.features = Some(long_word(payload, 0)),
+            FrontendReq::GET_FEATURES => self.has_features = true,
+            FrontendReq::SET_FEATURES => self.set_features(long_word(payload, 0)),
+            FrontendReq::RESET_OWNER => {
+                self.has_owner = false;
+                (self.features, self.protocol_features) = (None, None);
+            }
             FrontendReq::SET_PROTOCOL_FEATURES => self.protocol_features = Some(long_word(payload, 0)),
             FrontendReq::SET_MEM_TABLE => {
                 let layouts = payload.get(BEFORE_REGIONS..).unwrap_or_default().as_chunks::<REGION_LEN>().0;
                 let count = word(payload, 0) as usize;
-                self.memory = layouts.iter().take(count).zip(fds).map(|(layout, file)| Region { layout: *layout, file }).collect();
+                let is_behind_log = self.dirty_log.is_some();
+                let region = |(layout, file): (&[u8; REGION_LEN], OwnedFd)| Region { layout: *layout, file, is_behind_log };
+                self.memory = layouts.iter().take(count).zip(fds).map(region).collect();
             }
             FrontendReq::ADD_MEM_REG => {
                 if let (Some(layout), Some(file)) = (region_of(payload), fds.next())
                     && self.memory.len() < REGIONS_MAX
                 {
-                    self.memory.push(Region { layout, file });
+                    self.memory.push(Region { layout, file, is_behind_log: self.dirty_log.is_some() });
                 }
             }
             FrontendReq::REM_MEM_REG => {
-                // Its offset does not count.
-                let place = |layout: &[u8; REGION_LEN]| layout[..REGION_LEN - 8].to_vec();
                 if let Some(removed) = region_of(payload) {
-                    self.memory.retain(|region| place(&region.layout) != place(&removed));
+                    self.memory.retain(|region| Region::place(&region.layout) != Region::place(&removed));
                 }
             }
             FrontendReq::SET_LOG_BASE => {
                 self.dirty_log = fds.next().map(|file| DirtyLog { layout: payload.to_vec(), file });
+                self.memory.iter_mut().for_each(|region| region.is_behind_log = false);
             }
-            FrontendReq::SET_LOG_FD => self.log_event = fds.next(),
             FrontendReq::SET_BACKEND_REQ_FD => self.backend_channel = fds.next(),
             FrontendReq::SET_VRING_NUM => self.change_ring(payload, |ring, size| ring.size = size),
             FrontendReq::SET_VRING_BASE => self.change_ring(payload, |ring, base| ring.base = base),
@@ -124,6 +152,20 @@ impl Session {
             }
             _ => {}
         }
+    }
+
+    fn set_features(&mut self, features: u64) {
+        let logs = |features: u64| features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        if self.features.is_some_and(logs) && !logs(features) {
+            // The migration is over or was given up.
+            self.dirty_log = None;
+        }
+        self.features = Some(features);
+    }
+
+    /// Whether the worker answers every request that asks for it.
+    pub fn acknowledges(&self) -> bool {
+        self.protocol_features.is_some_and(|features| features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0)
     }
 
     fn ring(&mut self, index: u32) -> Option<&mut Ring> {
@@ -150,7 +192,8 @@ impl Session {
 }
 
 /// The messages that set up in another worker what is recorded here, in an order in which every one finds what it needs: the
-/// features, memory before addresses in it, and a ring's kick, which starts it, last.
+/// features, memory before addresses in it, and a ring's kick, which starts it, last. The worker ends the connection on one that it
+/// refuses.
 impl Session {
     /// These messages, with descriptors of their own. EMFILE where the process has too many.
     pub fn messages(&self) -> io::Result<Vec<Message>> {
@@ -159,35 +202,32 @@ impl Session {
         if self.has_owner {
             say(FrontendReq::SET_OWNER, Vec::new(), Vec::new());
         }
+        if self.has_features {
+            say(FrontendReq::GET_FEATURES, Vec::new(), Vec::new());
+        }
         if let Some(features) = self.features {
             say(FrontendReq::SET_FEATURES, features.to_ne_bytes().to_vec(), Vec::new());
         }
         if let Some(features) = self.protocol_features {
             say(FrontendReq::SET_PROTOCOL_FEATURES, features.to_ne_bytes().to_vec(), Vec::new());
         }
-        let (table, added) = self.memory.split_at(self.memory.len().min(TABLE_REGIONS_MAX));
-        if !table.is_empty() {
-            let count = u32::try_from(table.len()).unwrap_or(u32::MAX).to_ne_bytes();
-            let layouts = table.iter().flat_map(|region| region.layout);
-            let payload = count.into_iter().chain([0; 4]).chain(layouts).collect();
-            let files = table.iter().map(|region| region.file.try_clone()).collect::<io::Result<_>>()?;
-            say(FrontendReq::SET_MEM_TABLE, payload, files);
-        }
-        for region in added {
-            let payload = [0; BEFORE_REGIONS].into_iter().chain(region.layout).collect();
-            say(FrontendReq::ADD_MEM_REG, payload, vec![region.file.try_clone()?]);
-        }
+        let mut regions: Vec<&Region> = self.memory.iter().collect();
+        regions.sort_by_key(|region| region.guest_address());
+        let is_logged = |region: &&&Region| self.dirty_log.is_none() || !region.is_behind_log;
+        memory_messages(&regions.iter().filter(is_logged).copied().collect::<Vec<_>>(), &mut messages)?;
         if let Some(log) = &self.dirty_log {
-            say(FrontendReq::SET_LOG_BASE, log.layout.clone(), vec![log.file.try_clone()?]);
-        }
-        if let Some(event) = &self.log_event {
-            say(FrontendReq::SET_LOG_FD, Vec::new(), vec![event.try_clone()?]);
+            messages.push(Message::new(FrontendReq::SET_LOG_BASE, 0, log.layout.clone(), vec![log.file.try_clone()?]));
+            if self.memory.iter().any(|region| region.is_behind_log) {
+                memory_messages(&regions, &mut messages)?;
+            }
         }
         if let Some(channel) = &self.backend_channel {
-            say(FrontendReq::SET_BACKEND_REQ_FD, Vec::new(), vec![channel.try_clone()?]);
+            messages.push(Message::new(FrontendReq::SET_BACKEND_REQ_FD, 0, Vec::new(), vec![channel.try_clone()?]));
         }
+        let enables = self.features.is_some_and(|features| features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0);
+        let is_known = |address| self.memory.iter().any(|region| region.has(address));
         for (index, ring) in &self.rings {
-            ring.messages(*index, &mut messages)?;
+            ring.messages(*index, (enables, is_known), &mut messages)?;
         }
         Ok(messages)
     }
@@ -196,10 +236,27 @@ impl Session {
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
         named.extend(self.memory.iter().map(|region| region.file.as_raw_fd()));
         named.extend(self.dirty_log.iter().map(|log| log.file.as_raw_fd()));
-        named.extend([&self.backend_channel, &self.log_event].into_iter().flatten().map(AsRawFd::as_raw_fd));
+        named.extend(self.backend_channel.iter().map(AsRawFd::as_raw_fd));
         let events = self.rings.values().flat_map(|ring| [&ring.kick, &ring.call, &ring.err]);
         named.extend(events.flatten().map(AsRawFd::as_raw_fd));
     }
+}
+
+/// Adds the messages that make `regions`, in the order of their addresses, the guest's memory.
+fn memory_messages(regions: &[&Region], messages: &mut Vec<Message>) -> io::Result<()> {
+    let (table, added) = regions.split_at(regions.len().min(TABLE_REGIONS_MAX));
+    if !table.is_empty() {
+        let count = u32::try_from(table.len()).unwrap_or(u32::MAX).to_ne_bytes();
+        let layouts = table.iter().flat_map(|region| region.layout);
+        let payload = count.into_iter().chain([0; 4]).chain(layouts).collect();
+        let files = table.iter().map(|region| region.try_clone()).collect::<io::Result<_>>()?;
+        messages.push(Message::new(FrontendReq::SET_MEM_TABLE, 0, payload, files));
+    }
+    for region in added {
+        let payload = [0; BEFORE_REGIONS].into_iter().chain(region.layout).collect();
+        messages.push(Message::new(FrontendReq::ADD_MEM_REG, 0, payload, vec![region.try_clone()?]));
+    }
+    Ok(())
 }
 
 /// The region in the payload of ADD_MEM_REG and REM_MEM_REG.
@@ -241,7 +298,6 @@ mod tests {
         say(FrontendReq::ADD_MEM_REG, &longs(&[0, 1 << 30, 4096, 3, 0]), 1);
         say(FrontendReq::REM_MEM_REG, &longs(&[0, 8192, 4096, 2, 0]), 0);
         say(FrontendReq::SET_LOG_BASE, &longs(&[4096, 0]), 1);
-        say(FrontendReq::SET_LOG_FD, &[], 1);
         say(FrontendReq::SET_BACKEND_REQ_FD, &[], 1);
         say(FrontendReq::SET_VRING_NUM, &words(&[1, 256]), 0);
         say(FrontendReq::SET_VRING_ADDR, &[words(&[1, 0]), longs(&[1, 2, 3, 4])].concat(), 0);
@@ -254,7 +310,7 @@ mod tests {
         assert_eq!((session.features, session.protocol_features), (Some(0x1234), Some(0x5678)));
         let begins: Vec<u64> = session.memory.iter().map(|region| long_word(&region.layout, 0)).collect();
         assert_eq!(begins, [0, 1 << 30]);
-        assert!(session.dirty_log.is_some() && session.log_event.is_some() && session.backend_channel.is_some());
+        assert!(session.dirty_log.is_some() && session.backend_channel.is_some());
         let ring = &session.rings[&1];
         assert_eq!((ring.size, ring.base, ring.enabled, ring.addresses.len()), (256, 9, Some(true), 40));
         assert!(ring.kick.is_some() && ring.call.is_some() && ring.err.is_none());

@@ -19,7 +19,9 @@ pub enum Beginning {
     Idle,
     /// An earlier worker has died in the middle of a session, which goes on.
     Recovery,
-    /// As in a recovery, but workers have died while they looked at the records, of which nothing is to be read.
+    /// As in a recovery, but workers have died soon after they began to execute what was left unfinished, which is given up.
+    Careful,
+    /// As in a recovery, but workers have died all the same: no records are to be read.
     Fresh,
 }
 

@@ -1,4 +1,4 @@
-//! RLIMIT_NOFILE and RLIMIT_MEMLOCK (man getrlimit(2)).
+//! RLIMIT_NOFILE, RLIMIT_MEMLOCK and RLIMIT_FSIZE (man getrlimit(2)).
 
 use caps::Capability;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -63,6 +63,15 @@ impl Bounds {
         } else {
             LimitError::TooHigh { wanted, allowed: self.hard.min(self.most), bound: "the hard limit" }
         }
+    }
+}
+
+/// Raises the soft limit of file sizes as far as the hard one: the records of the guest's files are a sparse memfd, which a lower limit
+/// would not let grow. An error leaves the limit as it is.
+pub fn raise_file_size() {
+    let limit = getrlimit(Resource::Fsize);
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Fsize, Rlimit { current: limit.maximum, ..limit });
     }
 }
 

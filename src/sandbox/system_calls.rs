@@ -97,6 +97,8 @@ pub(super) const CALLS: &[(c_long, Caller)] = &[
     (libc::SYS_memfd_create, Here("state/arena.rs", "rustix::fs::memfd_create(")),
     // Threads, time and signals.
     (libc::SYS_clone3, C("pthread_create; answered with ENOSYS, see `WITHOUT_CLONE3`")),
+    // What an earlier worker has left open.
+    (libc::SYS_close_range, Here("sys/descriptor.rs", "libc::SYS_close_range")),
     (libc::SYS_futex, Crate("parking_lot_core", "ThreadParker")),
     (libc::SYS_set_robust_list, C("a thread starts")),
     (libc::SYS_rseq, C("a thread starts")),
@@ -158,8 +160,6 @@ pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     (libc::SYS_getsockname, Here("keeper/connection.rs", "getsockname(")),
     (libc::SYS_listen, Here("keeper/connection.rs", "listen(")),
     (libc::SYS_connect, Here("keeper/connection.rs", "connect(")),
-    // What an earlier worker has left open.
-    (libc::SYS_close_range, Here("sys/descriptor.rs", "libc::SYS_close_range")),
     // The worker's rings and its own list.
     (libc::SYS_io_uring_setup, Crate("io-uring", "Builder::build")),
     (libc::SYS_io_uring_enter, Crate("io-uring", "Submitter::submit")),

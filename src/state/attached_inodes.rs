@@ -4,6 +4,8 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustc_hash::FxHashMap;
+
 use super::arena::{Arena, ArenaError, Records, generation_of};
 use super::attached::Refused;
 use super::index::{Chained, Index};
@@ -47,6 +49,8 @@ pub struct AttachedInodes {
     pub pinned: Vec<Pinned>,
     /// Nodes that are kept at a lookup count of 0, or were.
     pub retained: Vec<NodeId>,
+    /// How many nodes with a handle are on each mount.
+    pub by_mount: FxHashMap<u64, u64>,
 }
 
 impl InodeRecords {
@@ -59,7 +63,7 @@ impl InodeRecords {
         let index = Index::anew(arena, inodes_max)?;
         let begin = generation_of(records.generation(0, |record| &record.state));
         let (mut used, mut refused) = (Vec::new(), Refused::new("inode", begin));
-        let (mut pinned, mut retained) = (Vec::new(), Vec::new());
+        let (mut pinned, mut retained, mut by_mount) = (Vec::new(), Vec::new(), FxHashMap::<u64, u64>::default());
         for slot in records.with_memory()?.into_iter().flatten().filter(|slot| *slot > 0) {
             let record = records.at(slot);
             let state = record.state.load(Ordering::Acquire);
@@ -93,6 +97,9 @@ impl InodeRecords {
             let is_idle = lookups == 0 && node != NodeId::ROOT;
             record.marks.store(if is_idle { marks | IDLE } else { marks & !IDLE }, Ordering::Relaxed);
             used.push((slot, if is_idle { SlotUse::Idle } else { SlotUse::Taken }));
+            if record.has_handle() {
+                *by_mount.entry(record.key().mount_id).or_default() += 1;
+            }
             pinned.extend(named.map(|fd| Pinned { node, fd }));
             insert(&index, &records, slot);
         }
@@ -108,7 +115,7 @@ impl InodeRecords {
         if records.kind(NodeId::ROOT).is_none() {
             return Err(ArenaError::Unusable("the record of the root is damaged"));
         }
-        Ok(AttachedInodes { records, pinned, retained })
+        Ok(AttachedInodes { records, pinned, retained, by_mount })
     }
 }
 

@@ -13,6 +13,7 @@ use super::budget::{Budget, Reserved};
 use super::check::Check;
 use super::slots::{SlotUse, Slots, TableFull};
 use crate::sys::descriptor::is_open;
+use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId};
 
 /// The most files that a guest may have open, where the limit of descriptors allows as many.
@@ -44,7 +45,9 @@ pub struct HandleRecord {
     waits_for_disk: AtomicU32,
     /// Of slot, generation, and what does not change while LIVE is set: node, fd and flags.
     check: AtomicU32,
-    reserved: [AtomicU32; 7],
+    /// Of slot, generation and buffered_fd.
+    buffered_check: AtomicU32,
+    reserved: [AtomicU32; 6],
 }
 
 const _: () = assert!(size_of::<HandleRecord>() == 64);
@@ -61,6 +64,12 @@ impl HandleRecord {
         let words =
             [(state & !0xffff_ffff) | u64::from(slot), self.node.load(Ordering::Relaxed), fd, self.flags.load(Ordering::Relaxed).into()];
         words.into_iter().fold(Check::default(), Check::with).value()
+    }
+
+    /// The check word of the second descriptor `fd`.
+    fn checked_buffered(slot: u32, state: u64, fd: RawFd) -> u32 {
+        let words = [(state & !0xffff_ffff) | u64::from(slot), u64::from(fd.cast_unsigned())];
+        words.into_iter().fold(Check::default().with(2), Check::with).value()
     }
 
     fn descriptors(&self) -> [RawFd; 2] {
@@ -137,7 +146,8 @@ impl HandleTable {
                 refused.add(slot, generation_of(state));
                 continue;
             }
-            if !is_open(buffered) {
+            let is_named = record.buffered_check.load(Ordering::Relaxed) == HandleRecord::checked_buffered(slot, state, buffered);
+            if !is_named || !is_open(buffered) {
                 record.buffered_fd.store(NO_FD, Ordering::Relaxed);
             }
             refused.pass(generation_of(state));
@@ -197,8 +207,15 @@ impl HandleTable {
     }
 
     /// Adds an open file. `flags` are those it was opened with, `reserved` are [`HandleTable::descriptors_of`] places of the
-    /// table's budget. [`TableFull`] where no slot is free.
-    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, reserved: Reserved<'_>) -> Result<FileHandle, TableFull> {
+    /// table's budget. `note` is told the handle before it exists. [`TableFull`] where no slot is free.
+    pub fn insert(
+        &self,
+        file: OwnedFd,
+        node: NodeId,
+        flags: i32,
+        reserved: Reserved<'_>,
+        note: impl FnOnce(FileHandle),
+    ) -> Result<FileHandle, TableFull> {
         let slot = self.slots.take()?;
         let record = self.records.get(slot).ok_or(TableFull)?;
         record.node.store(node.0, Ordering::Relaxed);
@@ -209,9 +226,14 @@ impl HandleTable {
         reserved.keep();
         let generation = self.records.generation(slot, |record| &record.state);
         record.check.store(record.checked(slot, generation), Ordering::Relaxed);
+        let handle = FileHandle(generation | u64::from(slot));
+        // What is noted is no other file's where this process dies now: a slot that has a generation and no file gets another one.
+        record.state.store(generation, Ordering::Release);
+        note(handle);
+        crash_point!("handle");
         // Last: from here on the record owns the descriptor, also for a process that attaches it.
         record.state.store(generation | LIVE | 1, Ordering::Release);
-        Ok(FileHandle(generation | u64::from(slot)))
+        Ok(handle)
     }
 
     /// Sets the generation with which slots that were never used are to be taken.
@@ -358,6 +380,9 @@ impl OpenFile<'_> {
     pub fn set_buffered(&self, file: OwnedFd) {
         let raw = file.as_raw_fd();
         if self.record.buffered_fd.compare_exchange(NO_FD, raw, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            let state = self.record.state.load(Ordering::Relaxed);
+            let check = HandleRecord::checked_buffered(self.slot, state, raw);
+            self.record.buffered_check.store(check, Ordering::Release);
             let _ = file.into_raw_fd();
         }
     }
@@ -426,7 +451,7 @@ mod tests {
     }
 
     fn insert(table: &HandleTable, node: u64) -> FileHandle {
-        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap()).unwrap()
+        table.insert(file(), NodeId(node), 0, table.budget.reserve(1, 0).unwrap(), |_| ()).unwrap()
     }
 
     #[test]
@@ -434,7 +459,7 @@ mod tests {
         let table = table();
         let direct = libc::O_DIRECT;
         let places = HandleTable::descriptors_of(direct);
-        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap()).unwrap();
+        let handle = table.insert(file(), NodeId(5), direct, table.budget.reserve(places, 0).unwrap(), |_| ()).unwrap();
         assert!(table.budget.reserve(1, 0).is_none(), "a second descriptor may be needed");
         let user = table.get(handle).unwrap();
         assert!(table.remove(handle));

@@ -101,6 +101,11 @@ impl InodeRecord {
         words.into_iter().chain(self.handle.iter().map(get)).fold(Check::default(), Check::with).value()
     }
 
+    /// Whether the node has a handle.
+    pub(super) fn has_handle(&self) -> bool {
+        self.handle_len.load(Ordering::Relaxed) > 0
+    }
+
     /// The descriptor that the node keeps in place of a handle.
     pub(super) fn pinned(&self) -> Option<RawFd> {
         let word = self.handle[0].load(Ordering::Relaxed);

@@ -10,11 +10,14 @@ mod handles;
 mod header;
 mod index;
 mod inodes;
+mod mounts;
 mod request_slot;
 mod requests;
 mod session;
 mod slots;
 
+#[cfg(test)]
+pub(crate) use arena::PAGE_LEN_MAX;
 pub use arena::{Arena, ArenaError};
 pub use attached::named_twice;
 pub use attached_inodes::{AttachedInodes, Pinned};
@@ -22,6 +25,7 @@ pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
 pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
+pub use mounts::{AttachedMounts, MountNote, MountRecords, MountSlot, TABLE_LEN as MOUNTS_LEN};
 pub use request_slot::{Phase, Unfinished, UsedElement};
 pub use requests::{HeadTwice, Left, Positions, QueueRecords, RequestRecord, RequestRecords};
 pub use session::{Agreed, AttachedRoot, SessionRecord};

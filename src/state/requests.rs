@@ -358,3 +358,105 @@ impl RequestRecord {
         self.current().and_then(|(slot, _)| slot.unfinished())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    const START: Positions = Positions { avail: 7, used: 5 };
+
+    fn queue() -> (Arc<RequestRecords>, QueueRecords) {
+        let records = RequestRecords::new().unwrap();
+        let queue = records.queue(QueueIndex(64)).unwrap();
+        queue.begin(START);
+        queue.note_size(4);
+        (records, queue)
+    }
+
+    fn popped(records: &Arc<RequestRecords>, queue: &QueueRecords, head: u16) -> RequestRecord {
+        let mut record = RequestRecord::of(records.queue(QueueIndex(64)).unwrap());
+        record.follow(head, queue.pop(head, 4).unwrap());
+        record
+    }
+
+    #[test]
+    fn the_present_share_is_named_by_its_descriptor() {
+        let records = RequestRecords::new().unwrap();
+        assert_eq!(records.share_arena(), None);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        records.set_share_arena(Some(file.as_fd()));
+        assert_eq!(records.share_arena(), Some(file.as_raw_fd()));
+        records.set_share_arena(None);
+        assert_eq!(records.share_arena(), None);
+        assert!(records.queue(QueueIndex(65)).is_none());
+    }
+
+    #[test]
+    fn positions_count_what_was_popped_and_published() {
+        let (_records, queue) = queue();
+        assert_eq!(queue.positions(), Some(START));
+        assert_eq!(queue.pop(4, 4), Ok(None), "a head outside the ring is passed over");
+        assert!(queue.pop(3, 4).unwrap().is_some());
+        assert_eq!(queue.pop(3, 4), Err(HeadTwice(3)));
+        queue.publish(UsedElement { at: 5, head: 3, len: 16 }, || ());
+        assert_eq!(queue.positions(), Some(Positions { avail: 10, used: 6 }));
+        assert!(queue.pop(3, 4).unwrap().is_some(), "it is back");
+        queue.forget_positions();
+        assert_eq!(queue.positions(), None);
+    }
+
+    #[test]
+    fn a_reset_frees_what_was_in_flight_and_another_start_does_not() {
+        let (records, queue) = queue();
+        let before = popped(&records, &queue, 1);
+        queue.begin(START);
+        assert_eq!(queue.recover().unfinished.len(), 1);
+        queue.begin(Positions { avail: 0, used: 0 });
+        assert!(queue.recover().unfinished.is_empty());
+        assert_eq!((queue.positions().unwrap(), before.phase()), (Positions { avail: 0, used: 0 }, Phase::Free));
+        popped(&records, &queue, 1);
+        records.clear();
+        assert!(queue.positions().is_none() && queue.recover().unfinished.is_empty());
+    }
+
+    #[test]
+    fn what_is_recorded_is_found_again_in_the_order_of_the_pops() {
+        let (records, queue) = queue();
+        let (first, second) = (popped(&records, &queue, 2), popped(&records, &queue, 0));
+        first.note_header(Unique(8), NodeId(1), 16);
+        first.begin(-3);
+        first.note_counted(NodeId(9));
+        first.note_handle(FileHandle(6));
+        first.note_made(4096);
+        second.note_header(Unique(10), NodeId(1), u32::MAX);
+        let left = queue.recover();
+        let [(2, one), (0, other)] = left.unfinished[..] else { panic!("{left:?}") };
+        assert_eq!((one.phase, one.unique, one.opcode, one.node), (Phase::Made, Unique(8), Some(16), NodeId(1)));
+        assert_eq!((one.before, one.result, one.counted, one.handle), (-3, 4096, NodeId(9), FileHandle(6)));
+        assert_eq!((other.phase, other.opcode, other.sequence), (Phase::Taken, None, one.sequence + 1));
+        assert_eq!(first.unfinished(), Some(one));
+    }
+
+    #[test]
+    fn a_thread_that_comes_back_late_does_not_touch_the_record_of_another_request() {
+        let (records, queue) = queue();
+        let late = popped(&records, &queue, 1);
+        late.begin(1);
+        queue.set_phase(1, Phase::Withdrawn);
+        late.note_made(2);
+        queue.publish(UsedElement { at: 5, head: 1, len: 16 }, || ());
+        late.note_made(2);
+        assert_eq!(queue.recover().unfinished, [], "free stays free");
+        let next = popped(&records, &queue, 1);
+        late.note_made(2);
+        late.note_counted(NodeId(3));
+        let found = next.unfinished().unwrap();
+        assert_eq!((found.phase, found.counted, found.result), (Phase::Taken, NodeId(0), 0));
+        let mut outside = RequestRecord::of(records.queue(QueueIndex(64)).unwrap());
+        outside.follow(1, None);
+        outside.begin(1);
+        assert_eq!((outside.phase(), next.phase()), (Phase::Free, Phase::Taken));
+    }
+}

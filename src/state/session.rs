@@ -26,6 +26,9 @@ struct Fields {
     root_path_fd: AtomicI32,
     /// Of what is written when the record is made: generation and descriptors.
     check: AtomicU32,
+    /// Of what INIT agreed.
+    agreed_check: AtomicU32,
+    reserved: AtomicU32,
 }
 
 // SAFETY: every field is an atomic integer.
@@ -46,6 +49,12 @@ pub struct Agreed {
     pub features: u32,
     /// What the device goes by, not 0.
     pub negotiated: u64,
+}
+
+impl Agreed {
+    fn checked(&self) -> u32 {
+        Check::default().with(self.features.into()).with(self.negotiated).value()
+    }
 }
 
 /// The record.
@@ -80,7 +89,9 @@ impl SessionRecord {
         let record = SessionRecord(arena.session());
         let fields = record.fields();
         let (root_fd, path_fd) = (fields.root_fd.load(Ordering::Relaxed), fields.root_path_fd.load(Ordering::Relaxed));
-        let is_whole = fields.check.load(Ordering::Relaxed) == fields.checked() && fields.state.load(Ordering::Relaxed) <= ENDED;
+        let is_agreed = record.agreed().is_none_or(|agreed| agreed.checked() == fields.agreed_check.load(Ordering::Relaxed));
+        let is_whole =
+            is_agreed && fields.check.load(Ordering::Relaxed) == fields.checked() && fields.state.load(Ordering::Relaxed) <= ENDED;
         if !is_whole || root_fd == path_fd || !is_open(root_fd) || !is_open(path_fd) {
             return Err(ArenaError::Unusable("the record of the session is damaged"));
         }
@@ -101,6 +112,7 @@ impl SessionRecord {
         let fields = self.fields();
         fields.features.store(agreed.features, Ordering::Relaxed);
         fields.negotiated.store(agreed.negotiated, Ordering::Relaxed);
+        fields.agreed_check.store(agreed.checked(), Ordering::Relaxed);
         fields.state.store(BEGUN, Ordering::Release);
     }
 

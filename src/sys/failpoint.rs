@@ -1,5 +1,6 @@
-//! Failpoints: places in front of the system calls of the guest's operations where a test of the faults of a host takes hold. Only
-//! with the feature `failpoints`; without it `fail_call` expands to nothing. Does not know which faults a test wants, and when.
+//! Failpoints: places in front of the system calls of the guest's operations where a test of the faults of a host takes hold, and
+//! crash points: places between the stores of an operation where a test has it end. Only with the feature `failpoints`; without it
+//! `fail_call` and `crash_point` expand to nothing. Does not know which faults a test wants, and when.
 
 /// Marks the system call that the rest of the block makes, by its name in section 2 of the manual. To stand in front of it in a
 /// function that returns `Result<_, Errno>`. Behind the name, `short` asks in addition for the transfer to be made in part: the
@@ -25,19 +26,25 @@ macro_rules! fail_call {
 
 pub(in crate::sys) use fail_call;
 
-/// Marks a point between two stores that another process reads after this one's death, by a name.
+/// Marks a point between two stores that another process reads after this one's death, by a name. With GATHERFS_FAIL=name:n in the
+/// environment the process is killed when it comes here for the nth time.
 macro_rules! crash_point {
     ($name:literal) => {
         #[cfg(test)]
         $crate::sys::failpoint::at_crash_point($name);
+        #[cfg(feature = "failpoints")]
+        $crate::sys::failpoint::reach($name);
     };
 }
 
 pub(crate) use crash_point;
 
 #[cfg(test)]
+type CrashHook = Box<dyn Fn(&'static str)>;
+
+#[cfg(test)]
 thread_local! {
-    static AT_CRASH_POINT: std::cell::RefCell<Option<Box<dyn Fn(&'static str)>>> = const { std::cell::RefCell::new(None) };
+    static AT_CRASH_POINT: std::cell::RefCell<Option<CrashHook>> = const { std::cell::RefCell::new(None) };
 }
 
 /// Runs the hook of the calling thread.
@@ -48,15 +55,18 @@ pub(crate) fn at_crash_point(name: &'static str) {
 
 /// Sets the hook of the calling thread, which runs at each crash point.
 #[cfg(test)]
-pub(crate) fn set_crash_hook(hook: Box<dyn Fn(&'static str)>) {
+pub(crate) fn set_crash_hook(hook: CrashHook) {
     AT_CRASH_POINT.set(Some(hook));
 }
 
 #[cfg(feature = "failpoints")]
-pub use hooked::{Call, Fault, Hook, Moment, set_hook};
+pub use hooked::{Call, Fault, Hook, Moment, reach, set_hook};
 
 #[cfg(feature = "failpoints")]
 mod hooked {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use parking_lot::RwLock;
 
     use crate::types::Errno;
@@ -77,6 +87,8 @@ mod hooked {
         Before,
         /// The call has been made; a fault has no effect any more.
         After,
+        /// It is no call, but a crash point.
+        Between,
     }
 
     /// Runs on the thread that makes the call, with the call's name. It must make no such call itself.
@@ -91,6 +103,23 @@ mod hooked {
 
     fn run(name: &'static str, moment: Moment) -> Option<Fault> {
         HOOK.read().as_ref().and_then(|hook| hook(name, moment))
+    }
+
+    /// The crash point that is selected, and how often the process comes there until it dies.
+    static SELECTED: LazyLock<Option<(String, AtomicU32)>> = LazyLock::new(|| {
+        let selected = std::env::var("GATHERFS_FAIL").ok()?;
+        let (name, count) = selected.split_once(':')?;
+        Some((name.to_owned(), AtomicU32::new(count.parse().ok()?)))
+    });
+
+    /// The process has come to the crash point `name`.
+    pub fn reach(name: &'static str) {
+        run(name, Moment::Between);
+        let selected = SELECTED.as_ref().filter(|(selected, _)| selected == name);
+        if selected.is_some_and(|(_, left)| left.fetch_sub(1, Ordering::Relaxed) == 1) {
+            // SAFETY: the process ends here. Not by kill(2), which the sandbox forbids.
+            unsafe { libc::raise(libc::SIGKILL) };
+        }
     }
 
     /// A call that is being made, until this is dropped.

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod attributes;
+pub mod clock;
 pub mod descriptor;
 pub mod dirent;
 pub mod event;

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 const WATCHED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
 
 /// The signals that the daemon watches. SIGHUP and SIGINT only where they are not ignored: nohup(1) ignores SIGHUP, a shell
@@ -90,6 +92,21 @@ impl Signals {
         }
         let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
         Ok(Some(Arrived { signal: word(0), by_kernel: word(8) == libc::SI_KERNEL }))
+    }
+}
+
+impl Signals {
+    /// Waits for the next signal: its number.
+    pub fn wait(&self) -> io::Result<i32> {
+        loop {
+            if let Some(arrived) = self.next()? {
+                return Ok(arrived.signal);
+            }
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 }
 

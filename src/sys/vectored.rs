@@ -1,5 +1,6 @@
 //! preadv2(2) and pwritev2(2) on memory that is given by address.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::failpoint::fail_call;
@@ -57,6 +58,12 @@ pub fn read(file: BorrowedFd<'_>, pages: &(impl Segments + ?Sized), offset: u64)
     // SAFETY: by the contract of `Segments`, the memory stays mapped during this call and no reference to it exists.
     let n = unsafe { libc::preadv2(file.as_raw_fd(), first, count, offset, 0) };
     usize::try_from(n).map_err(|_| Errno::last())
+}
+
+/// Reads into `to`, memory of the daemon's own, and returns the bytes read. Errors as for [`read`].
+pub fn read_own(file: BorrowedFd<'_>, to: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    fail_call!("preadv2");
+    Ok(rustix::io::preadv2(file, &mut [IoSliceMut::new(to)], offset, rustix::io::ReadWriteFlags::empty())?)
 }
 
 /// Writes `pages` at `offset` and returns the bytes written. `flags` are RWF_ bits. EINVAL as for [`read`], EOPNOTSUPP for flags

@@ -188,6 +188,16 @@ impl Chain {
         &self.arguments
     }
 
+    /// Copies readable bytes to `to`, from byte `skip` on. Returns the bytes copied, fewer where there are no more.
+    pub fn copy_readable(&self, skip: u64, to: &mut [u8]) -> usize {
+        self.buffers.readable().copy_to(skip, to)
+    }
+
+    /// Copies writable bytes to `to`, from byte `skip` on: what was written there. Returns the bytes copied.
+    pub fn copy_written(&self, skip: u64, to: &mut [u8]) -> usize {
+        self.buffers.written().copy_to(skip, to)
+    }
+
     /// The memory that the device may write.
     pub fn writable(&mut self) -> WritableBuffers<'_> {
         self.buffers.writable()

@@ -205,7 +205,7 @@ fn carry_out(world: &mut World<'_>, (_, operation): &Operation, disturbance: Opt
     let calls = Arc::new(Mutex::new(Vec::new()));
     let (seen, path) = (Arc::clone(&calls), world.path().to_owned());
     set_hook(Some(Box::new(move |name, moment| {
-        if moment == Moment::After {
+        if moment != Moment::Before {
             return None;
         }
         let mut calls = seen.lock().unwrap();

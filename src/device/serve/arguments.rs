@@ -4,7 +4,7 @@ use zerocopy::FromBytes;
 
 use crate::fuse::abi::{CopyFileRangeIn, ForgetOne, LK_FLOCK, LkIn};
 use crate::fuse::{HandleOrNode, SetTime, Setattr};
-use crate::host::{AttributeChange, CopyRange, LockFamily, LockOwner, LockRequest, NewTime, Share};
+use crate::host::{AttributeChange, CopyRange, LockFamily, LockOwner, LockRequest, NewTime};
 use crate::sys::lock::{LockKind, Span};
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -72,11 +72,12 @@ pub(super) fn lock_change(node: NodeId, lk: &LkIn) -> Result<LockChange, Errno> 
     Ok(LockChange::Lock(LockRequest { node, handle, owner, span, kind, pid: lk.pid }))
 }
 
-/// BATCH_FORGET: `nodes` are `fuse_forget_one` structures.
-pub(super) fn forget_each(share: &Share, nodes: &[u8]) {
+/// BATCH_FORGET: what `nodes`, which are `fuse_forget_one` structures, take off each node.
+pub(super) fn forgets(nodes: &[u8]) -> impl Iterator<Item = (NodeId, u64)> + '_ {
     let mut rest = nodes;
-    while let Ok((one, more)) = ForgetOne::read_from_prefix(rest) {
-        share.forget(NodeId(one.nodeid), one.nlookup);
+    std::iter::from_fn(move || {
+        let (one, more) = ForgetOne::read_from_prefix(rest).ok()?;
         rest = more;
-    }
+        Some((NodeId(one.nodeid), one.nlookup))
+    })
 }

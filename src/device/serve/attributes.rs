@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use zerocopy::IntoBytes;
 
 use crate::device::answer::answer;
+use crate::device::context::context;
 use crate::device::in_flight::{Answered, InFlight};
 use crate::fuse::abi::{GetxattrOut, IOCTL_UNRESTRICTED, IoctlIn, IoctlOut};
 use crate::host::IoctlRequest;
@@ -49,7 +50,7 @@ pub(super) fn ioctl(request: &InFlight, ioctl: &IoctlIn, data: &[u8], reply: &mu
     let header = request.header();
     reply.clear();
     let ioctl = IoctlRequest { handle, is_unrestricted: ioctl.flags & IOCTL_UNRESTRICTED != 0, command: ioctl.cmd, data, out_len };
-    request.share().ioctl(header.node, &ioctl, header.uid, reply)
+    request.share().ioctl(header.node, &ioctl, &context(request), reply)
 }
 
 /// Answers an IOCTL with `reply`, or with the error.

@@ -3,12 +3,15 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::device::context::context;
 use crate::device::in_flight::{Answered, InFlight};
 use crate::device::wire::entry_out;
 use crate::fuse::abi::EntryOut;
-use crate::fuse::dirent::{Entry, dirent_len, direntplus_len, put_dirent, put_direntplus};
+use crate::fuse::dirent::{Entry, dirent_len, direntplus_len, first_direntplus, put_dirent, put_direntplus};
 use crate::guest::Writer;
-use crate::host::{DirectoryEntry, Listing, NodeEntry, Pending, Share};
+use crate::host::{DirectoryEntry, Left, Listing, NodeEntry, Pending, Share};
+use crate::state::RequestRecord;
+use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId};
 
 /// The longest part of a listing: the guest asks for the rest, and other requests of the directory wait no longer than for this.
@@ -21,7 +24,7 @@ const PLUS_ENTRY_LEN: usize = 168;
 pub(in crate::device) fn readdir(mut request: InFlight, handle: FileHandle, offset: u64, size: u32) -> Answered {
     let (share, node) = (request.shared(), request.header().node);
     let len_max = listing_len(size, &request);
-    let (writer, pending) = request.reply_writer();
+    let (writer, pending, _) = request.reply_writer();
     let mut reply = Reply { writer, pending, len: 0, len_max };
     let listed = share.readdir(node, handle, offset, len_max, &mut Plain(&mut reply));
     let len = reply.len;
@@ -33,16 +36,27 @@ pub(in crate::device) fn readdir(mut request: InFlight, handle: FileHandle, offs
 
 /// READDIRPLUS; errors as in [`crate::host::Share::readdirplus`]. `nodes` is room for the ids of the nodes that are looked up:
 /// where the reply does not reach the guest, the lookups are taken back.
+///
+/// The request's record has the length of the reply so far: where the process dies, the entries in it name the nodes that were
+/// looked up. A guest that changes them meanwhile takes lookups of its own nodes back, as by FORGET.
 pub(in crate::device) fn readdirplus(mut request: InFlight, handle: FileHandle, offset: u64, size: u32, nodes: &mut Vec<u8>) -> Answered {
-    nodes.clear();
     let (share, node) = (request.shared(), request.header().node);
     let len_max = listing_len(size, &request);
-    let (writer, pending) = request.reply_writer();
+    if let Left::Begun(len) = context(&request).left() {
+        let len = usize::try_from(len).unwrap_or_default().min(len_max);
+        nodes.resize(len, 0);
+        request.copy_reply(nodes);
+        request.record().begin(0);
+        forget_entries(&share, nodes);
+    }
+    nodes.clear();
+    let (writer, pending, record) = request.reply_writer();
     let mut reply = Reply { writer, pending, len: 0, len_max };
     let read_len = len_max / PLUS_ENTRY_LEN * HOST_ENTRY_LEN;
-    let listed = share.readdirplus(node, handle, offset, read_len, &mut Plus { reply: &mut reply, nodes });
+    let listed = share.readdirplus(node, handle, offset, read_len, &mut Plus { reply: &mut reply, nodes, record }, record);
     let len = reply.len;
     if let Err(errno) = listed {
+        request.record().begin(0);
         forget_listed(&share, nodes);
         return request.error(errno);
     }
@@ -109,6 +123,7 @@ impl Listing for Plain<'_, '_> {
 struct Plus<'l, 'r> {
     reply: &'l mut Reply<'r>,
     nodes: &'l mut Vec<u8>,
+    record: &'r RequestRecord,
 }
 
 impl Listing for Plus<'_, '_> {
@@ -123,10 +138,22 @@ impl Listing for Plus<'_, '_> {
         let looked_up = looked_up.map_or_else(EntryOut::default, entry_out);
         self.nodes.extend_from_slice(looked_up.nodeid.as_bytes());
         put_direntplus(&entry(of), &looked_up, |piece| self.reply.put(piece));
+        self.record.begin(i64::try_from(self.reply.len).unwrap_or(i64::MAX));
+        crash_point!("listed");
     }
 
     fn is_empty(&self) -> bool {
         self.reply.len == 0
+    }
+}
+
+/// Takes back the lookups of the entries of a READDIRPLUS in `reply`.
+fn forget_entries(share: &Share, mut reply: &[u8]) {
+    while let Some((node, rest)) = first_direntplus(reply) {
+        if node != 0 {
+            share.forget(NodeId(node), 1);
+        }
+        reply = rest;
     }
 }
 

@@ -1,22 +1,10 @@
-//! What the operations that change names get besides their arguments.
+//! What the operations that make names get besides their arguments.
 
+use crate::device::context::context;
 use crate::device::in_flight::InFlight;
 use crate::fuse::Extensions;
-use crate::host::{CreateContext, Label, RequestContext};
+use crate::host::{CreateContext, Label};
 use crate::types::Errno;
-
-/// Who asks for a change, and whether it is still wanted.
-pub(super) fn context(request: &InFlight) -> RequestContext<'_> {
-    let header = request.header();
-    RequestContext {
-        id: request.id(),
-        uid: header.uid,
-        gid: header.gid,
-        pending: request,
-        record: request.record(),
-        earlier: request.earlier(),
-    }
-}
 
 /// Creates something for the caller of `request`. EPERM where the caller may not create anything.
 pub(super) fn create_with<R>(

@@ -190,6 +190,11 @@ impl Watch {
         Ok(())
     }
 
+    /// Every file counts as changed now: another process had the share, and what it saw is lost.
+    pub fn all_has_changed(&self) {
+        self.all_changed_ns.store(now_ns(), Ordering::Relaxed);
+    }
+
     /// A session begins: no directory is marked. From now on `is_known` decides whether the guest may know a file of the share's file
     /// system.
     pub fn restart(&self, is_known: impl Fn(&Handle) -> bool + Send + 'static) {

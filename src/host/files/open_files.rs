@@ -9,7 +9,7 @@ use super::descriptors::Descriptors;
 use super::no_open::NoOpen;
 use super::target::{FileInUse, Held};
 use crate::host::directories::OpenDirectory;
-use crate::state::{Budget, HandleTable, OpenFile, Reserved};
+use crate::state::{Budget, HandleTable, OpenFile, RequestRecord, Reserved};
 use crate::sys::stat;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -56,12 +56,19 @@ impl OpenFiles {
         }
     }
 
-    /// Makes a handle for `file`, which is `node` and was opened with `flags`. ENFILE where there are too many; EIO where
-    /// `has_ended` says that the session ended, and its handles may have been closed already.
-    pub fn insert(&self, file: OwnedFd, node: NodeId, flags: i32, has_ended: impl Fn() -> bool) -> Result<FileHandle, Errno> {
+    /// Makes a handle for `file`, which is `node` and was opened with `flags`, and notes it in `record`. ENFILE where there are too
+    /// many; EIO where `has_ended` says that the session ended, and its handles may have been closed already.
+    pub fn insert(
+        &self,
+        file: OwnedFd,
+        node: NodeId,
+        flags: i32,
+        record: &RequestRecord,
+        has_ended: impl Fn() -> bool,
+    ) -> Result<FileHandle, Errno> {
         let reserved = self.reserve(HandleTable::descriptors_of(flags), 0)?;
         let waits_for_disk = flags & libc::O_DIRECT != 0 && stat::has_async_direct_io(file.as_fd()).unwrap_or(false);
-        let handle = self.handles.insert(file, node, flags, reserved).map_err(|_| Errno::ENFILE)?;
+        let handle = self.handles.insert(file, node, flags, reserved, |handle| record.note_handle(handle)).map_err(|_| Errno::ENFILE)?;
         if waits_for_disk && let Some(file) = self.handles.get(handle) {
             file.set_waits_for_disk(true);
         }

@@ -9,7 +9,7 @@ use super::numbers::InodeNumbers;
 use super::root::{Root, RootFault};
 use super::table::{Forgotten, InodeTable};
 use crate::host::files::OpenFiles;
-use crate::state::{AttachedInodes, AttachedRoot, InodeIdentity, InodeRecords};
+use crate::state::{AttachedInodes, AttachedMounts, AttachedRoot, InodeIdentity, InodeRecords, MountRecords};
 use crate::sys::file_handle::Handle;
 use crate::sys::stat::Statx;
 use crate::types::{Errno, NodeId};
@@ -32,6 +32,8 @@ pub(in crate::host) struct Inodes {
 pub(in crate::host) struct Attached {
     /// Their records.
     pub inodes: AttachedInodes,
+    /// Their mounts and devices.
+    pub mounts: AttachedMounts,
     /// The root's descriptors.
     pub root: AttachedRoot,
 }
@@ -41,15 +43,23 @@ impl Inodes {
     ///
     /// # Errors
     /// ENFILE where the table has no room.
-    pub fn new(root: Root, records: InodeRecords, root_fd: OwnedFd, path_fd: OwnedFd, files: Arc<OpenFiles>) -> Result<Inodes, RootFault> {
+    pub fn new(
+        root: Root,
+        (records, mount_records): (InodeRecords, MountRecords),
+        (root_fd, path_fd): (OwnedFd, OwnedFd),
+        files: Arc<OpenFiles>,
+    ) -> Result<Inodes, RootFault> {
         let table = InodeTable::new(records);
-        let mounts = Mounts::new(root.identity.mount_id, root_fd);
-        let inodes = Inodes { table, mounts, numbers: InodeNumbers::default(), root, files, generation: random_generation() };
+        let mount_records = Arc::new(mount_records);
+        let mounts = Mounts::new(root.identity.mount_id, root_fd, Arc::clone(&mount_records));
+        let numbers = InodeNumbers::new(mount_records, Vec::new(), Vec::new());
+        let inodes = Inodes { table, mounts, numbers, root, files, generation: random_generation() };
         let identity = &inodes.root.identity;
         let path_fd = inodes.files.pinnable_open(path_fd);
         inodes.table.insert_pinned(identity, None, |node| inodes.files.pin_path_fd(node, path_fd))?;
         // Slots begin at a random generation, so that an id of an earlier session is valid here with a probability of 2^-31.
-        let first = u32::try_from(inodes.generation).unwrap_or(u32::MAX) >> 1;
+        // Not 0, which a slot has that was never used.
+        let first = (u32::try_from(inodes.generation).unwrap_or(u32::MAX) >> 1).max(1);
         inodes.table.begin_at(first);
         inodes.files.begin_at(first);
         Ok(inodes)
@@ -58,11 +68,21 @@ impl Inodes {
     /// The inodes of a process that died. Its damaged records are dropped, and so is each node with one of the descriptors that
     /// `is_contested` says are not its own.
     pub fn recovered(root: Root, attached: Attached, files: Arc<OpenFiles>, is_contested: impl Fn(RawFd) -> bool) -> Inodes {
-        let Attached { inodes: AttachedInodes { records, pinned, retained }, root: AttachedRoot { root_fd, path_fd, generation } } =
-            attached;
+        let Attached { inodes, mounts, root: AttachedRoot { root_fd, path_fd, generation } } = attached;
+        let AttachedInodes { records, pinned, retained, by_mount } = inodes;
+        let AttachedMounts { records: mount_records, open, announced, by_descriptor, devices } = mounts;
         let table = InodeTable::recovered(records, retained);
-        let mounts = Mounts::new(root.identity.mount_id, root_fd);
-        let inodes = Inodes { table, mounts, numbers: InodeNumbers::default(), root, files, generation };
+        let mount_records = Arc::new(mount_records);
+        let mut mounts = Mounts::new(root.identity.mount_id, root_fd, Arc::clone(&mount_records)).with_descriptors(by_descriptor);
+        for (id, fd, slot) in open {
+            if is_contested(fd.number()) {
+                mount_records.remove(slot);
+            } else {
+                mounts = mounts.with_open(id, by_mount.get(&id).copied().unwrap_or(0), fd.own(), slot);
+            }
+        }
+        let numbers = InodeNumbers::new(mount_records, announced, devices);
+        let inodes = Inodes { table, mounts, numbers, root, files, generation };
         inodes.files.pin_path_fd(NodeId::ROOT, inodes.files.pinnable_open(path_fd));
         for pinned in pinned {
             let node = pinned.node();

@@ -4,6 +4,7 @@
 mod adding;
 mod guest_inodes;
 mod identity;
+mod known;
 mod mounts;
 mod numbers;
 mod opening;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::state::{MountNote, MountRecords, MountSlot};
+
 /// The mounts in use.
 #[derive(Debug)]
 pub(super) struct Mounts {
@@ -18,6 +20,8 @@ pub(super) struct Mounts {
     by_id: RwLock<FxHashMap<u64, Mount>>,
     /// Mounts whose inodes are kept as descriptors, although they have handles.
     by_descriptor: RwLock<FxHashSet<u64>>,
+    /// The same for a process that goes on with the session.
+    records: Arc<MountRecords>,
 }
 
 /// Mounts whose inodes are kept as descriptors and that are recorded; of others each new inode examines the mount again.
@@ -27,6 +31,7 @@ const BY_DESCRIPTOR_MAX: usize = 4096;
 struct Mount {
     fd: Arc<OwnedFd>,
     inodes: u64,
+    slot: MountSlot,
 }
 
 /// The descriptor of a mount.
@@ -49,8 +54,25 @@ impl AsFd for MountFd<'_> {
 
 impl Mounts {
     /// The share's own mount, `root_id`, with its descriptor.
-    pub fn new(root_id: u64, root_fd: OwnedFd) -> Mounts {
-        Mounts { root_id, root_fd, by_id: RwLock::default(), by_descriptor: RwLock::default() }
+    pub fn new(root_id: u64, root_fd: OwnedFd, records: Arc<MountRecords>) -> Mounts {
+        Mounts { root_id, root_fd, by_id: RwLock::default(), by_descriptor: RwLock::default(), records }
+    }
+
+    /// The same with a mount that a process which died had open for `inodes` inodes. Closed where there are none.
+    pub fn with_open(mut self, id: u64, inodes: u64, fd: OwnedFd, slot: MountSlot) -> Mounts {
+        let by_id = self.by_id.get_mut();
+        if inodes > 0 && id != self.root_id && !by_id.contains_key(&id) {
+            by_id.insert(id, Mount { fd: Arc::new(fd), inodes, slot });
+        } else {
+            self.records.remove(slot);
+        }
+        self
+    }
+
+    /// The same with mounts whose inodes are kept as descriptors.
+    pub fn with_descriptors(mut self, ids: Vec<u64>) -> Mounts {
+        self.by_descriptor.get_mut().extend(ids);
+        self
     }
 
     /// The descriptor of the share's own mount.
@@ -84,7 +106,11 @@ impl Mounts {
     /// another mount later. False where that was recorded before, or there are too many.
     pub fn keep_descriptors(&self, id: u64) -> bool {
         let mut by_descriptor = self.by_descriptor.write();
-        by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id)
+        let is_new = by_descriptor.len() < BY_DESCRIPTOR_MAX && by_descriptor.insert(id);
+        if is_new {
+            self.records.add(MountNote::ByDescriptor { mount_id: id });
+        }
+        is_new
     }
 
     /// Counts one more inode on mount `id`, whose descriptor is `fd` if it had none. False, and nothing
@@ -99,7 +125,8 @@ impl Mounts {
             return true;
         }
         let Some(fd) = fd else { return false };
-        by_id.insert(id, Mount { fd: Arc::new(fd), inodes: 1 });
+        let slot = self.records.add(MountNote::Open { mount_id: id, fd: fd.as_raw_fd() });
+        by_id.insert(id, Mount { fd: Arc::new(fd), inodes: 1, slot });
         true
     }
 
@@ -112,6 +139,9 @@ impl Mounts {
         let Some(mount) = by_id.get_mut(&id) else { return };
         mount.inodes -= 1;
         let unused = if mount.inodes == 0 { by_id.remove(&id) } else { None };
+        if let Some(mount) = &unused {
+            self.records.remove(mount.slot);
+        }
         drop(by_id);
         // Closed outside the lock: a mount that the host has unmounted may go with it.
         drop(unused);

@@ -5,10 +5,13 @@
 //! FUSE_ATTR_SUBMOUNT). It has none for a file that is a mount point, for btrfs subvolumes inside one mount, and for any mount
 //! if mounts are not announced.
 
+use std::sync::Arc;
+
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
 use super::identity::FileKey;
+use crate::state::{MountNote, MountRecords, MountSlot};
 
 /// Numbers below this are kept in the lower bits; higher ones are hashed into them.
 const EXACT_BITS: u32 = 48;
@@ -18,19 +21,37 @@ const HASHED: u64 = 1 << 63;
 const INDEX_SHARED: u16 = 0x7fff;
 
 /// The numbers shown so far in this session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct InodeNumbers {
-    /// The device of each announced mount.
-    announced: RwLock<FxHashMap<u64, u64>>,
+    /// The device of each announced mount, with its record.
+    announced: RwLock<FxHashMap<u64, (u64, MountSlot)>>,
     /// The index of each other device, 1 or more.
     indexes: RwLock<FxHashMap<u64, u16>>,
+    /// The same for a process that goes on with the session.
+    records: Arc<MountRecords>,
 }
 
 impl InodeNumbers {
+    /// No number was shown yet, or what `announced` and `devices` say: mounts with their devices, and devices with their indexes.
+    pub fn new(records: Arc<MountRecords>, announced: Vec<(u64, u64, MountSlot)>, devices: Vec<(u64, u32)>) -> InodeNumbers {
+        let announced = announced.into_iter().map(|(mount_id, device, slot)| (mount_id, (device, slot))).collect();
+        let indexes = devices.into_iter().filter_map(|(device, index)| Some((device, u16::try_from(index).ok()?))).collect();
+        InodeNumbers { announced: RwLock::new(announced), indexes: RwLock::new(indexes), records }
+    }
+
     /// Records that the mount with the root `key` is announced.
     pub fn announce(&self, key: &FileKey) {
-        if self.announced.read().get(&key.mount_id) != Some(&key.device) {
-            self.announced.write().insert(key.mount_id, key.device);
+        let is_known = |known: Option<&(u64, MountSlot)>| known.is_some_and(|(device, _)| *device == key.device);
+        if is_known(self.announced.read().get(&key.mount_id)) {
+            return;
+        }
+        let mut announced = self.announced.write();
+        if is_known(announced.get(&key.mount_id)) {
+            return;
+        }
+        let slot = self.records.add(MountNote::Announced { mount_id: key.mount_id, device: key.device });
+        if let Some((_, old)) = announced.insert(key.mount_id, (key.device, slot)) {
+            self.records.remove(old);
         }
     }
 
@@ -40,7 +61,7 @@ impl InodeNumbers {
             Some(root.device)
         } else {
             // None for a file that is a mount point: in the guest it is on its directory's device, whichever that is.
-            self.announced.read().get(&key.mount_id).copied()
+            self.announced.read().get(&key.mount_id).map(|(device, _)| *device)
         };
         if guest_device == Some(key.device) { key.ino } else { fold(self.index(key.device), key.device, key.ino) }
     }
@@ -52,7 +73,13 @@ impl InodeNumbers {
         let mut indexes = self.indexes.write();
         let next = u16::try_from(indexes.len() + 1).unwrap_or(INDEX_SHARED).min(INDEX_SHARED);
         // Devices beyond the limit share one index and are not recorded.
-        if next == INDEX_SHARED { INDEX_SHARED } else { *indexes.entry(device).or_insert(next) }
+        if next == INDEX_SHARED {
+            return INDEX_SHARED;
+        }
+        *indexes.entry(device).or_insert_with(|| {
+            self.records.add_device(device, next);
+            next
+        })
     }
 }
 
@@ -74,6 +101,11 @@ mod tests {
 
     use super::*;
 
+    fn numbers() -> InodeNumbers {
+        let arena = crate::state::Arena::new(crate::state::MOUNTS_LEN).unwrap();
+        InodeNumbers::new(Arc::new(MountRecords::new(&arena, 0)), Vec::new(), Vec::new())
+    }
+
     const ROOT: FileKey = FileKey { device: 7, ino: 2, mount_id: 1 };
 
     fn file(device: u64, ino: u64, mount_id: u64) -> FileKey {
@@ -87,7 +119,7 @@ mod tests {
             files in prop::collection::vec((0u64..5, prop_oneof![0u64..20, 0u64..1 << EXACT_BITS], 1u64..4), 1..200),
             announces: bool,
         ) {
-            let numbers = InodeNumbers::default();
+            let numbers = numbers();
             // Mount 2 is announced as device 8; mount 3 is that of a file.
             numbers.announce(&file(8, 1, 2));
             let mut seen: HashMap<(u64, u64), (u64, u64)> = HashMap::new();
@@ -115,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_guests_own_devices_keep_their_numbers() {
-        let numbers = InodeNumbers::default();
+        let numbers = numbers();
         let huge = u64::MAX - 1;
         numbers.announce(&file(9, 1, 4));
         for ino in [1, 1 << EXACT_BITS, huge] {
@@ -130,7 +162,7 @@ mod tests {
 
     #[test]
     fn devices_beyond_the_last_index_share_it() {
-        let numbers = InodeNumbers::default();
+        let numbers = numbers();
         let told: std::collections::HashSet<u64> = (10..40_010).map(|device| numbers.number(&file(device, 1, 1), &ROOT, true)).collect();
         assert_eq!(told.len(), 40_000);
         assert_eq!(numbers.indexes.read().len(), usize::from(INDEX_SHARED) - 1);

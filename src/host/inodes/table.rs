@@ -135,6 +135,12 @@ impl InodeTable {
         self.records.add_lookup(node).then_some(node)
     }
 
+    /// The node that was last made for a file with `key`, where the guest has looked it up and not forgotten it.
+    pub fn looked_up(&self, key: &FileKey) -> Option<InodeIdentity> {
+        let node = self.records.lock(key).node().filter(|node| self.is_looked_up(*node))?;
+        self.records.identity(node)
+    }
+
     /// Whether there is a node of a file with `key`.
     pub fn knows(&self, key: &FileKey) -> bool {
         self.records.lock(key).node().is_some()

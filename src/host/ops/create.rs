@@ -14,9 +14,12 @@ use crate::host::features::Feature;
 use crate::host::fs_limits::is_no_tmpfile;
 use crate::host::inodes::open_path;
 use crate::host::options::TmpfilePolicy;
-use crate::host::request_context::RequestContext;
+use crate::host::repeating::NewFile;
+use crate::host::request_context::{Left, RequestContext};
 use crate::host::rights::{Caller, acting_as};
 use crate::host::share::Share;
+use crate::sys::clock;
+use crate::sys::failpoint::crash_point;
 use crate::sys::names::{linkat, mkdirat, mknodat, symlinkat, unlinkat};
 use crate::sys::open;
 use crate::sys::working_dir::DescriptorName;
@@ -78,21 +81,21 @@ impl Share {
             return Err(Errno::EINVAL);
         }
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (dir, ()) = self.create_in(parent, context, |dir| mknodat(dir, name, kind, mode, device))?;
-        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::empty())
+        let new = NewFile { kind, mode, umask: context.umask, device, target: None };
+        self.make(parent, name, &new, context, |dir| mknodat(dir, name, kind, mode, device))
     }
 
     /// MKDIR. Errors as in man mkdir(2), and as of [`Share::mknod`].
     pub fn mkdir(&self, parent: NodeId, name: &CStr, mode: u32, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        let (dir, ()) = self.create_in(parent, context, |dir| mkdirat(dir, name, mode))?;
-        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::REMOVEDIR)
+        let new = NewFile { kind: FileType::Directory, mode, umask: context.umask, device: (0, 0), target: None };
+        self.make(parent, name, &new, context, |dir| mkdirat(dir, name, mode))
     }
 
     /// SYMLINK: `target` is stored unchanged; the host never follows it. Errors as in man symlink(2), and as of [`Share::mknod`].
     pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, context: &CreateContext<'_>) -> Result<NodeEntry, Errno> {
-        let (dir, ()) = self.create_in(parent, context, |dir| symlinkat(target, dir, name))?;
-        self.know_new(parent, dir.as_fd(), name, context.label, AtFlags::empty())
+        let new = NewFile { kind: FileType::Symlink, mode: Mode::empty(), umask: Mode::empty(), device: (0, 0), target: Some(target) };
+        self.make(parent, name, &new, context, |dir| symlinkat(target, dir, name))
     }
 
     /// LINK: another name for `node`. Errors as in man link(2); EROFS, ESTALE and EIO as of [`Share::mknod`].
@@ -100,8 +103,13 @@ impl Share {
         self.writable()?;
         let (file, dir) = (self.inodes.path_fd(node)?, self.inodes.path_fd(parent)?);
         context.check_wanted()?;
-        linkat(file.as_fd(), dir.as_fd(), name)?;
-        self.know_new(parent, dir.as_fd(), name, None, AtFlags::empty())
+        if let Some(entry) = self.entry_before(parent, context) {
+            return Ok(entry);
+        }
+        if !self.linked_before(file.as_fd(), dir.as_fd(), name, context)? {
+            context.once(0, || linkat(file.as_fd(), dir.as_fd(), name))?;
+        }
+        self.know_new(parent, dir.as_fd(), name, None, (AtFlags::empty(), context))
     }
 
     /// CREATE: makes and opens a file; without O_EXCL, opens an existing one. Errors as in man open(2), as of [`Share::mknod`] and
@@ -119,22 +127,51 @@ impl Share {
         // A new file needs no truncation; O_EXCL never follows a link and never opens an existing file.
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(mode & MODE_MASK);
-        match self.create_in(parent, context, |dir| open::openat2(dir, name, make_flags, mode)) {
+        let request = &context.request;
+        if let Some(entry) = self.entry_before(parent, request) {
+            // What another process wrote to a file that is new is not truncated.
+            let is_new = matches!(request.left(), Left::Made(Ok(_)));
+            let flags = if is_new { flags & !libc::O_TRUNC.cast_unsigned() } else { flags };
+            return self.open_found(entry, flags, kill_suidgid, request);
+        }
+        let new = NewFile { kind: FileType::RegularFile, mode, umask: context.umask, device: (0, 0), target: None };
+        let made = match self.made_before(parent, name, &new, (&context.caller, request)) {
+            Ok(None) => self.create_in(parent, context, |dir| open::openat2(dir, name, make_flags, mode)),
+            Ok(Some(dir)) => {
+                let flags = make_flags - OFlags::CREATE - OFlags::EXCL - OFlags::TRUNC;
+                open::openat2(dir.as_fd(), name, flags, Mode::empty()).map(|file| (dir, file))
+            }
+            Err(errno) => Err(errno),
+        };
+        match made {
             Ok((dir, file)) => {
-                let known = self.know_created(parent, file, host_flags, context.label);
-                known.inspect_err(|_| _ = unlinkat(dir.as_fd(), name, AtFlags::empty()))
+                let known = self.know_created(parent, file, host_flags, context);
+                known.inspect_err(|errno| {
+                    let _ = unlinkat(dir.as_fd(), name, AtFlags::empty());
+                    request.note_result(Err(*errno));
+                })
             }
             Err(Errno::EEXIST) if flags.cast_signed() & libc::O_EXCL == 0 => {
-                let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name)?;
-                let node = entry.node;
-                let opened = self.open(node, flags, kill_suidgid, &context.request);
-                if opened.is_err() {
-                    self.forget(node, 1);
-                }
-                Ok((entry, opened?))
+                let entry = self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name, request.record)?;
+                self.open_found(entry, flags, kill_suidgid, request)
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Opens what CREATE has found. The lookup is taken back where that fails.
+    fn open_found(
+        &self,
+        entry: NodeEntry,
+        flags: u32,
+        kill_suidgid: bool,
+        request: &RequestContext<'_>,
+    ) -> Result<(NodeEntry, Opened), Errno> {
+        let opened = self.open(entry.node, flags, kill_suidgid, request);
+        if opened.is_err() {
+            self.uncount(entry.node, request.record);
+        }
+        Ok((entry, opened?))
     }
 
     /// TMPFILE: a file without a name in `parent`. EOPNOTSUPP where the host's file system has none, ENOSYS where it is
@@ -144,6 +181,14 @@ impl Share {
             return Err(Errno::ENOSYS);
         }
         let host_flags = self.host_flags(flags);
+        let request = &context.request;
+        if let Some(handle) = self.opened_before(request)
+            && let Some(entry) = self.entry_before(parent, request)
+        {
+            return Ok((entry, self.opened(handle, entry.node, host_flags)));
+        }
+        // The descriptor that a nameless file had is closed, and the file gone.
+        self.take_lookup_back(request);
         // O_EXCL is passed on: with it the file may never get a name.
         let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let make_flags = OFlags::from_bits_retain(host_flags.cast_unsigned()) | exclusive;
@@ -153,7 +198,27 @@ impl Share {
             made => made,
         };
         let (_, file) = self.create_in(parent, context, make)?;
-        self.know_created(parent, file, host_flags, context.label)
+        self.know_created(parent, file, host_flags, context)
+    }
+
+    /// Makes the file `new` as `name` in `parent` by `create`, and looks it up.
+    fn make(
+        &self,
+        parent: NodeId,
+        name: &CStr,
+        new: &NewFile<'_>,
+        context: &CreateContext<'_>,
+        create: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
+    ) -> Result<NodeEntry, Errno> {
+        if let Some(entry) = self.entry_before(parent, &context.request) {
+            return Ok(entry);
+        }
+        let dir = match self.made_before(parent, name, new, (&context.caller, &context.request))? {
+            Some(dir) => dir,
+            None => self.create_in(parent, context, create)?.0,
+        };
+        let removal = if new.kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        self.know_new(parent, dir.as_fd(), name, context.label, (removal, &context.request))
     }
 
     /// Runs `create` on the directory `parent` with the caller's credentials. EROFS on a read-only share, ESTALE where `parent` is
@@ -168,16 +233,19 @@ impl Share {
         let dir = self.inodes.path_fd(parent)?;
         context.request.check_wanted()?;
         let groups_known = self.session.negotiated(Feature::CreateGroup);
-        let made = acting_as(&context.caller, self.policy.own_ids, groups_known, || {
-            if context.umask.is_empty() {
-                return create(dir.as_fd());
-            }
-            // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
-            rustix::process::umask(context.umask);
-            let made = create(dir.as_fd());
-            rustix::process::umask(Mode::empty());
-            made
-        })?;
+        let act = || {
+            acting_as(&context.caller, self.policy.own_ids, groups_known, || {
+                if context.umask.is_empty() {
+                    return create(dir.as_fd());
+                }
+                // Each serving thread has a umask of its own (man unshare(2), CLONE_FS).
+                rustix::process::umask(context.umask);
+                let made = create(dir.as_fd());
+                rustix::process::umask(Mode::empty());
+                made
+            })
+        };
+        let made = context.request.once(clock::coarse_ns(), act)?;
         Ok((dir, made))
     }
 
@@ -189,18 +257,21 @@ impl Share {
     }
 
     /// Labels and looks up what was just made as `name` in `dir`, which is `parent`. The name is removed again where that fails: a
-    /// caller who hears an error has made nothing, as with O_EXCL for a lock file.
+    /// caller who hears an error has made nothing, as with O_EXCL for a lock file. `removal` are the flags for that.
     fn know_new(
         &self,
         parent: NodeId,
         dir: BorrowedFd<'_>,
         name: &CStr,
         label: Option<Label<'_>>,
-        removal: AtFlags,
+        (removal, request): (AtFlags, &RequestContext<'_>),
     ) -> Result<NodeEntry, Errno> {
         let labelled = if label.is_some() { open_path(dir, name).and_then(|fd| self.label(fd.as_fd(), label)) } else { Ok(()) };
-        let entry = labelled.and_then(|()| self.look_up_at(parent, dir, name));
-        entry.inspect_err(|_| _ = unlinkat(dir, name, removal))
+        let entry = labelled.and_then(|()| self.look_up_at(parent, dir, name, request.record));
+        entry.inspect_err(|errno| {
+            let _ = unlinkat(dir, name, removal);
+            request.note_result(Err(*errno));
+        })
     }
 
     /// Whether TMPFILE is offered: a guest whose overlayfs does not support it looks up the name of the nameless file and gets
@@ -215,15 +286,23 @@ impl Share {
 
     /// Labels and looks up `file`, which was just made in `parent`, and makes a handle for it. ENFILE where there are too many; the
     /// lookup is taken back then.
-    fn know_created(&self, parent: NodeId, file: OwnedFd, host_flags: i32, label: Option<Label<'_>>) -> Result<(NodeEntry, Opened), Errno> {
-        self.label(file.as_fd(), label)?;
-        let entry = self.look_up_open(parent, file.as_fd())?;
+    fn know_created(
+        &self,
+        parent: NodeId,
+        file: OwnedFd,
+        host_flags: i32,
+        context: &CreateContext<'_>,
+    ) -> Result<(NodeEntry, Opened), Errno> {
+        let record = context.request.record;
+        self.label(file.as_fd(), context.label)?;
+        let entry = self.look_up_open(parent, file.as_fd(), record)?;
+        crash_point!("counted");
         let node = entry.node;
         // Opening the file again by its flags must not truncate it.
-        match self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended()) {
+        match self.files.insert(file, node, host_flags & !libc::O_TRUNC, record, || self.session.has_ended()) {
             Ok(handle) => Ok((entry, self.opened(handle, node, host_flags))),
             Err(errno) => {
-                self.forget(node, 1);
+                self.uncount(node, record);
                 Err(errno)
             }
         }

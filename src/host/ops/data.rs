@@ -6,10 +6,13 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::guest::PageDescriptor;
 use crate::host::files::{FileInUse, OpenTarget};
+use crate::host::repeating::{moved_before, size_word};
+use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
 use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
 use crate::state::OpenFile;
+use crate::sys::descriptor;
 use crate::sys::fsetid::{keep_suidgid, without_fsetid};
 use crate::sys::open;
 use crate::sys::space::{self, lseek};
@@ -119,6 +122,25 @@ impl Share {
         io::run(file, pages, offset, action, metrics)
     }
 
+    /// Appends `pages` to `file` by a call of this thread, which is recorded with the file's length before it. Errors of pwritev2(2)
+    /// and statx(2).
+    pub fn append(
+        &self,
+        file: BorrowedFd<'_>,
+        pages: &[PageDescriptor],
+        thread: Thread,
+        metrics: &Metrics,
+        context: &RequestContext<'_>,
+    ) -> Result<usize, Errno> {
+        let write = || self.transfer_again(file, pages, 0, (Action::Write { append: true }, thread), metrics);
+        context.once_counted(size_word(file)?, write, |len| i64::try_from(*len).unwrap_or(i64::MAX))
+    }
+
+    /// FSYNC by a request that a process which died had begun.
+    pub fn sync_again(&self, file: &FileInUse, data_only: bool, context: &RequestContext<'_>) -> Result<(), Errno> {
+        self.once_witnessed(file.fd(), context, || descriptor::sync(file.fd(), data_only))
+    }
+
     /// Repeats a transfer that failed with O_DIRECT through a descriptor without it. `None` where alignment was not the cause.
     pub fn transfer_buffered(
         &self,
@@ -138,14 +160,24 @@ impl Share {
 
     /// FALLOCATE; `mode` and errors as in man fallocate(2). EROFS on a read-only share, EBADF where the handle is not open,
     /// EOPNOTSUPP for an unknown `mode`, EINVAL for a range beyond `i64::MAX`.
-    pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, caller: GuestUid) -> Result<(), Errno> {
+    pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: u32, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.writable()?;
         let file = self.files.get(handle)?;
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
         if i64::try_from(offset).is_err() || i64::try_from(len).is_err() {
             return Err(Errno::EINVAL);
         }
-        self.change_for(caller, &file, || space::fallocate(file.fd(), flags, offset, len))
+        let allocate = || space::fallocate(file.fd(), flags, offset, len);
+        // All others lead to the same bytes however often they are made.
+        if !flags.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE) {
+            return self.change_for(context.uid, &file, allocate);
+        }
+        let size = size_word(file.fd())?;
+        let grown = if flags.contains(FallocateFlags::INSERT_RANGE) { len.cast_signed() } else { -len.cast_signed() };
+        if let Some(moved) = moved_before(size, grown, context) {
+            return moved;
+        }
+        self.change_for(context.uid, &file, || context.once(size, allocate))
     }
 
     /// LSEEK: SEEK_DATA and SEEK_HOLE; EINVAL for others, which the guest handles itself. ENXIO as in man lseek(2), EBADF where the

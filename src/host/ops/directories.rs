@@ -4,7 +4,9 @@ use super::lookup::NodeEntry;
 use super::open::Opened;
 use crate::host::caching::OpenCaching;
 use crate::host::inodes::FileKey;
+use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
+use crate::state::RequestRecord;
 use crate::sys::dirent::HostEntry;
 use crate::types::{Errno, FileHandle, NodeId};
 
@@ -36,15 +38,20 @@ pub trait Listing {
 impl Share {
     /// OPENDIR. ENOTDIR where the node is no directory; ENOSYS where the guest need not send OPENDIR; ESTALE where the directory
     /// is gone; ENFILE where too many files are open.
-    pub fn opendir(&self, node: NodeId) -> Result<Opened, Errno> {
+    pub fn opendir(&self, node: NodeId, context: &RequestContext<'_>) -> Result<Opened, Errno> {
         if self.session.has_no_opendir() {
             return Err(Errno::ENOSYS);
         }
         if self.inodes.kind(node)? != libc::S_IFDIR {
             return Err(Errno::ENOTDIR);
         }
-        let file = self.inodes.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let handle = self.files.insert(file, node, libc::O_DIRECTORY, || self.session.has_ended())?;
+        let handle = match self.opened_before(context) {
+            Some(handle) => handle,
+            None => {
+                let file = self.inodes.open_node(node, libc::O_RDONLY | libc::O_DIRECTORY)?;
+                self.files.insert(file, node, libc::O_DIRECTORY, context.record, || self.session.has_ended())?
+            }
+        };
         self.directories.insert(handle);
         let by_policy = self.policy.cache.of_directory();
         let is_unchanged = self.freshness.is_unchanged(node);
@@ -53,9 +60,13 @@ impl Share {
     }
 
     /// RELEASEDIR. EBADF for a file's handle, which has RELEASE.
-    pub fn releasedir(&self, handle: FileHandle) -> Result<(), Errno> {
-        self.directories.remove(handle)?;
-        self.files.remove(handle)
+    pub fn releasedir(&self, handle: FileHandle, context: &RequestContext<'_>) -> Result<(), Errno> {
+        let released = self.directories.get(handle).and_then(|_| context.once(0, || self.files.remove(handle)));
+        let _ = self.directories.remove(handle);
+        match released {
+            Err(Errno::EBADF) if context.is_repeated() => Ok(()),
+            released => released,
+        }
     }
 
     /// READDIR: entries from `offset` on, as many as `listing` takes; about `read_len` bytes of host entries are read for it.
@@ -78,7 +89,7 @@ impl Share {
     }
 
     /// READDIRPLUS: as [`Share::readdir`], with each entry looked up and counted. An entry that is gone meanwhile is left out;
-    /// one that cannot be looked up is listed without attributes.
+    /// one that cannot be looked up is listed without attributes. `record` names the last one that was counted.
     pub fn readdirplus(
         &self,
         node: NodeId,
@@ -86,6 +97,7 @@ impl Share {
         offset: u64,
         read_len: usize,
         listing: &mut impl Listing,
+        record: &RequestRecord,
     ) -> Result<(), Errno> {
         let mut too_small = false;
         let within = self.key_of_directory(node);
@@ -97,7 +109,7 @@ impl Share {
                 }
                 let looked_up = match e.name.to_bytes() {
                     b"." | b".." => None,
-                    _ => match self.look_up_at(node, file, e.name) {
+                    _ => match self.look_up_at(node, file, e.name, record) {
                         Err(Errno::ENOENT) => return true,
                         looked_up => looked_up.ok(),
                     },

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::host::request_context::RequestContext;
 use crate::host::share::Share;
 use crate::sys::ioctl::{self as sys, ATTRIBUTES_LEN, DIGEST_HEADER_LEN, DIGEST_LEN_MAX, Verity};
 use crate::sys::stat;
@@ -99,7 +100,8 @@ impl Share {
     /// ENOTTY for a command that is not served here or by the host's file system; EINVAL for wrong lengths; EBADF where the handle
     /// is not open; EROFS for a change on a read-only share; EPERM for a change by a caller who may not make it, as the guest's
     /// kernel does not always check; EOPNOTSUPP for enabling fs-verity without a caller.
-    pub fn ioctl(&self, node: NodeId, request: &IoctlRequest<'_>, caller: GuestUid, reply: &mut Vec<u8>) -> Result<(), Errno> {
+    pub fn ioctl(&self, node: NodeId, request: &IoctlRequest<'_>, context: &RequestContext<'_>, reply: &mut Vec<u8>) -> Result<(), Errno> {
+        let caller = context.uid;
         if request.is_unrestricted {
             return Err(Errno::EINVAL);
         }
@@ -130,7 +132,7 @@ impl Share {
                 if caller == UNNAMED {
                     return Err(Errno::EOPNOTSUPP);
                 }
-                sys::enable_verity(file, &verity)?;
+                context.once_or_made(|| sys::enable_verity(file, &verity), |errno| errno == Errno::EEXIST)?;
             }
         }
         Ok(())

@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::host::attributes::Attributes;
 use crate::host::features::Feature;
 use crate::host::inodes::{FileKey, kind_of};
+use crate::host::request_context::{Left, RequestContext};
 use crate::host::share::Share;
-use crate::state::InodeIdentity;
+use crate::state::{InodeIdentity, RequestRecord};
+use crate::sys::failpoint::crash_point;
 use crate::sys::open;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, NodeId};
@@ -48,47 +50,58 @@ impl Share {
     /// ENOENT where there is no such file and the guest may not cache that; ENOTDIR for ".." of a file; ESTALE where the parent
     /// is gone, or moved out of the share; and for a file that the guest does not know, ENFILE where there are too many nodes
     /// or descriptors, and EOPNOTSUPP where file handles are mandatory and it has none.
-    pub fn lookup(&self, parent: NodeId, name: &CStr) -> Result<Lookup, Errno> {
+    pub fn lookup(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<Lookup, Errno> {
+        self.take_lookup_back(context);
         match name.to_bytes() {
-            b"." => return self.look_up_self(parent).map(Lookup::Found),
-            b".." => return self.look_up_parent(parent).map(Lookup::Found),
+            b"." => return self.look_up_self(parent, context.record).map(Lookup::Found),
+            b".." => return self.look_up_parent(parent, context.record).map(Lookup::Found),
             _ => {}
         }
-        match self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name) {
+        match self.look_up_at(parent, self.inodes.path_fd(parent)?.as_fd(), name, context.record) {
             Err(Errno::ENOENT) => self.negative_entry(parent),
             found => found.map(Lookup::Found),
         }
     }
 
-    /// Looks `name` up in the directory `within`, which is open behind `parent`, and counts the lookup: one system call for a
-    /// file that the guest knows.
+    /// Looks `name` up in the directory `within`, which is open behind `parent`, and counts the lookup for the request with `record`:
+    /// one system call for a file that the guest knows.
     ///
     /// # Errors
     /// The errno of statx(2); for a file that the guest does not know, ENFILE where there are too many nodes or descriptors, and
     /// EOPNOTSUPP where file handles are mandatory and it has none.
-    pub(in crate::host) fn look_up_at(&self, within: NodeId, parent: BorrowedFd<'_>, name: &CStr) -> Result<NodeEntry, Errno> {
+    pub(in crate::host) fn look_up_at(
+        &self,
+        within: NodeId,
+        parent: BorrowedFd<'_>,
+        name: &CStr,
+        record: &RequestRecord,
+    ) -> Result<NodeEntry, Errno> {
         let mut room = stat::Room::empty();
         let st = room.at(parent, name)?;
         if let Some(node) = self.inodes.count_lookup(st) {
+            record.note_counted(node);
             return Ok(self.entry(within, node, st));
         }
         let (node, st) = self.inodes.add_named(parent, name, *st)?;
+        record.note_counted(node);
         Ok(self.entry(within, node, &st))
     }
 
     /// As [`Share::look_up_at`], for a file that was just opened: `fd` is the file itself.
-    pub(in crate::host) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>) -> Result<NodeEntry, Errno> {
+    pub(in crate::host) fn look_up_open(&self, within: NodeId, fd: BorrowedFd<'_>, record: &RequestRecord) -> Result<NodeEntry, Errno> {
         let mut room = stat::Room::empty();
         let st = room.of(fd)?;
         if let Some(node) = self.inodes.count_lookup(st) {
+            record.note_counted(node);
             return Ok(self.entry(within, node, st));
         }
         let (node, st) = self.inodes.add_open(fd, *st)?;
+        record.note_counted(node);
         Ok(self.entry(within, node, &st))
     }
 
     /// The entry of `node`, found in the directory `within`.
-    fn entry(&self, within: NodeId, node: NodeId, st: &Statx) -> NodeEntry {
+    pub(in crate::host) fn entry(&self, within: NodeId, node: NodeId, st: &Statx) -> NodeEntry {
         let attributes = self.attributes(st);
         if kind_of(st) == libc::S_IFDIR {
             self.freshness.watch_directory(node);
@@ -109,22 +122,23 @@ impl Share {
     }
 
     /// LOOKUP of ".": the node itself, also one that the guest forgot.
-    fn look_up_self(&self, node: NodeId) -> Result<NodeEntry, Errno> {
+    fn look_up_self(&self, node: NodeId, record: &RequestRecord) -> Result<NodeEntry, Errno> {
         let st = self.inodes.look_up_node(node)?;
+        record.note_counted(node);
         Ok(self.entry(node, node, &st))
     }
 
     /// LOOKUP of "..": a directory's parent; the root is its own.
-    fn look_up_parent(&self, node: NodeId) -> Result<NodeEntry, Errno> {
+    fn look_up_parent(&self, node: NodeId, record: &RequestRecord) -> Result<NodeEntry, Errno> {
         if node == NodeId::ROOT {
-            return self.look_up_self(node);
+            return self.look_up_self(node, record);
         }
         if self.inodes.kind(node)? != libc::S_IFDIR {
             return Err(Errno::ENOTDIR);
         }
         let parent = open::parent(self.inodes.path_fd(node)?.as_fd())?;
         self.check_below_root(parent.as_fd())?;
-        let entry = self.look_up_open(NodeId::ROOT, parent.as_fd())?;
+        let entry = self.look_up_open(NodeId::ROOT, parent.as_fd(), record)?;
         // Linux gives the root of an announced mount no generation (fs/fuse/inode.c, fuse_fill_super_submount). With another
         // one it would take the root for stale, and with it the whole mount.
         Ok(NodeEntry { generation: if entry.attributes.is_submount { 0 } else { entry.generation }, ..entry })
@@ -149,7 +163,19 @@ impl Share {
         Err(Errno::ESTALE)
     }
 
-    /// FORGET: takes `count` lookups off `node`; an unknown node is ignored.
+    /// FORGET and BATCH_FORGET: takes lookups off nodes, so many off each. What a process that died has begun is not repeated: a lookup
+    /// too many is kept until the session ends, and one too few would end a node that the guest uses.
+    pub fn forget_each(&self, forgets: impl Iterator<Item = (NodeId, u64)>, context: &RequestContext<'_>) {
+        let begun = if let Left::Begun(count) = context.left() { usize::try_from(count).unwrap_or(usize::MAX) } else { 0 };
+        for (number, (node, count)) in (1..).zip(forgets).skip(begun) {
+            context.record.begin(number);
+            crash_point!("forgetting");
+            self.forget(node, count);
+            crash_point!("forgotten");
+        }
+    }
+
+    /// Takes `count` lookups off `node`; an unknown node is ignored.
     pub fn forget(&self, node: NodeId, count: u64) {
         let watched = self.freshness.watched(node);
         let mut locks = None;

@@ -39,6 +39,9 @@ impl Share {
         if host_flags & libc::O_ACCMODE != libc::O_RDONLY || host_flags & libc::O_TRUNC != 0 {
             self.writable()?;
         }
+        if let Some(handle) = self.opened_before(context) {
+            return Ok(self.opened(handle, node, host_flags));
+        }
         let truncates = host_flags & libc::O_TRUNC != 0;
         if truncates {
             context.check_wanted()?;
@@ -48,7 +51,7 @@ impl Share {
         if truncates {
             self.drop_mapped_capability(node, file.as_fd())?;
         }
-        let handle = self.files.insert(file, node, host_flags & !libc::O_TRUNC, || self.session.has_ended())?;
+        let handle = self.files.insert(file, node, host_flags & !libc::O_TRUNC, context.record, || self.session.has_ended())?;
         Ok(self.opened(handle, node, host_flags))
     }
 
@@ -69,13 +72,16 @@ impl Share {
 
     /// RELEASE; a flock(2) lock of `flock_owner` ends with it. EBADF where the handle is not open, and for a directory's handle,
     /// which has RELEASEDIR.
-    pub fn release(&self, handle: FileHandle, flock_owner: Option<u64>) -> Result<(), Errno> {
-        let file = self.files.get(handle)?;
+    pub fn release(&self, handle: FileHandle, flock_owner: Option<u64>, context: &RequestContext<'_>) -> Result<(), Errno> {
+        let file = match self.files.get(handle) {
+            Err(_) if context.is_repeated() => return Ok(()),
+            file => file?,
+        };
         if file.flags() & libc::O_DIRECTORY != 0 {
             return Err(Errno::EBADF);
         }
         self.end_file_locks(file.node(), handle, flock_owner);
-        if file.remove() { Ok(()) } else { Err(Errno::EBADF) }
+        context.once(0, || if file.remove() { Ok(()) } else { Err(Errno::EBADF) })
     }
 
     /// Closes what was opened for a request whose answer did not reach the guest.
@@ -88,22 +94,23 @@ impl Share {
     /// FLUSH, which follows each close(2) in the guest: ends the record locks of `lock_owner`, and closes a duplicate, so that a
     /// file system that reports write errors at close (NFS) reports them to the guest. ENOSYS where the guest sends no OPEN, EBADF
     /// where the handle is not open; the errno of close(2).
-    pub fn flush(&self, handle: FileHandle, lock_owner: u64) -> Result<(), Errno> {
+    pub fn flush(&self, handle: FileHandle, lock_owner: u64, context: &RequestContext<'_>) -> Result<(), Errno> {
         if handle == FileHandle::NONE && self.session.has_no_open() {
             return Err(Errno::ENOSYS);
         }
         let file = self.files.get(handle)?;
         self.end_posix_locks(file.node(), lock_owner);
-        descriptor::close(descriptor::duplicate(file.fd())?)
+        let flush = || descriptor::close(descriptor::duplicate(file.fd())?);
+        if self.reports_nothing_at_close(file.node()) { flush() } else { self.once_witnessed(file.fd(), context, flush) }
     }
 
     /// FSYNCDIR. EBADF where the handle is not open, and for a file's handle, which has FSYNC; the errno of fsync(2).
-    pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+    pub fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool, context: &RequestContext<'_>) -> Result<(), Errno> {
         let directory = self.open_target(node, handle)?;
         if !directory.is_directory() {
             return Err(Errno::EBADF);
         }
-        descriptor::sync(directory.fd(), data_only)
+        self.once_witnessed(directory.fd(), context, || descriptor::sync(directory.fd(), data_only))
     }
 
     /// The guest's open flags that matter on the host. O_APPEND comes with each WRITE, since the guest may change it later (man
@@ -125,7 +132,7 @@ impl Share {
     }
 
     /// The reply for a file that was opened on the host with `host_flags`.
-    pub(super) fn opened(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> Opened {
+    pub(in crate::host) fn opened(&self, handle: FileHandle, node: NodeId, host_flags: i32) -> Opened {
         let by_policy = self.policy.cache.of_file();
         let caching = OpenCaching { keep: by_policy.keep || self.freshness.is_unchanged(node), ..by_policy };
         Opened { handle, caching, needs_flush: self.needs_flush(node, host_flags) }
@@ -134,8 +141,12 @@ impl Share {
     /// Whether the guest must send FLUSH at each close(2): locks end with it, it writes back its dirty pages, or the host's file
     /// system may have an error to report.
     fn needs_flush(&self, node: NodeId, host_flags: i32) -> bool {
-        let is_here = || self.policy.is_local && self.inodes.is_on_root_mount(node);
-        let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || is_here();
+        let nothing_to_report = host_flags & libc::O_ACCMODE == libc::O_RDONLY || self.reports_nothing_at_close(node);
         self.has_host_locks() || self.session.has_writeback() || !nothing_to_report
+    }
+
+    /// Whether close(2) never fails on the file system of `node`.
+    fn reports_nothing_at_close(&self, node: NodeId) -> bool {
+        self.policy.is_local && self.inodes.is_on_root_mount(node)
     }
 }

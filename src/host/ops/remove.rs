@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, RenameFlags, Uid};
 
+use crate::host::repeating::ino_word;
 use crate::host::request_context::RequestContext;
 use crate::host::rights::Caller;
 use crate::host::share::Share;
@@ -29,7 +30,10 @@ impl Share {
         self.writable()?;
         let parent = self.inodes.path_fd(parent)?;
         context.check_wanted()?;
-        unlinkat(parent.as_fd(), name, flags)
+        if let Some(removed) = self.removed_before(parent.as_fd(), name, context) {
+            return removed;
+        }
+        context.once(0, || unlinkat(parent.as_fd(), name, flags))
     }
 
     /// RENAME and RENAME2; `flags` as in man renameat2(2), EINVAL for others. A whiteout is made for the caller;
@@ -45,12 +49,18 @@ impl Share {
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
         let (from, to) = (self.inodes.path_fd(parent)?, self.inodes.path_fd(new_parent)?);
         context.check_wanted()?;
-        if !flags.contains(RenameFlags::WHITEOUT) {
-            return renameat2((from.as_fd(), name), (to.as_fd(), new_name), flags);
+        let (old, new) = ((from.as_fd(), name), (to.as_fd(), new_name));
+        let leaves_whiteout = flags.contains(RenameFlags::WHITEOUT);
+        let caller = leaves_whiteout.then(|| Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)).transpose()?;
+        let renamed = self.renamed_before(old, new, flags, context).unwrap_or_else(|| {
+            // Two names that change places are told apart by what the first one leads to.
+            let before = if flags.contains(RenameFlags::EXCHANGE) { ino_word(&stat::at(old.0, old.1)?) } else { 0 };
+            context.once(before, || renameat2(old, new, flags))
+        });
+        renamed?;
+        if let Some(caller) = caller {
+            self.give_whiteout(from.as_fd(), name, &caller);
         }
-        let caller = Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)?;
-        renameat2((from.as_fd(), name), (to.as_fd(), new_name), flags)?;
-        self.give_whiteout(from.as_fd(), name, &caller);
         Ok(())
     }
 

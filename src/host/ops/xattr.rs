@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use crate::host::request_context::RequestContext;
 use crate::host::rights::RightsPolicy;
 use crate::host::share::Share;
 use crate::sys::working_dir::DescriptorName;
@@ -46,10 +47,21 @@ impl Share {
     /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE. `kill_sgid`: the caller may not keep the setgid bit when the access ACL
     /// changes (man acl(5)). EROFS on a read-only share, EPERM where the map refuses the name, EOPNOTSUPP for ACLs that were not
     /// negotiated; errors as in man setxattr(2).
-    pub fn setxattr(&self, node: NodeId, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<(), Errno> {
+    pub fn setxattr(
+        &self,
+        node: NodeId,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        kill_sgid: bool,
+        context: &RequestContext<'_>,
+    ) -> Result<(), Errno> {
         self.with_path(node, |path, fd| {
             self.writable()?;
-            xattr::set(path, &self.host_xattr_name(name)?, value, flags)?;
+            let host_name = self.host_xattr_name(name)?;
+            // EEXIST of XATTR_CREATE.
+            let says_made = |errno| errno == Errno::EEXIST && has_value(path, &host_name, value);
+            context.once_or_made(|| xattr::set(path, &host_name, value, flags), says_made)?;
             if kill_sgid && self.session.has_acls() && RightsPolicy::is_access_acl(name) {
                 // The host did not clear it, as the daemon may keep it.
                 let without_setgid = u32::from(stat::of(fd)?.stx_mode) & MODE_WITHOUT_SETGID;
@@ -60,10 +72,11 @@ impl Share {
     }
 
     /// REMOVEXATTR. EROFS, EPERM and EOPNOTSUPP as of [`Share::setxattr`]; errors as in man removexattr(2).
-    pub fn removexattr(&self, node: NodeId, name: &CStr) -> Result<(), Errno> {
+    pub fn removexattr(&self, node: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<(), Errno> {
         self.with_path(node, |path, _| {
             self.writable()?;
-            xattr::remove(path, &self.host_xattr_name(name)?)
+            let name = self.host_xattr_name(name)?;
+            context.once_or_made(|| xattr::remove(path, &name), |errno| errno == Errno::ENODATA)
         })
     }
 
@@ -78,4 +91,11 @@ impl Share {
     fn host_xattr_name<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
         self.policy.rights.host_xattr_name(name, self.session.has_acls())
     }
+}
+
+/// Whether the attribute `name` has `value`.
+fn has_value(path: &CStr, name: &CStr, value: &[u8]) -> bool {
+    // A byte more: a longer value is another one, and an empty buffer would ask for the length only.
+    let mut present = vec![0; value.len() + 1];
+    xattr::get(path, name, &mut present).is_ok_and(|len| present[..len] == *value)
 }

@@ -26,7 +26,7 @@ impl Caller {
 
     /// The guest's root maps to the daemon's own ids, so that an unprivileged daemon serves it too. It gets no supplementary
     /// groups, which would give it no further rights.
-    fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
+    pub fn on_host(&self, own: (HostUid, HostGid)) -> Caller {
         Caller {
             uid: if self.uid.0 == 0 { own.0 } else { self.uid },
             gid: if self.gid.0 == 0 { own.1 } else { self.gid },
