@@ -1,4 +1,4 @@
-//! What qemu/run, tests/run, benches/compare and their libraries say where something is missing or goes wrong, and how they
+//! What the scripts of qemu, tests and benches and their libraries say where something is missing or goes wrong, and how they
 //! read the daemon's counters. No guest is booted and nothing is measured.
 
 use std::fs;
@@ -236,24 +236,101 @@ fn records_of_guests_become_rates_ratios_and_requests_per_item() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_said_before_anything_is_built() {
-    let run = |arguments: &[&str]| {
-        let said =
-            Command::new(repository().join("benches/guests/run")).args(arguments).stdin(Stdio::null()).output().expect("bash is there");
+fn what_cannot_be_done_is_said_before_anything_is_built() {
+    let run = |script: &str, argument: (&str, &str)| {
+        let mut command = Command::new(repository().join(script));
+        command.args([argument.0, argument.1].iter().filter(|word| !word.is_empty())).stdin(Stdio::null());
+        let said = command.output().expect("bash is there");
         (said.status.code(), text(&said.stderr))
     };
-    for (arguments, word) in [
-        (&["--uml", "/nowhere/linux"][..], "/nowhere/linux"),
-        (&["--group", "nothing"], "nothing"),
-        (&["--rounds", "0"], "--rounds"),
-        (&["--no-qemu"], "--uml"),
-        (&["--on", "/nowhere"], "/nowhere"),
-        (&["--frobnicate"], "--frobnicate"),
-    ] {
-        let (code, said) = run(arguments);
-        assert_eq!((code, said.lines().count()), (Some(2), 1), "{arguments:?}: {said}");
-        assert!(said.contains(word) && said.contains("--help"), "{arguments:?}: {said}");
+    let in_each = [("--uml", "/nowhere/linux"), ("--on", "/nowhere"), ("--seconds", "0"), ("--seconds", ""), ("--frobnicate", "")];
+    let own: [(&str, &[(&str, &str)]); 3] = [
+        ("benches/guests/run", &[("--group", "nothing"), ("--rounds", "0"), ("--no-qemu", "")]),
+        ("qemu/torture", &[("--kills", "some"), ("--quiet-seconds", "0"), ("--cpus", "two"), ("--locks", "somewhere")]),
+        ("qemu/two-guests", &[("--part", "nothing")]),
+    ];
+    for (script, own) in own {
+        for argument in in_each.iter().chain(own) {
+            let (code, said) = run(script, *argument);
+            assert_eq!((code, said.lines().count()), (Some(2), 1), "{script} {argument:?}: {said}");
+            assert!(said.contains(argument.0) && said.contains(argument.1) && said.contains("--help"), "{script}: {said}");
+        }
+        let said = Command::new(repository().join(script)).arg("--help").output().expect("bash is there");
+        for (option, _) in in_each.iter().take(3).chain(own) {
+            assert!(said.status.success() && text(&said.stdout).contains(&format!("\n  {option} ")), "{script} --help: {option}");
+        }
     }
+}
+
+#[test]
+fn a_pause_is_the_longest_request_at_a_kill() {
+    let scratch = Scratch::new();
+    // By the guest's clock, which the host's is 1000 s ahead of: a request each 10 ms takes 1 ms, but for those from 5.00 and 7.00
+    // s on; the one at 6 s is not near a kill.
+    let mut said = String::from("quiet 1.0 40.0\nquiet offset 1000 0.5\nround tree 3\n");
+    for turn in 0..1000 {
+        let took = [(500, 30), (600, 50), (700, 10)].iter().find(|(at, _)| *at == turn).map_or(1, |(_, took)| *took);
+        said += &format!("killed {}.{:02}0000 {took}.0\n", turn / 100, turn % 100);
+    }
+    said += "killed offset 1000.000000 0.3\n";
+    fs::write(scratch.join("said"), said).expect("a file");
+    let report = |kills: &str, phase: &str| {
+        fs::write(scratch.join("kills"), kills).expect("a file");
+        let mut command = Command::new("awk");
+        command.arg("-v").arg(format!("phase={phase}")).arg("-f").arg(repository().join("qemu/lib/pauses.awk"));
+        text(&command.args([scratch.join("kills"), scratch.join("said")]).output().expect("awk is there").stdout)
+    };
+    // Within the first of them, just before the other, and at an ordinary one.
+    let line = report("1003.0002\n1005.02\n1006.996\n", "killed");
+    assert_eq!(line, "longest 30.0 ms, median 10.0 ms, of 3; the longest of all 1000 requests 50.0 ms; moments within 0.3 ms\n");
+    let line = report("", "quiet");
+    assert_eq!(line, "longest 40.0 ms, median 40.0 ms, of 1; the longest of all 1 requests 40.0 ms; moments within 0.5 ms\n");
+    assert_eq!(report("", "neither"), "no request\n");
+}
+
+#[test]
+fn a_lock_that_is_lost_is_noticed() {
+    let scratch = Scratch::new();
+    let program = scratch.join("locks");
+    let compiled = Command::new("cc").arg("-o").arg(&program).arg(repository().join("qemu/guest/locks.c")).status();
+    assert!(compiled.expect("cc is there, Rust links with it").success());
+    let directory = scratch.join("files");
+    fs::create_dir(&directory).expect("a directory");
+    let locks = |what: &str| {
+        let said = Command::new(&program).arg(what).arg(&directory).output().expect("it was compiled");
+        (said.status.success(), text(&said.stderr))
+    };
+    // The last lines of a shell: what holds the locks, what else is locked, and what `try` says then.
+    let beside = |lock: &str| {
+        let lines = format!(
+            "cd '{0}'; exec 3< <(exec '{1}' hold '{0}'); holder=$!; read -r <&3; {lock}\n'{1}' try '{0}' 2>&1 && echo held\n\
+             '{1}' free '{0}' 2>/dev/null || echo and not free\nkill $holder; while kill -0 $holder 2>/dev/null; do sleep 0.01; done",
+            directory.display(),
+            program.display()
+        );
+        let said = Command::new("bash").arg("-c").arg(lines).output().expect("bash is there");
+        text(&said.stdout)
+    };
+    assert_eq!(beside(""), "held\nand not free\n");
+    assert_eq!(locks("free"), (true, String::new()), "they end with their holder");
+    assert!(locks("try").1.contains("posix, from 100: it should be held"), "{}", locks("try").1);
+    let said = beside("exec 4>flock-shared.new; mv flock-shared.new flock-shared");
+    assert!(said.starts_with("locks: flock-shared, from 0: it should be held"), "another file has the name: {said}");
+}
+
+#[test]
+fn the_children_of_a_process_are_those_that_have_not_ended() {
+    // What a shell has started does not wait for the program that the shell becomes.
+    let lines = "bash -c 'true & echo $!; sleep 60 & echo $!; exec sleep 60' >\"$D/started\" & parent=$!\n\
+                 for i in {1..500}; do [[ $(cat /proc/$parent/comm) != sleep ]] || break; sleep 0.01; done\n\
+                 { read -r ended; read -r living; } <\"$D/started\"\n\
+                 for i in {1..500}; do ! grep -q '^State:.Z' \"/proc/$ended/status\" || break; sleep 0.01; done\n\
+                 echo \"$(children_of $parent) $living $(sed -n 's/^State:.\\(.\\).*/\\1/p' /proc/$ended/status)\"; kill $living $parent\n";
+    let scratch = Scratch::new();
+    let out = bash(&["qemu/lib/background.sh"], &format!("D='{}'\n{lines}", scratch.path().display()));
+    let said = text(&out.stdout);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert!(matches!(words[..], [child, living, "Z"] if child == living), "{said}{}", text(&out.stderr));
 }
 
 #[test]
