@@ -24,6 +24,8 @@ pub struct ThroughDaemon<'c> {
     /// What is removed or moved is looked up before, as every guest's kernel does: a daemon that goes on where another one died needs
     /// that.
     pub looks_first: bool,
+    /// The node of each inode number.
+    numbers: HashMap<u64, u64>,
     /// Lookups that the daemon counts for each node.
     lookups: HashMap<u64, u64>,
 }
@@ -44,7 +46,15 @@ impl<'c> ThroughDaemon<'c> {
     pub fn begin(client: &'c mut Client, name: &str) -> ThroughDaemon<'c> {
         client.umask = 0;
         let root = client.lookup(ROOT, name).unwrap().nodeid;
-        ThroughDaemon { client, root, slots: Default::default(), alone: true, looks_first: false, lookups: HashMap::from([(root, 1)]) }
+        ThroughDaemon {
+            client,
+            root,
+            slots: Default::default(),
+            alone: true,
+            looks_first: false,
+            numbers: HashMap::new(),
+            lookups: HashMap::from([(root, 1)]),
+        }
     }
 
     /// Closes what is open and forgets every node.
@@ -58,6 +68,10 @@ impl<'c> ThroughDaemon<'c> {
 
     fn count(&mut self, entry: EntryOut) -> EntryOut {
         *self.lookups.entry(entry.nodeid).or_default() += 1;
+        // The guest has one page cache for each node: two of one file would not agree.
+        if let Some(other) = self.numbers.insert(entry.attr.ino, entry.nodeid).filter(|other| *other != entry.nodeid) {
+            assert!(!self.lookups.contains_key(&other), "nodes {other:#x} and {:#x} are one file", entry.nodeid);
+        }
         entry
     }
 
