@@ -12,7 +12,7 @@ use rustix::net::{
 };
 
 use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
-use super::worker_end::{Inheritance, WorkerEnd};
+use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::identity;
 use crate::sys::process::{self, SharingChild};
 use crate::sys::thread;
@@ -30,6 +30,8 @@ pub struct Life {
     /// Brings sockets to the worker.
     control: OwnedFd,
     pub since: Instant,
+    /// It is not the first one.
+    pub is_later: bool,
     /// The worker's descriptors are in order: from here on the keeper may open and close others.
     pub is_ready: bool,
     /// It is about to end in order.
@@ -68,8 +70,10 @@ pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
             identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
             // The worker cannot know what the kernel chose for this one.
             let number = worker.end().as_raw_fd().to_ne_bytes();
-            let life =
-                Life { worker, control: ours, since: Instant::now(), is_ready: false, is_leaving: false, rings: Vec::new(), thread: None };
+            let is_later = inheritance.beginning != Beginning::First;
+            let since = Instant::now();
+            let (rings, thread) = (Vec::new(), None);
+            let life = Life { worker, control: ours, since, is_later, is_ready: false, is_leaving: false, rings, thread };
             sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
             Ok(Side::Keeper(life))
         }

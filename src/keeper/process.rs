@@ -125,7 +125,7 @@ impl Keeper {
                 }
             };
             let end = self.attend(&mut life)?;
-            match self.follow(life, end, beginning != Beginning::First)? {
+            match self.follow(life, end)? {
                 Verdict::Next(next) => beginning = next,
                 Verdict::End(end) => return Ok(Turn::Ended(end)),
             }
@@ -224,8 +224,8 @@ impl Keeper {
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
             self.is_stopping |= arrived.signal != libc::SIGUSR1;
-            // One that waits for the host to close a file does not listen yet, and the guest waits for it: nothing is lost.
-            if self.is_stopping && !life.is_ready {
+            // One that waits for the host to close a file does not listen yet.
+            if self.is_stopping && life.is_later && !life.is_ready {
                 let _ = life.worker.send(Signal::KILL);
             }
             // The kernel sent ^C to the worker too.
@@ -277,14 +277,14 @@ impl Keeper {
     }
 
     /// What the next worker begins with, when it is time to start it.
-    fn follow(&mut self, life: Life, end: Option<End>, is_later: bool) -> io::Result<Verdict> {
+    fn follow(&mut self, life: Life, end: Option<End>) -> io::Result<Verdict> {
         if let Link::Connected(relay) = &mut self.link {
             relay.leave_worker()?;
             if !relay.is_under_way() {
                 self.hang_up();
             }
         }
-        let (lived, was_ready) = (life.since.elapsed(), life.is_ready);
+        let (lived, was_ready, is_later) = (life.since.elapsed(), life.is_ready, life.is_later);
         if was_ready {
             // It has waited for those of earlier ones.
             self.rings.clear();
@@ -302,6 +302,8 @@ impl Keeper {
         let cause = match end {
             // It has said itself what was wrong, which may be another thing the next time.
             Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault,
+            // The guest had not got it yet.
+            Some(_) if self.is_stopping && is_later && !was_ready => return Ok(Verdict::End(End::Exit(0))),
             Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
             Some(end) if is_over => {
                 tracing::error!("the worker was ended by {} while it stopped; gatherfsd ends too", described(end));
@@ -313,7 +315,7 @@ impl Keeper {
         let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
         let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {
-            tracing::error!("{count} workers died within {} seconds; the guest waits after each death, at last a second", time.as_secs());
+            tracing::error!("{count} workers died within {} seconds", time.as_secs() + 1);
         }
         let Some((wait, trust)) = next else {
             tracing::error!("the worker {how}, soon after it began, as those before it; gatherfsd ends");
