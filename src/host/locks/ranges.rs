@@ -201,6 +201,32 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// A change writes its new ranges and then removes the old ones. Whatever a death leaves of both, the same change once more has the
+        /// same result.
+        #[test]
+        fn a_change_that_is_made_again_ends_where_it_would_have(
+            before in prop::collection::vec((0..60u64, 0..12u64, kind()), 0..12),
+            (start, more, kind) in (0..60u64, 0..12u64, kind()),
+        ) {
+            let mut old = LockRanges::default();
+            before.into_iter().for_each(|(start, more, kind)| put(&mut old, Span { start, end: start + more }, kind));
+            let span = Span { start, end: start + more };
+            let mut next = old.clone();
+            put(&mut next, span, kind);
+            let new: Vec<Range> = next.0.iter().filter(|range| !old.0.contains(range)).copied().collect();
+            let gone: Vec<Range> = old.0.iter().filter(|range| !next.0.contains(range)).copied().collect();
+            let kept: Vec<Range> = old.0.iter().filter(|range| next.0.contains(range)).copied().collect();
+            let written = (0..=new.len()).map(|count| (&gone[..], &new[..count]));
+            let removed = (0..=gone.len()).map(|count| (&gone[count..], &new[..]));
+            for (gone, new) in written.chain(removed) {
+                let mut left = LockRanges::after(&[&kept, gone, new].concat());
+                put(&mut left, span, kind);
+                prop_assert_eq!(&left, &next, "{} of the old ranges and {} of the new ones", gone.len(), new.len());
+            }
+        }
+    }
+
     #[test]
     fn the_end_of_any_file_is_a_bound_like_another() {
         let mut ranges = LockRanges::default();
