@@ -10,10 +10,11 @@ use std::path::Path;
 
 use gatherfs::fuse::Negotiated;
 use gatherfs::host::{
-    Descriptors, DirectoryEntry, Feature, Features, FileHandles, Listing, Lookup, NodeEntry, Options, Pending, RequestContext, Share,
-    ShareError,
+    Descriptors, DirectoryEntry, Feature, Features, FileHandles, Listing, LockFamily, LockOwner, LockRequest, Locked, Lookup, NodeEntry,
+    Options, Pending, RequestContext, Share, ShareError,
 };
 use gatherfs::state::{ArenaError, RequestRecord};
+use gatherfs::sys::lock::{LockKind, Span};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs::types::{Errno, FileHandle, GuestGid, GuestUid, NodeId, QueueIndex, RequestId, Unique};
 use gatherfs_support::in_process::share_options;
@@ -536,4 +537,65 @@ fn records_that_are_none_are_refused() {
         let refused = keeper.recovered(fd).map(drop);
         assert!(matches!(refused, Err(ShareError::Arena(ArenaError::Unusable(_) | ArenaError::Unreadable(_)))), "{refused:?}");
     }
+}
+
+/// A share with locks on the host, a file, and an open handle of it.
+fn with_locks(directory: &Path) -> (Lives, NodeId, FileHandle) {
+    std::fs::write(directory.join("locked"), b"contents").unwrap();
+    let lives = Lives::new(directory, Options { host_locks: true, ..share_options() });
+    let locking = everything().with(Feature::PosixLocks).with(Feature::FlockLocks);
+    lives.share().begin_session(locking, 78);
+    let node = lives.look_up(NodeId::ROOT, "locked").node;
+    let handle = lives.open(node, libc::O_RDWR);
+    (lives, node, handle)
+}
+
+fn owner(family: LockFamily, id: u64) -> LockOwner {
+    LockOwner { family, id }
+}
+
+fn lock_request(node: NodeId, handle: FileHandle, owner: LockOwner, span: Span) -> LockRequest {
+    LockRequest { node, handle, owner, span, kind: LockKind::Exclusive, pid: 1000 + u32::try_from(owner.id).unwrap() }
+}
+
+#[test]
+fn locks_survive() {
+    let scratch = Scratch::with_file_handles();
+    let (mut lives, node, handle) = with_locks(scratch.path());
+    let [posix, flock] = [owner(LockFamily::Posix, 5), owner(LockFamily::Flock, 5)];
+    let [mine, other] = [lock_request(node, handle, posix, Span { start: 3, end: 9 }), lock_request(node, handle, flock, Span::WHOLE)];
+    let others = |request: &LockRequest| LockRequest { owner: LockOwner { id: 6, ..request.owner }, ..*request };
+    assert_eq!((lives.share().setlk(&mine, None), lives.share().setlk(&other, None)), (Ok(Locked::Done), Ok(Locked::Done)));
+    let before = lives.named();
+    for _ in 0..2 {
+        lives.restart();
+        assert_eq!(lives.named().len(), before.len());
+        for request in [mine, other] {
+            assert_eq!(lives.share().setlk(&others(&request), None), Err(Errno::EAGAIN));
+            let held = lives.share().getlk(&others(&request)).unwrap().unwrap();
+            assert_eq!((held.pid, held.span), (1005, request.span));
+            assert_eq!(lives.share().setlk(&request, None), Ok(Locked::Done), "its owner holds it");
+        }
+    }
+    lives.share().unlock(node, handle, posix, Span::WHOLE).unwrap();
+    lives.share().unlock(node, handle, flock, Span::WHOLE).unwrap();
+    assert_eq!(lives.named().len(), before.len() - 2, "the descriptors of both are closed");
+    lives.restart();
+    assert_eq!(lives.named().len(), before.len() - 2);
+    assert_eq!(lives.share().setlk(&others(&mine), None), Ok(Locked::Done));
+}
+
+#[test]
+fn locks_whose_file_is_not_known_are_nobodys() {
+    let scratch = Scratch::with_file_handles();
+    let (mut lives, node, handle) = with_locks(scratch.path());
+    let request = lock_request(node, handle, owner(LockFamily::Posix, 5), Span::WHOLE);
+    assert_eq!(lives.share().setlk(&request, None), Ok(Locked::Done));
+    let before = lives.named().len();
+    // The process dies in a FORGET, between the end of the lookups and that of the locks. An inode record has 128 bytes, of which the
+    // second word is the lookup count; the records begin behind the arena's header.
+    let lookups = (64 << 10) + (node.0 & 0xffff_ffff) * 128 + 8;
+    lives.restart_with(|arena| _ = rustix::io::pwrite(arena, &0u64.to_ne_bytes(), lookups).unwrap()).unwrap();
+    assert_eq!(lives.named().len(), before - 1, "the lock's is left to the sweep");
+    assert_ne!(lives.look_up(NodeId::ROOT, "locked").node, node);
 }

@@ -19,8 +19,8 @@ use super::policy::Policy;
 use super::session::FuseSession;
 use super::share_error::ShareError;
 use crate::state::{
-    Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, MOUNTS_LEN, MountRecords, Pinned, SessionRecord, inodes_len, inodes_max,
-    named_twice,
+    Arena, AttachedLocks, AttachedOwner, Budget, HANDLES_LEN, HandleTable, InodeRecords, LOCKS_LEN, LockRecords, MOUNTS_LEN, MountRecords,
+    Pinned, SessionRecord, inodes_len, inodes_max, named_twice,
 };
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
@@ -80,7 +80,7 @@ impl Share {
         let (policy, budget) = (&common.policy, &common.budget);
         let inodes_max = inodes_max(getrlimit(Resource::As).current);
         let inodes_len = inodes_len(inodes_max);
-        let arena = Arena::new(inodes_len + HANDLES_LEN + MOUNTS_LEN)?;
+        let arena = Arena::new(inodes_len + HANDLES_LEN + MOUNTS_LEN + LOCKS_LEN)?;
         let handles = HandleTable::new(&arena, inodes_len, Arc::clone(budget));
         let files = Arc::new(OpenFiles::new(handles, policy.descriptors, Arc::clone(budget)));
         let records = InodeRecords::new(&arena, 0, inodes_max);
@@ -88,16 +88,17 @@ impl Share {
         let mounts = MountRecords::new(&arena, inodes_len + HANDLES_LEN);
         let inodes = Inodes::new(common.root.clone(), (records, mounts), (root_fd, path_fd), Arc::clone(&files))?;
         let session = SessionRecord::new(&arena, root_number, path_number, inodes.session_generation());
-        Ok(Share::of(common, arena, session, inodes, files))
+        let locks = GuestLocks::new(policy.lock_wait, LockRecords::new(&arena, inodes_len + HANDLES_LEN + MOUNTS_LEN));
+        Ok(Share::of(common, arena, session, inodes, files, locks))
     }
 
-    fn of(common: Common, arena: Arc<Arena>, session: SessionRecord, inodes: Inodes, files: Arc<OpenFiles>) -> Share {
+    fn of(common: Common, arena: Arc<Arena>, session: SessionRecord, inodes: Inodes, files: Arc<OpenFiles>, locks: GuestLocks) -> Share {
         let Common { policy, descriptor_dir, watch, .. } = common;
         let inodes = Arc::new(inodes);
         Share {
             session: FuseSession::new(session),
             directories: OpenDirectories::default(),
-            locks: GuestLocks::new(policy.lock_wait),
+            locks,
             freshness: Freshness::new(policy.timeouts, Arc::clone(&inodes), watch),
             inodes,
             files,
@@ -119,11 +120,13 @@ impl Share {
         let inodes = InodeRecords::attach(&arena)?;
         let mounts = MountRecords::attach(&arena)?;
         let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
+        let AttachedLocks { records: lock_records, owners } = LockRecords::attach(&arena)?;
         let (session, root) = SessionRecord::attach(&arena)?;
         let mut named = vec![root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
         handles.name_descriptors(&mut named);
         named.extend(inodes.pinned.iter().map(Pinned::number));
         named.extend(mounts.open.iter().map(|(_, fd, _)| fd.number()));
+        named.extend(owners.iter().map(AttachedOwner::number));
         let contested = named_twice(named);
         handles.give_up(&contested);
         let common = Common {
@@ -136,7 +139,13 @@ impl Share {
         let files = Arc::new(OpenFiles::new(handles, self.policy.descriptors, budget));
         let attached = Attached { inodes, mounts, root };
         let inodes = Inodes::recovered(common.root.clone(), attached, Arc::clone(&files), |fd| contested.contains(&fd));
-        let share = Share::of(common, arena, session, inodes, files);
+        // FORGET ends locks after the lookups of their file, and the end of the session after itself.
+        let is_known = |owner: &AttachedOwner| !session.has_ended() && inodes.is_looked_up(owner.node());
+        let (owners, gone) = owners.into_iter().partition::<Vec<_>, _>(|owner| is_known(owner) && !contested.contains(&owner.number()));
+        gone.into_iter().for_each(|owner| lock_records.drop_owner(owner));
+        let opened = owners.into_iter().map(AttachedOwner::own).map(|(owner, file)| (owner, files.counted_open(file)));
+        let locks = GuestLocks::recovered(self.policy.lock_wait, lock_records, opened);
+        let share = Share::of(common, arena, session, inodes, files, locks);
         share.files.open_directories().for_each(|handle| share.directories.insert_read(handle));
         Ok(share)
     }
@@ -153,6 +162,7 @@ impl Share {
         named.push(self.descriptor_dir.number());
         self.inodes.name_descriptors(named);
         self.files.name_descriptors(named);
+        self.locks.name_descriptors(named);
     }
 
     /// The same directory for the next session: with tables of its own, and the same budget of descriptors. Makes no call to the

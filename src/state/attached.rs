@@ -34,7 +34,7 @@ impl Refused {
     /// The record in `slot`, which seems to have `generation`, is not.
     pub fn add(&mut self, slot: u32, generation: u32) {
         let kind = self.kind;
-        warn_limited!(self.limiter; "the record of {kind} {slot} (generation {generation}) is damaged; the guest gets an error where it uses it");
+        warn_limited!(self.limiter; "the record of {kind} {slot} (generation {generation}) is damaged; what it stood for is lost to the guest");
         self.pass(generation);
         self.slots.push(slot);
     }

@@ -10,6 +10,7 @@ mod handles;
 mod header;
 mod index;
 mod inodes;
+mod locks;
 mod mounts;
 mod request_slot;
 mod requests;
@@ -25,6 +26,9 @@ pub use budget::{Budget, Reserved};
 pub use handles::{HandleTable, HeldFile, OpenFile, TABLE_LEN as HANDLES_LEN};
 pub use index::FileKey;
 pub use inodes::{Birth, InodeIdentity, InodeRecords, LockedKey, Retention, inodes_max, table_len as inodes_len};
+pub use locks::{
+    AttachedLocks, AttachedOwner, HeldLock, LockRecords, OwnerNote, OwnerSlot, RangeSlot, RecordedOwner, TABLE_LEN as LOCKS_LEN,
+};
 pub use mounts::{AttachedMounts, MountNote, MountRecords, MountSlot, TABLE_LEN as MOUNTS_LEN};
 pub use request_slot::{Phase, Unfinished, UsedElement};
 pub use requests::{HeadTwice, Left, Positions, QueueRecords, RequestRecord, RequestRecords};

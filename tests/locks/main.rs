@@ -3,6 +3,7 @@
 mod access;
 mod ends;
 mod holders;
+mod restarts;
 mod waits;
 
 use std::fs::{File, OpenOptions};

@@ -163,6 +163,11 @@ impl OpenFiles {
         Ok(Counted::new(open()?, reserved, &self.budget))
     }
 
+    /// `file`, which a process that died had open, counted where there are too many as well.
+    pub fn counted_open(&self, file: OwnedFd) -> Counted {
+        Counted::new(file, self.budget.take(1), &self.budget)
+    }
+
     /// The file `node`, open for a guest that sends no OPEN.
     pub fn file_of(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
         self.no_open.files.get(node)

@@ -1,15 +1,17 @@
 //! The guest's locks on the host: taking and releasing them, GETLK, INTERRUPT.
 
 use std::collections::hash_map::Entry;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::node::{Attempt, LockFile, NodeLocks, OwnerLocks, foreign_conflict};
-use super::ranges::HeldLock;
+use super::node::{Attempt, NodeLocks};
+use super::owner::{LockFile, OwnerLocks, foreign_conflict};
 use super::request::{LockFamily, LockOwner, LockRequest, LockWait, Locked};
 use super::retry;
 use super::table::{Detached, LockTable};
+use crate::host::files::Counted;
+use crate::state::{HeldLock, LockRecords, RecordedOwner};
 use crate::sys::lock::{LockKind, Span};
 use crate::types::{Errno, FileHandle, NodeId, Unique};
 
@@ -18,9 +20,26 @@ use crate::types::{Errno, FileHandle, NodeId, Unique};
 pub struct GuestLocks(Arc<LockTable>);
 
 impl GuestLocks {
-    /// An empty table. A wait that takes longer than `wait_max` ends with ENOLCK.
-    pub fn new(wait_max: Option<Duration>) -> GuestLocks {
-        GuestLocks(Arc::new(LockTable::new(wait_max)))
+    /// An empty table, kept in `records`. A wait that takes longer than `wait_max` ends with ENOLCK.
+    pub fn new(wait_max: Option<Duration>, records: LockRecords) -> GuestLocks {
+        GuestLocks(Arc::new(LockTable::new(wait_max, records)))
+    }
+
+    /// The locks of a process that died, kept in `records`, with the description of each owner. Its waits are not there: their requests
+    /// are executed again.
+    pub fn recovered(
+        wait_max: Option<Duration>,
+        records: LockRecords,
+        owners: impl Iterator<Item = (RecordedOwner, Counted)>,
+    ) -> GuestLocks {
+        let locks = GuestLocks::new(wait_max, records);
+        locks.0.recover(owners);
+        locks
+    }
+
+    /// Adds the number of the descriptor of every owner to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        self.0.name_descriptors(named);
     }
 
     /// Takes the lock. EAGAIN where another owner holds a conflicting one; with `wait` the request is suspended instead and
@@ -49,11 +68,17 @@ impl GuestLocks {
                     return Some(Err(Errno::ESTALE));
                 }
                 match locks.owners.entry(wanted.owner) {
-                    Entry::Vacant(place) => _ = place.insert(OwnerLocks::new(file.take()?, &table.ranges)),
+                    Entry::Vacant(place) => match OwnerLocks::new(wanted.node, wanted.owner, file.take()?, &table.ranges) {
+                        Ok(owner) => _ = place.insert(owner),
+                        Err(errno) => {
+                            table.uncount(1);
+                            return Some(Err(errno));
+                        }
+                    },
                     Entry::Occupied(mut owner) if !suits(owner.get()) => {
                         // Where the file cannot be opened for writing, the host decides with the description that there is.
                         if file.as_ref()?.is_writable {
-                            let moved = owner.get_mut().move_to(file.take()?, wanted.owner.family);
+                            let moved = owner.get_mut().move_to(file.take()?);
                             table.uncount(1);
                             if let Err(errno) = moved {
                                 return Some(Err(errno));

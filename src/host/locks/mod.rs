@@ -3,13 +3,14 @@
 mod early_interrupts;
 mod guest_locks;
 mod node;
+mod owner;
 mod ranges;
 mod request;
 mod retry;
 mod table;
 mod waits;
 
+pub use crate::state::HeldLock;
 pub(super) use guest_locks::GuestLocks;
-pub(super) use node::LockFile;
-pub use ranges::HeldLock;
+pub(super) use owner::LockFile;
 pub use request::{LockAnswer, LockFamily, LockOwner, LockRequest, LockWait, Locked};

@@ -1,25 +1,17 @@
 //! The locks on one file. Each owner has an open file description of its own on the host, so that the host's kernel keeps
-//! owners apart: those of this guest, of other guests, and host processes. The held ranges are recorded here too, for the
+//! owners apart: those of this guest, of other guests, and host processes. The held ranges are known here too, for the
 //! process that GETLK reports and for the waits that an unlock can end. Does not know the other files.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::ranges::{HeldLock, LockRanges};
+use super::owner::{OwnerLocks, foreign_conflict};
 use super::request::{LockAnswer, LockFamily, LockOwner, LockRequest};
-use crate::host::files::Counted;
-use crate::sys::lock::{self, LockKind, Span};
+use crate::state::HeldLock;
+use crate::sys::lock::{LockKind, Span};
 use crate::types::{Errno, FileHandle, Unique};
-
-/// Ranges of one owner on one file: the host's kernel walks as many records for each lock on the file.
-const RANGES_MAX: usize = 1 << 14;
-/// Ranges of all owners on all files: 50 MB of the host kernel's memory.
-const ALL_RANGES_MAX: usize = 1 << 18;
 
 /// A time, with a number that tells it from others at the same time.
 pub(super) type Deadline = (Instant, u64);
@@ -42,74 +34,6 @@ impl Waiter {
 impl std::fmt::Debug for Waiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Waiter").field("wanted", &self.wanted).finish_non_exhaustive()
-    }
-}
-
-/// An open file description for the locks of one owner on one file.
-#[derive(Debug)]
-pub struct LockFile {
-    /// Its only descriptor.
-    pub file: Counted,
-    /// Whether it is open for writing, which an exclusive record lock requires (man fcntl(2)).
-    pub is_writable: bool,
-}
-
-impl AsFd for LockFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-/// An owner's description and ranges.
-#[derive(Debug)]
-pub(super) struct OwnerLocks {
-    file: LockFile,
-    ranges: LockRanges,
-    /// Number of ranges of all owners.
-    all: Arc<AtomicUsize>,
-}
-
-impl OwnerLocks {
-    pub fn new(file: LockFile, all: &Arc<AtomicUsize>) -> OwnerLocks {
-        OwnerLocks { file, ranges: LockRanges::default(), all: Arc::clone(all) }
-    }
-
-    /// Whether the description serves for a lock that needs write access where `needs_write`.
-    pub fn suits(&self, needs_write: bool) -> bool {
-        self.file.is_writable || !needs_write
-    }
-
-    fn is_full(&self) -> bool {
-        self.ranges.len() >= RANGES_MAX || self.all.load(Ordering::Relaxed) >= ALL_RANGES_MAX
-    }
-
-    /// Changes the ranges, and the number of all ranges by as much.
-    fn change(&mut self, change: impl FnOnce(&mut LockRanges)) {
-        let before = self.ranges.len();
-        change(&mut self.ranges);
-        self.all.fetch_add(self.ranges.len(), Ordering::Relaxed);
-        self.all.fetch_sub(before, Ordering::Relaxed);
-    }
-
-    /// Replaces the description, which is open for reading only and so holds shared locks only, by `file`. The new one takes
-    /// the same locks first: shared locks do not conflict, so each range stays locked throughout. On an error nothing has
-    /// changed.
-    pub fn move_to(&mut self, file: LockFile, family: LockFamily) -> Result<(), Errno> {
-        for held in self.ranges.iter() {
-            host_set(file.as_fd(), family, held.span, Some(held.kind))?;
-        }
-        self.file = file;
-        Ok(())
-    }
-
-    fn clear_ranges(&mut self) {
-        self.change(|ranges| *ranges = LockRanges::default());
-    }
-}
-
-impl Drop for OwnerLocks {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.ranges.len(), Ordering::Relaxed);
     }
 }
 
@@ -142,40 +66,38 @@ impl NodeLocks {
         let Some(owner) = self.owners.get_mut(&wanted.owner) else { return Attempt::Failed(Errno::ENOLCK) };
         if let Some(other) = conflict {
             // flock(2) releases the old lock first; two owners that convert shared into exclusive would wait for ever otherwise.
-            if wanted.owner.family == LockFamily::Flock && !owner.ranges.is_empty() {
-                let _ = lock::set_whole(owner.file.as_fd(), None);
-                owner.clear_ranges();
+            if wanted.owner.family == LockFamily::Flock && !owner.ranges().is_empty() {
+                owner.lose_flock();
                 self.holders.remove(&wanted.owner);
             }
             return Attempt::Local(other);
         }
-        if owner.is_full() {
-            return Attempt::Failed(Errno::ENOLCK);
+        let locked = owner.lock(wanted);
+        if owner.ranges().is_empty() {
+            self.holders.remove(&wanted.owner);
+        } else {
+            self.holders.insert(wanted.owner);
         }
-        match host_set(owner.file.as_fd(), wanted.owner.family, wanted.span, Some(wanted.kind)) {
-            Ok(()) => {
-                let held = HeldLock { span: wanted.span, kind: wanted.kind, pid: wanted.pid, through: wanted.handle };
-                owner.change(|ranges| ranges.set(held));
-                self.holders.insert(wanted.owner);
-                Attempt::Granted
-            }
-            Err(Errno::EAGAIN) => {
-                if wanted.owner.family == LockFamily::Flock {
-                    owner.clear_ranges();
-                    self.holders.remove(&wanted.owner);
-                }
-                Attempt::Foreign
-            }
+        match locked {
+            Ok(()) => Attempt::Granted,
+            Err(Errno::EAGAIN) => Attempt::Foreign,
             Err(errno) => Attempt::Failed(errno),
         }
+    }
+
+    /// Adds an owner of a process that died.
+    pub fn recover(&mut self, owner: LockOwner, locks: OwnerLocks) {
+        if !locks.ranges().is_empty() {
+            self.holders.insert(owner);
+        }
+        self.owners.insert(owner, locks);
     }
 
     /// Releases what `owner` holds of `span`. False where it has no description. Errors as of fcntl(2) and flock(2).
     pub fn release(&mut self, owner: LockOwner, span: Span) -> Result<bool, Errno> {
         let Some(held) = self.owners.get_mut(&owner) else { return Ok(false) };
-        host_set(held.file.as_fd(), owner.family, span, None)?;
-        held.change(|ranges| ranges.clear(span));
-        if held.ranges.is_empty() {
+        held.unlock(span)?;
+        if held.ranges().is_empty() {
             self.holders.remove(&owner);
         }
         Ok(true)
@@ -184,7 +106,7 @@ impl NodeLocks {
     /// A lock of another owner of this guest that conflicts with one of `kind` on `span`.
     fn conflicting(&self, of: LockOwner, span: Span, kind: LockKind) -> Option<(LockOwner, HeldLock)> {
         let mut others = self.holders.iter().filter(|owner| **owner != of && owner.family == of.family);
-        others.find_map(|owner| Some((*owner, *self.owners.get(owner)?.ranges.conflicting(span, kind)?)))
+        others.find_map(|owner| Some((*owner, *self.owners.get(owner)?.ranges().conflicting(span, kind)?)))
     }
 
     /// The lock that conflicts with one of `kind` on `span` for `owner`; the outer `None` where no owner of this guest holds
@@ -194,19 +116,19 @@ impl NodeLocks {
             return Some(Ok(Some(held)));
         }
         let owner = self.owners.get(&owner)?;
-        Some(foreign_conflict(owner.file.as_fd(), span, kind))
+        Some(foreign_conflict(owner.file(), span, kind))
     }
 
     /// The record locks that were taken through `handle`.
     pub fn taken_through(&self, handle: FileHandle) -> Vec<(LockOwner, Span)> {
         let posix = self.holders.iter().filter(|owner| owner.family == LockFamily::Posix);
-        let taken = |owner: &LockOwner| self.owners.get(owner).map_or(Vec::new(), |o| o.ranges.taken_through(handle));
+        let taken = |owner: &LockOwner| self.owners.get(owner).map_or(Vec::new(), |o| o.ranges().taken_through(handle));
         posix.flat_map(|owner| taken(owner).into_iter().map(|span| (*owner, span))).collect()
     }
 
     /// Whether `owner` has a description, holds nothing and waits for nothing.
     pub fn is_unused(&self, owner: LockOwner) -> bool {
-        let holds_nothing = self.owners.get(&owner).is_some_and(|o| o.ranges.is_empty());
+        let holds_nothing = self.owners.get(&owner).is_some_and(|o| o.ranges().is_empty());
         holds_nothing && !self.waiters.iter().any(|w| w.wanted.owner == owner)
     }
 
@@ -230,19 +152,5 @@ impl NodeLocks {
         self.gone = true;
         self.holders.clear();
         (std::mem::take(&mut self.owners), std::mem::take(&mut self.waiters))
-    }
-}
-
-/// The lock that keeps the description behind `file` from one of `kind` on `span`: of a process outside this guest, whose
-/// number the guest does not have.
-pub(super) fn foreign_conflict(file: BorrowedFd<'_>, span: Span, kind: LockKind) -> Result<Option<HeldLock>, Errno> {
-    let found = lock::in_the_way(file, span, kind)?;
-    Ok(found.map(|(span, kind)| HeldLock { span, kind, pid: 0, through: FileHandle::NONE }))
-}
-
-fn host_set(file: BorrowedFd<'_>, family: LockFamily, span: Span, kind: Option<LockKind>) -> Result<(), Errno> {
-    match family {
-        LockFamily::Posix => lock::set(file, span, kind),
-        LockFamily::Flock => lock::set_whole(file, kind),
     }
 }

@@ -1,6 +1,7 @@
 //! All locks of the guest, by file. Host calls are made under the lock of one file's entry. None of them waits; on a network
 //! file system they take a round trip, which delays other lock requests on that file only.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,9 +9,12 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 
-use super::node::{LockFile, NodeLocks};
+use super::node::NodeLocks;
+use super::owner::{AllRanges, LockFile, OwnerLocks};
 use super::request::LockOwner;
 use super::waits::Waits;
+use crate::host::files::Counted;
+use crate::state::{LockRecords, RecordedOwner};
 use crate::types::{Errno, NodeId};
 
 /// The locks by file, and the waits.
@@ -19,8 +23,8 @@ pub(super) struct LockTable {
     nodes: Mutex<FxHashMap<NodeId, Arc<Mutex<NodeLocks>>>>,
     /// Open file descriptions, one for each owner on each file.
     files: AtomicUsize,
-    /// Ranges that are held, of all owners.
-    pub ranges: Arc<AtomicUsize>,
+    /// What all owners have in common.
+    pub ranges: Arc<AllRanges>,
     pub waits: Waits,
 }
 
@@ -29,9 +33,21 @@ pub(super) struct LockTable {
 pub struct Detached(Arc<Mutex<NodeLocks>>);
 
 impl LockTable {
-    /// An empty table; a wait ends after `wait_max`.
-    pub fn new(wait_max: Option<Duration>) -> LockTable {
-        LockTable { nodes: Mutex::default(), files: AtomicUsize::new(0), ranges: Arc::default(), waits: Waits::new(wait_max) }
+    /// An empty table, kept in `records`; a wait ends after `wait_max`.
+    pub fn new(wait_max: Option<Duration>, records: LockRecords) -> LockTable {
+        let (nodes, files, ranges) = (Mutex::default(), AtomicUsize::new(0), Arc::new(AllRanges::new(records)));
+        LockTable { nodes, files, ranges, waits: Waits::new(wait_max) }
+    }
+
+    /// Adds owners of a process that died, each with its description. One that holds nothing may have been granted what its request,
+    /// which is executed again, waits for.
+    pub fn recover(&self, owners: impl Iterator<Item = (RecordedOwner, Counted)>) {
+        for (attached, file) in owners {
+            let node = attached.note.node;
+            let (owner, locks) = OwnerLocks::recovered(attached, file, &self.ranges);
+            self.files.fetch_add(1, Ordering::Relaxed);
+            self.on(node, |node| node.recover(owner, locks));
+        }
     }
 
     /// Whether no owner has a description, so that nothing is locked or waited for.
@@ -79,6 +95,13 @@ impl LockTable {
     pub fn open_counted(&self, open: impl Fn() -> Result<LockFile, Errno>) -> Result<LockFile, Errno> {
         self.files.fetch_add(1, Ordering::Relaxed);
         open().inspect_err(|_| self.uncount(1))
+    }
+
+    /// Adds the number of the descriptor of every owner to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        for node in self.nodes.lock().values() {
+            named.extend(node.lock().owners.values().map(|owner| owner.file().as_raw_fd()));
+        }
     }
 
     /// Counts `count` descriptions less.
