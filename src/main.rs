@@ -197,7 +197,7 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
     let recovered = match records.inherit_share_arena().filter(|_| goes_on && *beginning != Beginning::Fresh) {
         Some(arena) => model
-            .recovered(arena)
+            .recovered(arena, &kept)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
             .ok(),
         None if goes_on => {

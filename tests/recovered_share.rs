@@ -75,12 +75,17 @@ impl Lives {
 
     /// As [`Lives::restart`]; `between` the two it does something to the records.
     fn restart_with(&mut self, between: impl FnOnce(BorrowedFd<'_>)) -> Result<(), ShareError> {
+        self.restart_beside(&[], between)
+    }
+
+    /// As [`Lives::restart_with`], where the descriptors `taken` are somebody else's.
+    fn restart_beside(&mut self, taken: &[RawFd], between: impl FnOnce(BorrowedFd<'_>)) -> Result<(), ShareError> {
         let old = self.share.take().unwrap();
         let arena = rustix::io::fcntl_dupfd_cloexec(old.arena().unwrap(), 0).unwrap();
         std::mem::forget(old);
         between(std::os::fd::AsFd::as_fd(&arena));
         let keeper = self.untouched();
-        let recovered = keeper.recovered(arena);
+        let recovered = keeper.recovered(arena, taken);
         std::mem::forget(keeper);
         let recovered = recovered?;
         recovered.enter_thread().unwrap();
@@ -229,6 +234,23 @@ fn retained_ids_stay_valid() {
     lives.share().forget(three, 1);
     lives.restart();
     assert!(lives.share().getattr(three, None).is_ok(), "kept as the others are");
+}
+
+#[test]
+fn a_descriptor_of_the_keepers_is_no_file_of_the_guests() {
+    let scratch = Scratch::with_file_handles();
+    files(scratch.path(), 2);
+    let mut lives = Lives::new(scratch.path(), share_options());
+    let nodes = [0, 1].map(|i| lives.look_up(NodeId::ROOT, &format!("file{i}")).node);
+    let handles = nodes.map(|node| lives.open(node, libc::O_RDONLY));
+    let number = lives.share().prepare_read(nodes[0], handles[0]).unwrap().file.fd().as_raw_fd();
+    lives.restart_beside(&[number], |_| ()).unwrap();
+    assert_eq!(lives.read(nodes[0], handles[0]), Err(Errno::EBADF));
+    assert!(rustix::io::fcntl_getfd(unsafe_borrow(number)).is_ok(), "it is not closed");
+    assert_eq!(lives.read(nodes[1], handles[1]).unwrap(), b"contents 1");
+    // Without a root there is no share.
+    let root = lives.named();
+    assert!(lives.restart_beside(&root, |_| ()).is_err());
 }
 
 #[test]
@@ -513,7 +535,7 @@ fn the_watch_begins_anew() {
     let arena = rustix::io::fcntl_dupfd_cloexec(share.arena().unwrap(), 0).unwrap();
     std::mem::forget(share);
     let keeper = lives.untouched();
-    lives.share = Some(keeper.recovered(arena).unwrap());
+    lives.share = Some(keeper.recovered(arena, &[]).unwrap());
     std::mem::forget(keeper);
     let (share, _) = watch(&mut lives);
     assert!(
@@ -534,7 +556,7 @@ fn records_that_are_none_are_refused() {
     rustix::fs::ftruncate(&long, 1 << 20).unwrap();
     let pipe = rustix::pipe::pipe().unwrap().0;
     for fd in [empty(), short, long, pipe, std::fs::File::open("/dev/null").unwrap().into()] {
-        let refused = keeper.recovered(fd).map(drop);
+        let refused = keeper.recovered(fd, &[]).map(drop);
         assert!(matches!(refused, Err(ShareError::Arena(ArenaError::Unusable(_) | ArenaError::Unreadable(_)))), "{refused:?}");
     }
 }

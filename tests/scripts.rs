@@ -321,7 +321,7 @@ fn a_lock_that_is_lost_is_noticed() {
 #[test]
 fn the_children_of_a_process_are_those_that_have_not_ended() {
     // What a shell has started does not wait for the program that the shell becomes.
-    let lines = "bash -c 'true & echo $!; sleep 60 & echo $!; exec sleep 60' >\"$D/started\" & parent=$!\n\
+    let lines = "bash -c 'sleep 2 & echo $!; sleep 60 & echo $!; exec sleep 60' >\"$D/started\" & parent=$!\n\
                  for i in {1..500}; do [[ $(cat /proc/$parent/comm) != sleep ]] || break; sleep 0.01; done\n\
                  { read -r ended; read -r living; } <\"$D/started\"\n\
                  for i in {1..500}; do ! grep -q '^State:.Z' \"/proc/$ended/status\" || break; sleep 0.01; done\n\

@@ -19,8 +19,8 @@ use super::policy::Policy;
 use super::session::FuseSession;
 use super::share_error::ShareError;
 use crate::state::{
-    Arena, AttachedLocks, AttachedOwner, Budget, HANDLES_LEN, HandleTable, InodeRecords, LOCKS_LEN, LockRecords, MOUNTS_LEN, MountRecords,
-    Pinned, SessionRecord, inodes_len, inodes_max, named_twice,
+    Arena, ArenaError, AttachedLocks, AttachedOwner, Budget, HANDLES_LEN, HandleTable, InodeRecords, LOCKS_LEN, LockRecords, MOUNTS_LEN,
+    MountRecords, Pinned, SessionRecord, inodes_len, inodes_max, named_twice,
 };
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
@@ -110,11 +110,11 @@ impl Share {
 
     /// The share that a process which has ended had of this directory, with all that its guest knows and has open; `arena` is its
     /// [`Share::arena`]. This share is as it was when that process began, and must not be dropped afterwards: its descriptors may be
-    /// the other one's. Makes no call to the shared file system.
+    /// the other one's. Makes no call to the shared file system. `taken` are numbers that are somebody else's, whatever the records say.
     ///
     /// # Errors
     /// The records cannot be used: [`ShareError::Arena`].
-    pub fn recovered(&self, arena: OwnedFd) -> Result<Share, ShareError> {
+    pub fn recovered(&self, arena: OwnedFd, taken: &[RawFd]) -> Result<Share, ShareError> {
         let arena = Arena::attach(arena)?;
         let budget = Arc::new(Budget::new(self.policy.descriptors.all));
         let inodes = InodeRecords::attach(&arena)?;
@@ -122,12 +122,17 @@ impl Share {
         let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
         let AttachedLocks { records: lock_records, owners } = LockRecords::attach(&arena)?;
         let (session, root) = SessionRecord::attach(&arena)?;
-        let mut named = vec![root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
+        let of_root = [root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
+        let mut named = [taken, &of_root].concat();
         handles.name_descriptors(&mut named);
         named.extend(inodes.pinned.iter().map(Pinned::number));
         named.extend(mounts.open.iter().map(|(_, fd, _)| fd.number()));
         named.extend(owners.iter().map(AttachedOwner::number));
         let contested = named_twice(named);
+        if of_root.iter().any(|fd| contested.contains(fd)) {
+            std::mem::forget(root);
+            return Err(ArenaError::Unusable("the root's descriptors are somebody else's").into());
+        }
         handles.give_up(&contested);
         let common = Common {
             policy: Arc::clone(&self.policy),

@@ -54,7 +54,12 @@ impl Share {
         let caller = leaves_whiteout.then(|| Caller::of_guest(&self.policy.translation, context.uid, context.gid, None)).transpose()?;
         let renamed = self.renamed_before(old, new, flags, context).unwrap_or_else(|| {
             // Two names that change places are told apart by what the first one leads to.
-            let before = if flags.contains(RenameFlags::EXCHANGE) { stat::at(old.0, old.1).map_or(0, |st| ino_word(&st)) } else { 0 };
+            let before = match flags.contains(RenameFlags::EXCHANGE).then(|| stat::at(old.0, old.1)) {
+                Some(Ok(st)) => ino_word(&st),
+                // The call may have an error that comes first.
+                Some(Err(Errno::ENOENT)) | None => 0,
+                Some(Err(errno)) => return Err(errno),
+            };
             context.once(before, || renameat2(old, new, flags))
         });
         renamed?;
