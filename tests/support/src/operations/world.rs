@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use gatherfs_support::guest::client::{CallError, Client, Result};
-use gatherfs_support::guest::fuse::{EntryOut, OpenOut, ROOT};
-use gatherfs_support::share::noise;
+use crate::guest::client::{CallError, Client, Result};
+use crate::guest::fuse::{EntryOut, OpenOut, ROOT};
+use crate::share::noise;
 
 /// Bytes of `file` and `other`.
 pub const LEN: usize = 16384;

@@ -1,0 +1,171 @@
+//! A daemon with a guest, and one operation on it, during which workers die.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gatherfs::sys::crash_plan::{CrashPlan, now_ns};
+use gatherfs_support::daemon::{Daemon, Scratch, eventually};
+use gatherfs_support::guest::client::{CallError, Client, Result};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::{ROOT, init};
+use gatherfs_support::operations::Operation;
+use gatherfs_support::operations::world::{LEN, Tree, World, tree};
+
+/// A kind of share.
+#[derive(Clone, Copy)]
+pub struct Way {
+    options: &'static [&'static str],
+    /// The guest may export the share: forgotten nodes are retained.
+    exports: bool,
+}
+
+/// Options with which every operation can be sent.
+const ALL: [&str; 7] =
+    ["--xattr", "--allow-direct-io", "--io-engine=sync", "--birth-times", "--tmpfile=always", "--locks=host", "--security-label=auto"];
+
+pub const BY_HANDLE: Way = Way { options: &[], exports: false };
+pub const BY_DESCRIPTOR: Way = Way { options: &["--inode-file-handles=never"], exports: false };
+pub const EXPORTED: Way = Way { options: &[], exports: true };
+
+/// As long as nothing comes, the worker is done.
+const QUIET: Duration = Duration::from_millis(2);
+
+/// A daemon, its guest and the plan of deaths.
+pub struct Bench {
+    client: Client,
+    plan: CrashPlan,
+    worlds: usize,
+    exports: bool,
+    _guest: Arc<Guest>,
+    daemon: Daemon,
+}
+
+/// An operation that was carried out.
+pub struct Run {
+    /// What the guest heard.
+    pub answer: std::result::Result<String, i32>,
+    /// The points that were passed, up to the last death, or all.
+    pub points: Vec<String>,
+    /// From the death to the answer, or to that of the next request where the first was answered already.
+    pub pause_us: Option<u64>,
+    after: Tree,
+    /// What the guest hears of its nodes and handles.
+    known: Vec<String>,
+}
+
+impl Run {
+    /// Holds it against its `twin`. What is not as it must be is added to `wrong`.
+    pub fn compare(&self, twin: &Run, wrong: &mut Vec<String>) {
+        if self.answer != twin.answer {
+            wrong.push(format!("answered {:?}, twin {:?}", self.answer, twin.answer));
+        }
+        for name in self.after.keys().chain(twin.after.keys()).filter(|name| self.after.get(*name) != twin.after.get(*name)) {
+            let told = |tree: &Tree| {
+                tree.get(name).map(|(mode, uid, gid, links, set, attributes, contents)| {
+                    format!("{mode:o} {uid} {gid} {links} {set:?} {attributes:?} {} bytes", contents.len())
+                })
+            };
+            wrong.push(format!("left {}: {:?}, twin {:?}", name.display(), told(&self.after), told(&twin.after)));
+        }
+        for (ours, twins) in self.known.iter().zip(&twin.known).filter(|(ours, twins)| ours != twins) {
+            wrong.push(format!("afterwards {ours}, twin {twins}"));
+        }
+    }
+}
+
+impl Bench {
+    pub fn start(way: Way) -> Bench {
+        let scratch = Scratch::on_tmpfs();
+        let path = scratch.join("plan");
+        let plan = CrashPlan::map(&path).unwrap();
+        let daemon = Daemon::start_with(scratch, &[&ALL[..], way.options].concat(), &[("GATHERFS_CRASHES", &path)]);
+        let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
+        let mut client = Client::new(&guest, FIRST_REQUEST);
+        client.init_with(if way.exports { init::LINUX } else { init::LINUX & !init::EXPORT_SUPPORT }).unwrap();
+        Bench { client, plan, worlds: 0, exports: way.exports, _guest: guest, daemon }
+    }
+
+    /// Carries `operation` out in a directory of its own; workers die at the points `dies_at`. What is left behind is added to `wrong`.
+    pub fn run(&mut self, operation: &Operation, dies_at: &[u32], wrong: &mut Vec<String>) -> Run {
+        self.worlds += 1;
+        let shared = self.daemon.share().to_owned();
+        let before = self.held();
+        let mut world = World::begin(&mut self.client, &shared, &format!("world{}", self.worlds), false);
+        self.plan.begin(dies_at);
+        let answer = operation.1(&mut world);
+        let answered_ns = now_ns();
+        // A worker may die after it has answered.
+        if dies_at.is_empty() {
+            wait_until_quiet(&self.plan);
+        } else if !within(Duration::from_millis(500), || self.plan.deaths() == dies_at.len()) {
+            wrong.push(format!("{} deaths instead of {}", self.plan.deaths(), dies_at.len()));
+        }
+        self.plan.end();
+        let points = self.plan.passed();
+        let _ = world.client.getattr(ROOT, None).inspect_err(|error| wrong.push(format!("GETATTR afterwards: {error}")));
+        let died_ns = self.plan.died_ns();
+        let answered_ns = if answered_ns > died_ns { answered_ns } else { now_ns() };
+        let pause_us = (!dies_at.is_empty()).then(|| (answered_ns - died_ns) / 1000);
+        let answer = answer.map_err(|error| error.errno().unwrap_or_else(|| panic!("{}: {error}\n{}", operation.0, self.daemon.log())));
+        let (after, known) = (tree(world.path()), known(&mut world));
+        if let Err(error) = world.end() {
+            wrong.push(format!("what it opened cannot be released: {error}"));
+        }
+        if !eventually_short(|| self.held() == before) {
+            wrong.push(format!("holds {:?}, before {before:?}", self.held()));
+        }
+        Run { answer, points, pause_us, after, known }
+    }
+
+    /// Open descriptors, and the nodes of the guest.
+    fn held(&self) -> (Vec<String>, u64) {
+        let keeper = self.daemon.pid();
+        let open = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let kind = |path: std::path::PathBuf| path.to_string_lossy().trim_end_matches(|c: char| c.is_ascii_digit() || c == ']').to_owned();
+        let mut open: Vec<String> = open.map(kind).collect();
+        open.sort();
+        (open, 0)
+    }
+}
+
+fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    true
+}
+
+fn eventually_short(condition: impl Fn() -> bool) -> bool {
+    within(Duration::from_secs(1), condition)
+}
+
+fn wait_until_quiet(plan: &CrashPlan) {
+    let mut passed = usize::MAX;
+    assert!(eventually(|| {
+        std::thread::sleep(QUIET);
+        std::mem::replace(&mut passed, plan.passed().len()) == plan.passed().len()
+    }));
+}
+
+/// What the guest hears of what it knew before the operation.
+fn known(world: &mut World<'_>) -> Vec<String> {
+    fn told<T: std::fmt::Debug>(what: &str, result: Result<T>) -> String {
+        format!("{what}: {:?}", result.map_err(|error: CallError| error.to_string()))
+    }
+    let mut known = Vec::new();
+    for (name, node) in [("file", world.file), ("other", world.other)] {
+        let attributes = world.client.getattr(node, None).map(|out| (out.attr.mode, out.attr.size, out.attr.nlink, out.attr.uid));
+        known.push(told(name, attributes));
+    }
+    for (name, node, fh) in [("file", world.file, world.fh), ("other", world.other, world.other_fh)] {
+        known.push(told(&format!("handle of {name}"), world.client.read(node, fh, 0, LEN as u32)));
+    }
+    let names = world.client.readdir(world.sub, world.sub_fh, 0, 4096).map(|entries| entries.len());
+    known.push(told("handle of sub", names));
+    known
+}
