@@ -36,7 +36,6 @@ pub struct Bench {
     client: Client,
     plan: CrashPlan,
     worlds: usize,
-    exports: bool,
     _guest: Arc<Guest>,
     daemon: Daemon,
 }
@@ -83,7 +82,7 @@ impl Bench {
         let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.init_with(if way.exports { init::LINUX } else { init::LINUX & !init::EXPORT_SUPPORT }).unwrap();
-        Bench { client, plan, worlds: 0, exports: way.exports, _guest: guest, daemon }
+        Bench { client, plan, worlds: 0, _guest: guest, daemon }
     }
 
     /// Carries `operation` out in a directory of its own; workers die at the points `dies_at`. What is left behind is added to `wrong`.
