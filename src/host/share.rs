@@ -22,6 +22,7 @@ use crate::state::{
     Arena, Budget, HANDLES_LEN, HandleTable, InodeRecords, MOUNTS_LEN, MountRecords, Pinned, SessionRecord, inodes_len, inodes_max,
     named_twice,
 };
+use crate::sys::failpoint::crash_point;
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
 use crate::sys::working_dir::DescriptorDir;
@@ -120,6 +121,7 @@ impl Share {
         let mounts = MountRecords::attach(&arena)?;
         let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
         let (session, root) = SessionRecord::attach(&arena)?;
+        crash_point!("attached");
         let mut named = vec![root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
         handles.name_descriptors(&mut named);
         named.extend(inodes.pinned.iter().map(Pinned::number));
@@ -138,6 +140,7 @@ impl Share {
         let inodes = Inodes::recovered(common.root.clone(), attached, Arc::clone(&files), |fd| contested.contains(&fd));
         let share = Share::of(common, arena, session, inodes, files);
         share.files.open_directories().for_each(|handle| share.directories.insert_read(handle));
+        crash_point!("recovered");
         Ok(share)
     }
 

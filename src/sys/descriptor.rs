@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use parking_lot::Mutex;
 use rustix::net::sockopt;
 
-use super::failpoint::fail_call;
+use super::failpoint::{crash_point, fail_call};
 use crate::types::Errno;
 
 /// Where [`open_ones`] stops: a process that starts has few descriptors, and low ones.
@@ -62,7 +62,7 @@ pub fn open_ones() -> Vec<RawFd> {
 
 /// Closes every descriptor of the process but those of `kept`, which it sorts: those of a process that shared the table and died. The
 /// caller names every one that is in use, here or in another process with the same table. May wait for the host, as close(2) does.
-pub fn close_others(kept: &mut Vec<RawFd>) -> io::Result<()> {
+pub fn close_others(kept: &mut [RawFd]) -> io::Result<()> {
     kept.sort_unstable();
     let mut next = 0;
     for fd in kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).chain([u32::MAX]) {
@@ -75,6 +75,7 @@ pub fn close_others(kept: &mut Vec<RawFd>) -> io::Result<()> {
         }
         next = fd.saturating_add(1);
     }
+    crash_point!("swept");
     Ok(())
 }
 

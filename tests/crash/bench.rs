@@ -18,16 +18,20 @@ pub struct Way {
     options: &'static [&'static str],
     /// The guest may export the share: forgotten nodes are retained.
     exports: bool,
+    /// How long a worker has lived, at least, when it dies.
+    pub life: Duration,
 }
 
 /// Options with which every operation can be sent.
 const ALL: [&str; 7] =
     ["--xattr", "--allow-direct-io", "--io-engine=sync", "--birth-times", "--tmpfile=always", "--locks=host", "--security-label=auto"];
 
-pub const BY_HANDLE: Way = Way { options: &[], exports: false };
-pub const BY_DESCRIPTOR: Way = Way { options: &["--inode-file-handles=never"], exports: false };
-pub const EXPORTED: Way = Way { options: &[], exports: true };
+pub const BY_HANDLE: Way = Way { options: &[], exports: false, life: Duration::ZERO };
+pub const BY_DESCRIPTOR: Way = Way { options: &["--inode-file-handles=never"], ..BY_HANDLE };
+pub const EXPORTED: Way = Way { exports: true, ..BY_HANDLE };
 
+/// How long a death may be awaited behind the answer.
+const DEATHS_TIME: Duration = Duration::from_secs(5);
 /// As long as nothing comes, the worker is done.
 const QUIET: Duration = Duration::from_millis(2);
 
@@ -36,6 +40,7 @@ pub struct Bench {
     client: Client,
     plan: CrashPlan,
     worlds: usize,
+    life: Duration,
     _guest: Arc<Guest>,
     daemon: Daemon,
 }
@@ -54,6 +59,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// The name of point `number`.
+    pub fn point(&self, number: u32) -> &str {
+        self.points.get(number as usize).map_or("none", String::as_str)
+    }
+
     /// Holds it against its `twin`. What is not as it must be is added to `wrong`.
     pub fn compare(&self, twin: &Run, wrong: &mut Vec<String>) {
         if self.answer != twin.answer {
@@ -82,7 +92,7 @@ impl Bench {
         let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.init_with(if way.exports { init::LINUX } else { init::LINUX & !init::EXPORT_SUPPORT }).unwrap();
-        Bench { client, plan, worlds: 0, _guest: guest, daemon }
+        Bench { client, plan, worlds: 0, life: way.life, _guest: guest, daemon }
     }
 
     /// Carries `operation` out in a directory of its own; workers die at the points `dies_at`. What is left behind is added to `wrong`.
@@ -91,15 +101,15 @@ impl Bench {
         let shared = self.daemon.share().to_owned();
         let before = self.held();
         let mut world = World::begin(&mut self.client, &shared, &format!("world{}", self.worlds), false);
+        std::thread::sleep(self.life);
         self.plan.begin(dies_at);
         let answer = operation.1(&mut world);
         let answered_ns = now_ns();
         // A worker may die after it has answered.
-        if dies_at.is_empty() {
-            wait_until_quiet(&self.plan);
-        } else if !within(Duration::from_millis(500), || self.plan.deaths() == dies_at.len()) {
+        if !within(DEATHS_TIME, || self.plan.deaths() == dies_at.len()) {
             wrong.push(format!("{} deaths instead of {}", self.plan.deaths(), dies_at.len()));
         }
+        wait_until_quiet(&self.plan);
         self.plan.end();
         let points = self.plan.passed();
         let _ = world.client.getattr(ROOT, None).inspect_err(|error| wrong.push(format!("GETATTR afterwards: {error}")));

@@ -8,73 +8,134 @@
 mod bench;
 mod table;
 
-use gatherfs_support::operations::OPERATIONS;
-use gatherfs_support::operations::Operation;
+use std::time::Duration;
+
+use gatherfs_support::operations::{OPERATIONS, Operation};
 use gatherfs_support::share::is_root;
 
-use bench::{BY_DESCRIPTOR, BY_HANDLE, Bench, EXPORTED, Way};
+use bench::{BY_DESCRIPTOR, BY_HANDLE, Bench, EXPORTED, Run, Way};
 use table::Table;
 
-/// Operations that are executed in a way of their own, or not in full, before the next worker is killed too: of these every point of
-/// the recovery is tried.
-const RECOVERED: &[&str] = &["READ", "WRITE", "GETATTR", "LOOKUP, new", "CREATE", "UNLINK", "RENAME"];
+/// Operations of each kind of rule for what is executed again: all of their recovery is tried.
+const RECOVERED: &[&str] = &["READ", "WRITE", "WRITE, append", "GETATTR", "LOOKUP, new", "CREATE", "UNLINK", "RENAME"];
+/// Where the first worker dies in an operation of which the recovery is tried: what is executed again has begun, or not, and is done.
+const FIRST_DEATHS: [&str; 4] = ["pop, after the position", "begun", "made", "publish, before the element"];
+/// A worker that lives longer is replaced at once when it is killed (src/keeper/deaths.rs).
+const LONG_LIFE: Duration = Duration::from_millis(110);
 
-/// Runs each of `operations` with a death at each of its points; `then` says at which further points the next worker dies.
-fn run(way: Way, operations: &[&Operation], then: impl Fn(&str) -> Option<u32>, title: &str) {
-    if !is_root() {
-        return;
-    }
-    let mut bench = Bench::start(way);
-    let (mut table, mut failed) = (Table::default(), Vec::new());
-    for operation in operations {
-        let name = operation.0;
-        let mut wrong = Vec::new();
-        let twin = bench.run(operation, &[], &mut wrong);
-        if let Err(errno) = &twin.answer {
-            wrong.push(format!("fails with {errno} where nothing happens"));
-        }
-        for at in 0..u32::try_from(twin.points.len()).unwrap() {
-            let mut dies_at = vec![at];
-            dies_at.extend(then(name).map(|then| at + then));
-            let before = wrong.len();
-            let run = bench.run(operation, &dies_at, &mut wrong);
-            let point = run.points.get(at as usize).map_or("?", String::as_str).to_owned();
-            run.compare(&twin, &mut wrong);
-            wrong[before..].iter_mut().for_each(|what| *what = format!("{at}, {point}: {what}"));
-            table.add(name, &point, run.pause_us);
-        }
-        failed.extend(wrong.into_iter().map(|what| format!("{name}: {what}")));
-    }
-    println!("{title}\n{table}");
-    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+/// What a test has found.
+struct Outcome {
+    bench: Bench,
+    table: Table,
+    wrong: Vec<String>,
 }
 
-fn served(serves: fn(&str) -> bool) -> Vec<&'static Operation> {
-    OPERATIONS.iter().filter(|(name, _)| serves(name)).collect()
+impl Outcome {
+    fn begin(way: Way) -> Outcome {
+        Outcome { bench: Bench::start(way), table: Table::default(), wrong: Vec::new() }
+    }
+
+    /// The operation without a death.
+    fn twin(&mut self, operation: &Operation) -> Run {
+        let before = self.wrong.len();
+        let twin = self.bench.run(operation, &[], &mut self.wrong);
+        if let Err(errno) = &twin.answer {
+            self.wrong.push(format!("errno {errno}"));
+        }
+        self.wrong[before..].iter_mut().for_each(|what| *what = format!("{}, where nothing happens: {what}", operation.0));
+        twin
+    }
+
+    /// The operation with deaths at the points `dies_at`. What it was.
+    fn run(&mut self, operation: &Operation, dies_at: &[u32], twin: &Run) -> Run {
+        let before = self.wrong.len();
+        let run = self.bench.run(operation, dies_at, &mut self.wrong);
+        run.compare(twin, &mut self.wrong);
+        let points: Vec<&str> = dies_at.iter().map(|at| run.point(*at)).collect();
+        let place = points.join(", then ");
+        self.wrong[before..].iter_mut().for_each(|what| *what = format!("{}, {place} ({dies_at:?}): {what}", operation.0));
+        self.table.add(operation.0, points.last().copied().unwrap_or_default(), run.pause_us);
+        run
+    }
+
+    fn assert(self, title: &str) {
+        println!("{title}\n{}", self.table);
+        assert!(self.wrong.is_empty(), "{} failures:\n{}", self.wrong.len(), self.wrong.join("\n"));
+    }
+}
+
+fn numbers(run: &Run) -> std::ops::Range<u32> {
+    0..u32::try_from(run.points.len()).unwrap()
+}
+
+fn served(serves: fn(&str) -> bool) -> impl Iterator<Item = &'static Operation> {
+    OPERATIONS.iter().filter(move |(name, _)| serves(name))
 }
 
 fn is_for_exports(name: &str) -> bool {
     name.starts_with("LOOKUP of .")
 }
 
+/// Each of the operations with a death at each of its points.
+fn one_death(way: Way, serves: fn(&str) -> bool, title: &str) {
+    if !is_root() {
+        return;
+    }
+    let mut outcome = Outcome::begin(way);
+    for operation in served(serves) {
+        let twin = outcome.twin(operation);
+        for at in numbers(&twin) {
+            outcome.run(operation, &[at], &twin);
+        }
+    }
+    outcome.assert(title);
+}
+
 #[test]
 fn a_death_at_any_point_of_any_operation_is_not_noticed() {
-    run(BY_HANDLE, &served(|name| !is_for_exports(name)), |_| None, "one death, inodes as file handles");
+    one_death(BY_HANDLE, |name| !is_for_exports(name), "one death");
 }
 
 #[test]
 fn a_death_is_not_noticed_by_a_guest_that_exports_the_share() {
-    run(EXPORTED, &served(is_for_exports), |_| None, "one death, the share is exported");
+    one_death(EXPORTED, is_for_exports, "one death, the share is exported");
 }
 
 #[test]
-fn a_death_is_not_noticed_where_inodes_are_descriptors() {
-    let serves = |name: &str| RECOVERED.contains(&name);
-    run(BY_DESCRIPTOR, &served(serves), |_| None, "one death, inodes as descriptors");
+fn a_death_is_not_noticed_where_the_worker_has_lived_long_enough_to_be_replaced_at_once() {
+    let way = Way { life: LONG_LIFE, ..BY_HANDLE };
+    one_death(way, |name| RECOVERED.contains(&name), "one death, of a worker that has lived for 0.1 s");
 }
 
 #[test]
-fn the_next_worker_dies_as_well() {
-    let serves = |name: &str| !is_for_exports(name);
-    run(BY_HANDLE, &served(serves), |_| Some(1), "two deaths, the second at the next worker's first point");
+fn a_death_right_after_another_one_is_not_noticed() {
+    if !is_root() {
+        return;
+    }
+    let mut outcome = Outcome::begin(BY_DESCRIPTOR);
+    for operation in served(|name| !is_for_exports(name)) {
+        let twin = outcome.twin(operation);
+        for at in numbers(&twin) {
+            outcome.run(operation, &[at, at + 1], &twin);
+        }
+    }
+    outcome.assert("two deaths, the second at the next worker's first point; inodes as descriptors");
+}
+
+#[test]
+fn a_death_at_any_point_of_the_recovery_is_not_noticed() {
+    if !is_root() {
+        return;
+    }
+    let mut outcome = Outcome::begin(BY_HANDLE);
+    for operation in served(|name| RECOVERED.contains(&name)) {
+        let twin = outcome.twin(operation);
+        for at in numbers(&twin).filter(|at| FIRST_DEATHS.contains(&twin.point(*at))) {
+            let recovered = outcome.run(operation, &[at], &twin);
+            for next in numbers(&recovered).skip_while(|next| *next <= at) {
+                outcome.run(operation, &[at, next], &twin);
+            }
+        }
+    }
+    outcome.assert("two deaths, the second at each point of the recovery");
 }
