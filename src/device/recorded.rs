@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::guest::RingMemory;
 use crate::state::{HeadTwice, Positions, QueueRecords, Unfinished, UsedElement};
+use crate::sys::failpoint::crash_point;
 use crate::virtqueue::Ring;
 
 /// A chain that was popped, with the memory to walk it in.
@@ -45,6 +46,7 @@ pub(super) fn recover(
     let (mut ring, is_recovered) = start(memory, event_idx, records, frontend);
     // At most one, and the ring goes on behind it.
     let left = records.recover();
+    crash_point!("left");
     for element in left.publishing {
         records.publish(element, || ring.push_used_at(element.at, element.head, element.len));
     }

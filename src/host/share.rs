@@ -22,6 +22,7 @@ use crate::state::{
     Arena, ArenaError, AttachedLocks, AttachedOwner, Budget, HANDLES_LEN, HandleTable, InodeRecords, LOCKS_LEN, LockRecords, MOUNTS_LEN,
     MountRecords, Pinned, SessionRecord, inodes_len, inodes_max, named_twice,
 };
+use crate::sys::failpoint::crash_point;
 use crate::sys::fsetid::keep_suidgid;
 use crate::sys::stat;
 use crate::sys::working_dir::DescriptorDir;
@@ -122,6 +123,7 @@ impl Share {
         let handles = HandleTable::attach(&arena, Arc::clone(&budget))?;
         let AttachedLocks { records: lock_records, owners } = LockRecords::attach(&arena)?;
         let (session, root) = SessionRecord::attach(&arena)?;
+        crash_point!("attached");
         let of_root = [root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
         let mut named = [taken, &of_root].concat();
         handles.name_descriptors(&mut named);
@@ -152,6 +154,7 @@ impl Share {
         let locks = GuestLocks::recovered(self.policy.lock_wait, lock_records, opened);
         let share = Share::of(common, arena, session, inodes, files, locks);
         share.files.open_directories().for_each(|handle| share.directories.insert_read(handle));
+        crash_point!("recovered");
         Ok(share)
     }
 

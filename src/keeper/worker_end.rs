@@ -9,6 +9,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAnci
 
 use super::control::{LEAVING, OLD_SESSION, READY, RINGS, RINGS_MAX, THREAD};
 use crate::device::{Frontend, Frontends};
+use crate::sys::failpoint::crash_point;
 
 /// What a worker begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,9 @@ impl WorkerEnd {
 
     /// Tells the keeper that this worker has closed what an earlier one has left open.
     pub fn say_ready(&self) -> io::Result<()> {
-        say(self.control.as_fd(), &[READY])
+        say(self.control.as_fd(), &[READY])?;
+        crash_point!("ready");
+        Ok(())
     }
 
     /// Tells the keeper that this worker is about to end in order.

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use parking_lot::Mutex;
 use rustix::net::sockopt;
 
-use super::failpoint::fail_call;
+use super::failpoint::{crash_point, fail_call};
 use crate::types::Errno;
 
 /// Where [`open_ones`] stops: a process that starts has few descriptors, and low ones.
@@ -75,6 +75,7 @@ pub fn close_others(kept: &mut [RawFd]) -> io::Result<()> {
         }
         next = fd.saturating_add(1);
     }
+    crash_point!("swept");
     Ok(())
 }
 

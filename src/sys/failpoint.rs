@@ -69,6 +69,7 @@ mod hooked {
 
     use parking_lot::RwLock;
 
+    use crate::sys::crash_plan;
     use crate::types::Errno;
 
     /// What a call does instead of its work.
@@ -102,6 +103,14 @@ mod hooked {
     }
 
     fn run(name: &'static str, moment: Moment) -> Option<Fault> {
+        crash_plan::pass(
+            name,
+            match moment {
+                Moment::Before => "before ",
+                Moment::After => "after ",
+                Moment::Between => "",
+            },
+        );
         HOOK.read().as_ref().and_then(|hook| hook(name, moment))
     }
 

@@ -3,6 +3,8 @@
 pub mod affinity;
 pub mod attributes;
 pub mod clock;
+#[cfg(feature = "failpoints")]
+pub mod crash_plan;
 pub mod descriptor;
 pub mod dirent;
 pub mod event;

@@ -5,9 +5,6 @@
 //! The calls of an operation are found by a run without a fault, so that no list of them can be out of date. Built with
 //! `--features failpoints` only.
 
-mod operations;
-mod world;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -17,10 +14,9 @@ use gatherfs::sys::failpoint::{Fault, Moment, set_hook};
 use gatherfs::types::Errno;
 use gatherfs_support::guest::fuse::init;
 use gatherfs_support::in_process::{Device, share_options};
+use gatherfs_support::operations::world::{Tree, World, tree};
+use gatherfs_support::operations::{OPERATIONS, Operation};
 use gatherfs_support::share::is_root;
-
-use operations::{OPERATIONS, Operation};
-use world::{Tree, World, tree};
 
 /// What a host's file system or a full table of descriptors answers.
 const ERRNOS: [i32; 6] = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ESTALE, libc::EMFILE, libc::ENOMEM];

@@ -6,6 +6,7 @@ pub mod failing_disk;
 pub mod guest;
 pub mod in_process;
 pub mod manual;
+pub mod operations;
 pub mod places;
 pub mod private_mounts;
 pub mod reference;

@@ -108,6 +108,11 @@ impl Daemon {
 
     /// As `start`, with share and socket in `scratch`, whose directory `share` may have been filled.
     pub fn start_in(scratch: Scratch, options: &[&str]) -> Self {
+        Self::start_with(scratch, options, &[])
+    }
+
+    /// As `start_in`, with variables of the environment.
+    pub fn start_with(scratch: Scratch, options: &[&str], variables: &[(&str, &Path)]) -> Self {
         let (share, socket) = (scratch.join("share"), scratch.join("s"));
         fs::create_dir_all(&share).expect("the shared directory");
         let mut command = gatherfsd();
@@ -115,7 +120,7 @@ impl Daemon {
         if !options.contains(&"--sandbox") {
             command.args(["--sandbox", "none"]);
         }
-        let process = Process::spawn(command.args(options));
+        let process = Process::spawn(command.args(options).envs(variables.iter().copied()));
         process.wait_for_line(START_LINE);
         Self { process, socket, share, _scratch: scratch }
     }

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use gatherfs_support::guest::client::{CallError, Client, Result};
-use gatherfs_support::guest::fuse::{EntryOut, OpenOut, ROOT};
-use gatherfs_support::share::noise;
+use crate::guest::client::{CallError, Client, Result};
+use crate::guest::fuse::{EntryOut, OpenOut, ROOT};
+use crate::share::noise;
 
 /// Bytes of `file` and `other`.
 pub const LEN: usize = 16384;
@@ -38,7 +38,8 @@ pub struct World<'c> {
 }
 
 impl<'c> World<'c> {
-    /// Makes the directory `name` in `shared`. The guest knows what has a field here, and not `fresh` and `empty`.
+    /// Makes the directory `name` in `shared`. The guest knows what has a field here, and `empty`, and not
+    /// `fresh`.
     pub fn begin(client: &'c mut Client, shared: &Path, name: &str, is_readonly: bool) -> World<'c> {
         let host = shared.join(name);
         for directory in ["", "sub", "empty"] {
@@ -61,6 +62,8 @@ impl<'c> World<'c> {
         };
         let dir = look_up(client, ROOT, name);
         let [file, other, link, sub] = ["file", "other", "link", "sub"].map(|name| look_up(client, dir, name));
+        // A kernel looks a name up before it removes it.
+        look_up(client, dir, "empty");
         // Where the guest need not open files, it uses handle 0, and releases none.
         let handle = |opened: Result<OpenOut>| match opened {
             Err(CallError::Errno(libc::ENOSYS)) => 0,

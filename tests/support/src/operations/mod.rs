@@ -1,12 +1,14 @@
 //! Every operation of the guest that makes a call on the host, each in the forms that take different ways there. What an operation
 //! answers is told as text, to compare it with that of the same operation without a fault.
 
-use gatherfs_support::guest::client::{Call, Result};
-use gatherfs_support::guest::fuse::{CopyFileRangeIn, FallocateIn, FileLock, ForgetOne, LkIn, OpenIn, SetattrIn, flag, opcode};
-use gatherfs_support::share::noise;
+pub mod world;
+
+use crate::guest::client::{Call, Result};
+use crate::guest::fuse::{CopyFileRangeIn, FallocateIn, FileLock, ForgetOne, LkIn, OpenIn, SetattrIn, flag, opcode};
+use crate::share::noise;
 use zerocopy::IntoBytes;
 
-use super::world::{LEN, World};
+use world::{LEN, World};
 
 /// A user of the guest's who is not root.
 const USER: u32 = 1000;
@@ -87,6 +89,7 @@ fn copy(w: &World<'_>) -> CopyFileRangeIn {
     CopyFileRangeIn { fh_in: w.fh, off_in: 0, nodeid_out: w.other, fh_out: w.other_fh, off_out: 4096, len: 8192, flags: 0 }
 }
 
+/// All of them.
 pub const OPERATIONS: &[Operation] = &[
     ("LOOKUP, new", |w| w.client.lookup(w.dir, "fresh").map(|entry| w.knows(&entry))),
     ("LOOKUP, known", |w| w.client.lookup(w.dir, "file").map(|entry| w.knows(&entry))),
