@@ -48,7 +48,7 @@ unsafe impl Sync for CrashPlan {}
 
 static PLAN: LazyLock<Option<CrashPlan>> = LazyLock::new(|| {
     let path = std::env::var_os("GATHERFS_CRASHES")?;
-    Some(CrashPlan::map(Path::new(&path)).unwrap_or_else(|e| panic!("GATHERFS_CRASHES: {}: {e}", path.display())))
+    CrashPlan::map(Path::new(&path)).inspect_err(|e| tracing::error!("GATHERFS_CRASHES: {}: {e}", path.display())).ok()
 });
 
 /// A point is passed; the process may end here. The first call maps the plan, and has to come before the process splits.
