@@ -195,7 +195,8 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     let Inheritance { beginning, descriptors, queues, .. } = end.inheritance();
     let mut kept = [descriptors, own].concat();
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
-    let recovered = match records.inherit_share_arena().filter(|_| goes_on && *beginning != Beginning::Fresh) {
+    let trusts = goes_on && *beginning != Beginning::Fresh;
+    let recovered = match if trusts { records.inherit_share_arena() } else { None } {
         Some(arena) => model
             .recovered(arena, &kept)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
@@ -208,6 +209,8 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     };
     let fuse = recovered.as_ref().map_or(0, Share::negotiated_word);
     let share = recovered.map_or_else(|| model.renewed(), Ok)?;
+    // Before the number that was named is closed.
+    records.set_share_arena(share.arena());
     if *beginning != Beginning::First {
         share.name_descriptors(&mut kept);
         descriptor::close_others(&mut kept)?;

@@ -3,12 +3,13 @@
 //!
 //! Each store is a Release: another process reads the records after this one's end, and then has a prefix of each thread's stores.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
 use super::request_slot::{Phase, RequestSlot, Unfinished, UsedElement, word_of};
+use crate::sys::descriptor::duplicate;
 use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
 
@@ -67,11 +68,11 @@ impl RequestRecords {
         self.words.at(0).store(word, Ordering::Release);
     }
 
-    /// The arena of the share of a process that died; its descriptor belongs to the caller from here on, who asks once. It stays named
-    /// until another share is, for the case that this process dies as well. `None` where none was named.
+    /// Another descriptor of the arena of the share of a process that died. The number that is named is not used otherwise: where that
+    /// process died early, it may be something else by now. `None` where none was named, or where there is no descriptor left.
     pub fn inherit_share_arena(&self) -> Option<OwnedFd> {
-        // SAFETY: the process that owned it has ended; it shared its table of descriptors with this one.
-        self.share_arena().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        // SAFETY: the number is only duplicated; the kernel answers EBADF where it is not open.
+        self.share_arena().and_then(|fd| duplicate(unsafe { BorrowedFd::borrow_raw(fd) }).ok())
     }
 
     /// The descriptor of the present share's arena; `None` where none was named.
