@@ -285,7 +285,8 @@ fn what_is_no_message_ends_its_connection_as_without_a_keeper() {
         let (guest, mut client) = mount(&daemon);
         assert_serves(&mut client);
         drop((guest, client));
-        assert!(eventually(|| open_descriptors(&daemon) == before), "{way:?}: {} descriptors, {before} before", open_descriptors(&daemon));
+        // One that a starting worker has for a moment may have been counted.
+        assert!(eventually(|| open_descriptors(&daemon) <= before), "{way:?}: {} descriptors, {before} before", open_descriptors(&daemon));
         complaints(&daemon.log())
     });
     assert_eq!(said[0], said[1]);
