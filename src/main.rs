@@ -196,7 +196,7 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     let mut kept = [descriptors, own].concat();
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
     let trusts = goes_on && *beginning != Beginning::Fresh;
-    let recovered = match if trusts { records.inherit_share_arena() } else { None } {
+    let recovered = match trusts.then(|| records.inherit_share_arena()).flatten() {
         Some(arena) => model
             .recovered(arena, &kept)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
@@ -207,7 +207,6 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
         }
         None => None,
     };
-    let fuse = recovered.as_ref().map_or(0, Share::negotiated_word);
     let share = recovered.map_or_else(|| model.renewed(), Ok)?;
     // Before the number that was named is closed.
     records.set_share_arena(share.arena());
@@ -217,7 +216,7 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     }
     end.say_ready()?;
     let gives_up = *beginning == Beginning::Careful;
-    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), fuse, gives_up })))
+    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), gives_up })))
 }
 
 /// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one.

@@ -76,7 +76,7 @@ fn nothing_is_left_open_by_a_worker_that_died() {
 }
 
 #[test]
-fn requests_that_end_workers_are_given_up_and_the_rest_goes_on() {
+fn faults_one_after_the_other_are_followed_by_less_trust() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut client) = mount(&daemon);
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");

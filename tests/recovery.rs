@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gatherfs::device::{ConfigSpace, InFlight, Resumed, Server, ServerOptions, Service};
-use gatherfs::fuse::Negotiated;
 use gatherfs::host::{Descriptors, Options, Share};
 use gatherfs::io::{Engine, Finished, Submission, Transfer, TransferOwner};
 use gatherfs::metrics::Metrics;
@@ -116,11 +115,15 @@ impl Lives {
 
     /// Abandons the present worker, which must not have anything to do but what it has begun, and starts another.
     fn go_on(&self, change: fn(Service) -> Service) {
+        self.go_on_or_give_up(change, false);
+    }
+
+    /// As `go_on`; with `gives_up` what the present one leaves is answered with EIO.
+    fn go_on_or_give_up(&self, change: fn(Service) -> Service, gives_up: bool) {
         let queues = FIRST_REQUEST + self.guest.request_queues();
         (0..queues).for_each(|queue| self.guest.enable_queue(queue, false).unwrap());
         let socket = self.scratch.path().join(self.lives.fetch_add(1, Ordering::Relaxed).to_string());
-        let flags = self.clients[0].init_flags();
-        let resumed = Resumed { rings: (0..queues as u16).collect(), fuse: Negotiated { flags, minor: 38 }.to_word(), gives_up: false };
+        let resumed = Resumed { rings: (0..queues as u16).collect(), gives_up };
         serve(&self.server, &socket, move |service| change(service).resuming(resumed.clone()));
         let before = self.guest.move_to(&socket, 0).unwrap();
         // Were it closed, the worker before would drain its queues.
@@ -296,6 +299,17 @@ fn what_the_worker_before_withdrew_or_published_is_not_executed() {
         assert_eq!((header.error, used_len), expected);
         assert_eq!(lives.metrics().recovered.get(), u64::from(is_withdrawn));
     }
+}
+
+#[test]
+fn what_is_given_up_is_answered_with_an_error_and_what_comes_next_is_served() {
+    let mut lives = Lives::start(&GuestOptions::default());
+    let read = lives.begin_read(0, 1);
+    assert!(eventually(|| lives.metrics().submitted.get() == 1));
+    lives.go_on_or_give_up(|service| service, true);
+    assert_eq!(lives.clients[0].finish(read).unwrap().header.error, -libc::EIO);
+    let read = lives.begin_read(0, 2);
+    assert_eq!(lives.clients[0].finish(read).unwrap().header.error, 0);
 }
 
 #[test]

@@ -55,6 +55,6 @@ pub use in_flight::InFlight;
 pub use polling::PollTime;
 pub use queue_cpus::QueueCpus;
 pub use queue_engine::QueueEngine;
-pub use server::{Frontend, Frontends, ServeError, Server, ServerOptions, ServerStopper};
+pub use server::{Frontends, ServeError, Server, ServerOptions, ServerStopper};
 pub use service::{Options, Resumed, Service};
 pub use session::{Session, SessionError, Stopper};

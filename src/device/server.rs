@@ -25,17 +25,8 @@ pub trait Frontends {
     /// Readable when a frontend connects.
     fn readiness(&self) -> BorrowedFd<'_>;
 
-    /// Where it is accepted.
-    fn next(&self) -> io::Result<Frontend>;
-}
-
-/// A frontend that connects.
-#[derive(Debug)]
-pub struct Frontend {
     /// The socket on which it is accepted.
-    pub listener: UnixListener,
-    /// It was served by a process that died, does not know that, and its session goes on.
-    pub goes_on: bool,
+    fn listener(&self) -> io::Result<UnixListener>;
 }
 
 impl Frontends for UnixListener {
@@ -43,8 +34,8 @@ impl Frontends for UnixListener {
         self.as_fd()
     }
 
-    fn next(&self) -> io::Result<Frontend> {
-        Ok(Frontend { listener: self.try_clone()?, goes_on: false })
+    fn listener(&self) -> io::Result<UnixListener> {
+        self.try_clone()
     }
 }
 
@@ -146,7 +137,7 @@ impl Server {
 
     /// Serves the frontend that connects next.
     fn serve_one(&self, frontends: &impl Frontends, service: &Arc<Service>) -> Result<(), ServeError> {
-        let session = Session::accept(frontends.next()?.listener, service, self.options.config_space.clone())?;
+        let session = Session::accept(frontends.listener()?, service, self.options.config_space.clone())?;
         tracing::info!("a VMM connected");
         self.stop.set_session(session.stopper().map(|stopper| (stopper, Arc::downgrade(service))));
         let ended = session.wait();

@@ -56,8 +56,6 @@ impl Default for Options {
 pub struct Resumed {
     /// The queues for which SET_VRING_BASE comes again. The positions of their rings are those of the records.
     pub rings: Vec<u16>,
-    /// [`Negotiated::to_word`] of what INIT agreed on; 0 without a FUSE session.
-    pub fuse: u64,
     /// Requests that were left unfinished are answered with EIO: it may be one of them that ends processes.
     pub gives_up: bool,
 }
@@ -206,13 +204,7 @@ impl Service {
 
     /// The same for a session that an earlier process has begun, over the records that it left.
     pub fn resuming(self, resumed: Resumed) -> Service {
-        self.resume_fuse(resumed.fuse);
         Service { resumed: Some(resumed), ..self }
-    }
-
-    /// Goes on with a FUSE session, without another INIT; `word` is [`Negotiated::to_word`] of what its INIT agreed on, or 0.
-    pub fn resume_fuse(&self, word: u64) {
-        self.fuse.store(word, Ordering::Release);
     }
 
     /// Whether an earlier process has begun the session.

@@ -11,7 +11,3 @@ pub const LEAVING: u8 = 3;
 pub const RINGS: u8 = 4;
 /// Rings of a worker at most: one for each request queue.
 pub const RINGS_MAX: usize = 64;
-/// What comes with a frontend's socket: the session is new to the worker, and to the frontend.
-pub const NEW_SESSION: u8 = 0;
-/// What comes with a frontend's socket: the session goes on.
-pub const OLD_SESSION: u8 = 1;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// A life shorter than this that a fault ended is followed by a wait.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
+pub const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// A life longer than this ends the waits.
 const LONG_LIFE: Duration = Duration::from_secs(10);
 /// The first wait. Each is twice the one before.

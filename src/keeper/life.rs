@@ -11,6 +11,8 @@ use rustix::net::{
     sendmsg, socketpair,
 };
 
+use rustix::process::Signal;
+
 use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::identity;
@@ -67,14 +69,23 @@ pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
     match process::split()? {
         Some(worker) => {
             leave_to_worker(theirs);
-            identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
             // The worker cannot know what the kernel chose for this one.
             let number = worker.end().as_raw_fd().to_ne_bytes();
             let is_later = inheritance.beginning != Beginning::First;
             let since = Instant::now();
             let (rings, thread) = (Vec::new(), None);
             let life = Life { worker, control: ours, since, is_later, is_ready: false, is_leaving: false, rings, thread };
-            sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+            let begun = || -> io::Result<()> {
+                identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
+                sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+                Ok(())
+            };
+            if let Err(e) = begun() {
+                // It waits for this message, and there is to be one worker.
+                let _ = life.worker.send(Signal::KILL);
+                life.worker.wait()?;
+                return Err(e);
+            }
             Ok(Side::Keeper(life))
         }
         None => {
@@ -121,11 +132,11 @@ impl Life {
     /// Takes what the worker has said, if anything.
     pub fn hear(&mut self) -> io::Result<()> {
         loop {
-            let mut said = vec![0; SAID_MAX];
+            let mut said = [0; SAID_MAX];
             let received =
                 recvmsg(&self.control, &mut [IoSliceMut::new(&mut said)], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
-            match received {
-                Ok(received) if received.bytes > 0 => said.truncate(received.bytes),
+            let len = match received {
+                Ok(received) if received.bytes > 0 => received.bytes,
                 // It has closed its end, with a packet unread or without.
                 Ok(_) | Err(rustix::io::Errno::CONNRESET) => {
                     self.is_leaving = true;
@@ -133,8 +144,8 @@ impl Life {
                 }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
                 Err(e) => return Err(e.into()),
-            }
-            let numbers = said[1..].as_chunks().0;
+            };
+            let numbers = said[1..len].as_chunks().0;
             match said[0] {
                 READY => self.is_ready = true,
                 LEAVING => self.is_leaving = true,
@@ -162,13 +173,13 @@ impl Life {
         Ok(!self.is_leaving)
     }
 
-    /// Gives the worker a socket on which a frontend's connection is accepted; `session` says which.
-    pub fn hand_over(&self, acceptable: BorrowedFd<'_>, session: u8) -> io::Result<()> {
+    /// Gives the worker a socket on which a frontend's connection is accepted.
+    pub fn hand_over(&self, acceptable: BorrowedFd<'_>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [acceptable];
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.control, &[IoSlice::new(&[session])], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(&self.control, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }

@@ -10,8 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
-use super::control::{NEW_SESSION, OLD_SESSION};
-use super::deaths::{Cause, Deaths, Trust};
+use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
@@ -20,8 +19,6 @@ use crate::sys::process::{End, SharingChild};
 use crate::sys::signal::Signals;
 use crate::sys::thread;
 
-/// After a shorter life the keeper waits until it knows how the worker has ended.
-const LIFE_MIN: Duration = Duration::from_secs(1);
 /// How long after one could not be started another worker is.
 const START_AGAIN: Duration = Duration::from_millis(100);
 /// How long no connection is accepted after one could not be: what was missing, descriptors for example, will still be missing at once.
@@ -162,7 +159,8 @@ impl Keeper {
             }
             if !was_ready && let Err(e) = self.resume(life) {
                 tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
-                life.worker.send(Signal::KILL)?;
+                // It may just have ended.
+                let _ = life.worker.send(Signal::KILL);
             }
             match &mut self.link {
                 Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd(), None)? => {
@@ -245,7 +243,7 @@ impl Keeper {
             let (frontend, _) = self.listener.accept()?;
             frontend.set_nonblocking(false)?;
             let (worker, acceptable) = connection::acceptable()?;
-            life.hand_over(acceptable.as_fd(), NEW_SESSION)?;
+            life.hand_over(acceptable.as_fd())?;
             Ok(Relay::new(frontend.into(), worker))
         };
         match connected() {
@@ -268,7 +266,7 @@ impl Keeper {
     fn resume(&mut self, life: &Life) -> io::Result<()> {
         let Link::Connected(relay) = &mut self.link else { return Ok(()) };
         let (worker, acceptable) = connection::acceptable()?;
-        life.hand_over(acceptable.as_fd(), OLD_SESSION)?;
+        life.hand_over(acceptable.as_fd())?;
         relay.join_worker(worker)
     }
 
@@ -292,7 +290,8 @@ impl Keeper {
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let end = match end {
-            None if is_over || lived < LIFE_MIN => Some(life.worker.wait()?),
+            // What follows a short life depends on how it has ended.
+            None if is_over || lived < SHORT_LIFE => Some(life.worker.wait()?),
             None => {
                 self.ending.push(life.worker);
                 None

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixListener;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 
-use super::control::{LEAVING, OLD_SESSION, READY, RINGS, RINGS_MAX, THREAD};
-use crate::device::{Frontend, Frontends};
+use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use crate::device::Frontends;
 use crate::sys::failpoint::crash_point;
 
 /// What a worker begins with.
@@ -108,7 +108,7 @@ impl Frontends for WorkerEnd {
         self.control.as_fd()
     }
 
-    fn next(&self) -> io::Result<Frontend> {
+    fn listener(&self) -> io::Result<UnixListener> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut packet = [0; 1];
@@ -117,8 +117,6 @@ impl Frontends for WorkerEnd {
             RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
             _ => None,
         });
-        let listener =
-            listener.map(UnixListener::from).ok_or_else(|| io::Error::other("the keeper sent no connection; raise --rlimit-nofile"))?;
-        Ok(Frontend { listener, goes_on: packet[0] == OLD_SESSION })
+        listener.map(UnixListener::from).ok_or_else(|| io::Error::other("the keeper sent no connection; raise --rlimit-nofile"))
     }
 }
