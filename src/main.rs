@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -14,12 +15,13 @@ use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listeni
 use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{Beginning, Inheritance, Keeper, Turn, Witness, WorkerEnd};
+use gatherfs::keeper::{self, Beginning, DRAIN_MAX, Examiner, Inheritance, Keeper, Start, Taken, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
+use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
-use gatherfs::sys::{descriptor, identity, thread};
+use gatherfs::sys::working_dir::DescriptorDir;
+use gatherfs::sys::{descriptor, identity, process, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
         report(info);
         std::process::abort();
     }));
+    if let Some((taken, examiner)) = keeper::handed_over() {
+        return take_over(taken.map_err(AnyError::from), examiner);
+    }
     let arguments = match config::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         // Help and version, which were asked for.
@@ -51,32 +56,46 @@ fn main() -> ExitCode {
         let printed = std::io::stdout().write_all(config::capabilities().as_bytes());
         return printed.map_or_else(|e| fail(&e, 1), |()| ExitCode::SUCCESS);
     }
-    start_log(&arguments);
-    let is_root = rustix::process::geteuid().is_root();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let checked = match config::with_inherited_socket(arguments).and_then(|arguments| config::check(&arguments, is_root, cpus)) {
-        Ok(checked) => checked,
-        Err(e) => return fail(&e, EXIT_USAGE),
-    };
-    signal::ignore_file_size_limit();
-    match signal::hold().map_err(AnyError::from).and_then(|()| start(checked)) {
-        Ok(code) => code,
-        Err(e) => fail(e.as_ref(), 1),
-    }
-}
-
-fn start_log(arguments: &Arguments) {
-    let level = arguments.log_level().as_str();
-    let destination = if arguments.syslog { Destination::Syslog(Path::new(trace::SYSLOG_SOCKET)) } else { Destination::StandardError };
-    if let Err(e) = trace::start(level, destination) {
-        tracing::warn!("--syslog: cannot log to {}: {e}; the log goes to standard error", trace::SYSLOG_SOCKET);
-    }
-    for deprecation in config::deprecations(arguments) {
+    let syslog = start_log(&arguments);
+    for deprecation in config::deprecations(&arguments) {
         match deprecation {
             Deprecation::Warn(text) => tracing::warn!("{text}"),
             Deprecation::Info(text) => tracing::info!("{text}"),
         }
     }
+    let is_root = rustix::process::geteuid().is_root();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let begun = config::with_inherited_socket(arguments).and_then(|arguments| {
+        let checked = config::check(&arguments, is_root, cpus)?;
+        Ok((checked, Origin { line: arguments.line, is_root, cpus, syslog }))
+    });
+    let (checked, origin) = match begun {
+        Ok(begun) => begun,
+        Err(e) => return fail(&e, EXIT_USAGE),
+    };
+    signal::ignore_file_size_limit();
+    match signal::hold().map_err(AnyError::from).and_then(|()| start(checked, origin)) {
+        Ok(code) => code,
+        Err(e) => fail(e.as_ref(), 1),
+    }
+}
+
+/// What this process knows of its start that another program in its place could not find out.
+struct Origin {
+    line: Vec<OsString>,
+    is_root: bool,
+    cpus: usize,
+    syslog: Option<(RawFd, u32)>,
+}
+
+/// Starts the log. Returns the socket of the syslog daemon, and the id by which that one knows this process.
+fn start_log(arguments: &Arguments) -> Option<(RawFd, u32)> {
+    let level = arguments.log_level().as_str();
+    let destination = if arguments.syslog { Destination::Syslog(Path::new(trace::SYSLOG_SOCKET)) } else { Destination::StandardError };
+    trace::start(level, destination).unwrap_or_else(|e| {
+        tracing::warn!("--syslog: cannot log to {}: {e}; the log goes to standard error", trace::SYSLOG_SOCKET);
+        None
+    })
 }
 
 fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
@@ -85,7 +104,7 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
 }
 
 /// Listens, confines the process and serves. In the process that waits outside, ends with the other.
-fn start(checked: Checked) -> Result<ExitCode, AnyError> {
+fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
     let (listener, mut socket) = config::listen(&checked.listening)?;
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
@@ -113,7 +132,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
         socket.leave();
     }
     let has_keeper = checked.has_keeper;
-    let exported = match export(checked, descriptors, jail, whole, &socket) {
+    let (exported, start) = match export(checked, descriptors, jail, whole, &socket, origin) {
         Ok(exported) => exported,
         Err(e) => {
             socket.remove();
@@ -121,7 +140,7 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
         }
     };
     if has_keeper {
-        return start_keeper(listener, socket, exported);
+        return start_keeper(listener, socket, exported, start);
     }
     let served = serve(&listener, exported, None);
     socket.remove();
@@ -145,27 +164,90 @@ fn export(
     jail: Jail,
     whole: Option<FileSystemWatch>,
     socket: &SocketFile,
-) -> Result<Exported, AnyError> {
+    origin: Origin,
+) -> Result<(Exported, Option<Start>), AnyError> {
     let root = jail.share.try_clone()?;
+    let listing = jail.descriptor_dir.listing()?;
+    let (share_fd, descriptor_dir) = (jail.share.as_raw_fd(), jail.descriptor_dir.number());
     descriptor::make_room(root.as_fd(), descriptors.recent.min(ROOM_MAX));
     let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::restrict_files(&reach)?;
-    Ok(Exported { checked, share, whole, has_landlock, records: RequestRecords::new()? })
+    let records = RequestRecords::new()?;
+    let Origin { line, is_root, cpus, syslog } = origin;
+    let start = records.descriptor().map(|fd| Start {
+        line,
+        is_root,
+        cpus,
+        share: share_fd,
+        descriptor_dir,
+        listing,
+        watch: whole.as_ref().map(FileSystemWatch::parts),
+        records: fd.as_raw_fd(),
+        has_landlock,
+        syslog,
+    });
+    Ok((Exported { checked, share, whole, has_landlock, records }, start))
+}
+
+/// Goes on where another program has stopped, or says to `examiner` that this one can.
+fn take_over(taken: Result<Taken, AnyError>, examiner: Option<Examiner>) -> ExitCode {
+    let prepared = taken.and_then(|taken| prepare(taken, examiner.is_none()));
+    let Some(examiner) = examiner else {
+        let served = prepared.and_then(|(keeper, exported)| run(keeper, None, exported));
+        return served.unwrap_or_else(|e| fail(e.as_ref(), 1));
+    };
+    let why = prepared.err().map(|e| e.to_string());
+    let said = examiner.say(why.as_deref().map_or(Ok(()), Err));
+    if why.is_none() && said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What another program had when it stopped, as this one has it.
+fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
+    let start = &taken.start;
+    let arguments = config::parse_line(start.line.clone())?;
+    if logs {
+        let syslog = start.syslog.map(|(fd, pid)| descriptor::inherited(fd).map(|fd| (fd, pid))).transpose()?;
+        let destination = syslog.map_or(Destination::StandardError, |(fd, pid)| Destination::SyslogSocket(fd, pid));
+        trace::start(arguments.log_level().as_str(), destination)?;
+    }
+    let checked = config::check(&arguments, start.is_root, start.cpus)?;
+    let (root, descriptor_dir) = (descriptor::inherited(start.share)?, descriptor::inherited(start.descriptor_dir)?);
+    let descriptors = Descriptors::of(sandbox::open_files());
+    let share = Share::export(checked.share.clone(), descriptors, root, DescriptorDir::of(descriptor_dir))?;
+    let records = RequestRecords::attach(descriptor::inherited(start.records)?)?;
+    let watch = |(fd, device)| descriptor::inherited(fd).map(|group| FileSystemWatch::of(group, device));
+    let whole = start.watch.map(watch).transpose()?;
+    let mut first = vec![0, 1, 2, start.records];
+    share.name_descriptors(&mut first);
+    first.extend(start.watch.into_iter().map(|(fd, _)| fd).chain(start.syslog.map(|(fd, _)| fd)));
+    let exported = Exported { checked, share, whole, has_landlock: start.has_landlock, records };
+    Ok((Keeper::taking_over(taken, first)?, exported))
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
+fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported, start: Option<Start>) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
     let started = || -> Result<Keeper, AnyError> {
         if let Listening::Path { .. } = exported.checked.listening {
             // A connection that waits may be gone when it is accepted.
             listener.set_nonblocking(true)?;
         }
-        sandbox::seal_keeper(exported.checked.sandbox.seccomp)?;
-        Ok(Keeper::new(listener, keep_listening)?)
+        sandbox::seal_keeper(exported.checked.sandbox.seccomp, exported.checked.sandbox.mode.root())?;
+        Ok(Keeper::new(listener, keep_listening, start)?)
     };
-    match started().and_then(|keeper| Ok(keeper.run()?)) {
+    match started() {
+        Ok(keeper) => run(keeper, Some(socket), exported),
+        Err(e) => {
+            socket.remove();
+            Err(e)
+        }
+    }
+}
+
+/// Runs the keeper, or a worker that it has started.
+fn run(keeper: Keeper, mut socket: Option<SocketFile>, exported: Exported) -> Result<ExitCode, AnyError> {
+    match keeper.run() {
         Ok(Turn::Worker(end)) => {
             // The keeper's.
             std::mem::forget(socket);
@@ -178,13 +260,13 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
             std::mem::forget(exported);
             // The socket may be in another user's directory.
             let _ = identity::take_capabilities_up();
-            socket.remove();
+            socket.iter_mut().for_each(SocketFile::remove);
             Ok(ExitCode::from(u8::try_from(end.shell_status()).unwrap_or(1)))
         }
         Err(e) => {
             let _ = identity::take_capabilities_up();
-            socket.remove();
-            Err(e)
+            socket.iter_mut().for_each(SocketFile::remove);
+            Err(e.into())
         }
     }
 }
@@ -236,7 +318,8 @@ fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>
         rings: descriptors.clone(),
     };
     let signals = Signals::new()?;
-    sandbox::seal(checked.sandbox.seccomp, &optional)?;
+    let root = if end.is_some() { RootDirectory::Host } else { checked.sandbox.mode.root() };
+    sandbox::seal(checked.sandbox.seccomp, root, &optional)?;
     // An earlier worker's records are read under the list of system calls that this one has for the guest's requests.
     let (share, resumed) = match end {
         Some(end) => {
@@ -318,6 +401,7 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
 }
 
 fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>, witness: Option<Witness>) -> std::io::Result<()> {
+    let has_keeper = witness.is_some();
     thread::start("signals", move || {
         // This thread lives as long as the process.
         if let Some(Err(e)) = witness.map(Witness::testify) {
@@ -330,6 +414,12 @@ fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>
                     let line = metrics.to_json() + "\n";
                     let _ = std::io::stderr().write_all(line.as_bytes());
                 }
+                Ok(libc::SIGUSR2) if has_keeper => {
+                    let left = stopper.drain(DRAIN_MAX);
+                    tracing::debug!("another program goes on, with {left} requests in flight");
+                    process::end_now(0);
+                }
+                Ok(libc::SIGUSR2) => tracing::warn!("SIGUSR2: with --no-keeper the program cannot be replaced while it serves"),
                 Ok(_) => {
                     let in_flight = stopper.stop();
                     tracing::info!("shutting down; waiting for {in_flight} requests in flight");

@@ -4,6 +4,7 @@
 mod syslog;
 
 use std::io::IsTerminal;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,23 +23,31 @@ const LINES_PER_SECOND_MAX: u64 = 5;
 pub const SYSLOG_SOCKET: &str = "/dev/log";
 
 /// The destination of the log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub enum Destination<'d> {
     /// Standard error.
     StandardError,
     /// The syslog daemon at this socket.
     Syslog(&'d Path),
+    /// The syslog daemon at the other end of this socket, which knows this process by that id.
+    SyslogSocket(OwnedFd, u32),
 }
 
 /// Starts the log. `level` is `off`, `error`, `warn`, `info`, `debug` or `trace`. On standard error the environment variable
-/// RUST_LOG replaces it, if it is set. An error where the syslog daemon cannot be reached; the log then goes to standard error.
-pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<()> {
-    let (syslog, result) = match destination {
-        Destination::StandardError => (None, Ok(())),
-        Destination::Syslog(path) => match Syslog::connect(path) {
-            Ok(syslog) => (Some(syslog), Ok(())),
-            Err(e) => (None, Err(e)),
-        },
+/// RUST_LOG replaces it, if it is set. Returns the socket of the syslog daemon, and the id by which that one knows this process. An
+/// error where it cannot be reached; the log then goes to standard error.
+pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<Option<(RawFd, u32)>> {
+    let connected = match destination {
+        Destination::StandardError => Ok(None),
+        Destination::Syslog(path) => Syslog::connect(path).map(Some),
+        Destination::SyslogSocket(socket, pid) => Ok(Some(Syslog::of(socket, pid))),
+    };
+    let (syslog, result) = match connected {
+        Ok(syslog) => {
+            let socket = syslog.as_ref().map(Syslog::socket);
+            (syslog, Ok(socket))
+        }
+        Err(e) => (None, Err(e)),
     };
     // After a second start in one process, as in tests, the first subscriber stays.
     let _ = match syslog {

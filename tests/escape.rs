@@ -316,7 +316,7 @@ fn inside(words: &[String]) -> ExitCode {
     let rings = ring_parts().map(|parts| (Rings::new(1, false).expect("rings, where there is io_uring"), parts));
     let calls = OptionalCalls { rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), ..OptionalCalls::default() };
     sandbox::restrict_files(&Reach { share: jail.share.as_fd(), by_handle, removable: None }).unwrap();
-    sandbox::seal(seccomp, &calls).unwrap();
+    sandbox::seal(seccomp, sandbox::RootDirectory::Host, &calls).unwrap();
     let outside = Outside {
         pid: pid.parse().unwrap(),
         program,

@@ -1,6 +1,7 @@
 //! The options of the command line, with their help: the first paragraph of each is what `-h` shows, `--help` and the
 //! manual page show all of it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -370,6 +371,10 @@ pub struct Arguments {
     /// Print the supported features as JSON (vhost-user.json) and exit
     #[arg(long, help_heading = COMPATIBILITY)]
     pub print_capabilities: bool,
+
+    /// The whole line, with what a `--config` file and `-o` lists stand for.
+    #[arg(skip)]
+    pub line: Vec<OsString>,
 }
 
 impl Arguments {

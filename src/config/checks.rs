@@ -206,7 +206,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         listening,
         config_space: is_asked_for.then_some(config_space),
         tag,
-        device: device_options(a),
+        device: device_options(a, cpus),
         queue_cpus: queue_cpus(a.queue_cpus.as_ref(), a.num_request_queues)?,
         sandbox: sandbox_of(a, is_root)?,
         share: Options {
@@ -283,7 +283,7 @@ fn translation(a: &Arguments) -> Result<Translation, ConfigError> {
     Ok(Translation { users, groups })
 }
 
-fn device_options(a: &Arguments) -> DeviceOptions {
+fn device_options(a: &Arguments, cpus: usize) -> DeviceOptions {
     let default = DeviceOptions::default();
     let threads_per_queue = match a.thread_pool_size {
         // Kata Containers passes 1. With one thread, a slow request would block its queue.
@@ -295,6 +295,7 @@ fn device_options(a: &Arguments) -> DeviceOptions {
         threads_per_queue,
         stop_timeout: a.stop_timeout.unwrap_or(default.stop_timeout),
         poll: a.poll_us,
+        cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
         ..default
     }
 }

@@ -40,7 +40,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     }
     let first = read(&typed)?;
     if first.config.is_none() && first.compat_options.is_empty() {
-        return Ok(first);
+        return Ok(Arguments { line: typed, ..first });
     }
     let mut all: Vec<OsString> = typed.iter().take(1).cloned().collect();
     if let Some(path) = &first.config {
@@ -48,7 +48,16 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     }
     all.extend(typed.into_iter().skip(1));
     all.extend(compat::expand(&first.compat_options)?);
-    Ok(read(&all)?)
+    parse_line(all)
+}
+
+/// Parses [`Arguments::line`] of another process. Reads no file.
+///
+/// # Errors
+/// An argument that this program does not know or take.
+pub fn parse_line(line: Vec<OsString>) -> Result<Arguments, ParseError> {
+    let arguments = read(&line)?;
+    Ok(Arguments { line, ..arguments })
 }
 
 fn read(arguments: &[OsString]) -> Result<Arguments, clap::Error> {

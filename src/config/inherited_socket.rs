@@ -16,6 +16,7 @@ const FIRST: i32 = 3;
 pub fn with_inherited_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
     if arguments.socket_path.is_none() && arguments.socket.is_none() && arguments.fd.is_none() {
         arguments.fd = inherited_by(std::process::id(), std::env::var_os("LISTEN_PID"), std::env::var_os("LISTEN_FDS"))?;
+        arguments.line.extend(arguments.fd.map(|fd| format!("--fd={fd}").into()));
     }
     Ok(arguments)
 }

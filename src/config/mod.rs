@@ -25,7 +25,7 @@ pub use arguments::Arguments;
 pub use backend::capabilities;
 pub use checks::{Checked, ConfigError, IoOptions, check};
 pub use command::command;
-pub use command_line::{ParseError, parse};
+pub use command_line::{ParseError, parse, parse_line};
 pub use compat::CompatError;
 pub use config_file::FileError;
 pub use deprecations::{Deprecation, deprecations};

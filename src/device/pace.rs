@@ -5,7 +5,6 @@
 //! slow because it copies much keeps its CPU: with more threads than CPUs they only take turns, and a request whose thread waits
 //! for its turn is late (`docs/decisions/0011`).
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Requests are slow when they take longer, on average, than waking another thread on the same CPU does.
@@ -44,11 +43,6 @@ impl Pace {
             self.waited = (self.waited * (SMOOTHING - 1) + if has_waited { ALL } else { 0 }) / SMOOTHING;
         }
     }
-}
-
-/// The CPUs that this process may use.
-pub(super) fn cpu_count() -> u16 {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).try_into().unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! another CPU. A leader whose guest sends requests close together therefore looks at the avail index for a short time first. By
 //! default it does so only where that has been seen to help (`docs/decisions/0010`).
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -108,15 +107,10 @@ impl Drop for Seat<'_> {
     }
 }
 
-impl Default for Lookers {
-    /// One CPU is left to the guest, but where this process may use only one: the guest then may have another one.
-    fn default() -> Lookers {
-        Lookers::of_cpus(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
-    }
-}
-
 impl Lookers {
-    fn of_cpus(cpus: usize) -> Lookers {
+    /// One of the `cpus` is left to the guest, but where this process may use only one: the guest then may have another one.
+    pub fn of_cpus(cpus: u16) -> Lookers {
+        let cpus = usize::from(cpus);
         Lookers { count: AtomicUsize::new(0), threads: AtomicUsize::new(0), max: cpus.saturating_sub(1).max(1) }
     }
 

@@ -106,6 +106,8 @@ pub(super) struct State {
     is_engine_full: bool,
     /// A thread waits on [`Queue::drained`] until requests have left memory that was removed.
     pub is_leaving_memory: bool,
+    /// Nothing more is popped: another process goes on with the queue.
+    is_paused: bool,
 }
 
 /// What a queue is given before the frontend sends messages about it.
@@ -141,7 +143,7 @@ impl State {
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
     pub fn prepare(&mut self, service: &Service) -> bool {
-        self.is_runnable() && self.fit_ring(service)
+        self.is_runnable() && !self.is_paused && self.fit_ring(service)
     }
 
     /// The same, whether the frontend lets the queue run or not.
@@ -440,6 +442,10 @@ impl SessionQueue for Queue {
 
     fn requests_in_flight(&self) -> u32 {
         self.state.lock().in_flight.in_service()
+    }
+
+    fn pause(&self) {
+        self.configure_state(|state| state.is_paused = true);
     }
 
     fn wake(&self) {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -19,6 +20,9 @@ use crate::host::{Export, Share};
 use crate::io::{Rings, Which};
 use crate::metrics::Metrics;
 use crate::state::RequestRecords;
+
+/// Between two looks whether requests are finished, while the guest waits.
+const DRAIN_LOOK_AGAIN: Duration = Duration::from_micros(200);
 
 /// Where frontends come from.
 pub trait Frontends {
@@ -160,6 +164,21 @@ impl ServerStopper {
     /// Ends the wait for a frontend, or the session with one, whose requests in flight are finished first. Returns their number.
     pub fn stop(&self) -> u32 {
         self.0.stop()
+    }
+
+    /// For another process that is to go on: takes no more requests, and waits for those in flight, at most for `time`. The number of
+    /// those that are left, whose records the other process finds.
+    pub fn drain(&self, time: Duration) -> u32 {
+        let service = self.0.session.lock().as_ref().and_then(|(_, service)| service.upgrade());
+        let Some(service) = service else { return 0 };
+        service.pause();
+        let until = Instant::now() + time;
+        loop {
+            match service.requests_in_flight() {
+                left if left == 0 || Instant::now() >= until => return left,
+                _ => std::thread::sleep(DRAIN_LOOK_AGAIN),
+            }
+        }
     }
 }
 

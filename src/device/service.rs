@@ -1,6 +1,7 @@
 //! What all queues of a session share: the exported directory, the generation of guest memory, and the
 //! FUSE session.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -9,7 +10,6 @@ use parking_lot::{Mutex, RwLock};
 
 use super::features;
 use super::in_flight::InFlight;
-use super::pace;
 use super::polling::{Lookers, PollTime};
 use super::queue_cpus::QueueCpus;
 use super::queue_engine::QueueEngine;
@@ -35,6 +35,8 @@ pub struct Options {
     pub poll: PollTime,
     /// Time between checks for leaders that sit on one request, which then lose the lead. Others wait at most twice this behind it.
     pub relieve_after: Duration,
+    /// CPUs that this process may use. To be known before the sandbox: the files that say so would be the guest's in there.
+    pub cpus: u16,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
             stop_timeout: Duration::from_secs(60),
             poll: PollTime::Auto,
             relieve_after: Duration::from_millis(2),
+            cpus: std::thread::available_parallelism().map_or(1, NonZeroUsize::get).try_into().unwrap_or(u16::MAX),
         }
     }
 }
@@ -67,6 +70,9 @@ pub(super) trait SessionQueue: Send + Sync {
 
     /// Requests that a thread or an engine has.
     fn requests_in_flight(&self) -> u32;
+
+    /// Ends popping for good: another process is to go on with the queue.
+    fn pause(&self);
 
     /// Wakes a leader that sleeps.
     fn wake(&self);
@@ -91,8 +97,6 @@ pub struct Service {
     pub(super) cpus: QueueCpus,
     /// Bounds how many leaders poll at a time.
     pub(super) lookers: Lookers,
-    /// The CPUs that this process may use.
-    pub(super) cpu_count: u16,
     /// Limits what guest and frontend can have logged.
     pub limiter: Limiter,
     /// Whether the frontend wants dirty pages logged; the guest maps look at it.
@@ -129,8 +133,7 @@ impl Service {
             resumed: None,
             options: Options::default(),
             cpus: QueueCpus::default(),
-            lookers: Lookers::default(),
-            cpu_count: pace::cpu_count(),
+            lookers: Lookers::of_cpus(Options::default().cpus),
             limiter: Limiter::new(),
             logging: Arc::default(),
             memory: RwLock::new(Arc::new(GuestMap::empty())),
@@ -202,6 +205,11 @@ impl Service {
         queues.filter_map(Weak::upgrade).map(|queue| queue.requests_in_flight()).sum()
     }
 
+    /// Ends popping for good: another process is to go on with the queues.
+    pub(super) fn pause(&self) {
+        self.queues.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|queue| queue.pause());
+    }
+
     /// The same for a session that an earlier process has begun, over the records that it left.
     pub fn resuming(self, resumed: Resumed) -> Service {
         Service { resumed: Some(resumed), ..self }
@@ -224,7 +232,7 @@ impl Service {
 
     /// The same with other bounds.
     pub fn with(self, options: Options) -> Service {
-        Service { options, ..self }
+        Service { options, lookers: Lookers::of_cpus(options.cpus), ..self }
     }
 
     /// The same with CPUs for the threads of its queues.

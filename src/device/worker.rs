@@ -309,7 +309,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let waiting = matches!(chain, Work::New { waiting, .. } if *waiting > 0);
         let (service, serving) = (&self.bound.service, guard.leadership.serving());
         self.is_watched = guard.pace.is_slow() && (waiting || serving > 1);
-        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < service.cpu_count.max(2));
+        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < service.options.cpus.max(2));
         if gives_up {
             service.metrics.followers_woken.increment();
         }

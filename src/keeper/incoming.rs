@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::{Deserialize, Serialize};
 
 use super::message::{FDS_MAX, HEADER_LEN, Message, PAYLOAD_MAX, payload_len};
 
@@ -23,7 +24,7 @@ pub enum Received {
 }
 
 /// The beginning of a message.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Incoming {
     message: Message,
 }

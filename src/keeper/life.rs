@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::identity;
-use crate::sys::process::{self, SharingChild};
+use crate::sys::process::{self, Child};
 use crate::sys::thread;
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
@@ -28,7 +28,7 @@ const SAID_MAX: usize = 1 + RINGS_MAX * size_of::<u32>();
 /// A worker, as the keeper knows it.
 #[derive(Debug)]
 pub struct Life {
-    pub worker: SharingChild,
+    pub worker: Child,
     /// Brings sockets to the worker.
     control: OwnedFd,
     pub since: Instant,
@@ -55,16 +55,17 @@ pub enum Side {
 
 /// Splits this process into keeper and worker, which share the table of descriptors: whatever is open belongs to the one that uses
 /// it, and the other must not close its copy. The watched signals must be blocked (`sys/signal.rs`), and the process must have one
-/// thread. The worker ends with the keeper. `inheritance` is what it begins with, without what is made here.
+/// thread. The worker ends with the keeper. `inheritance` is what it begins with, without what is made here; `is_visible`: processes of
+/// the same user may look into the worker.
 ///
 /// An error where the kernel has no process or descriptor left. A worker whose keeper has ended already ends as well.
-pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
+pub fn start(mut inheritance: Inheritance, is_visible: bool) -> io::Result<Side> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     inheritance.descriptors.extend([ours.as_raw_fd(), theirs.as_raw_fd()]);
     // Effective rights are for the worker.
     identity::take_capabilities_up().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
     // The worker's threads use the keeper's /proc/self/fd as working directory.
-    let was_visible = process::set_visible(true)?;
+    process::set_visible(true)?;
     let keeper = rustix::process::getpid();
     match process::split()? {
         Some(worker) => {
@@ -91,7 +92,7 @@ pub fn start(mut inheritance: Inheritance) -> io::Result<Side> {
         None => {
             let begun = || -> io::Result<WorkerEnd> {
                 process::end_with(Some(keeper))?;
-                process::set_visible(was_visible)?;
+                process::set_visible(is_visible)?;
                 thread::record_this();
                 leave_to_keeper(ours);
                 WorkerEnd::new(theirs, inheritance)
@@ -127,6 +128,11 @@ impl Life {
     /// Readable when the worker has something to say, where something is expected of it.
     pub fn control(&self) -> Option<BorrowedFd<'_>> {
         (!self.is_leaving).then(|| self.control.as_fd())
+    }
+
+    /// Whether the worker has said that it is about to end in order.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving
     }
 
     /// Takes what the worker has said, if anything.

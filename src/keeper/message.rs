@@ -4,7 +4,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
+
+use super::descriptors::several;
 
 /// Request, flags and size of the payload, of 4 bytes each, in the host's byte order.
 pub const HEADER_LEN: usize = 12;
@@ -24,11 +27,12 @@ const NEED_REPLY: u32 = 1 << 3;
 const FLAGS_KNOWN: u32 = 0xf;
 
 /// A message, or what came instead of one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Message {
     /// Header and payload as they came.
     pub bytes: Vec<u8>,
     /// The descriptors that came with them.
+    #[serde(with = "several")]
     pub fds: Vec<OwnedFd>,
 }
 

@@ -10,23 +10,31 @@
 //! | `relay.rs`, `connection.rs` | two directions of messages with their descriptors; a connection whose other end can be accepted |
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
+//! | `upgrade.rs`, `program.rs` | the course of a live upgrade; the other program, which is examined and executed |
+//! | `handover.rs`, `descriptors.rs` | what the other program gets; descriptors in it |
 #![forbid(unsafe_code)]
 
 mod connection;
 mod control;
 mod deaths;
+mod descriptors;
+mod handover;
 mod incoming;
 mod life;
 mod message;
 mod outgoing;
 mod pending;
 mod process;
+mod program;
 mod relay;
 mod ring;
 mod session;
+mod upgrade;
 mod worker_end;
 
+pub use handover::{Cause, Examiner, HandOverError, Start, Taken, handed_over};
 pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};
+pub use upgrade::DRAIN_MAX;
 pub use worker_end::{Beginning, Inheritance, Witness, WorkerEnd};

@@ -5,11 +5,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde::{Deserialize, Serialize};
 
 use super::message::{FDS_MAX, Message};
 
 /// A message, of which a part may have been sent.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Outgoing {
     message: Message,
     sent: usize,

@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::message::Message;
 
 /// Requests that are kept. A frontend that sends more before it reads an answer loses the oldest with the worker.
 const PENDING_MAX: usize = 64;
 
 /// Requests without an answer in the order in which they were passed on, and those behind them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Pending(VecDeque<Request>);
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Request {
     message: Message,
     is_answered: bool,

@@ -2,7 +2,7 @@
 //! died. One thread, one wait for everything.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,14 @@ use rustix::process::Signal;
 
 use super::connection;
 use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
+use super::handover::{self, Given, Start, Taken};
 use super::life::{self, Life, Side, is_ready};
+use super::program::Program;
 use super::relay::Relay;
+use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::descriptor;
-use crate::sys::process::{End, SharingChild};
+use crate::sys::process::{self, Child, End};
 use crate::sys::signal::Signals;
 use crate::sys::thread;
 
@@ -41,13 +44,20 @@ pub struct Keeper {
     signals: Signals,
     /// What was open before there was a worker. Nobody closes it.
     first: Vec<RawFd>,
+    /// What another program that takes over needs as well. `None` where none can.
+    start: Option<Start>,
+    /// Processes of the same user may look into a worker.
+    is_visible: bool,
+    upgrade: Upgrade,
+    /// Where this program has taken the place of another one.
+    arrival: Option<Arrival>,
     link: Link,
     accept_at: Option<Instant>,
     deaths: Deaths,
     /// The io_uring rings of workers that died, until another one has waited for them.
     rings: Vec<RawFd>,
     /// Workers of which every thread has ended, until the kernel has taken down their memory.
-    ending: Vec<SharingChild>,
+    ending: Vec<Child>,
     is_stopping: bool,
 }
 
@@ -67,6 +77,8 @@ enum Wake {
 enum Verdict {
     /// Another worker.
     Next(Beginning),
+    /// Another program; a worker that begins like this, where it cannot be executed.
+    Execute(Next, Beginning),
     /// gatherfsd ends.
     End(End),
 }
@@ -85,7 +97,8 @@ enum Link {
 impl Keeper {
     /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
     /// has to stay open in every process.
-    pub fn new(listener: UnixListener, keep_listening: bool) -> io::Result<Keeper> {
+    pub fn new(listener: UnixListener, keep_listening: bool, start: Option<Start>) -> io::Result<Keeper> {
+        let is_visible = process::is_visible()?;
         let signals = Signals::new()?;
         thread::record_threads()?;
         Ok(Keeper {
@@ -93,6 +106,10 @@ impl Keeper {
             keep_listening,
             signals,
             first: descriptor::open_ones(),
+            start,
+            is_visible,
+            upgrade: Upgrade::None,
+            arrival: None,
             link: Link::Awaited,
             accept_at: None,
             deaths: Deaths::default(),
@@ -102,13 +119,21 @@ impl Keeper {
         })
     }
 
+    /// The keeper that goes on where another program in this process has stopped. `first` as what is open now in [`Keeper::new`].
+    pub fn taking_over(taken: Taken, first: Vec<RawFd>) -> io::Result<Keeper> {
+        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible } = taken;
+        let keeper = Keeper::new(listener.into(), keep_listening, Some(start))?;
+        let link = connection.map_or(Link::Awaited, Link::Connected);
+        Ok(Keeper { first, is_visible, rings, link, arrival: Some(Arrival::new(cause)), ..keeper })
+    }
+
     /// Starts workers, one after the other, until the last one has ended. Returns in each of them.
     ///
     /// An error where the keeper cannot wait, accept or start a worker; a worker then has to end with this process.
     pub fn run(mut self) -> io::Result<Turn> {
-        let mut beginning = Beginning::First;
+        let mut beginning = if self.arrival.is_some() { self.going_on() } else { Beginning::First };
         loop {
-            let mut life = match life::start(self.inheritance(beginning)) {
+            let mut life = match life::start(self.inheritance(beginning), self.is_visible) {
                 Ok(Side::Keeper(life)) => life,
                 Err(e) if beginning != Beginning::First => {
                     tracing::error!("cannot start another worker: {e}; it is tried again");
@@ -124,6 +149,11 @@ impl Keeper {
             let end = self.attend(&mut life)?;
             match self.follow(life, end)? {
                 Verdict::Next(next) => beginning = next,
+                Verdict::Execute(next, otherwise) => {
+                    let e = self.execute(&next);
+                    self.report(Err(format!("it cannot be executed: {e}")));
+                    beginning = otherwise;
+                }
                 Verdict::End(end) => return Ok(Turn::Ended(end)),
             }
             thread::note_all_ended();
@@ -134,6 +164,9 @@ impl Keeper {
         let mut descriptors = self.first.clone();
         descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
         descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
+        descriptors.extend(self.start.iter().map(|start| start.listing.as_raw_fd()));
+        self.upgrade.name_descriptors(&mut descriptors);
+        self.arrival.iter().for_each(|arrival| arrival.name_descriptors(&mut descriptors));
         let mut queues = Vec::new();
         if let Link::Connected(relay) = &self.link {
             relay.name_descriptors(&mut descriptors);
@@ -152,15 +185,19 @@ impl Keeper {
             }
             self.reap()?;
             self.pass_signals(life)?;
+            self.advance_upgrade(life);
             let was_ready = life.is_ready;
             life.hear()?;
             if !life.is_ready {
                 continue;
             }
-            if !was_ready && let Err(e) = self.resume(life) {
-                tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
-                // It may just have ended.
-                let _ = life.worker.send(Signal::KILL);
+            if !was_ready {
+                if let Err(e) = self.resume(life) {
+                    tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
+                    // It may just have ended.
+                    let _ = life.worker.send(Signal::KILL);
+                }
+                self.note_arrival();
             }
             match &mut self.link {
                 Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd(), None)? => {
@@ -187,11 +224,12 @@ impl Keeper {
         let thread_end = life.thread_end();
         watched.extend(thread_end.into_iter().chain(life.control()).map(watch));
         watched.extend(self.ending.iter().map(|worker| watch(worker.end())));
-        let mut timeout = None;
+        watched.extend(self.upgrade.awaited().into_iter().map(watch));
+        let mut timeout = self.upgrade.left();
         match &self.link {
             _ if !life.is_ready => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(left) if !left.is_zero() => timeout = Some(left),
+                Some(left) if !left.is_zero() => timeout = Some(timeout.map_or(left, |time| time.min(left))),
                 _ => watched.push(PollFd::new(&self.listener, PollFlags::IN)),
             },
             Link::Connected(relay) => watched.extend(relay.awaited().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))),
@@ -221,6 +259,9 @@ impl Keeper {
 
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
+            if arrived.signal == libc::SIGUSR2 {
+                continue;
+            }
             self.is_stopping |= arrived.signal != libc::SIGUSR1;
             // One that waits for the host to close a file does not listen yet.
             if self.is_stopping && life.is_later && !life.is_ready {
@@ -275,20 +316,28 @@ impl Keeper {
     }
 
     /// What the next worker begins with, when it is time to start it.
-    fn follow(&mut self, life: Life, end: Option<End>) -> io::Result<Verdict> {
+    fn follow(&mut self, mut life: Life, end: Option<End>) -> io::Result<Verdict> {
+        life.hear()?;
         if let Link::Connected(relay) = &mut self.link {
             relay.leave_worker()?;
             if !relay.is_under_way() {
                 self.hang_up();
             }
         }
-        let (lived, was_ready, is_later) = (life.since.elapsed(), life.is_ready, life.is_later);
+        let (lived, was_ready, is_later, is_leaving) = (life.since.elapsed(), life.is_ready, life.is_later, life.is_leaving());
         if was_ready {
             // It has waited for those of earlier ones.
             self.rings.clear();
         }
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
+        if let Upgrade::Draining(..) = self.upgrade
+            && !is_over
+            && !is_leaving
+        {
+            life.worker.wait()?;
+            return self.follow_drained();
+        }
         let end = match end {
             // What follows a short life depends on how it has ended.
             None if is_over || lived < SHORT_LIFE => Some(life.worker.wait()?),
@@ -303,6 +352,8 @@ impl Keeper {
             Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault,
             // The guest had not got it yet.
             Some(_) if self.is_stopping && is_later && !was_ready => return Ok(Verdict::End(End::Exit(0))),
+            // Somebody had it drain for a program that does not come.
+            Some(End::Exit(0)) if !is_leaving && !is_over => Cause::Killed,
             Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
             Some(end) if is_over => {
                 tracing::error!("the worker was ended by {} while it stopped; gatherfsd ends too", described(end));
@@ -312,6 +363,13 @@ impl Keeper {
             Some(End::Signal(_)) => Cause::Fault,
         };
         let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
+        if cause == Cause::Fault
+            && let Some(program) = self.arrival.as_mut().and_then(Arrival::take_before)
+        {
+            tracing::error!("the worker {how}; the program before takes over again");
+            let why = format!("its worker {how}; the program before serves on");
+            return Ok(Verdict::Execute(Next { program, cause: handover::Cause::GoingBack(why) }, self.going_on()));
+        }
         let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {
             tracing::error!("{count} workers died within {} seconds", time.as_secs() + 1);
@@ -339,7 +397,7 @@ impl Keeper {
         let until = Instant::now() + time;
         loop {
             while let Some(arrived) = self.signals.next()? {
-                if arrived.signal != libc::SIGUSR1 {
+                if ![libc::SIGUSR1, libc::SIGUSR2].contains(&arrived.signal) {
                     return Ok(false);
                 }
             }
@@ -356,8 +414,83 @@ impl Keeper {
     }
 }
 
+/// A program that takes this one's place.
+impl Keeper {
+    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
+    pub fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
+        let begun = || -> Result<Upgrade, String> {
+            let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
+            let cause = handover::Cause::Upgrade(None);
+            let given = self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
+            let examined = Program::new(file).and_then(|program| program.examine(&given));
+            examined.map(|examined| Upgrade::Examined(examined, before)).map_err(|e| format!("it cannot be examined: {e}"))
+        };
+        match begun() {
+            Ok(upgrade) => self.upgrade = upgrade,
+            Err(why) => self.report(Err(why)),
+        }
+    }
+
+    fn advance_upgrade(&mut self, life: &Life) {
+        match std::mem::take(&mut self.upgrade).advance(&life.worker) {
+            Ok(upgrade) => self.upgrade = upgrade,
+            Err(why) => self.report(Err(why)),
+        }
+    }
+
+    /// The worker has ended for the other program.
+    fn follow_drained(&mut self) -> io::Result<Verdict> {
+        for worker in self.ending.drain(..) {
+            // Its table of descriptors is the one that the other program gets.
+            worker.wait()?;
+        }
+        let otherwise = self.going_on();
+        Ok(match std::mem::take(&mut self.upgrade) {
+            Upgrade::Draining(next, _) => Verdict::Execute(next, otherwise),
+            _ => Verdict::Next(otherwise),
+        })
+    }
+
+    /// What a worker begins with that another one has prepared.
+    fn going_on(&self) -> Beginning {
+        if matches!(self.link, Link::Connected(_)) { Beginning::Recovery } else { Beginning::Idle }
+    }
+
+    /// What another program gets. `None` where it could not go on with it.
+    fn given<'k>(&'k self, cause: &'k handover::Cause) -> Option<Given<'k>> {
+        let given = Given::new(self.start.as_ref()?, cause, self.listener.as_raw_fd());
+        let connection = match &self.link {
+            Link::Connected(relay) => Some(&**relay),
+            _ => None,
+        };
+        Some(Given { keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
+    }
+
+    /// Executes `next`. Returns where that fails.
+    fn execute(&self, next: &Next) -> io::Error {
+        self.given(&next.cause).map_or_else(|| io::Error::from_raw_os_error(libc::EINVAL), |given| next.program.execute(&given))
+    }
+
+    /// A worker serves: what was to be taken over is.
+    fn note_arrival(&mut self) {
+        let Some(arrival) = &mut self.arrival else { return };
+        arrival.note_ready();
+        if let Some(outcome) = arrival.outcome.take() {
+            self.report(outcome.map(|()| format!("gatherfsd {} serves now", env!("CARGO_PKG_VERSION"))));
+        }
+    }
+
+    /// Says what has become of an upgrade.
+    fn report(&self, outcome: Result<String, String>) {
+        match outcome {
+            Ok(text) => tracing::info!("upgraded: {text}"),
+            Err(why) => tracing::error!("the program is not replaced: {why}"),
+        }
+    }
+}
+
 /// The end of a process in words.
-fn described(end: End) -> String {
+pub fn described(end: End) -> String {
     match end {
         End::Exit(status) => format!("itself with status {status}"),
         End::Signal(signal) => {

@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
+use serde::{Deserialize, Serialize};
 
+use super::descriptors::one;
 use super::incoming::{Incoming, Received};
 use super::message::Message;
 use super::outgoing::Outgoing;
@@ -28,7 +30,7 @@ enum Read {
 }
 
 /// One direction of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Direction {
     incoming: Incoming,
     outgoing: VecDeque<Outgoing>,
@@ -83,10 +85,12 @@ impl Direction {
 }
 
 /// A frontend's connection.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Relay {
+    #[serde(with = "one")]
     frontend: OwnedFd,
     /// `None` from when the worker has died until another one has come.
+    #[serde(skip)]
     worker: Option<OwnedFd>,
     requests: Direction,
     replies: Direction,

@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::FrontendReq;
 
+use super::descriptors::optional;
 use super::message::{Message, long_word};
 
 /// A ring as its messages describe it. Does not know guest memory: addresses are the frontend's, and never followed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Ring {
     /// Entries.
     pub size: u32,
@@ -19,10 +21,13 @@ pub struct Ring {
     /// By SET_VRING_ENABLE; `None` where the frontend does not use it.
     pub enabled: Option<bool>,
     /// The frontend's kick.
+    #[serde(with = "optional")]
     pub kick: Option<OwnedFd>,
     /// The call to the guest.
+    #[serde(with = "optional")]
     pub call: Option<OwnedFd>,
     /// Where errors are signalled.
+    #[serde(with = "optional")]
     pub err: Option<OwnedFd>,
 }
 

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
+use super::descriptors::{one, optional};
 use super::message::{Message, long_word, word};
 use super::ring::Ring;
 
@@ -24,11 +26,12 @@ const BEFORE_REGIONS: usize = 8;
 const NO_FD: u64 = 1 << 8;
 
 /// A region of guest memory. Nothing of it is mapped.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Region {
     /// Guest address, size, address in the frontend and offset in its file, as they came.
     pub layout: [u8; REGION_LEN],
     /// Its file.
+    #[serde(with = "one")]
     pub file: OwnedFd,
     /// It came after the log of dirty pages, which need not reach it.
     pub is_behind_log: bool,
@@ -56,16 +59,17 @@ impl Region {
 }
 
 /// The log of dirty pages.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct DirtyLog {
     /// Size and offset, as they came.
     pub layout: Vec<u8>,
     /// Its file.
+    #[serde(with = "one")]
     pub file: OwnedFd,
 }
 
 /// What was set up.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Session {
     /// SET_OWNER came.
     pub has_owner: bool,
@@ -80,6 +84,7 @@ pub struct Session {
     /// Rings by their index.
     pub rings: BTreeMap<u32, Ring>,
     /// The channel for requests of the backend.
+    #[serde(with = "optional")]
     pub backend_channel: Option<OwnedFd>,
     /// The log of dirty pages.
     pub dirty_log: Option<DirtyLog>,

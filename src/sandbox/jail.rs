@@ -12,7 +12,7 @@ use super::capabilities::{self, Capabilities};
 use super::error::{JailError, Step};
 use super::id_map::IdMaps;
 use super::namespace;
-use super::seccomp::Seccomp;
+use super::seccomp::{RootDirectory, Seccomp};
 use super::user_namespace;
 use crate::sys::process::{self, Side};
 use crate::sys::signal;
@@ -28,6 +28,13 @@ pub enum Mode {
     Chroot,
     /// No change of root.
     None,
+}
+
+impl Mode {
+    /// What the root directory is in it.
+    pub fn root(self) -> RootDirectory {
+        if self == Mode::None { RootDirectory::Host } else { RootDirectory::Share }
+    }
 }
 
 /// The parts of a sandbox.

@@ -75,6 +75,11 @@ pub fn raise_file_size() {
     }
 }
 
+/// The limit of open files that is in force.
+pub fn open_files() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Sets the soft limit of open files to `wanted` and returns the limit in force. 0 keeps the present limit; `None` raises it as
 /// far as allowed, up to a million. [`LimitError::TooHigh`] where `wanted` cannot be set, [`LimitError::TooLow`] where the limit
 /// in force is below 64.

@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 
 use super::error::{JailError, Step};
 use super::landlock;
-use super::seccomp::{self, OptionalCalls, Seccomp};
+use super::seccomp::{self, OptionalCalls, RootDirectory, Seccomp};
 
 /// The paths that remain accessible.
 #[derive(Debug, Clone, Copy)]
@@ -33,14 +33,15 @@ pub fn restrict_files(reach: &Reach<'_>) -> Result<bool, JailError> {
 /// Gives up the system calls that neither the keeper nor a worker that it starts needs. It cannot be undone.
 ///
 /// [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal_keeper(seccomp: Seccomp) -> Result<(), JailError> {
-    seccomp::install_for_keeper(seccomp).map_err(JailError::Seccomp)
+pub fn seal_keeper(seccomp: Seccomp, root: RootDirectory) -> Result<(), JailError> {
+    seccomp::install_for_keeper(seccomp, root).map_err(JailError::Seccomp)
 }
 
 /// Gives up the system calls that serving does not need. Call it when everything is open, and before the first thread is started.
-/// It cannot be undone. io_uring rings other than those of `optional` cannot be made or used.
+/// It cannot be undone. io_uring rings other than those of `optional` cannot be made or used. `root` as in [`seal_keeper`], or
+/// [`RootDirectory::Host`] in a worker, for which that has been called.
 ///
 /// [`JailError::Seccomp`] where the filter cannot be installed.
-pub fn seal(seccomp: Seccomp, optional: &OptionalCalls) -> Result<(), JailError> {
-    seccomp::install(seccomp, optional).map_err(JailError::Seccomp)
+pub fn seal(seccomp: Seccomp, root: RootDirectory, optional: &OptionalCalls) -> Result<(), JailError> {
+    seccomp::install(seccomp, root, optional).map_err(JailError::Seccomp)
 }

@@ -12,7 +12,7 @@ use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use super::system_calls::{
-    CALLS, CALLS_OF_ARCH, CALLS_OF_KEEPER, CALLS_OF_MUSL, FCNTLS, FCNTLS_OF_KEEPER, IOCTLS, IOCTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER,
+    CALLS, CALLS_OF_ARCH, CALLS_OF_KEEPER, CALLS_OF_LINKER, CALLS_OF_MUSL, FCNTLS, FCNTLS_OF_KEEPER, IOCTLS, IOCTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER,
 };
 use crate::sys::uring::REGISTRATIONS;
 
@@ -56,18 +56,31 @@ const OF_A_PROCESS: u64 = word(
 /// The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) on ENOSYS.
 const WITHOUT_CLONE3: SeccompAction = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
 
+/// What the root directory of the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootDirectory {
+    /// The host's.
+    Host,
+    /// The share, or what the guest can change otherwise: openat(2) of a path finds nothing there, and so neither does the C library or
+    /// the standard library, which look for files of the host's.
+    Share,
+}
+
+/// What openat(2) answers without a directory where the root directory is the share.
+const WITHOUT_FILE: SeccompAction = SeccompAction::Errno(libc::ENOENT.cast_unsigned());
+
 /// Installs the filter in every thread of this process. It cannot be removed. `None` installs nothing. An error
 /// where the kernel has no seccomp filters, or where the process has neither CAP_SYS_ADMIN nor no_new_privs.
-pub fn install(wanted: Seccomp, optional: &OptionalCalls) -> Result<(), seccompiler::Error> {
-    install_rules(wanted, rules(optional)?)
+pub fn install(wanted: Seccomp, root: RootDirectory, optional: &OptionalCalls) -> Result<(), seccompiler::Error> {
+    install_rules(wanted, root, rules(optional)?)
 }
 
-/// As [`install`], for the keeper and what its workers do before they install their own.
-pub fn install_for_keeper(wanted: Seccomp) -> Result<(), seccompiler::Error> {
-    install_rules(wanted, rules_of_keeper()?)
+/// As [`install`], for the keeper, for what its workers do before they install their own, and for the program that takes over.
+pub fn install_for_keeper(wanted: Seccomp, root: RootDirectory) -> Result<(), seccompiler::Error> {
+    install_rules(wanted, root, rules_of_keeper(root)?)
 }
 
-fn install_rules(wanted: Seccomp, rules: Rules) -> Result<(), seccompiler::Error> {
+fn install_rules(wanted: Seccomp, root: RootDirectory, rules: Rules) -> Result<(), seccompiler::Error> {
     let refused = match wanted {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
@@ -79,6 +92,10 @@ fn install_rules(wanted: Seccomp, rules: Rules) -> Result<(), seccompiler::Error
     // Two filters, because a filter has one action for all calls that match. The stricter action counts. The list comes last,
     // because that of the serving process does not allow seccomp(2).
     seccompiler::apply_filter_all_threads(&clone3)?;
+    if root == RootDirectory::Share {
+        let paths = BTreeMap::from([(libc::SYS_openat, one_of(0, [word(libc::AT_FDCWD)].into_iter())?)]);
+        seccompiler::apply_filter_all_threads(&program(paths, SeccompAction::Allow, WITHOUT_FILE)?)?;
+    }
     seccompiler::apply_filter_all_threads(&list)
 }
 
@@ -98,10 +115,12 @@ fn one_of(argument: u8, values: impl Iterator<Item = u64>) -> Result<Vec<Seccomp
     values.map(|value| SeccompRule::new(vec![SeccompCondition::new(argument, Dword, Eq, value)?])).collect()
 }
 
-/// The calls of every worker, without the numbers of one, and those of the keeper.
-fn rules_of_keeper() -> Result<Rules, BackendError> {
+/// The calls of every worker, without the numbers of one, those of the keeper, and of a program that begins.
+fn rules_of_keeper(root: RootDirectory) -> Result<Rules, BackendError> {
     let mut rules = rules(&OptionalCalls { binds_threads: true, ..OptionalCalls::default() })?;
-    rules.extend(CALLS_OF_KEEPER.iter().map(|(call, _)| (*call, Vec::new())));
+    // In the share there must be no program that is linked when it begins.
+    let of_linker = if root == RootDirectory::Host { CALLS_OF_LINKER } else { &[] };
+    rules.extend(CALLS_OF_KEEPER.iter().chain(of_linker).map(|(call, _)| (*call, Vec::new())));
     let (ioctls, fcntls, prctls) = (IOCTLS_OF_KEEPER.iter(), FCNTLS_OF_KEEPER.iter(), PRCTLS_OF_KEEPER.iter());
     rules.entry(libc::SYS_ioctl).or_default().extend(one_of(1, ioctls.map(|(n, _)| u64::from(*n)))?);
     rules.entry(libc::SYS_fcntl).or_default().extend(one_of(1, fcntls.map(|(n, _)| word(*n)))?);
@@ -206,15 +225,15 @@ mod tests {
     #[test]
     fn the_keeper_may_make_every_call_of_a_worker_and_none_that_leads_out_of_the_sandbox() {
         let optional = OptionalCalls { rings: vec![5], registers_memory: true, binds_threads: true };
-        let (keeper, worker) = (rules_of_keeper().unwrap(), rules(&optional).unwrap());
+        let (keeper, worker) = (rules_of_keeper(RootDirectory::Share).unwrap(), rules(&optional).unwrap());
         for (call, conditions) in worker {
             let of_keeper = keeper.get(&call).unwrap_or_else(|| panic!("system call {call}"));
             let allows = of_keeper.is_empty() || conditions.iter().all(|condition| of_keeper.contains(condition));
             assert!(allows && (of_keeper.is_empty() || !conditions.is_empty()), "system call {call}");
         }
+        // execveat(2) is for a file that is open, and keeps all limits.
         let ways_out = [
             libc::SYS_execve,
-            libc::SYS_execveat,
             libc::SYS_kill,
             libc::SYS_ptrace,
             libc::SYS_process_vm_readv,

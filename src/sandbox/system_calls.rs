@@ -165,6 +165,25 @@ pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     (libc::SYS_io_uring_enter, Crate("io-uring", "Submitter::submit")),
     (libc::SYS_io_uring_register, Crate("io-uring", "Submitter::register_restrictions")),
     (libc::SYS_seccomp, Crate("seccompiler", "apply_filter_all_threads")),
+    // A program that takes over, and its examination.
+    (libc::SYS_execveat, Here("sys/process.rs", "libc::SYS_execveat")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_arch_prctl, C("a program begins")),
+    (libc::SYS_set_tid_address, C("a program begins")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_poll, Std("a program begins: whether standard input, output and error are open")),
+];
+
+/// Calls of the dynamic linker, which the keeper may make where a program that takes over may be linked dynamically.
+pub(super) const CALLS_OF_LINKER: &[(c_long, Caller)] = &[
+    (libc::SYS_mmap, C("ld.so: memory that is executable")),
+    (libc::SYS_mprotect, C("ld.so: memory that is executable")),
+    (libc::SYS_pread64, C("ld.so: headers of a library")),
+    (libc::SYS_newfstatat, C("ld.so: a library")),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_access, C("ld.so: /etc/ld.so.preload")),
+    #[cfg(not(target_arch = "x86_64"))]
+    (libc::SYS_faccessat, C("ld.so: /etc/ld.so.preload")),
 ];
 
 /// Requests of ioctl(2). The filter compares their lower 32 bits.
@@ -192,6 +211,8 @@ pub(super) const FCNTLS: &[(i32, Caller)] = &[
 pub(super) const FCNTLS_OF_KEEPER: &[(i32, Caller)] = &[
     (libc::F_GETFL, Crate("signal-hook", "pipe::register: whether the pipe is one that blocks")),
     (libc::F_SETFL, Crate("signal-hook", "pipe::register: a pipe that does not block")),
+    (libc::F_SETFD, Here("sys/descriptor.rs", "rustix::io::fcntl_setfd(")),
+    (libc::F_GET_SEALS, Here("sys/descriptor.rs", "rustix::fs::fcntl_get_seals(")),
 ];
 
 /// Options of prctl(2).
@@ -216,7 +237,8 @@ mod tests {
     use super::*;
 
     fn everything() -> impl Iterator<Item = Caller> {
-        let calls = CALLS.iter().chain(CALLS_OF_ARCH).chain(CALLS_OF_MUSL).chain(CALLS_OF_KEEPER).map(|(_, caller)| *caller);
+        let lists = [CALLS, CALLS_OF_ARCH, CALLS_OF_MUSL, CALLS_OF_KEEPER, CALLS_OF_LINKER];
+        let calls = lists.into_iter().flatten().map(|(_, caller)| *caller);
         let commands = [FCNTLS, FCNTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER].into_iter().flatten().map(|(_, caller)| *caller);
         calls.chain(IOCTLS.iter().chain(IOCTLS_OF_KEEPER).map(|(_, caller)| *caller)).chain(commands)
     }

@@ -78,7 +78,9 @@ pub unsafe trait Record: Sync {
 }
 
 // SAFETY: an atomic integer itself.
-unsafe impl Record for AtomicU64 {}
+unsafe impl Record for AtomicU64 {
+    const KIND: u32 = 8;
+}
 // SAFETY: as above.
 unsafe impl Record for AtomicU32 {}
 
@@ -276,6 +278,11 @@ unsafe impl<T: Record> Send for Records<T> {}
 unsafe impl<T: Record> Sync for Records<T> {}
 
 impl<T: Record> Records<T> {
+    /// The arena that has the table.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
     /// Records of the table.
     pub fn count(&self) -> usize {
         self.table.count

@@ -68,7 +68,9 @@ pub(super) struct RequestSlot {
 const _: () = assert!(size_of::<RequestSlot>() == 64);
 
 // SAFETY: every field is an atomic integer.
-unsafe impl Record for RequestSlot {}
+unsafe impl Record for RequestSlot {
+    const KIND: u32 = 10;
+}
 
 /// A used element, with its place in the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,6 +21,7 @@ const HEADS_MAX: u32 = 32768;
 const REQUESTS_OFFSET: usize = PAGE_LEN_MAX;
 /// Where the records of the queues begin, behind the words.
 const QUEUES_OFFSET: usize = 64;
+const WORDS: usize = QUEUES_OFFSET / size_of::<AtomicU64>();
 const LEN: usize = REQUESTS_OFFSET + (QUEUES_MAX * HEADS_MAX) as usize * size_of::<RequestSlot>();
 
 /// The positions of a queue.
@@ -41,7 +42,9 @@ struct QueueSlot {
 const _: () = assert!(size_of::<QueueSlot>() == 64 && QUEUES_OFFSET + QUEUES_MAX as usize * 64 <= REQUESTS_OFFSET);
 
 // SAFETY: every field is an atomic integer or an array of them.
-unsafe impl Record for QueueSlot {}
+unsafe impl Record for QueueSlot {
+    const KIND: u32 = 9;
+}
 
 /// The arena of requests.
 #[derive(Debug)]
@@ -57,9 +60,23 @@ impl RequestRecords {
     /// [`Arena::new`].
     pub fn new() -> Result<Arc<RequestRecords>, ArenaError> {
         let arena = Arena::new(LEN)?;
-        let (words, queues) = (arena.table(0, QUEUES_OFFSET / size_of::<AtomicU64>()), arena.table(QUEUES_OFFSET, QUEUES_MAX as usize));
+        let (words, queues) = (arena.table(0, WORDS), arena.table(QUEUES_OFFSET, QUEUES_MAX as usize));
         let requests = arena.table(REQUESTS_OFFSET, (QUEUES_MAX * HEADS_MAX) as usize);
         Ok(Arc::new(RequestRecords { words, queues, requests }))
+    }
+
+    /// The arena that another program in this process has made. The errors of [`Arena::attach`].
+    pub fn attach(memfd: OwnedFd) -> Result<Arc<RequestRecords>, ArenaError> {
+        let arena = Arena::attach(memfd)?;
+        let records = RequestRecords { words: arena.attached_table()?, queues: arena.attached_table()?, requests: arena.attached_table()? };
+        let counts = [records.words.count(), records.queues.count(), records.requests.count()];
+        let least = [WORDS, QUEUES_MAX as usize, (QUEUES_MAX * HEADS_MAX) as usize];
+        if counts == least { Ok(Arc::new(records)) } else { Err(ArenaError::Unusable("a table has another length")) }
+    }
+
+    /// The descriptor by which another program can attach the arena; `None` where it has none.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.words.arena().descriptor()
     }
 
     /// Names the arena of the present share. To be called when that arena has all that another process needs of it.

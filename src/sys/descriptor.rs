@@ -1,10 +1,13 @@
-//! Descriptors: close(2) with its error, fsync(2), and inherited sockets by their number.
+//! Descriptors: close(2) with its error, fsync(2), and those that came through execve(2), by their number.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use parking_lot::Mutex;
+use rustix::fs::{RawDir, SealFlags, SeekFrom};
+use rustix::io::FdFlags;
 use rustix::net::sockopt;
 
 use super::failpoint::{crash_point, fail_call};
@@ -12,6 +15,9 @@ use crate::types::Errno;
 
 /// Where [`open_ones`] stops: a process that starts has few descriptors, and low ones.
 const FIRST_NUMBERS: RawFd = 1024;
+
+/// Bytes of a listing of descriptors that are read at once.
+const LISTING_LEN: usize = 32 << 10;
 
 /// Closes `fd`. The error is that of close(2), for example EIO or ENOSPC of a network file system. The descriptor is closed in
 /// any case.
@@ -79,10 +85,23 @@ pub fn close_others(kept: &mut [RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through
-/// execve(2) lacks FD_CLOEXEC, and this process opens none without it. This function sets the flag, so that a descriptor has
-/// one owner. EBADF where it is not open or was not inherited, EINVAL where it is not a listening unix socket.
-pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
+/// Takes ownership of descriptor `fd`, which the process inherited. A descriptor that came through execve(2) lacks FD_CLOEXEC, and
+/// this process opens none without it. This function sets the flag, so that a descriptor has one owner. EBADF where it is not open
+/// or was not inherited.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    inherited_if(fd, |_| Ok(()))
+}
+
+/// As [`inherited`], for a listening unix socket. EINVAL where it is none.
+pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
+    let fd = inherited_if(fd, |fd| {
+        let is_unix = sockopt::socket_domain(fd)? == rustix::net::AddressFamily::UNIX;
+        if is_unix && sockopt::socket_acceptconn(fd)? { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+    });
+    Ok(UnixListener::from(fd?))
+}
+
+fn inherited_if(fd: RawFd, check: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<OwnedFd> {
     // The flag belongs to the process, and so does the lock between test and set.
     static LOCK: Mutex<()> = Mutex::new(());
     let _guard = LOCK.lock();
@@ -91,16 +110,44 @@ pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
     }
     // SAFETY: the number is only queried; the kernel answers EBADF where it is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    if rustix::io::fcntl_getfd(borrowed)?.contains(rustix::io::FdFlags::CLOEXEC) {
+    if rustix::io::fcntl_getfd(borrowed)?.contains(FdFlags::CLOEXEC) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    let is_unix = sockopt::socket_domain(borrowed)? == rustix::net::AddressFamily::UNIX;
-    if !is_unix || !sockopt::socket_acceptconn(borrowed)? {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    check(borrowed)?;
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     // SAFETY: FD_CLOEXEC was not set, so the descriptor was inherited and has no owner in this process yet.
-    Ok(unsafe { UnixListener::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets every descriptor of the process stay open in the program that it executes next. `listing` is its /proc/self/fd, open for
+/// reading.
+pub fn keep_over_exec(listing: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::fs::seek(listing, SeekFrom::Start(0))?;
+    let mut entries = vec![MaybeUninit::uninit(); LISTING_LEN];
+    let mut entries = RawDir::new(listing, &mut entries);
+    while let Some(entry) = entries.next() {
+        // Not "." and "..".
+        if let Some(fd) = entry?.file_name().to_str().ok().and_then(|name| name.parse::<RawFd>().ok()) {
+            // SAFETY: the number is only used for its flags; the kernel answers EBADF where it is not open.
+            match rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::BADF) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Undoes [`keep_over_exec`].
+pub fn close_on_exec() -> io::Result<()> {
+    let (first, last, flags): (libc::c_uint, libc::c_uint, libc::c_uint) = (0, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: no memory is touched, and no descriptor is closed. The flag does not unshare the table.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether nobody can change the file behind `fd` any more: a memfd that is sealed against writing (man fcntl(2), F_SEAL_WRITE).
+pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::WRITE))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::file_handle::{HANDLE_LEN_MAX, Handle};
 
@@ -51,6 +51,18 @@ pub enum Event {
 /// A group of marks and its events.
 #[derive(Debug)]
 pub struct Fanotify(OwnedFd);
+
+impl From<OwnedFd> for Fanotify {
+    fn from(group: OwnedFd) -> Fanotify {
+        Fanotify(group)
+    }
+}
+
+impl AsRawFd for Fanotify {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 impl Fanotify {
     /// A group without marks. ENOSYS, EPERM or EINVAL where the kernel does not allow this process a group, EMFILE beyond the

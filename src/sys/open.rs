@@ -11,6 +11,26 @@ use super::failpoint::fail_call;
 use super::working_dir::DescriptorName;
 use crate::types::Errno;
 
+/// What openat2(2) takes; openat(2) ignores other flags, for example that of a guest which opens a program to execute it.
+const KNOWN_FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_CREAT
+    | libc::O_EXCL
+    | libc::O_NOCTTY
+    | libc::O_TRUNC
+    | libc::O_APPEND
+    | libc::O_NONBLOCK
+    | libc::O_SYNC
+    | libc::O_DSYNC
+    | libc::O_ASYNC
+    | libc::O_DIRECT
+    | libc::O_LARGEFILE
+    | libc::O_DIRECTORY
+    | libc::O_NOFOLLOW
+    | libc::O_NOATIME
+    | libc::O_CLOEXEC
+    | libc::O_PATH
+    | libc::O_TMPFILE;
+
 /// Opens `name` in `dir`, or makes it. No component leads out of `dir`, and no magic link is followed. EXDEV and ELOOP where one
 /// would be, and the errors of open(2).
 pub fn openat2(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
@@ -32,13 +52,14 @@ pub fn nameless(dir: BorrowedFd<'_>, flags: OFlags, mode: Mode) -> Result<OwnedF
     Ok(rustix::fs::openat(dir, c".", flags | OFlags::TMPFILE | OFlags::CLOEXEC, mode)?)
 }
 
-/// Opens the file behind `fd` once more, by its name in the thread's working directory, see `working_dir`. The errors of open(2).
+/// Opens the file behind `fd` once more, by its name in the thread's working directory, see `working_dir`. By openat2(2), for in the
+/// sandbox openat(2) opens nothing without a directory. The errors of open(2).
 pub fn again(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
     fail_call!("openat");
     let name = DescriptorName::of(fd);
     // The name is a magic link: it must be followed, and leads to the file itself and no further.
-    let flags = OFlags::from_bits_retain((flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC).cast_unsigned());
-    Ok(rustix::fs::openat(CWD, name.as_c_str(), flags, Mode::empty())?)
+    let flags = OFlags::from_bits_retain((flags & KNOWN_FLAGS & !libc::O_NOFOLLOW | libc::O_CLOEXEC).cast_unsigned());
+    Ok(rustix::fs::openat2(CWD, name.as_c_str(), flags, Mode::empty(), ResolveFlags::empty())?)
 }
 
 /// An O_PATH descriptor of the directory `path`, which the user named. The errors of open(2).

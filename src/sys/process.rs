@@ -1,7 +1,8 @@
-//! fork(2), clone(2), waiting and unshare(2), for the processes of the daemon.
+//! fork(2), clone(2), execveat(2), waiting and unshare(2), for the processes of the daemon.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
@@ -52,13 +53,13 @@ impl End {
     }
 }
 
-/// A child that shares the table of descriptors of this process, and no memory. It is not ended when this is dropped.
+/// A child. It is not ended when this is dropped.
 #[derive(Debug)]
-pub struct SharingChild {
+pub struct Child {
     pidfd: OwnedFd,
 }
 
-impl SharingChild {
+impl Child {
     /// Readable when every thread of the process has ended.
     pub fn end(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -88,10 +89,20 @@ impl SharingChild {
 /// one owner in both of them together: what the one closes is closed for the other. Returns `None` in the child.
 ///
 /// An error where the process has more than one thread; EAGAIN, ENOMEM or EMFILE of clone(2).
-pub fn split() -> io::Result<Option<SharingChild>> {
+pub fn split() -> io::Result<Option<Child>> {
+    clone(libc::CLONE_FILES)
+}
+
+/// As [`fork`], for a child that executes another program or ends at once. Returns `None` in the child.
+pub fn fork_watched() -> io::Result<Option<Child>> {
+    clone(0)
+}
+
+/// clone(2) with no memory in common.
+fn clone(shared: libc::c_int) -> io::Result<Option<Child>> {
     check_single_threaded()?;
     // With CLONE_PIDFD (Linux 5.2) the child's descriptor is there when the child is.
-    let flags = libc::c_long::from(libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD);
+    let flags = libc::c_long::from(shared | libc::CLONE_PIDFD | libc::SIGCHLD);
     let none: libc::c_long = 0;
     let mut pidfd: libc::c_int = -1;
     // No stack is given: the child goes on with a copy of this one, as after fork(2). The C library is not told, so it keeps this
@@ -102,8 +113,20 @@ pub fn split() -> io::Result<Option<SharingChild>> {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         // SAFETY: a new descriptor, which nobody else owns: the child has not been told its number.
-        _ => Ok(Some(SharingChild { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+        _ => Ok(Some(Child { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
     }
+}
+
+/// Replaces the program of this process, which keeps its id, by the one that is open behind `program` (man execveat(2)). The
+/// descriptors without FD_CLOEXEC stay open. Returns where that fails: EACCES for a file that may not be executed, ENOEXEC for one
+/// that is no program, ENOENT without its interpreter.
+pub fn execute(program: BorrowedFd<'_>, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    let path = c"".as_ptr();
+    // SAFETY: strings, and arrays of them that end with a null pointer; they live until the call returns.
+    unsafe { libc::syscall(libc::SYS_execveat, program.as_raw_fd(), path, arguments.as_ptr(), environment.as_ptr(), libc::AT_EMPTY_PATH) };
+    io::Error::last_os_error()
 }
 
 /// What becomes readable when thread `id` of a child, not its first thread, has ended (man pidfd_open(2), PIDFD_THREAD). EINVAL before
@@ -125,9 +148,14 @@ pub fn end_with(parent: Option<Pid>) -> io::Result<()> {
 }
 
 /// Whether processes of the same user and rights may look into this one (man prctl(2), PR_SET_DUMPABLE): memory, descriptors, core
-/// dumps. Returns what it was.
+/// dumps.
+pub fn is_visible() -> io::Result<bool> {
+    Ok(rustix::process::dumpable_behavior()? == DumpableBehavior::Dumpable)
+}
+
+/// Changes what [`is_visible`] says. Returns what it was.
 pub fn set_visible(visible: bool) -> io::Result<bool> {
-    let was = rustix::process::dumpable_behavior()? == DumpableBehavior::Dumpable;
+    let was = is_visible()?;
     if was != visible {
         let now = if visible { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
         rustix::process::set_dumpable_behavior(now)?;

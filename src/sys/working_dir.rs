@@ -25,6 +25,16 @@ impl DescriptorDir {
         while_visible(|| rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))
     }
 
+    /// Of its descriptor, for another program in the same process.
+    pub fn of(fd: OwnedFd) -> DescriptorDir {
+        DescriptorDir(fd)
+    }
+
+    /// The same directory, open for reading. EACCES where Landlock restricts the process already.
+    pub fn listing(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.0, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
     /// The number of its descriptor.
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()

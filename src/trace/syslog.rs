@@ -2,6 +2,7 @@
 //! process id. The daemon adds the time.
 
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
@@ -28,6 +29,16 @@ impl Syslog {
         // A daemon that does not read its socket must not delay requests.
         socket.set_nonblocking(true)?;
         Ok(Syslog { socket, pid: std::process::id() })
+    }
+
+    /// Over a connected socket that does not block, for a process that is known there as `pid`.
+    pub fn of(socket: OwnedFd, pid: u32) -> Syslog {
+        Syslog { socket: socket.into(), pid }
+    }
+
+    /// The number of the socket's descriptor, and the process id.
+    pub fn socket(&self) -> (RawFd, u32) {
+        (self.socket.as_raw_fd(), self.pid)
     }
 }
 

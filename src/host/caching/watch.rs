@@ -6,7 +6,7 @@
 //! apply where changes cannot be seen.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,6 +56,16 @@ impl FileSystemWatch {
         let group = Fanotify::of_file_system(dir.as_fd());
         let group = group.inspect_err(|e| tracing::debug!("--watch: cannot watch the whole file system: {e}")).ok()?;
         Some(FileSystemWatch { group, device })
+    }
+
+    /// Of its [`FileSystemWatch::parts`], for another program in the same process.
+    pub fn of(group: OwnedFd, device: u64) -> FileSystemWatch {
+        FileSystemWatch { group: Fanotify::from(group), device }
+    }
+
+    /// The number of its descriptor, and that of the file system's device.
+    pub fn parts(&self) -> (RawFd, u64) {
+        (self.group.as_raw_fd(), self.device)
     }
 }
 

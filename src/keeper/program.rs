@@ -1,0 +1,146 @@
+//! A program that is to take this one's place: examined in a process of its own, then executed in this one. It runs in the same
+//! sandbox, with the same system calls. Its file is a sealed memfd, which only the process outside the sandbox can make: a worker, which
+//! shares the descriptors, has no system call to seal one.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use rustix::process::Signal;
+
+use super::handover::{self, ABLE, Examiner, Given, VARIABLE};
+use super::life::is_ready;
+use super::process::described;
+use crate::sys::descriptor;
+use crate::sys::process::{self, Child, End};
+
+/// How long a program may take until it says whether it can take over. One that can says so within milliseconds.
+const EXAMINATION_MAX: Duration = Duration::from_secs(10);
+/// Bytes of what it says that are read.
+const SAID_MAX: usize = 1024;
+
+/// A program's file.
+#[derive(Debug)]
+pub struct Program(OwnedFd);
+
+impl Program {
+    /// Of a sealed memfd. EPERM for another file.
+    pub fn new(file: OwnedFd) -> io::Result<Program> {
+        if descriptor::is_sealed(file.as_fd()) { Ok(Program(file)) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    }
+
+
+    /// Executes it in this process, with what it is to take over. Returns where that fails; this process is then as before.
+    pub fn execute(&self, given: &Given<'_>) -> io::Error {
+        let executed = || -> io::Result<io::Error> {
+            // Again: the number may be something else's by now.
+            if !descriptor::is_sealed(self.0.as_fd()) {
+                return Err(io::Error::from_raw_os_error(libc::EPERM));
+            }
+            let memfd = given.write()?;
+            descriptor::keep_over_exec(given.start.listing.as_fd())?;
+            Ok(execute(self.0.as_fd(), &handover::value(&memfd, None)))
+        };
+        let error = executed().unwrap_or_else(|e| e);
+        // Nothing else is executed before the next attempt.
+        let _ = descriptor::close_on_exec();
+        error
+    }
+
+    /// Has another process execute it, which only says whether it could take over, as `given` says.
+    pub fn examine(self, given: &Given<'_>) -> io::Result<Examined> {
+        let memfd = given.write()?;
+        let (said, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let keeper = rustix::process::getpid();
+        match process::fork_watched()? {
+            Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),
+            None => {
+                let executed = process::end_with(Some(keeper))
+                    .and_then(|()| descriptor::keep_over_exec(given.start.listing.as_fd()))
+                    .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
+                let _ = Examiner::of(theirs).say(Err(&format!("it cannot be executed: {executed}")));
+                process::end_now(1)
+            }
+        }
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// execveat(2) with the arguments of this process, and its environment with `value` for [`VARIABLE`].
+fn execute(program: BorrowedFd<'_>, value: &str) -> io::Error {
+    let string = |text: OsString| CString::new(text.into_vec()).unwrap_or_default();
+    let arguments: Vec<CString> = std::env::args_os().map(string).collect();
+    let pair = |(name, value): (OsString, OsString)| string([name, value].join("=".as_ref()));
+    let others = std::env::vars_os().filter(|(name, _)| name != VARIABLE);
+    let environment: Vec<CString> = others.chain([(VARIABLE.into(), value.into())]).map(pair).collect();
+    process::execute(program, &arguments, &environment)
+}
+
+/// A program that is being examined.
+#[derive(Debug)]
+pub struct Examined {
+    program: Program,
+    child: Child,
+    said: OwnedFd,
+    until: Instant,
+}
+
+impl Examined {
+    /// Readable when there is a [`Examined::finding`].
+    pub fn awaited(&self) -> [BorrowedFd<'_>; 2] {
+        [self.said.as_fd(), self.child.end()]
+    }
+
+    /// The time until there is one in any case.
+    pub fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// What was found.
+    pub fn finding(self) -> Finding {
+        let mut said = [MaybeUninit::uninit(); SAID_MAX];
+        let text = recv(&self.said, &mut said, RecvFlags::DONTWAIT).map_or_else(|_| Vec::new(), |((said, _), _)| said.to_vec());
+        let finding = match text.split_first() {
+            Some((&ABLE, version)) => Ok(String::from_utf8_lossy(version).into_owned()),
+            Some((_, why)) => Err(String::from_utf8_lossy(why).into_owned()),
+            None if is_ready(self.child.end(), None).unwrap_or(true) => Err(match self.child.wait() {
+                Ok(End::Signal(libc::SIGSYS)) => "it makes a system call that the running program's sandbox forbids; restart instead".to_owned(),
+                Ok(end) => format!("it was ended by {} before it said that it can take over", described(end)),
+                Err(e) => format!("its end is not known: {e}"),
+            }),
+            None if self.left().is_zero() => Err(format!("it did not say within {} s that it can take over", EXAMINATION_MAX.as_secs())),
+            None => return Finding::None(self),
+        };
+        let _ = self.child.send(Signal::KILL);
+        let _ = self.child.wait();
+        match finding {
+            Ok(version) => Finding::Able(self.program, version),
+            Err(why) => Finding::Unable(why),
+        }
+    }
+
+    /// Adds the numbers of its descriptors to `named`.
+    pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
+        named.extend([self.program.0.as_raw_fd(), self.child.end().as_raw_fd(), self.said.as_raw_fd()]);
+    }
+}
+
+/// What an examination found.
+#[derive(Debug)]
+pub enum Finding {
+    /// Nothing yet.
+    None(Examined),
+    /// The program can take over; its version.
+    Able(Program, String),
+    /// It cannot, for this reason.
+    Unable(String),
+}
