@@ -120,7 +120,9 @@ impl Keeper {
     }
 
     /// The keeper that goes on where another program in this process has stopped. `first` as what is open now in [`Keeper::new`].
-    pub fn taking_over(taken: Taken, first: Vec<RawFd>) -> io::Result<Keeper> {
+    pub fn taking_over(taken: Taken, mut first: Vec<RawFd>) -> io::Result<Keeper> {
+        first.sort_unstable();
+        first.dedup();
         let Taken { start, cause, listener, keep_listening, connection, rings, is_visible } = taken;
         let keeper = Keeper::new(listener.into(), keep_listening, Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
@@ -335,7 +337,9 @@ impl Keeper {
             && !is_over
             && !is_leaving
         {
-            life.worker.wait()?;
+            if end.is_none() {
+                self.ending.push(life.worker);
+            }
             return self.follow_drained();
         }
         let end = match end {

@@ -56,11 +56,16 @@ impl Program {
         let memfd = given.write()?;
         let (said, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let keeper = rustix::process::getpid();
-        match process::fork_watched()? {
+        // Here, for what the other process would find open is what this one has by then.
+        descriptor::keep_over_exec(given.start.listing.as_fd())?;
+        let forked = process::fork_watched();
+        if !matches!(forked, Ok(None)) {
+            descriptor::close_on_exec()?;
+        }
+        match forked? {
             Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),
             None => {
                 let executed = process::end_with(Some(keeper))
-                    .and_then(|()| descriptor::keep_over_exec(given.start.listing.as_fd()))
                     .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
                 let _ = Examiner::of(theirs).say(Err(&format!("it cannot be executed: {executed}")));
                 process::end_now(1)
