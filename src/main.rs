@@ -16,10 +16,11 @@ use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{Beginning, Inheritance, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach};
+use gatherfs::outer::{self, KeeperEnd, Outer};
+use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
-use gatherfs::sys::{descriptor, identity, thread};
+use gatherfs::sys::{descriptor, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -84,7 +85,7 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Listens, confines the process and serves. In the process that waits outside, ends with the other.
+/// Listens, confines the process and serves. In the outer process, ends with the one inside.
 fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     let (listener, mut socket) = config::listen(&checked.listening)?;
     // Before the sandbox, which drops the capability that it takes.
@@ -94,25 +95,29 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     if checked.io.pins_memory {
         sandbox::raise_locked_memory();
     }
+    let is_confined = checked.sandbox.mode != Mode::None;
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
-        let entered = sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?;
-        Ok((entered, Descriptors::of(open_files)))
+        let has_outer = is_confined || checked.sandbox.has_outer;
+        let outer = has_outer.then(|| Outer::prepare(outer::Options { has_keeper: checked.has_keeper, is_confined })).transpose()?;
+        Ok((outer, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
     });
-    let (jail, descriptors) = match entered {
-        Ok((Entered::Inside(jail), descriptors)) => (jail, descriptors),
-        Ok((Entered::Outside(status), _)) => {
-            socket.remove();
-            return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));
+    let (channel, jail, descriptors) = match entered {
+        Ok((None, Entered::Inside(jail), descriptors)) => (None, jail, descriptors),
+        Ok((Some((outer, channel)), Entered::Inside(jail), descriptors)) => {
+            drop(outer);
+            socket.leave();
+            (Some(channel), jail, descriptors)
+        }
+        Ok((outer, Entered::Outside(inside), _)) => {
+            // The other process's: the socket refuses connections when that has ended.
+            drop((listener, whole));
+            return wait_outside(outer, inside, socket);
         }
         Err(e) => {
             socket.remove();
             return Err(e);
         }
     };
-    if checked.sandbox.mode != Mode::None {
-        socket.leave();
-    }
-    let has_keeper = checked.has_keeper;
     let exported = match export(checked, descriptors, jail, whole, &socket) {
         Ok(exported) => exported,
         Err(e) => {
@@ -120,12 +125,23 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
             return Err(e);
         }
     };
-    if has_keeper {
-        return start_keeper(listener, socket, exported);
+    match channel {
+        Some(channel) if exported.checked.has_keeper => start_keeper(listener, socket, exported, channel),
+        _ => {
+            let served = serve(&listener, exported, None);
+            socket.remove();
+            served.map(|()| ExitCode::SUCCESS)
+        }
     }
-    let served = serve(&listener, exported, None);
+}
+
+/// Waits for the end of the process inside, whose status becomes the exit status.
+fn wait_outside(outer: Option<(Outer, KeeperEnd)>, inside: Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
+    let Some((outer, channel)) = outer else { return Err("the outer process was not prepared".into()) };
+    drop(channel);
+    let ended = outer.wait_for(inside.process);
     socket.remove();
-    served.map(|()| ExitCode::SUCCESS)
+    Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
 }
 
 /// A share, with what else is made before this process splits.
@@ -155,7 +171,7 @@ fn export(
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported) -> Result<ExitCode, AnyError> {
+fn start_keeper(listener: UnixListener, socket: SocketFile, exported: Exported, channel: KeeperEnd) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
     let started = || -> Result<Keeper, AnyError> {
         if let Listening::Path { .. } = exported.checked.listening {
@@ -163,28 +179,20 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
             listener.set_nonblocking(true)?;
         }
         sandbox::seal_keeper(exported.checked.sandbox.seccomp)?;
-        Ok(Keeper::new(listener, keep_listening)?)
+        Ok(Keeper::new(listener, keep_listening, channel)?)
     };
-    match started().and_then(|keeper| Ok(keeper.run()?)) {
-        Ok(Turn::Worker(end)) => {
-            // The keeper's.
+    match started().and_then(|keeper| Ok(keeper.run()?))? {
+        Turn::Worker(end) => {
+            // The keeper's: the lock of the pid file.
             std::mem::forget(socket);
             let served = serve(&end, exported, Some(&end));
             end.say_leaving()?;
             served.map(|()| ExitCode::SUCCESS)
         }
-        Ok(Turn::Ended(end)) => {
+        Turn::Ended(end) => {
             // The worker's.
             std::mem::forget(exported);
-            // The socket may be in another user's directory.
-            let _ = identity::take_capabilities_up();
-            socket.remove();
             Ok(ExitCode::from(u8::try_from(end.shell_status()).unwrap_or(1)))
-        }
-        Err(e) => {
-            let _ = identity::take_capabilities_up();
-            socket.remove();
-            Err(e)
         }
     }
 }
@@ -329,6 +337,9 @@ fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>
                     // In one write, so that no other line comes in between. The reader of standard error may have gone.
                     let line = metrics.to_json() + "\n";
                     let _ = std::io::stderr().write_all(line.as_bytes());
+                }
+                Ok(libc::SIGUSR2) => {
+                    tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper, and the signal is for the process that was started")
                 }
                 Ok(_) => {
                     let in_flight = stopper.stop();

@@ -322,6 +322,7 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
             Seccomp::Trap => sandbox::Seccomp::Trap,
             Seccomp::None => sandbox::Seccomp::None,
         },
+        has_outer: !a.no_keeper,
     })
 }
 

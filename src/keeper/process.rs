@@ -2,7 +2,7 @@
 //! died. One thread, one wait for everything.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,10 @@ use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
+use crate::outer::{Asked, KeeperEnd, Said};
 use crate::sys::descriptor;
 use crate::sys::process::{End, SharingChild};
-use crate::sys::signal::Signals;
+use crate::sys::signal::{self, Signals};
 use crate::sys::thread;
 
 /// How long after one could not be started another worker is.
@@ -39,6 +40,14 @@ pub struct Keeper {
     listener: UnixListener,
     keep_listening: bool,
     signals: Signals,
+    /// To the outer process.
+    channel: KeeperEnd,
+    /// The outer process has its end of the channel open.
+    has_outer: bool,
+    /// What the outer process was told of the daemon.
+    told: String,
+    /// Workers that followed one that died.
+    restarts: u32,
     /// What was open before there was a worker. Nobody closes it.
     first: Vec<RawFd>,
     link: Link,
@@ -84,14 +93,18 @@ enum Link {
 
 impl Keeper {
     /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
-    /// has to stay open in every process.
-    pub fn new(listener: UnixListener, keep_listening: bool) -> io::Result<Keeper> {
+    /// has to stay open in every process. `channel` leads to the outer process.
+    pub fn new(listener: UnixListener, keep_listening: bool, channel: KeeperEnd) -> io::Result<Keeper> {
         let signals = Signals::new()?;
         thread::record_threads()?;
         Ok(Keeper {
             listener,
             keep_listening,
             signals,
+            channel,
+            has_outer: true,
+            told: String::new(),
+            restarts: 0,
             first: descriptor::open_ones(),
             link: Link::Awaited,
             accept_at: None,
@@ -132,7 +145,7 @@ impl Keeper {
 
     fn inheritance(&self, beginning: Beginning) -> Inheritance {
         let mut descriptors = self.first.clone();
-        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd(), self.channel.as_fd().as_raw_fd()]);
         descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
         let mut queues = Vec::new();
         if let Link::Connected(relay) = &self.link {
@@ -154,8 +167,12 @@ impl Keeper {
             self.pass_signals(life)?;
             let was_ready = life.is_ready;
             life.hear()?;
+            self.hear_outer()?;
             if !life.is_ready {
                 continue;
+            }
+            if !was_ready && !life.is_later {
+                self.channel.say(&Said::Ready);
             }
             if !was_ready && let Err(e) = self.resume(life) {
                 tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
@@ -177,6 +194,41 @@ impl Keeper {
                 }
                 _ => {}
             }
+            self.tell_status();
+        }
+    }
+
+    /// Takes what the outer process asks for.
+    fn hear_outer(&mut self) -> io::Result<()> {
+        match self.channel.asked()? {
+            Asked::Upgrade(program) => self.upgrade(program),
+            Asked::Closed => self.has_outer = false,
+            Asked::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Goes on as `program`, or says why not.
+    fn upgrade(&mut self, program: OwnedFd) {
+        drop(program);
+        self.channel.say(&Said::Refused("live upgrade is not built into this version".to_owned()));
+    }
+
+    /// Tells the outer process what the daemon does, where that has changed.
+    fn tell_status(&mut self) {
+        let link = match &self.link {
+            Link::Awaited => "waiting for a VMM",
+            Link::Connected(_) => "a VMM is connected",
+            Link::Over => "the VMM has disconnected",
+        };
+        let status = match self.restarts {
+            0 => link.to_owned(),
+            1 => format!("{link}; the worker was restarted once"),
+            restarts => format!("{link}; the worker was restarted {restarts} times"),
+        };
+        if status != self.told {
+            self.channel.say(&Said::Status(status.clone()));
+            self.told = status;
         }
     }
 
@@ -187,6 +239,7 @@ impl Keeper {
         let thread_end = life.thread_end();
         watched.extend(thread_end.into_iter().chain(life.control()).map(watch));
         watched.extend(self.ending.iter().map(|worker| watch(worker.end())));
+        watched.extend(self.has_outer.then(|| watch(self.channel.as_fd())));
         let mut timeout = None;
         match &self.link {
             _ if !life.is_ready => {}
@@ -221,7 +274,11 @@ impl Keeper {
 
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
-            self.is_stopping |= arrived.signal != libc::SIGUSR1;
+            if arrived.signal == libc::SIGUSR2 {
+                tracing::warn!("SIGUSR2 to the keeper is ignored: send it to the process that was started");
+                continue;
+            }
+            self.is_stopping |= signal::is_end(arrived.signal);
             // One that waits for the host to close a file does not listen yet.
             if self.is_stopping && life.is_later && !life.is_ready {
                 let _ = life.worker.send(Signal::KILL);
@@ -331,6 +388,7 @@ impl Keeper {
             _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");
+        self.restarts = self.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })
     }
 
@@ -339,7 +397,7 @@ impl Keeper {
         let until = Instant::now() + time;
         loop {
             while let Some(arrived) = self.signals.next()? {
-                if arrived.signal != libc::SIGUSR1 {
+                if signal::is_end(arrived.signal) {
                     return Ok(false);
                 }
             }

@@ -79,10 +79,23 @@ pub fn close_others(kept: &mut [RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes ownership of descriptor `fd`, a listening unix socket that the process inherited. A descriptor that came through
-/// execve(2) lacks FD_CLOEXEC, and this process opens none without it. This function sets the flag, so that a descriptor has
-/// one owner. EBADF where it is not open or was not inherited, EINVAL where it is not a listening unix socket.
-pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
+/// Takes ownership of descriptor `fd`, which the process inherited. A descriptor that came through execve(2) lacks FD_CLOEXEC, and
+/// this process opens none without it. This function sets the flag, so that a descriptor has one owner. EBADF where it is not open or
+/// was not inherited.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    take(fd, |_| Ok(()))
+}
+
+/// As [`inherited`], for a listening unix socket; EINVAL where it is none.
+pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
+    let is_listener = |fd: BorrowedFd<'_>| {
+        let is_unix = sockopt::socket_domain(fd)? == rustix::net::AddressFamily::UNIX;
+        if is_unix && sockopt::socket_acceptconn(fd)? { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+    };
+    take(fd, is_listener).map(UnixListener::from)
+}
+
+fn take(fd: RawFd, check: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<OwnedFd> {
     // The flag belongs to the process, and so does the lock between test and set.
     static LOCK: Mutex<()> = Mutex::new(());
     let _guard = LOCK.lock();
@@ -94,13 +107,10 @@ pub fn inherited_listener(fd: i32) -> io::Result<UnixListener> {
     if rustix::io::fcntl_getfd(borrowed)?.contains(rustix::io::FdFlags::CLOEXEC) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    let is_unix = sockopt::socket_domain(borrowed)? == rustix::net::AddressFamily::UNIX;
-    if !is_unix || !sockopt::socket_acceptconn(borrowed)? {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
+    check(borrowed)?;
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: FD_CLOEXEC was not set, so the descriptor was inherited and has no owner in this process yet.
-    Ok(unsafe { UnixListener::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

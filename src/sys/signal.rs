@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-const WATCHED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+const WATCHED: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
 /// The signals that the daemon watches. SIGHUP and SIGINT only where they are not ignored: nohup(1) ignores SIGHUP, a shell
 /// script SIGINT in what it starts in the background.
@@ -26,18 +26,9 @@ fn is_ignored(signal: i32) -> bool {
 /// Blocks the watched signals in this thread and in threads and processes that it starts afterwards. A signal that arrives
 /// before its watcher is then pending: it neither ends the process nor is lost, also in the first process of a pid namespace.
 pub fn hold() -> io::Result<()> {
-    mask(libc::SIG_BLOCK)
-}
-
-/// Unblocks the watched signals in this thread. Call it when they are watched.
-pub fn release() -> io::Result<()> {
-    mask(libc::SIG_UNBLOCK)
-}
-
-fn mask(how: i32) -> io::Result<()> {
     let set = set_of(WATCHED.into_iter());
     // SAFETY: an initialized set; a null pointer for the old one.
-    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
@@ -54,6 +45,11 @@ fn set_of(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     set
+}
+
+/// Whether a watched signal asks the daemon to end.
+pub fn is_end(signal: i32) -> bool {
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal)
 }
 
 /// A signal that arrived.

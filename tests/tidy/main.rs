@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("sandbox", 6),
     ("keeper", 6),
     ("device", 5),
+    ("outer", 4),
     ("host", 3),
     ("virtqueue", 2),
     ("io", 2),
