@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
@@ -16,7 +17,7 @@ use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{Beginning, Inheritance, Keeper, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
-use gatherfs::outer::{self, KeeperEnd, Outer};
+use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
 use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
@@ -85,9 +86,15 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// How long the lock of a queue may be held by whoever works on it: it is never held over a system call that can wait.
+const RESPONSE_MAX: Duration = Duration::from_secs(1);
+
 /// Listens, confines the process and serves. In the outer process, ends with the one inside.
 fn start(checked: Checked) -> Result<ExitCode, AnyError> {
+    // Taken out of the environment in any case.
+    let notify = Notify::from_environment();
     let (listener, mut socket) = config::listen(&checked.listening)?;
+    let control = socket.add_control(&checked.control).inspect_err(|_| socket.remove())?;
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
@@ -97,21 +104,24 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
     }
     let is_confined = checked.sandbox.mode != Mode::None;
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
-        let has_outer = is_confined || checked.sandbox.has_outer;
-        let outer = has_outer.then(|| Outer::prepare(outer::Options { has_keeper: checked.has_keeper, is_confined })).transpose()?;
-        Ok((outer, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
+        let ways = outer_or_herald(&checked, is_confined, control, notify)?;
+        Ok((ways, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
     });
-    let (channel, jail, descriptors) = match entered {
-        Ok((None, Entered::Inside(jail), descriptors)) => (None, jail, descriptors),
-        Ok((Some((outer, channel)), Entered::Inside(jail), descriptors)) => {
+    let (channel, herald, jail, descriptors) = match entered {
+        Ok((Ways::Alone(herald), Entered::Inside(jail), descriptors)) => (None, herald, jail, descriptors),
+        Ok((Ways::WithOuter(outer, channel), Entered::Inside(jail), descriptors)) => {
             drop(outer);
             socket.leave();
-            (Some(channel), jail, descriptors)
+            if checked.has_keeper {
+                (Some(channel), Herald::Nobody, jail, descriptors)
+            } else {
+                (None, Herald::Outer(channel), jail, descriptors)
+            }
         }
-        Ok((outer, Entered::Outside(inside), _)) => {
+        Ok((ways, Entered::Outside(inside), _)) => {
             // The other process's: the socket refuses connections when that has ended.
             drop((listener, whole));
-            return wait_outside(outer, inside, socket);
+            return wait_outside(ways, inside, socket);
         }
         Err(e) => {
             socket.remove();
@@ -125,19 +135,40 @@ fn start(checked: Checked) -> Result<ExitCode, AnyError> {
             return Err(e);
         }
     };
-    match channel {
-        Some(channel) if exported.checked.has_keeper => start_keeper(listener, socket, exported, channel),
-        _ => {
-            let served = serve(&listener, exported, None);
-            socket.remove();
-            served.map(|()| ExitCode::SUCCESS)
-        }
+    if let Some(channel) = channel {
+        return start_keeper(listener, socket, exported, channel);
     }
+    let served = serve(&listener, exported, None, herald);
+    socket.remove();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Which processes there are to be, apart from workers.
+enum Ways {
+    /// This one.
+    Alone(Herald),
+    /// This one outside and another one inside, which has the other end of the channel.
+    WithOuter(Box<Outer>, KeeperEnd),
+}
+
+fn outer_or_herald(checked: &Checked, is_confined: bool, control: Option<ControlSocket>, notify: Option<Notify>) -> std::io::Result<Ways> {
+    if !is_confined && !checked.sandbox.has_outer {
+        return Ok(Ways::Alone(notify.map_or(Herald::Nobody, |notify| Herald::Manager(notify.into()))));
+    }
+    let (outer, channel) = Outer::prepare(outer::Options {
+        has_keeper: checked.has_keeper,
+        is_confined,
+        in_user_namespace: checked.sandbox.mode == Mode::Namespace && !rustix::process::geteuid().is_root(),
+        tag: checked.tag.clone(),
+        control,
+        notify,
+    })?;
+    Ok(Ways::WithOuter(Box::new(outer), channel))
 }
 
 /// Waits for the end of the process inside, whose status becomes the exit status.
-fn wait_outside(outer: Option<(Outer, KeeperEnd)>, inside: Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
-    let Some((outer, channel)) = outer else { return Err("the outer process was not prepared".into()) };
+fn wait_outside(ways: Ways, inside: Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
+    let Ways::WithOuter(outer, channel) = ways else { return Err("there is no outer process".into()) };
     drop(channel);
     let ended = outer.wait_for(inside.process);
     socket.remove();
@@ -185,7 +216,7 @@ fn start_keeper(listener: UnixListener, socket: SocketFile, exported: Exported, 
         Turn::Worker(end) => {
             // The keeper's: the lock of the pid file.
             std::mem::forget(socket);
-            let served = serve(&end, exported, Some(&end));
+            let served = serve(&end, exported, Some(&end), Herald::Nobody);
             end.say_leaving()?;
             served.map(|()| ExitCode::SUCCESS)
         }
@@ -227,8 +258,8 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), gives_up })))
 }
 
-/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one.
-fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>) -> Result<(), AnyError> {
+/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one; else `herald` is told.
+fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, herald: Herald) -> Result<(), AnyError> {
     let Exported { checked, share, whole, has_landlock, records } = exported;
     // What was open when the keeper started its first worker stays open for the next one.
     let (share, whole) = (ManuallyDrop::new(share), ManuallyDrop::new(whole));
@@ -264,7 +295,14 @@ fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>
     {
         return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
     }
-    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), end.map(WorkerEnd::witness).transpose()?)?;
+    let herald = Arc::new(herald);
+    let watching = Watching {
+        stopper: server.stopper(),
+        metrics: Arc::clone(server.metrics()),
+        witness: end.map(WorkerEnd::witness).transpose()?,
+        herald: Arc::clone(&herald),
+    };
+    thread::start("signals", move || watching.run(&signals))?;
     if is_first {
         let place = match &checked.listening {
             Listening::Path { path, .. } => path.display().to_string(),
@@ -280,7 +318,10 @@ fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>
     }
     // The first session's; from the second on it is another one.
     drop(share);
-    server.serve(frontends)?;
+    herald.ready();
+    let served = server.serve(frontends);
+    herald.stopping();
+    served?;
     tracing::debug!("metrics {}", server.metrics().to_json());
     Ok(())
 }
@@ -325,32 +366,63 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>, witness: Option<Witness>) -> std::io::Result<()> {
-    thread::start("signals", move || {
+/// What the thread `signals` needs.
+struct Watching {
+    stopper: ServerStopper,
+    metrics: Arc<Metrics>,
+    witness: Option<Witness>,
+    herald: Arc<Herald>,
+}
+
+impl Watching {
+    /// Acts on signals, and shows at times that this process lives, where somebody watches it.
+    fn run(self, signals: &Signals) {
         // This thread lives as long as the process.
-        if let Some(Err(e)) = witness.map(Witness::testify) {
+        if let Some(Err(e)) = self.witness.as_ref().map(Witness::testify) {
             tracing::warn!("the keeper does not watch a thread: {e}");
         }
+        let every = outer::alive_every();
+        let mut alive_at = every.map(|_| Instant::now());
         loop {
-            match signals.wait() {
-                Ok(libc::SIGUSR1) => {
-                    // In one write, so that no other line comes in between. The reader of standard error may have gone.
-                    let line = metrics.to_json() + "\n";
-                    let _ = std::io::stderr().write_all(line.as_bytes());
+            match signals.wait(alive_at) {
+                Ok(None) => {
+                    self.show_life();
+                    alive_at = every.map(|every| Instant::now() + every);
                 }
-                Ok(libc::SIGUSR2) => {
-                    tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper, and the signal is for the process that was started")
-                }
-                Ok(_) => {
-                    let in_flight = stopper.stop();
-                    tracing::info!("shutting down; waiting for {in_flight} requests in flight");
-                }
+                Ok(Some(signal)) => self.act_on(signal),
                 Err(e) => {
                     tracing::error!("signals do not come through: {e}");
                     return;
                 }
             }
         }
-    })?;
-    Ok(())
+    }
+
+    fn show_life(&self) {
+        if !self.stopper.responds(RESPONSE_MAX) {
+            return tracing::error!("a queue is locked for more than {} s", RESPONSE_MAX.as_secs());
+        }
+        match self.witness.as_ref().map(Witness::say_alive) {
+            None => self.herald.alive(),
+            Some(Err(e)) => tracing::debug!("the keeper does not get to know that this process lives: {e}"),
+            Some(Ok(())) => {}
+        }
+    }
+
+    fn act_on(&self, signal: i32) {
+        match signal {
+            libc::SIGUSR1 => {
+                // In one write, so that no other line comes in between. The reader of standard error may have gone.
+                let line = self.metrics.to_json() + "\n";
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
+            libc::SIGUSR2 => {
+                tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper, and the signal is for the process that was started");
+            }
+            _ => {
+                let in_flight = self.stopper.stop();
+                tracing::info!("shutting down; waiting for {in_flight} requests in flight");
+            }
+        }
+    }
 }

@@ -311,7 +311,15 @@ fn inside(words: &[String]) -> ExitCode {
     unsafe { signal_hook::low_level::register(libc::SIGSYS, handler) }.unwrap();
     let beside = CString::new(format!("{share}/../beside")).unwrap();
     let (handle, _) = file_handle::of(rustix::fs::CWD, &beside).unwrap().expect("a file system with handles");
-    let (outer, _channel) = Outer::prepare(outer::Options { has_keeper: false, is_confined: true }).unwrap();
+    let (outer, _channel) = Outer::prepare(outer::Options {
+        has_keeper: false,
+        is_confined: true,
+        in_user_namespace: false,
+        tag: String::new(),
+        control: None,
+        notify: None,
+    })
+    .unwrap();
     let jail = match sandbox::enter(&options, Path::new(share)).unwrap() {
         Entered::Inside(jail) => jail,
         Entered::Outside(inside) => return ExitCode::from(u8::try_from(outer.wait_for(inside.process).unwrap()).unwrap()),

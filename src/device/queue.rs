@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -440,6 +440,10 @@ impl SessionQueue for Queue {
 
     fn requests_in_flight(&self) -> u32 {
         self.state.lock().in_flight.in_service()
+    }
+
+    fn responds(&self, time: Duration) -> bool {
+        self.state.try_lock_for(time).is_some()
     }
 
     fn wake(&self) {

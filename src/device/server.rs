@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -160,6 +161,15 @@ impl ServerStopper {
     /// Ends the wait for a frontend, or the session with one, whose requests in flight are finished first. Returns their number.
     pub fn stop(&self) -> u32 {
         self.0.stop()
+    }
+
+    /// Whether every queue of the session can be worked on: the lock that each of its requests takes is free within `time`. A request that
+    /// waits for the host does not hold it.
+    pub fn responds(&self, time: Duration) -> bool {
+        let Some(session) = self.0.session.try_lock_for(time) else { return false };
+        let service = session.as_ref().and_then(|(_, service)| service.upgrade());
+        drop(session);
+        service.is_none_or(|service| service.responds(time))
     }
 }
 

@@ -68,6 +68,9 @@ pub(super) trait SessionQueue: Send + Sync {
     /// Requests that a thread or an engine has.
     fn requests_in_flight(&self) -> u32;
 
+    /// Whether the lock that each request takes is free within `time`.
+    fn responds(&self, time: Duration) -> bool;
+
     /// Wakes a leader that sleeps.
     fn wake(&self);
 }
@@ -200,6 +203,12 @@ impl Service {
     pub(super) fn requests_in_flight(&self) -> u32 {
         let queues = self.queues.get().into_iter().flatten();
         queues.filter_map(Weak::upgrade).map(|queue| queue.requests_in_flight()).sum()
+    }
+
+    /// Whether each queue of the session can be worked on: its lock is free within `time`.
+    pub(super) fn responds(&self, time: Duration) -> bool {
+        let mut queues = self.queues.get().into_iter().flatten();
+        queues.all(|queue| queue.upgrade().is_none_or(|queue| queue.responds(time)))
     }
 
     /// The same for a session that an earlier process has begun, over the records that it left.

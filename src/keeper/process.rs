@@ -167,6 +167,9 @@ impl Keeper {
             self.pass_signals(life)?;
             let was_ready = life.is_ready;
             life.hear()?;
+            if std::mem::take(&mut life.is_alive) {
+                self.channel.say(&Said::Alive);
+            }
             self.hear_outer()?;
             if !life.is_ready {
                 continue;

@@ -14,13 +14,15 @@ const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
 pub const NO_KEEPER: &str = "an upgrade needs a keeper, and gatherfsd was started with --no-keeper; restart it";
 pub const UNDER_WAY: &str = "another upgrade is under way; wait for its end";
-pub const NO_ANSWER: &str = "the keeper has not answered in 60 s; see the log";
+pub const NO_ANSWER: &str = "the keeper does not answer; see the log, and restart gatherfsd";
 
 /// Who asked for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
-    /// SIGUSR2.
+    /// Whoever sent SIGUSR2.
     Signal,
+    /// A client of the control socket, by its number.
+    Client(u64),
 }
 
 /// An upgrade that the keeper has been asked for.
@@ -56,6 +58,14 @@ pub fn ask(
         (Some(program), _) => ask(program),
         (None, Ok(default)) => ask(default.open().map_err(|e| e.to_string())?.as_fd()),
         (None, Err(e)) => Err(Unfit::NoDefault(e.kind().into()).to_string()),
+    }
+}
+
+/// The answer to a client.
+pub fn answer(outcome: &Result<String, String>) -> String {
+    match outcome {
+        Ok(text) => format!("ok {text}"),
+        Err(text) => format!("refused {text}"),
     }
 }
 

@@ -1,29 +1,41 @@
-//! The wait of the outer process: for the end of the process inside, for signals, for what the keeper says. One thread, one wait for
-//! everything; without anything to do there is no time after which it wakes up.
+//! The wait of the outer process: for the end of the process inside, for signals, for what the keeper says, for clients of the control
+//! socket. One thread, one wait for everything; without anything to do there is no time after which it wakes up.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::channel::{Heard, KeeperEnd, OuterEnd, Said, channel};
+use super::control::{self, Control, ControlSocket, Request};
+use super::notify::Notify;
 use super::program::DefaultProgram;
+use super::report::Report;
 use super::upgrade::{self, Asker, Upgrade};
 use crate::sys::process;
-use crate::sys::signal::Signals;
+use crate::sys::signal::{self, Signals};
 
 /// Messages of the keeper that are taken before signals and the end of the process inside are looked at again: a worker that a guest has
 /// taken over can speak without a pause.
 const MESSAGES_AT_ONCE: usize = 16;
 
 /// What the outer process needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Whether the process inside is a keeper.
     pub has_keeper: bool,
     /// Whether its root directory is the share.
     pub is_confined: bool,
+    /// Whether this process is to be in a user namespace of its own.
+    pub in_user_namespace: bool,
+    /// The mount tag, for `gatherfsctl status`.
+    pub tag: String,
+    /// The control socket, if there is one.
+    pub control: Option<ControlSocket>,
+    /// The service manager, if there is one.
+    pub notify: Option<Notify>,
 }
 
 /// What the outer process opens before the sandbox. The process inside drops it.
@@ -32,6 +44,7 @@ pub struct Outer {
     options: Options,
     channel: OuterEnd,
     program: io::Result<DefaultProgram>,
+    overflow_id: u32,
 }
 
 impl Outer {
@@ -39,7 +52,7 @@ impl Outer {
     /// many descriptors.
     pub fn prepare(options: Options) -> io::Result<(Outer, KeeperEnd)> {
         let (channel, keeper) = channel()?;
-        Ok((Outer { options, channel, program: DefaultProgram::find() }, keeper))
+        Ok((Outer { options, channel, program: DefaultProgram::find(), overflow_id: control::overflow_id() }, keeper))
     }
 
     /// Waits for the end of `inside`, a child of this process: its exit status as a shell reports it. The watched signals must be blocked
@@ -47,20 +60,37 @@ impl Outer {
     ///
     /// An error where the kernel refuses to watch signals or the process.
     pub fn wait_for(self, inside: Pid) -> io::Result<i32> {
-        let end = rustix::process::pidfd_open(inside, PidfdFlags::empty())?;
-        Waiting { outer: self, inside, end, signals: Signals::new()?, is_connected: true, upgrade: None }.run()
+        let Outer { options, channel, program, overflow_id } = self;
+        let overflow_id = options.in_user_namespace.then_some(overflow_id);
+        let waiting = Waiting {
+            inside,
+            end: rustix::process::pidfd_open(inside, PidfdFlags::empty())?,
+            signals: Signals::new()?,
+            channel: Some(channel),
+            control: options.control.map(|socket| Control::new(socket, overflow_id)),
+            report: Report::new(options.notify, options.tag),
+            program,
+            has_keeper: options.has_keeper,
+            is_confined: options.is_confined,
+            upgrade: None,
+        };
+        waiting.run()
     }
 }
 
 /// The wait.
 struct Waiting {
-    outer: Outer,
     inside: Pid,
     /// Readable when the process inside has ended.
     end: OwnedFd,
     signals: Signals,
-    /// The keeper has its end of the channel open.
-    is_connected: bool,
+    /// `None` once the keeper has closed its end.
+    channel: Option<OuterEnd>,
+    control: Option<Control>,
+    report: Report,
+    program: io::Result<DefaultProgram>,
+    has_keeper: bool,
+    is_confined: bool,
     /// The one that is under way.
     upgrade: Option<Upgrade>,
 }
@@ -68,29 +98,39 @@ struct Waiting {
 impl Waiting {
     fn run(mut self) -> io::Result<i32> {
         loop {
-            self.sleep()?;
+            let tell_in = self.report.tell_status();
+            self.sleep(tell_in)?;
             if let Some(status) = process::ended(self.inside)? {
                 if status == 128 + libc::SIGSYS {
                     tracing::error!(
                         "a system call that is not on the list ended the serving process; --seccomp log writes it to the kernel's log"
                     );
                 }
+                self.report.stopping();
                 return Ok(status);
             }
             self.take_signals()?;
             self.hear()?;
             if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.left().is_zero()) {
-                self.answer(Err(upgrade::NO_ANSWER.to_owned()));
+                self.finish(Err(upgrade::NO_ANSWER.to_owned()));
+            }
+            self.take_requests();
+            if let Some(notify) = self.report.notify() {
+                notify.send_on();
             }
         }
     }
 
-    /// Sleeps until there is something to do.
-    fn sleep(&self) -> io::Result<()> {
+    /// Sleeps until there is something to do, or for `time`.
+    fn sleep(&self, time: Option<Duration>) -> io::Result<()> {
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut watched = vec![watch(self.end.as_fd()), watch(self.signals.as_fd())];
-        watched.extend(self.is_connected.then(|| watch(self.outer.channel.as_fd())));
-        let left = self.upgrade.as_ref().map(Upgrade::left);
+        watched.extend(self.channel.iter().map(|channel| watch(channel.as_fd())));
+        watched.extend(self.control.iter().flat_map(Control::awaited).map(watch));
+        let manager = self.report.awaited().and_then(Notify::awaited);
+        watched.extend(manager.map(|manager| PollFd::from_borrowed_fd(manager, PollFlags::OUT)));
+        let times = [time, self.upgrade.as_ref().map(Upgrade::left), self.control.as_ref().and_then(Control::left)];
+        let left = times.into_iter().flatten().min();
         match poll(&mut watched, left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e.into()),
@@ -99,16 +139,18 @@ impl Waiting {
 
     fn take_signals(&mut self) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
-            match arrived.signal {
-                libc::SIGUSR2 => self.begin(Asker::Signal, None),
-                // ^C: the kernel has sent it to every process in the foreground.
-                libc::SIGINT if arrived.by_kernel => {}
-                signal => {
-                    if let Some(signal) = Signal::from_named_raw(signal) {
-                        // It may just have ended.
-                        let _ = rustix::process::kill_process(self.inside, signal);
-                    }
-                }
+            if arrived.signal == libc::SIGUSR2 {
+                self.begin(Asker::Signal, None);
+                continue;
+            }
+            if signal::is_end(arrived.signal) {
+                self.report.stopping();
+            }
+            // ^C: the kernel has sent it to every process in the foreground.
+            let is_sent = arrived.signal == libc::SIGINT && arrived.by_kernel;
+            if !is_sent && let Some(signal) = Signal::from_named_raw(arrived.signal) {
+                // It may just have ended.
+                let _ = rustix::process::kill_process(self.inside, signal);
             }
         }
         Ok(())
@@ -117,44 +159,77 @@ impl Waiting {
     /// Takes what the keeper has said.
     fn hear(&mut self) -> io::Result<()> {
         for _ in 0..MESSAGES_AT_ONCE {
-            match self.outer.channel.hear()? {
-                Heard::Message(Said::Upgraded(text)) => self.answer(Ok(text)),
-                Heard::Message(Said::Refused(text)) => self.answer(Err(text)),
-                Heard::Message(Said::Ready | Said::Alive | Said::Status(_)) => {}
+            let Some(channel) = &self.channel else { break };
+            match channel.hear()? {
+                Heard::Message(Said::Ready) => self.report.ready(),
+                Heard::Message(Said::Status(text)) => self.report.status(text),
+                Heard::Message(Said::Alive) => self.report.alive(),
+                Heard::Message(Said::Upgraded(text)) => self.finish(Ok(text)),
+                Heard::Message(Said::Refused(text)) => self.finish(Err(text)),
                 Heard::Nothing => break,
-                Heard::Closed => {
-                    self.is_connected = false;
-                    break;
-                }
+                Heard::Closed => self.channel = None,
             }
         }
         Ok(())
     }
 
+    fn take_requests(&mut self) {
+        let requests = self.control.as_mut().map_or_else(Vec::new, Control::requests);
+        for (number, request) in requests {
+            match request {
+                Request::Upgrade(program) => self.begin(Asker::Client(number), program),
+                Request::Status => self.answer(number, &format!("ok {}", self.report.lines())),
+            }
+        }
+    }
+
     /// Has the keeper execute `program`, or the default one.
     fn begin(&mut self, asker: Asker, program: Option<OwnedFd>) {
-        let begun = self.try_to_begin(program.as_ref().map(AsFd::as_fd));
-        match begun {
-            Ok(()) => self.upgrade = Some(Upgrade::new(asker)),
-            Err(why) => upgrade::log(&Err(why)),
+        match (self.try_to_begin(program.as_ref().map(AsFd::as_fd)), asker) {
+            (Ok(()), asker) => {
+                self.report.upgrading();
+                self.upgrade = Some(Upgrade::new(asker));
+            }
+            // The manager, which may have sent the signal, waits for a beginning that follows it, and for an end.
+            (Err(why), Asker::Signal) if self.upgrade.is_some() => {
+                tracing::error!("the upgrade is refused: {why}");
+                self.report.upgrading();
+            }
+            (Err(why), Asker::Signal) => {
+                self.report.upgrading();
+                self.upgrade = Some(Upgrade::new(asker));
+                self.finish(Err(why));
+            }
+            (Err(why), Asker::Client(number)) => {
+                let outcome = Err(why);
+                upgrade::log(&outcome);
+                self.answer(number, &upgrade::answer(&outcome));
+            }
         }
     }
 
     fn try_to_begin(&self, program: Option<BorrowedFd<'_>>) -> Result<(), String> {
-        let Options { has_keeper, is_confined } = self.outer.options;
-        if !has_keeper {
-            return Err(upgrade::NO_KEEPER.to_owned());
+        match &self.channel {
+            _ if !self.has_keeper => Err(upgrade::NO_KEEPER.to_owned()),
+            _ if self.upgrade.is_some() => Err(upgrade::UNDER_WAY.to_owned()),
+            Some(channel) => upgrade::ask(channel, &self.program, program, self.is_confined),
+            None => Err(upgrade::NO_ANSWER.to_owned()),
         }
-        if self.upgrade.is_some() {
-            return Err(upgrade::UNDER_WAY.to_owned());
-        }
-        upgrade::ask(&self.outer.channel, &self.outer.program, program, is_confined)
     }
 
-    /// The upgrade that is under way has ended.
-    fn answer(&mut self, outcome: Result<String, String>) {
-        if self.upgrade.take().is_some() {
-            upgrade::log(&outcome);
+    /// The upgrade that is under way has ended. What comes when none is counts for nothing.
+    fn finish(&mut self, outcome: Result<String, String>) {
+        let Some(upgrade) = self.upgrade.take() else { return };
+        upgrade::log(&outcome);
+        self.report.upgraded(&outcome);
+        if let Asker::Client(number) = upgrade.asker {
+            self.answer(number, &upgrade::answer(&outcome));
+        }
+    }
+
+    fn answer(&mut self, number: u64, text: &str) {
+        if let Some(control) = &mut self.control {
+            control.answer(number, text);
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const WATCHED: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
@@ -92,13 +93,17 @@ impl Signals {
 }
 
 impl Signals {
-    /// Waits for the next signal: its number.
-    pub fn wait(&self) -> io::Result<i32> {
+    /// Waits for the next signal: its number. `None` where none has arrived until `until`.
+    pub fn wait(&self, until: Option<Instant>) -> io::Result<Option<i32>> {
         loop {
             if let Some(arrived) = self.next()? {
-                return Ok(arrived.signal);
+                return Ok(Some(arrived.signal));
             }
-            match poll(&mut [PollFd::new(self, PollFlags::IN)], None) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
