@@ -1,7 +1,7 @@
 //! The outer process: the one that the user started, which waits outside the sandbox for the one inside and does what only a process
 //! outside can do. It passes signals on, serves the control socket, opens the program of a live upgrade by its path, and tells the service
-//! manager what the keeper says. It has one thread: after unshare(CLONE_NEWPID) a process cannot start another one (man pid_namespaces(7)). It knows nothing of guests and of
-//! what is shared.
+//! manager what the keeper says. It has one thread: after unshare(CLONE_NEWPID) a process cannot start another one (man
+//! pid_namespaces(7)). It knows nothing of guests and of what is shared.
 //!
 //! | file | what it holds |
 //! |---|---|
