@@ -14,6 +14,7 @@ pub mod host;
 pub mod io;
 pub mod keeper;
 pub mod metrics;
+pub mod outer;
 pub mod sandbox;
 pub mod state;
 pub mod sys;

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
@@ -17,11 +18,12 @@ use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{self, Beginning, DRAIN_MAX, Examiner, Inheritance, Keeper, Start, Taken, Turn, Witness, WorkerEnd};
 use gatherfs::metrics::Metrics;
-use gatherfs::sandbox::{self, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
+use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
+use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
 use gatherfs::sys::working_dir::DescriptorDir;
-use gatherfs::sys::{descriptor, identity, process, thread};
+use gatherfs::sys::{descriptor, process, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -103,9 +105,15 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Listens, confines the process and serves. In the process that waits outside, ends with the other.
+/// How long the lock of a queue may be held by whoever works on it: it is never held over a system call that can wait.
+const RESPONSE_MAX: Duration = Duration::from_secs(1);
+
+/// Listens, confines the process and serves. In the outer process, ends with the one inside.
 fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
+    // Taken out of the environment in any case.
+    let notify = Notify::from_environment();
     let (listener, mut socket) = config::listen(&checked.listening)?;
+    let control = socket.add_control(&checked.control).inspect_err(|_| socket.remove())?;
     // Before the sandbox, which drops the capability that it takes.
     let whole = if checked.watch { FileSystemWatch::open(&checked.share.shared_dir) } else { None };
     let open_files = sandbox::raise_open_files(checked.open_files);
@@ -113,25 +121,32 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
     if checked.io.pins_memory {
         sandbox::raise_locked_memory();
     }
+    let is_confined = checked.sandbox.mode != Mode::None;
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
-        let entered = sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?;
-        Ok((entered, Descriptors::of(open_files)))
+        let ways = outer_or_herald(&checked, is_confined, control, notify)?;
+        Ok((ways, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
     });
-    let (jail, descriptors) = match entered {
-        Ok((Entered::Inside(jail), descriptors)) => (jail, descriptors),
-        Ok((Entered::Outside(status), _)) => {
-            socket.remove();
-            return Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)));
+    let (channel, herald, jail, descriptors) = match entered {
+        Ok((Ways::Alone(herald), Entered::Inside(jail), descriptors)) => (None, herald, jail, descriptors),
+        Ok((Ways::WithOuter(outer, channel), Entered::Inside(jail), descriptors)) => {
+            drop(outer);
+            socket.leave();
+            if checked.has_keeper {
+                (Some(channel), Herald::Nobody, jail, descriptors)
+            } else {
+                (None, Herald::Outer(channel), jail, descriptors)
+            }
+        }
+        Ok((ways, Entered::Outside(inside), _)) => {
+            // The other process's: the socket refuses connections when that has ended.
+            drop((listener, whole));
+            return wait_outside(ways, inside, socket);
         }
         Err(e) => {
             socket.remove();
             return Err(e);
         }
     };
-    if checked.sandbox.mode != Mode::None {
-        socket.leave();
-    }
-    let has_keeper = checked.has_keeper;
     let (exported, start) = match export(checked, descriptors, jail, whole, &socket, origin) {
         Ok(exported) => exported,
         Err(e) => {
@@ -139,12 +154,44 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
             return Err(e);
         }
     };
-    if has_keeper {
-        return start_keeper(listener, socket, exported, start);
+    if let Some(channel) = channel {
+        return start_keeper(listener, socket, exported, channel, start);
     }
-    let served = serve(&listener, exported, None);
+    let served = serve(&listener, exported, None, herald);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Which processes there are to be, apart from workers.
+enum Ways {
+    /// This one.
+    Alone(Herald),
+    /// This one outside and another one inside, which has the other end of the channel.
+    WithOuter(Box<Outer>, KeeperEnd),
+}
+
+fn outer_or_herald(checked: &Checked, is_confined: bool, control: Option<ControlSocket>, notify: Option<Notify>) -> std::io::Result<Ways> {
+    if !is_confined && !checked.sandbox.has_outer {
+        return Ok(Ways::Alone(notify.map_or(Herald::Nobody, |notify| Herald::Manager(notify.into()))));
+    }
+    let (outer, channel) = Outer::prepare(outer::Options {
+        has_keeper: checked.has_keeper,
+        is_confined,
+        in_user_namespace: checked.sandbox.mode == Mode::Namespace && !rustix::process::geteuid().is_root(),
+        tag: checked.tag.clone(),
+        control,
+        notify,
+    })?;
+    Ok(Ways::WithOuter(Box::new(outer), channel))
+}
+
+/// Waits for the end of the process inside, whose status becomes the exit status.
+fn wait_outside(ways: Ways, inside: Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
+    let Ways::WithOuter(outer, channel) = ways else { return Err("there is no outer process".into()) };
+    drop(channel);
+    let ended = outer.wait_for(inside.process);
+    socket.remove();
+    Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
 }
 
 /// A share, with what else is made before this process splits.
@@ -226,7 +273,13 @@ fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
-fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Exported, start: Option<Start>) -> Result<ExitCode, AnyError> {
+fn start_keeper(
+    listener: UnixListener,
+    socket: SocketFile,
+    exported: Exported,
+    channel: KeeperEnd,
+    start: Option<Start>,
+) -> Result<ExitCode, AnyError> {
     let keep_listening = exported.checked.keep_listening;
     let started = || -> Result<Keeper, AnyError> {
         if let Listening::Path { .. } = exported.checked.listening {
@@ -234,39 +287,25 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
             listener.set_nonblocking(true)?;
         }
         sandbox::seal_keeper(exported.checked.sandbox.seccomp, exported.checked.sandbox.mode.root())?;
-        Ok(Keeper::new(listener, keep_listening, start)?)
+        Ok(Keeper::new(listener, keep_listening, channel, start)?)
     };
-    match started() {
-        Ok(keeper) => run(keeper, Some(socket), exported),
-        Err(e) => {
-            socket.remove();
-            Err(e)
-        }
-    }
+    run(started()?, Some(socket), exported)
 }
 
 /// Runs the keeper, or a worker that it has started.
-fn run(keeper: Keeper, mut socket: Option<SocketFile>, exported: Exported) -> Result<ExitCode, AnyError> {
-    match keeper.run() {
-        Ok(Turn::Worker(end)) => {
-            // The keeper's.
+fn run(keeper: Keeper, socket: Option<SocketFile>, exported: Exported) -> Result<ExitCode, AnyError> {
+    match keeper.run()? {
+        Turn::Worker(end) => {
+            // The keeper's: the lock of the pid file.
             std::mem::forget(socket);
-            let served = serve(&end, exported, Some(&end));
+            let served = serve(&end, exported, Some(&end), Herald::Nobody);
             end.say_leaving()?;
             served.map(|()| ExitCode::SUCCESS)
         }
-        Ok(Turn::Ended(end)) => {
+        Turn::Ended(end) => {
             // The worker's.
             std::mem::forget(exported);
-            // The socket may be in another user's directory.
-            let _ = identity::take_capabilities_up();
-            socket.iter_mut().for_each(SocketFile::remove);
             Ok(ExitCode::from(u8::try_from(end.shell_status()).unwrap_or(1)))
-        }
-        Err(e) => {
-            let _ = identity::take_capabilities_up();
-            socket.iter_mut().for_each(SocketFile::remove);
-            Err(e.into())
         }
     }
 }
@@ -301,8 +340,8 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), gives_up })))
 }
 
-/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one.
-fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>) -> Result<(), AnyError> {
+/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one; else `herald` is told.
+fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, herald: Herald) -> Result<(), AnyError> {
     let Exported { checked, share, whole, has_landlock, records } = exported;
     // What was open when the keeper started its first worker stays open for the next one.
     let (share, whole) = (ManuallyDrop::new(share), ManuallyDrop::new(whole));
@@ -339,7 +378,14 @@ fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>
     {
         return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
     }
-    watch_signals(signals, server.stopper(), Arc::clone(server.metrics()), end.map(WorkerEnd::witness).transpose()?)?;
+    let herald = Arc::new(herald);
+    let watching = Watching {
+        stopper: server.stopper(),
+        metrics: Arc::clone(server.metrics()),
+        witness: end.map(WorkerEnd::witness).transpose()?,
+        herald: Arc::clone(&herald),
+    };
+    thread::start("signals", move || watching.run(&signals))?;
     if is_first {
         let place = match &checked.listening {
             Listening::Path { path, .. } => path.display().to_string(),
@@ -355,7 +401,10 @@ fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>
     }
     // The first session's; from the second on it is another one.
     drop(share);
-    server.serve(frontends)?;
+    herald.ready();
+    let served = server.serve(frontends);
+    herald.stopping();
+    served?;
     tracing::debug!("metrics {}", server.metrics().to_json());
     Ok(())
 }
@@ -400,36 +449,66 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     tracing::info!("{}; turned off: {off}", summary.policies);
 }
 
-fn watch_signals(signals: Signals, stopper: ServerStopper, metrics: Arc<Metrics>, witness: Option<Witness>) -> std::io::Result<()> {
-    let has_keeper = witness.is_some();
-    thread::start("signals", move || {
+/// What the thread `signals` needs.
+struct Watching {
+    stopper: ServerStopper,
+    metrics: Arc<Metrics>,
+    witness: Option<Witness>,
+    herald: Arc<Herald>,
+}
+
+impl Watching {
+    /// Acts on signals, and shows at times that this process lives, where somebody watches it.
+    fn run(self, signals: &Signals) {
         // This thread lives as long as the process.
-        if let Some(Err(e)) = witness.map(Witness::testify) {
+        if let Some(Err(e)) = self.witness.as_ref().map(Witness::testify) {
             tracing::warn!("the keeper does not watch a thread: {e}");
         }
+        let every = outer::alive_every();
+        let mut alive_at = every.map(|_| Instant::now());
         loop {
-            match signals.wait() {
-                Ok(libc::SIGUSR1) => {
-                    // In one write, so that no other line comes in between. The reader of standard error may have gone.
-                    let line = metrics.to_json() + "\n";
-                    let _ = std::io::stderr().write_all(line.as_bytes());
+            match signals.wait(alive_at) {
+                Ok(None) => {
+                    self.show_life();
+                    alive_at = every.map(|every| Instant::now() + every);
                 }
-                Ok(libc::SIGUSR2) if has_keeper => {
-                    let left = stopper.drain(DRAIN_MAX);
-                    tracing::debug!("another program goes on, with {left} requests in flight");
-                    process::end_now(0);
-                }
-                Ok(libc::SIGUSR2) => tracing::warn!("SIGUSR2: with --no-keeper the program cannot be replaced while it serves"),
-                Ok(_) => {
-                    let in_flight = stopper.stop();
-                    tracing::info!("shutting down; waiting for {in_flight} requests in flight");
-                }
+                Ok(Some(signal)) => self.act_on(signal),
                 Err(e) => {
                     tracing::error!("signals do not come through: {e}");
                     return;
                 }
             }
         }
-    })?;
-    Ok(())
+    }
+
+    fn show_life(&self) {
+        if !self.stopper.responds(RESPONSE_MAX) {
+            return tracing::error!("a queue is locked for more than {} s", RESPONSE_MAX.as_secs());
+        }
+        match self.witness.as_ref().map(Witness::say_alive) {
+            None => self.herald.alive(),
+            Some(Err(e)) => tracing::debug!("the keeper does not get to know that this process lives: {e}"),
+            Some(Ok(())) => {}
+        }
+    }
+
+    fn act_on(&self, signal: i32) {
+        match signal {
+            libc::SIGUSR1 => {
+                // In one write, so that no other line comes in between. The reader of standard error may have gone.
+                let line = self.metrics.to_json() + "\n";
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
+            libc::SIGUSR2 if self.witness.is_some() => {
+                let left = self.stopper.drain(DRAIN_MAX);
+                tracing::debug!("another program goes on, with {left} requests in flight");
+                process::end_now(0);
+            }
+            libc::SIGUSR2 => tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper"),
+            _ => {
+                let in_flight = self.stopper.stop();
+                tracing::info!("shutting down; waiting for {in_flight} requests in flight");
+            }
+        }
+    }
 }

@@ -19,6 +19,7 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use gatherfs::io::Rings;
+use gatherfs::outer::{self, Outer};
 use gatherfs::sandbox::{self, Capabilities, Entered, IdMaps, Mode, OptionalCalls, Options, Reach, Seccomp};
 use gatherfs::sys::file_handle::{self, Handle};
 use gatherfs::sys::working_dir::DescriptorDir;
@@ -301,6 +302,7 @@ fn inside(words: &[String]) -> ExitCode {
         id_maps: IdMaps::default(),
         capabilities: Capabilities::new(by_handle, None).unwrap(),
         seccomp,
+        has_outer: false,
     };
     // SAFETY: opened for good; not closed by an exec.
     let program = unsafe { libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY) };
@@ -309,9 +311,18 @@ fn inside(words: &[String]) -> ExitCode {
     unsafe { signal_hook::low_level::register(libc::SIGSYS, handler) }.unwrap();
     let beside = CString::new(format!("{share}/../beside")).unwrap();
     let (handle, _) = file_handle::of(rustix::fs::CWD, &beside).unwrap().expect("a file system with handles");
+    let (outer, _channel) = Outer::prepare(outer::Options {
+        has_keeper: false,
+        is_confined: true,
+        in_user_namespace: false,
+        tag: String::new(),
+        control: None,
+        notify: None,
+    })
+    .unwrap();
     let jail = match sandbox::enter(&options, Path::new(share)).unwrap() {
         Entered::Inside(jail) => jail,
-        Entered::Outside(status) => return ExitCode::from(u8::try_from(status).unwrap()),
+        Entered::Outside(inside) => return ExitCode::from(u8::try_from(outer.wait_for(inside.process).unwrap()).unwrap()),
     };
     let rings = ring_parts().map(|parts| (Rings::new(1, false).expect("rings, where there is io_uring"), parts));
     let calls = OptionalCalls { rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), ..OptionalCalls::default() };

@@ -47,16 +47,15 @@ fn sandboxes() -> &'static [&'static str] {
 
 /// The keeper of a daemon in `sandbox`, and its worker.
 fn processes(daemon: &Daemon, sandbox: &str) -> (u32, u32) {
-    let keeper = if sandbox == "none" { daemon.pid() } else { daemon.children()[0] };
+    let keeper = daemon.keeper();
     let workers = children_of(keeper);
     assert_eq!(workers.len(), 1, "--sandbox {sandbox}: one worker");
     (keeper, workers[0])
 }
 
 /// Whether there is a worker.
-fn is_serving(daemon: &Daemon, sandbox: &str) -> bool {
-    let keeper = if sandbox == "none" { daemon.pid() } else { daemon.children()[0] };
-    children_of(keeper).iter().filter(|pid| is_there(**pid)).count() == 1
+fn is_serving(daemon: &Daemon) -> bool {
+    children_of(daemon.keeper()).iter().filter(|pid| is_there(**pid)).count() == 1
 }
 
 fn guest_memory(pid: u32) -> usize {
@@ -106,7 +105,7 @@ fn each_worker_has_a_list_of_system_calls_beyond_the_keepers() {
         let filters = |pid: u32| status_field(pid, "Seccomp_filters").parse::<u32>().expect("a number");
         let (_, first) = processes(&daemon, sandbox);
         kill(first, Signal::KILL);
-        assert!(eventually(|| !is_there(first) && is_serving(&daemon, sandbox)), "--sandbox {sandbox}: {}", daemon.log());
+        assert!(eventually(|| !is_there(first) && is_serving(&daemon)), "--sandbox {sandbox}: {}", daemon.log());
         let (_guest, mut client) = mount(&daemon);
         assert_serves(&mut client);
         let (keeper, second) = processes(&daemon, sandbox);
@@ -137,7 +136,7 @@ fn a_worker_that_is_killed_before_a_vmm_comes_is_replaced() {
             assert_ne!(worker, dead);
             dead = worker;
             kill(worker, signal);
-            assert!(eventually(|| !is_there(worker) && is_serving(&daemon, sandbox)), "--sandbox {sandbox}: {}", daemon.log());
+            assert!(eventually(|| !is_there(worker) && is_serving(&daemon)), "--sandbox {sandbox}: {}", daemon.log());
         }
         let (guest, mut client) = mount(&daemon);
         assert_serves(&mut client);
@@ -323,7 +322,7 @@ fn a_frontend_that_stops_within_a_message_keeps_only_itself_waiting() {
 fn a_flood_of_messages_takes_no_memory_of_the_keeper() {
     let daemon = Daemon::start(&[]);
     let mut stream = UnixStream::connect(daemon.socket()).expect("a connection");
-    let resident = || -> u64 { status_field(daemon.pid(), "VmRSS").split(' ').next().and_then(|kib| kib.parse().ok()).expect("a size") };
+    let resident = || -> u64 { status_field(daemon.keeper(), "VmRSS").split(' ').next().and_then(|kib| kib.parse().ok()).expect("a size") };
     let ask = message(FrontendReq::GET_FEATURES, 1, &[]);
     let before = resident();
     for _ in 0..1000 {

@@ -6,11 +6,6 @@ use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The keeper of a daemon in `sandbox`.
-fn keeper_of(daemon: &Daemon, sandbox: &str) -> u32 {
-    if sandbox == "none" { daemon.pid() } else { daemon.children()[0] }
-}
-
 /// Kills the worker of `keeper` with `signal`.
 fn kill(keeper: u32, signal: Signal) {
     let worker = children_of(keeper)[0];
@@ -37,7 +32,7 @@ fn what_the_guest_knows_and_has_open_goes_on_in_every_sandbox() {
             let listing = client.opendir(directory).expect("OPENDIR").fh;
             for signal in [Signal::KILL, Signal::SYS, Signal::KILL] {
                 client.write(node, fh, 0, format!("{:02}", signal.as_raw()).as_bytes()).expect("WRITE");
-                kill(keeper_of(&daemon, sandbox), signal);
+                kill(daemon.keeper(), signal);
                 let context = || format!("--sandbox {sandbox}, handles {handles}, {signal:?}: {}", daemon.log());
                 assert_eq!(
                     client.read(node, fh, 0, 100).unwrap_or_else(|e| panic!("{e}, {}", context())),
@@ -45,11 +40,11 @@ fn what_the_guest_knows_and_has_open_goes_on_in_every_sandbox() {
                 );
                 assert_eq!(client.lookup(ROOT, "file").expect("LOOKUP").nodeid, node, "{}", context());
                 assert_eq!(client.readdir(directory, listing, 0, 4096).expect("READDIR").len(), 2, "{}", context());
-                assert!(eventually(|| children_of(keeper_of(&daemon, sandbox)).len() == 1), "{}", context());
+                assert!(eventually(|| children_of(daemon.keeper()).len() == 1), "{}", context());
             }
             // A file that has no name any more.
             client.unlink(ROOT, "file").expect("UNLINK");
-            kill(keeper_of(&daemon, sandbox), Signal::KILL);
+            kill(daemon.keeper(), Signal::KILL);
             assert_eq!(client.read(node, fh, 0, 100).expect("READ"), b"09");
             drop((guest, client));
             assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
@@ -62,12 +57,12 @@ fn nothing_is_left_open_by_a_worker_that_died() {
     let daemon = Daemon::start(&[]);
     let (_guest, mut client) = mount(&daemon);
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process is there").count();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.keeper())).expect("the process is there").count();
     let mut counts = Vec::new();
     for _ in 0..8 {
-        kill(daemon.pid(), Signal::KILL);
+        kill(daemon.keeper(), Signal::KILL);
         client.getattr(made.entry.nodeid, Some(made.open.fh)).expect("GETATTR");
-        assert!(eventually(|| children_of(daemon.pid()).len() == 1));
+        assert!(eventually(|| children_of(daemon.keeper()).len() == 1));
         counts.push(open());
     }
     // A cache of the worker's, or the dead one's pidfd, may be there or not.
@@ -85,9 +80,9 @@ fn faults_one_after_the_other_are_followed_by_less_trust() {
     // Two faults in short lives, then two more: the second pair makes the keeper trust the records no more.
     for (faults, expected) in [(2, "answers what is unfinished with an error"), (2, "without the records of the session")] {
         for _ in 0..faults {
-            let worker = children_of(daemon.pid())[0];
-            kill(daemon.pid(), Signal::ABORT);
-            assert!(eventually(|| children_of(daemon.pid()).first().is_some_and(|pid| *pid != worker)), "{}", daemon.log());
+            let worker = children_of(daemon.keeper())[0];
+            kill(daemon.keeper(), Signal::ABORT);
+            assert!(eventually(|| children_of(daemon.keeper()).first().is_some_and(|pid| *pid != worker)), "{}", daemon.log());
         }
         assert!(eventually(|| daemon.log().contains(expected)), "{}", daemon.log());
     }

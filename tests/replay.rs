@@ -131,9 +131,9 @@ impl Vmm {
     /// Kills the worker when it has taken everything, and waits for the next one.
     fn kill_worker(&self) {
         self.assert_lives("before the kill");
-        let worker = children_of(self.daemon.pid())[0];
+        let worker = children_of(self.daemon.keeper())[0];
         kill_process(Pid::from_raw(worker.cast_signed()).expect("a process id"), Signal::KILL).expect("the process is there");
-        assert!(eventually(|| children_of(self.daemon.pid()).iter().any(|pid| *pid != worker)), "{}", self.daemon.log());
+        assert!(eventually(|| children_of(self.daemon.keeper()).iter().any(|pid| *pid != worker)), "{}", self.daemon.log());
     }
 
     fn assert_lives(&self, when: &str) {
@@ -236,7 +236,7 @@ fn memory_that_came_behind_the_log_of_a_migration() {
 fn a_worker_that_cannot_be_started_is_tried_again() {
     let vmm = Vmm::set_up(protocol_features());
     vmm.assert_lives("at first");
-    let keeper = vmm.daemon.pid();
+    let keeper = vmm.daemon.keeper();
     let worker = children_of(keeper)[0];
     let limit_files = |count: u64| {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use super::control_socket::ControlPath;
 use super::queue_cpus::CpuLists;
 use super::values::{
     Cache, InodeFileHandles, IoEngine, Locks, LogLevel, MigrationMode, MigrationOnError, Negotiation, Sandbox, Seccomp, Tmpfile,
@@ -103,6 +104,13 @@ pub struct Arguments {
     /// Members of the group may connect. [default: only the daemon's user may connect]
     #[arg(long, value_name = "GROUP", help_heading = SOCKET_AND_DEVICE)]
     pub socket_group: Option<String>,
+
+    /// Path of the control socket, or none
+    ///
+    /// gatherfsctl(1) connects to it, as root or as the daemon's user. With --no-keeper there is none.
+    /// [default: the path of --socket-path with .control behind it, if a socket can be made there; none with --fd]
+    #[arg(long, value_name = "PATH|none", help_heading = SOCKET_AND_DEVICE)]
+    pub control_socket: Option<ControlPath>,
 
     /// Inherited listening socket, instead of --socket-path
     #[arg(long, value_name = "FD", help_heading = SOCKET_AND_DEVICE)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::arguments::Arguments;
+use super::control_socket::{ControlPath, ControlPlace};
 use super::listen::Listening;
 use super::policy_summary::{PolicySummary, policy_summary};
 use super::queue_cpus::{QueueCpusError, queue_cpus};
@@ -30,6 +31,9 @@ pub enum ConfigError {
     /// A group for an inherited socket.
     #[error("--socket-group needs --socket-path; the group of an inherited socket is set by its creator")]
     GroupOfInherited,
+    /// A control socket without a keeper.
+    #[error("--control-socket needs a keeper; leave out --no-keeper, or give --control-socket none")]
+    ControlWithoutKeeper,
     /// Not a descriptor, or standard output or error.
     #[error("invalid value '{0}' for --fd: expected the number of an inherited socket, 0 or 3 and higher")]
     BadFd(i32),
@@ -92,6 +96,8 @@ pub enum ConfigError {
 pub struct Checked {
     /// Where to listen.
     pub listening: Listening,
+    /// Where the control socket is made.
+    pub control: ControlPlace,
     /// The device's configuration space, if `--tag` or `--num-request-queues` was given: QEMU 7.1 to 8.0 may crash when one is
     /// offered.
     pub config_space: Option<ConfigSpace>,
@@ -203,6 +209,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
     let config_space = ConfigSpace::new(&tag, queues)?;
     let is_asked_for = a.tag.is_some() || a.num_request_queues.is_some();
     Ok(Checked {
+        control: control(a, &listening)?,
         listening,
         config_space: is_asked_for.then_some(config_space),
         tag,
@@ -249,6 +256,15 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         has_keeper: !a.no_keeper,
         io: io_options(a, queues)?,
         summary: policy_summary(a),
+    })
+}
+
+fn control(a: &Arguments, listening: &Listening) -> Result<ControlPlace, ConfigError> {
+    Ok(match (&a.control_socket, listening) {
+        (Some(ControlPath::At(_)), _) if a.no_keeper => return Err(ConfigError::ControlWithoutKeeper),
+        (Some(ControlPath::At(path)), _) => ControlPlace::At(path.clone()),
+        (None, Listening::Path { path, .. }) if !a.no_keeper => ControlPlace::Beside(crate::outer::path_beside(path)),
+        _ => ControlPlace::None,
     })
 }
 
@@ -323,6 +339,7 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
             Seccomp::Trap => sandbox::Seccomp::Trap,
             Seccomp::None => sandbox::Seccomp::None,
         },
+        has_outer: !a.no_keeper,
     })
 }
 

@@ -1,4 +1,4 @@
-//! The listening socket: created at a path, or inherited.
+//! The listening socket, created at a path or inherited, and the files that are removed with it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
+use super::control_socket::{ControlError, ControlPlace, listen_for_control};
 use super::pid_file;
+use crate::outer::ControlSocket;
 
 /// The longest path of a socket, in bytes (man unix(7)); one that is relative to a deep directory may be shorter.
 const SOCKET_PATH_MAX: usize = 107;
@@ -72,6 +74,9 @@ pub enum ListenError {
         /// The system call's error.
         source: io::Error,
     },
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// No such group.
     #[error("--socket-group {0}: no such group; give the name or number of a group")]
     NoGroup(String),
@@ -103,11 +108,13 @@ pub enum ListenError {
     },
 }
 
-/// The socket's file and its pid file. The process that created them removes them when it exits, relative to their directory:
+/// The socket's file, its pid file and the control socket's. The process that created them removes them when it exits, relative to their directory:
 /// in a sandbox the path may not be reachable.
 #[derive(Debug)]
 pub struct SocketFile {
     place: Option<(OwnedFd, OsString)>,
+    /// The control socket's.
+    control: Option<(OwnedFd, OsString)>,
     /// Locked while the daemon runs.
     _pid_file: Option<File>,
 }
@@ -120,11 +127,25 @@ impl SocketFile {
             let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
             let _ = rustix::fs::unlinkat(&directory, pid_file, AtFlags::empty());
         }
+        if let Some((directory, name)) = self.control.take() {
+            let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
+        }
+    }
+
+    /// Makes the control socket, which is removed with the others.
+    ///
+    /// # Errors
+    /// Its path was given, and no socket can be made there.
+    pub fn add_control(&mut self, place: &ControlPlace) -> Result<Option<ControlSocket>, ListenError> {
+        let Some(socket) = listen_for_control(place)? else { return Ok(None) };
+        let directory = socket.directory.try_clone().map_err(|source| ListenError::Bind { path: socket.name.clone().into(), source })?;
+        self.control = Some((directory, socket.name.clone()));
+        Ok(Some(socket))
     }
 
     /// Closes the directory: the files are removed by the process outside the sandbox.
     pub fn leave(&mut self) {
-        self.place = None;
+        (self.place, self.control) = (None, None);
     }
 
     /// The directory of the files, if this process created them.
@@ -133,12 +154,14 @@ impl SocketFile {
     }
 
     fn at(path: &Path, claimed: Option<File>) -> Result<SocketFile, ListenError> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(SocketFile { place: None, _pid_file: None }) };
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(SocketFile { place: None, control: None, _pid_file: None });
+        };
         let directory = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| ListenError::Bind { path: path.to_owned(), source: e.into() })?;
         let pid_path = pid_file::path_of(path);
         let pid_file = pid_file::write(&pid_path, claimed).map_err(|source| ListenError::PidFile { path: pid_path, source })?;
-        Ok(SocketFile { place: Some((directory, name.to_owned())), _pid_file: Some(pid_file) })
+        Ok(SocketFile { place: Some((directory, name.to_owned())), control: None, _pid_file: Some(pid_file) })
     }
 }
 
@@ -149,7 +172,7 @@ impl SocketFile {
 /// the pid file is locked; the inherited descriptor is not a listening socket.
 pub fn listen(listening: &Listening) -> Result<(UnixListener, SocketFile), ListenError> {
     match listening {
-        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, _pid_file: None })),
+        Listening::Inherited(fd) => Ok((inherit(*fd)?, SocketFile { place: None, control: None, _pid_file: None })),
         Listening::Path { path, group } => {
             let typed = path;
             let path = std::path::absolute(typed).map_err(|source| ListenError::Bind { path: typed.clone(), source })?;

@@ -1,4 +1,4 @@
-//! The command line: parsing and checks. Each room gets its own options; no room reads these.
+//! The command lines: parsing and checks. Each room gets its own options; no room reads these.
 //!
 //! `command_line.rs` joins a `--config` file (`config_file.rs`), the arguments and their `-o` lists (`compat.rs`) into one
 //! command line; `diagnostics.rs` formats the errors of clap; `checks.rs` finds options that do not go together;
@@ -12,6 +12,8 @@ mod command;
 mod command_line;
 mod compat;
 mod config_file;
+mod control_socket;
+mod ctl;
 mod deprecations;
 mod diagnostics;
 mod inherited_socket;
@@ -28,6 +30,8 @@ pub use command::command;
 pub use command_line::{ParseError, parse, parse_line};
 pub use compat::CompatError;
 pub use config_file::FileError;
+pub use control_socket::{ControlError, ControlPath, ControlPlace};
+pub use ctl::{CtlAction, CtlArguments, ctl_command};
 pub use deprecations::{Deprecation, deprecations};
 pub use inherited_socket::with_inherited_socket;
 pub use listen::{ListenError, Listening, SocketFile, listen};

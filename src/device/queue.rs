@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -446,6 +446,10 @@ impl SessionQueue for Queue {
 
     fn pause(&self) {
         self.configure_state(|state| state.is_paused = true);
+    }
+
+    fn responds(&self, time: Duration) -> bool {
+        self.state.try_lock_for(time).is_some()
     }
 
     fn wake(&self) {

@@ -180,6 +180,15 @@ impl ServerStopper {
             }
         }
     }
+
+    /// Whether every queue of the session can be worked on: the lock that each of its requests takes is free within `time`. A request that
+    /// waits for the host does not hold it.
+    pub fn responds(&self, time: Duration) -> bool {
+        let Some(session) = self.0.session.try_lock_for(time) else { return false };
+        let service = session.as_ref().and_then(|(_, service)| service.upgrade());
+        drop(session);
+        service.is_none_or(|service| service.responds(time))
+    }
 }
 
 type CurrentSession = (Stopper, Weak<Service>);

@@ -74,6 +74,9 @@ pub(super) trait SessionQueue: Send + Sync {
     /// Ends popping for good: another process is to go on with the queue.
     fn pause(&self);
 
+    /// Whether the lock that each request takes is free within `time`.
+    fn responds(&self, time: Duration) -> bool;
+
     /// Wakes a leader that sleeps.
     fn wake(&self);
 }
@@ -208,6 +211,12 @@ impl Service {
     /// Ends popping for good: another process is to go on with the queues.
     pub(super) fn pause(&self) {
         self.queues.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|queue| queue.pause());
+    }
+
+    /// Whether each queue of the session can be worked on: its lock is free within `time`.
+    pub(super) fn responds(&self, time: Duration) -> bool {
+        let mut queues = self.queues.get().into_iter().flatten();
+        queues.all(|queue| queue.upgrade().is_none_or(|queue| queue.responds(time)))
     }
 
     /// The same for a session that an earlier process has begun, over the records that it left.

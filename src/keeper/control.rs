@@ -9,5 +9,7 @@ pub const THREAD: u8 = 2;
 pub const LEAVING: u8 = 3;
 /// What the worker says of its io_uring rings; the numbers of their descriptors follow.
 pub const RINGS: u8 = 4;
+/// What the worker says at times, where somebody watches whether it lives.
+pub const ALIVE: u8 = 5;
 /// Rings of a worker at most: one for each request queue.
 pub const RINGS_MAX: usize = 64;

@@ -82,13 +82,15 @@ pub struct Given<'k> {
     pub rings: &'k [RawFd],
     /// Processes of the same user may look into a worker.
     pub is_visible: bool,
+    /// To the outer process.
+    pub channel: RawFd,
 }
 
 impl<'k> Given<'k> {
-    /// Of this program: `start` and `cause`, and nothing else yet.
-    pub fn new(start: &'k Start, cause: &'k Cause, listener: RawFd) -> Given<'k> {
+    /// Of this program: `start`, `cause`, where frontends connect and the channel to the outer process, and nothing else yet.
+    pub fn new(start: &'k Start, cause: &'k Cause, (listener, channel): (RawFd, RawFd)) -> Given<'k> {
         let (version, made_by) = (VERSION, env!("CARGO_PKG_VERSION"));
-        Given { version, made_by, start, cause, listener, keep_listening: false, connection: None, rings: &[], is_visible: false }
+        Given { version, made_by, start, cause, listener, keep_listening: false, connection: None, rings: &[], is_visible: false, channel }
     }
 
     /// A memfd with it. EMFILE, ENFILE or ENOMEM.
@@ -117,6 +119,9 @@ pub struct Taken {
     pub rings: Vec<RawFd>,
     /// As [`Given::is_visible`].
     pub is_visible: bool,
+    /// As [`Given::channel`].
+    #[serde(with = "one")]
+    pub channel: OwnedFd,
 }
 
 /// Why a program cannot take over.

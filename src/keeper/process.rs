@@ -17,9 +17,10 @@ use super::program::Program;
 use super::relay::Relay;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
+use crate::outer::{Asked, KeeperEnd, Said};
 use crate::sys::descriptor;
 use crate::sys::process::{self, Child, End};
-use crate::sys::signal::Signals;
+use crate::sys::signal::{self, Signals};
 use crate::sys::thread;
 
 /// How long after one could not be started another worker is.
@@ -42,6 +43,14 @@ pub struct Keeper {
     listener: UnixListener,
     keep_listening: bool,
     signals: Signals,
+    /// To the outer process.
+    channel: KeeperEnd,
+    /// The outer process has its end of the channel open.
+    has_outer: bool,
+    /// What the outer process was told of the daemon.
+    told: String,
+    /// Workers that followed one that died.
+    restarts: u32,
     /// What was open before there was a worker. Nobody closes it.
     first: Vec<RawFd>,
     /// What another program that takes over needs as well. `None` where none can.
@@ -96,8 +105,8 @@ enum Link {
 
 impl Keeper {
     /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
-    /// has to stay open in every process.
-    pub fn new(listener: UnixListener, keep_listening: bool, start: Option<Start>) -> io::Result<Keeper> {
+    /// has to stay open in every process. `channel` leads to the outer process; `start` is for a program that takes over.
+    pub fn new(listener: UnixListener, keep_listening: bool, channel: KeeperEnd, start: Option<Start>) -> io::Result<Keeper> {
         let is_visible = process::is_visible()?;
         let signals = Signals::new()?;
         thread::record_threads()?;
@@ -105,6 +114,10 @@ impl Keeper {
             listener,
             keep_listening,
             signals,
+            channel,
+            has_outer: true,
+            told: String::new(),
+            restarts: 0,
             first: descriptor::open_ones(),
             start,
             is_visible,
@@ -120,11 +133,13 @@ impl Keeper {
     }
 
     /// The keeper that goes on where another program in this process has stopped. `first` as what is open now in [`Keeper::new`].
+    ///
+    /// An error as of [`Keeper::new`].
     pub fn taking_over(taken: Taken, mut first: Vec<RawFd>) -> io::Result<Keeper> {
         first.sort_unstable();
         first.dedup();
-        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible } = taken;
-        let keeper = Keeper::new(listener.into(), keep_listening, Some(start))?;
+        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel } = taken;
+        let keeper = Keeper::new(listener.into(), keep_listening, KeeperEnd::of(channel), Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
         Ok(Keeper { first, is_visible, rings, link, arrival: Some(Arrival::new(cause)), ..keeper })
     }
@@ -164,7 +179,7 @@ impl Keeper {
 
     fn inheritance(&self, beginning: Beginning) -> Inheritance {
         let mut descriptors = self.first.clone();
-        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd()]);
+        descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd(), self.channel.as_fd().as_raw_fd()]);
         descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
         descriptors.extend(self.start.iter().map(|start| start.listing.as_raw_fd()));
         self.upgrade.name_descriptors(&mut descriptors);
@@ -190,8 +205,15 @@ impl Keeper {
             self.advance_upgrade(life);
             let was_ready = life.is_ready;
             life.hear()?;
+            if std::mem::take(&mut life.is_alive) {
+                self.channel.say(&Said::Alive);
+            }
+            self.hear_outer()?;
             if !life.is_ready {
                 continue;
+            }
+            if !was_ready && !life.is_later {
+                self.channel.say(&Said::Ready);
             }
             if !was_ready {
                 if let Err(e) = self.resume(life) {
@@ -216,6 +238,35 @@ impl Keeper {
                 }
                 _ => {}
             }
+            self.tell_status();
+        }
+    }
+
+    /// Takes what the outer process asks for.
+    fn hear_outer(&mut self) -> io::Result<()> {
+        match self.channel.asked()? {
+            Asked::Upgrade { program, before } => self.upgrade(program, before),
+            Asked::Closed => self.has_outer = false,
+            Asked::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the outer process what the daemon does, where that has changed.
+    fn tell_status(&mut self) {
+        let link = match &self.link {
+            Link::Awaited => "waiting for a VMM",
+            Link::Connected(_) => "a VMM is connected",
+            Link::Over => "the VMM has disconnected",
+        };
+        let status = match self.restarts {
+            0 => link.to_owned(),
+            1 => format!("{link}; the worker was restarted once"),
+            restarts => format!("{link}; the worker was restarted {restarts} times"),
+        };
+        if status != self.told {
+            self.channel.say(&Said::Status(status.clone()));
+            self.told = status;
         }
     }
 
@@ -227,6 +278,7 @@ impl Keeper {
         watched.extend(thread_end.into_iter().chain(life.control()).map(watch));
         watched.extend(self.ending.iter().map(|worker| watch(worker.end())));
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
+        watched.extend(self.has_outer.then(|| watch(self.channel.as_fd())));
         let mut timeout = self.upgrade.left();
         match &self.link {
             _ if !life.is_ready => {}
@@ -262,9 +314,10 @@ impl Keeper {
     fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
             if arrived.signal == libc::SIGUSR2 {
+                tracing::warn!("SIGUSR2 to the keeper is ignored: send it to the process that was started");
                 continue;
             }
-            self.is_stopping |= arrived.signal != libc::SIGUSR1;
+            self.is_stopping |= signal::is_end(arrived.signal);
             // One that waits for the host to close a file does not listen yet.
             if self.is_stopping && life.is_later && !life.is_ready {
                 let _ = life.worker.send(Signal::KILL);
@@ -393,6 +446,7 @@ impl Keeper {
             _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");
+        self.restarts = self.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })
     }
 
@@ -401,7 +455,7 @@ impl Keeper {
         let until = Instant::now() + time;
         loop {
             while let Some(arrived) = self.signals.next()? {
-                if ![libc::SIGUSR1, libc::SIGUSR2].contains(&arrived.signal) {
+                if signal::is_end(arrived.signal) {
                     return Ok(false);
                 }
             }
@@ -421,7 +475,7 @@ impl Keeper {
 /// A program that takes this one's place.
 impl Keeper {
     /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
-    pub fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
+    fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
         let begun = || -> Result<Upgrade, String> {
             let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
             let cause = handover::Cause::Upgrade(None);
@@ -462,7 +516,7 @@ impl Keeper {
 
     /// What another program gets. `None` where it could not go on with it.
     fn given<'k>(&'k self, cause: &'k handover::Cause) -> Option<Given<'k>> {
-        let given = Given::new(self.start.as_ref()?, cause, self.listener.as_raw_fd());
+        let given = Given::new(self.start.as_ref()?, cause, (self.listener.as_raw_fd(), self.channel.as_fd().as_raw_fd()));
         let connection = match &self.link {
             Link::Connected(relay) => Some(&**relay),
             _ => None,
@@ -486,10 +540,7 @@ impl Keeper {
 
     /// Says what has become of an upgrade.
     fn report(&self, outcome: Result<String, String>) {
-        match outcome {
-            Ok(text) => tracing::info!("upgraded: {text}"),
-            Err(why) => tracing::error!("the program is not replaced: {why}"),
-        }
+        self.channel.say(&outcome.map_or_else(Said::Refused, Said::Upgraded));
     }
 }
 

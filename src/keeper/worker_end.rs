@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 
-use super::control::{LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use crate::device::Frontends;
 use crate::sys::failpoint::crash_point;
 
@@ -91,15 +91,20 @@ fn say(control: BorrowedFd<'_>, what: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// By which the keeper learns of the worker's end before the kernel has taken its memory down.
+/// By which the keeper learns that the worker lives, and of its end before the kernel has taken its memory down.
 #[derive(Debug)]
 pub struct Witness(OwnedFd);
 
 impl Witness {
     /// Tells the keeper that the calling thread, which is not the process's first, ends when the process does.
-    pub fn testify(self) -> io::Result<()> {
+    pub fn testify(&self) -> io::Result<()> {
         let id = rustix::thread::gettid().as_raw_nonzero().get().to_ne_bytes();
         say(self.0.as_fd(), &[&[THREAD], &id[..]].concat())
+    }
+
+    /// Tells the keeper that the worker lives.
+    pub fn say_alive(&self) -> io::Result<()> {
+        say(self.0.as_fd(), &[ALIVE])
     }
 }
 

@@ -1,4 +1,5 @@
-//! Entering the sandbox: which process serves, and what it sees of the host's files.
+//! Entering the sandbox: which process serves, and what it sees of the host's files. Knows nothing of what the process outside does
+//! while it waits.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,6 @@ use super::namespace;
 use super::seccomp::{RootDirectory, Seccomp};
 use super::user_namespace;
 use crate::sys::process::{self, Side};
-use crate::sys::signal;
 use crate::sys::working_dir::DescriptorDir;
 
 /// How the serving process is confined.
@@ -48,6 +48,8 @@ pub struct Options {
     pub capabilities: Capabilities,
     /// What happens to other system calls after [`super::seal`].
     pub seccomp: Seccomp,
+    /// Whether a process waits outside with [`Mode::None`] too. In the other modes there is always one.
+    pub has_outer: bool,
 }
 
 /// What the confined process has open: the share, and /proc/self/fd, which it opened before /proc was unmounted.
@@ -62,15 +64,24 @@ pub struct Jail {
 /// Which process returned from [`enter`].
 #[derive(Debug)]
 pub enum Entered {
-    /// The process that serves.
+    /// The process that is to serve.
     Inside(Jail),
-    /// The process that waited outside the sandbox. The other one ended with this status.
-    Outside(i32),
+    /// The process outside the sandbox, which is to wait for the other one.
+    Outside(Confined),
 }
 
-/// Confines the process to `shared`, a directory or a regular file. [`Mode::Namespace`] and [`Mode::Chroot`] fork: the child
-/// returns at once to serve, the parent returns when the child has ended. Call it before any thread is started, and
-/// [`super::seal`] when everything that serving needs is open.
+/// The process inside the sandbox, as the one outside knows it. It ends when this is dropped, if it has not begun yet.
+#[derive(Debug)]
+pub struct Confined {
+    /// Its process id.
+    pub process: Pid,
+    /// The other end is the confined process's, which by it learns of a parent that ended early.
+    _alive: OwnedFd,
+}
+
+/// Confines the process to `shared`, a directory or a regular file. Where another process is to wait outside, this forks: the child
+/// is the confined one, the parent the one outside. Call it before any thread is started, and [`super::seal`] when everything that
+/// serving needs is open.
 ///
 /// [`JailError::Share`] or [`JailError::Special`] where `shared` cannot be shared, [`JailError::NoMountPoint`],
 /// [`JailError::UserNamespace`] or [`JailError::IdMap`] where the host does not allow the namespaces, and
@@ -82,12 +93,8 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
     }
     // The guest applies its umask before it sends a mode.
     rustix::process::umask(rustix::fs::Mode::empty());
-    if options.mode == Mode::None {
-        let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
-        let share = open_share(shared, shared)?;
-        capabilities::leave_groups()?;
-        options.capabilities.confine()?;
-        return Ok(Entered::Inside(Jail { share, descriptor_dir }));
+    if options.mode == Mode::None && !options.has_outer {
+        return confine(options, shared, kind.is_dir()).map(Entered::Inside);
     }
     if options.mode == Mode::Namespace && !namespace::root_is_mount_point() {
         return Err(JailError::NoMountPoint { is_root: rustix::process::geteuid().is_root() });
@@ -101,10 +108,9 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
     // The parent's end closes when it ends. PR_SET_PDEATHSIG alone misses a parent that ended before the call.
     let (outer, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match process::fork().step("start the serving process")? {
-        Side::Parent(child) => {
-            let waited = capabilities::confine_outside().and_then(|()| wait_outside(child));
-            drop(alive);
-            waited
+        Side::Parent(process) => {
+            capabilities::confine_outside()?;
+            Ok(Entered::Outside(Confined { process, _alive: alive }))
         }
         Side::Child => {
             if in_user_namespace {
@@ -120,9 +126,21 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
                     source: io::Error::from_raw_os_error(libc::ESRCH),
                 });
             }
-            change_root(options, shared, kind.is_dir()).map(Entered::Inside)
+            confine(options, shared, kind.is_dir()).map(Entered::Inside)
         }
     }
+}
+
+/// Gives up what serving does not need: other files, as far as the mode says, groups and capabilities.
+fn confine(options: &Options, shared: &Path, is_dir: bool) -> Result<Jail, JailError> {
+    if options.mode != Mode::None {
+        return change_root(options, shared, is_dir);
+    }
+    let descriptor_dir = DescriptorDir::open().step("open /proc/self/fd (is /proc mounted?)")?;
+    let share = open_share(shared, shared)?;
+    capabilities::leave_groups()?;
+    options.capabilities.confine()?;
+    Ok(Jail { share, descriptor_dir })
 }
 
 /// Makes the share the root directory. A share that is a file is opened first; the root directory is then empty.
@@ -178,30 +196,4 @@ fn outer_has_ended(outer: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(outer, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
-}
-
-/// Forwards signals to the serving process and waits for its end. Not with a thread: after unshare(CLONE_NEWPID) a process
-/// cannot start one (man pid_namespaces(7)).
-fn wait_outside(child: Pid) -> Result<Entered, JailError> {
-    use signal_hook::consts::SIGCHLD;
-    let mut signals = signal_hook::iterator::Signals::new(signal::watched().chain([SIGCHLD])).step("watch signals")?;
-    signal::release().step("watch signals")?;
-    loop {
-        // Checked before the first wait, for a child that ended before SIGCHLD was watched.
-        if let Some(status) = process::ended(child).step("wait for the serving process")? {
-            if status == 128 + libc::SIGSYS {
-                tracing::error!(
-                    "a system call that is not on the list ended the serving process; --seccomp log writes it to the kernel's log"
-                );
-            }
-            return Ok(Entered::Outside(status));
-        }
-        for signal in signals.wait() {
-            if signal != SIGCHLD
-                && let Some(signal) = Signal::from_named_raw(signal)
-            {
-                let _ = rustix::process::kill_process(child, signal);
-            }
-        }
-    }
 }

@@ -17,7 +17,7 @@ mod user_namespace;
 pub use capabilities::{Capabilities, CapabilityError};
 pub use error::JailError;
 pub use id_map::{IdMaps, IdRange, IdRangeError, parse as parse_id_map};
-pub use jail::{Entered, Jail, Mode, Options, enter};
+pub use jail::{Confined, Entered, Jail, Mode, Options, enter};
 pub use limits::{LimitError, open_files, raise_file_size, raise_locked_memory, raise_open_files};
 pub use seal::{Reach, restrict_files, seal, seal_keeper};
 pub use seccomp::{OptionalCalls, RootDirectory, Seccomp};

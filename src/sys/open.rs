@@ -2,7 +2,7 @@
 //! O_CLOEXEC. Does not know nodes, nor which files may be opened.
 
 use std::ffi::CStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -65,4 +65,16 @@ pub fn again(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
 /// An O_PATH descriptor of the directory `path`, which the user named. The errors of open(2).
 pub fn directory(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Whether the process, with its effective ids, may execute the file behind `fd`: also not where its file system is mounted noexec. Before
+/// Linux 5.8, whether anybody may.
+pub fn may_execute(fd: BorrowedFd<'_>) -> bool {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the path is a string that ends with NUL; the kernel writes nothing.
+    if unsafe { libc::syscall(libc::SYS_faccessat2, fd.as_raw_fd(), c"".as_ptr(), libc::X_OK, flags) } == 0 {
+        return true;
+    }
+    let anybody = Mode::XUSR | Mode::XGRP | Mode::XOTH;
+    Errno::last().raw() == libc::ENOSYS && rustix::fs::fstat(fd).is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode).intersects(anybody))
 }

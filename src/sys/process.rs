@@ -173,6 +173,14 @@ fn shell_status(status: WaitStatus) -> i32 {
     status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap_or(1)
 }
 
+/// Removes `name` from the environment. An error where the process has more than one thread, of which another might read it.
+pub fn forget_variable(name: &str) -> io::Result<()> {
+    check_single_threaded()?;
+    // SAFETY: this is the only thread, as checked above.
+    unsafe { std::env::remove_var(name) };
+    Ok(())
+}
+
 /// _exit(2): ends this process without exit handlers. For a forked child, which has copies of its parent's buffers.
 pub fn end_now(status: i32) -> ! {
     // SAFETY: the call does not return.

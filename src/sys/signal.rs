@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const WATCHED: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
@@ -26,18 +27,9 @@ fn is_ignored(signal: i32) -> bool {
 /// Blocks the watched signals in this thread and in threads and processes that it starts afterwards. A signal that arrives
 /// before its watcher is then pending: it neither ends the process nor is lost, also in the first process of a pid namespace.
 pub fn hold() -> io::Result<()> {
-    mask(libc::SIG_BLOCK)
-}
-
-/// Unblocks the watched signals in this thread. Call it when they are watched.
-pub fn release() -> io::Result<()> {
-    mask(libc::SIG_UNBLOCK)
-}
-
-fn mask(how: i32) -> io::Result<()> {
     let set = set_of(WATCHED.into_iter());
     // SAFETY: an initialized set; a null pointer for the old one.
-    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
@@ -54,6 +46,11 @@ fn set_of(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     set
+}
+
+/// Whether a watched signal asks the daemon to end.
+pub fn is_end(signal: i32) -> bool {
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal)
 }
 
 /// A signal that arrived.
@@ -96,13 +93,17 @@ impl Signals {
 }
 
 impl Signals {
-    /// Waits for the next signal: its number.
-    pub fn wait(&self) -> io::Result<i32> {
+    /// Waits for the next signal: its number. `None` where none has arrived until `until`.
+    pub fn wait(&self, until: Option<Instant>) -> io::Result<Option<i32>> {
         loop {
             if let Some(arrived) = self.next()? {
-                return Ok(arrived.signal);
+                return Ok(Some(arrived.signal));
             }
-            match poll(&mut [PollFd::new(self, PollFlags::IN)], None) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }

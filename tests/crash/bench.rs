@@ -141,7 +141,7 @@ impl Bench {
 
     /// What the daemon has open, without the numbers of sockets and the like.
     fn open(&self) -> Vec<String> {
-        let open = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).unwrap();
+        let open = fs::read_dir(format!("/proc/{}/fd", self.daemon.keeper())).unwrap();
         let open = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         let mut open: Vec<String> = open
             .map(|path| path.to_string_lossy().trim_end_matches([']', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']).to_owned())

@@ -10,7 +10,7 @@ use super::*;
 
 fn open_files(daemon: &Daemon) -> usize {
     let path = daemon.share().join(FILE);
-    let links = std::fs::read_dir(Path::new("/proc").join(daemon.pid().to_string()).join("fd")).expect("the process is there");
+    let links = std::fs::read_dir(Path::new("/proc").join(daemon.keeper().to_string()).join("fd")).expect("the process is there");
     links.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).filter(|target| *target == path).count()
 }
 

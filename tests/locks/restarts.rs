@@ -10,9 +10,9 @@ use super::*;
 
 /// Kills the worker, and returns when the next one serves.
 fn kill_worker(daemon: &Daemon, l: &mut Locker) {
-    let worker = children_of(daemon.pid())[0];
+    let worker = children_of(daemon.keeper())[0];
     kill_process(Pid::from_raw(worker.cast_signed()).expect("a process"), Signal::KILL).expect("a kill");
-    assert!(eventually(|| matches!(children_of(daemon.pid())[..], [next] if next != worker)), "another worker");
+    assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if next != worker)), "another worker");
     l.client.getattr(l.node, Some(l.fh)).expect("GETATTR");
 }
 
@@ -172,7 +172,7 @@ fn locks_agree_with_an_array_of_bytes_under_kills() {
     let steps = if std::env::var_os("GATHERFS_FAIL").is_some() { 500 } else { 3000 };
     let (daemon, mut l) = locker();
     let host = on_host(&daemon);
-    let killer = Killer::start(daemon.pid(), 11, Duration::from_millis(30));
+    let killer = Killer::start(daemon.keeper(), 11, Duration::from_millis(30));
     let mut bytes = [[NONE; BYTES]; PROCESSES];
     let mut random = 5u64;
     let mut below = |count: usize| {

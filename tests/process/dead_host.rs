@@ -35,7 +35,7 @@ fn host(options: &[&str]) -> Option<(Daemon, Fuse, (Arc<Guest>, Client))> {
 /// Descriptors of the daemon that lead to a file below the FUSE file system.
 fn kept(daemon: &Daemon) -> Vec<String> {
     let of = |fd: fs::DirEntry| fs::read_link(fd.path()).ok().map(|target| target.display().to_string());
-    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process is there");
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.keeper())).expect("the process is there");
     open.filter_map(Result::ok).filter_map(of).filter(|target| target.contains("/fuse/")).collect()
 }
 

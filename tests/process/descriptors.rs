@@ -97,5 +97,5 @@ fn recently_used_inodes_give_way_to_open_files() {
 
 /// How many descriptors the daemon has open.
 fn descriptors(daemon: &Daemon) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process is there").count()
+    fs::read_dir(format!("/proc/{}/fd", daemon.keeper())).expect("the process is there").count()
 }

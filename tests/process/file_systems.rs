@@ -143,7 +143,7 @@ fn below_a_share_each_mount_decides_whether_its_inodes_are_kept_as_handles() {
 
 /// How many descriptors the daemon keeps for 100 inodes in `directory`.
 fn kept_for_inodes(daemon: &Daemon, client: &mut Client, directory: u64) -> usize {
-    let open = || fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process is there").count();
+    let open = || fs::read_dir(format!("/proc/{}/fd", daemon.keeper())).expect("the process is there").count();
     let mknod = |client: &mut Client, name: &str| client.mknod(directory, name, libc::S_IFREG | 0o644, 0).expect("MKNOD");
     // The first one may have the mount opened.
     mknod(client, "first");

@@ -176,9 +176,9 @@ impl Share {
         flags.filter(|f| f & libc::O_PATH == 0).collect()
     }
 
-    /// The process that was started: there is no sandbox, so this is the keeper.
+    /// The process that owns the connection.
     pub fn keeper(&self) -> u32 {
-        self.daemon.pid()
+        self.daemon.keeper()
     }
 
     /// The process that serves.

@@ -92,7 +92,7 @@ impl Process {
         Self { child, log, reader: Some(reader), status: None }
     }
 
-    /// The process that was started; with a sandbox the one that waits outside.
+    /// The process that was started; with a keeper or a sandbox the one that waits outside.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -143,8 +143,14 @@ impl Process {
         children_of(self.pid())
     }
 
-    /// The process that serves: the last of those that start one another. With a sandbox there is one outside, with a keeper one
-    /// that owns the connection.
+    /// The process that owns the connection, which shares its descriptors with the one that serves. With --no-keeper and without a
+    /// sandbox it is the one that was started.
+    pub fn keeper(&self) -> u32 {
+        self.children().first().copied().unwrap_or(self.pid())
+    }
+
+    /// The process that serves: the last of those that start one another. With a keeper or a sandbox there is one outside, with a keeper
+    /// one that owns the connection.
     pub fn serving(&self) -> u32 {
         worker_of(self.pid()).unwrap_or(self.pid())
     }

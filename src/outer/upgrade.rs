@@ -1,0 +1,92 @@
+//! A live upgrade as the outer process sees it: asked for, refused at once or passed on to the keeper, and answered. What the keeper does
+//! with the program it does not know.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::channel::OuterEnd;
+use super::program::{self, DefaultProgram, Unfit};
+
+/// After which time an upgrade without an answer counts as refused: more than what the keeper waits for in it, 10 s for the new program and
+/// 5 s for the requests in flight.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
+pub const NO_KEEPER: &str = "an upgrade needs a keeper, and gatherfsd was started with --no-keeper; restart it";
+pub const UNDER_WAY: &str = "another upgrade is under way; wait for its end";
+pub const NO_ANSWER: &str = "the keeper does not answer; see the log, and restart gatherfsd";
+
+/// Who asked for an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Whoever sent SIGUSR2.
+    Signal,
+    /// A client of the control socket, by its number.
+    Client(u64),
+}
+
+/// An upgrade that the keeper has been asked for.
+#[derive(Debug)]
+pub struct Upgrade {
+    pub asker: Asker,
+    /// The program, if there is one.
+    pub program: Option<OwnedFd>,
+    until: Instant,
+}
+
+impl Upgrade {
+    pub fn new(asker: Asker, program: Option<OwnedFd>) -> Upgrade {
+        Upgrade { asker, program, until: Instant::now() + ANSWER_WAIT }
+    }
+
+    /// How long it may still take.
+    pub fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
+/// What the outer process knows of programs.
+#[derive(Debug)]
+pub struct Programs {
+    /// The one to be upgraded to where none is named.
+    pub default: io::Result<DefaultProgram>,
+    /// The one that runs.
+    pub running: io::Result<OwnedFd>,
+    /// The keeper's root directory is the share.
+    pub is_confined: bool,
+}
+
+/// Asks the keeper to go on as `program`, or as the default one, if it can be executed. Returns what it was given. The error is a
+/// sentence.
+pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'_>>) -> Result<OwnedFd, String> {
+    let Programs { default, running, is_confined } = programs;
+    let ask = |program: BorrowedFd<'_>| {
+        program::check(program, *is_confined).map_err(|e| e.to_string())?;
+        let running = running.as_ref().map_err(|e| format!("the running program cannot be read: {e}; restart gatherfsd"))?;
+        let copied = |program| program::sealed(program).map_err(|e| format!("there is no memory for a copy of the program: {e}"));
+        let (program, before) = (copied(program)?, copied(running.as_fd())?);
+        let asked = channel.ask_upgrade(program.as_fd(), before.as_fd());
+        asked.map(|()| program).map_err(|e| format!("the keeper cannot be asked: {e}; see the log"))
+    };
+    match (program, default) {
+        (Some(program), _) => ask(program),
+        (None, Ok(default)) => ask(default.open().map_err(|e| e.to_string())?.as_fd()),
+        (None, Err(e)) => Err(Unfit::NoDefault(e.kind().into()).to_string()),
+    }
+}
+
+/// The answer to a client.
+pub fn answer(outcome: &Result<String, String>) -> String {
+    match outcome {
+        Ok(text) => format!("ok {text}"),
+        Err(text) => format!("refused {text}"),
+    }
+}
+
+/// Logs how an upgrade ended.
+pub fn log(outcome: &Result<String, String>) {
+    match outcome {
+        Ok(text) => tracing::info!("upgraded: {text}"),
+        Err(text) => tracing::error!("the upgrade is refused: {text}"),
+    }
+}
