@@ -249,15 +249,14 @@ fn take_over(taken: Result<Taken, AnyError>, examiner: Option<Examiner>) -> Exit
     if why.is_none() && said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What another program had when it stopped, as this one has it.
+/// What another program had when it stopped, as this one has it. Does all that this one does before it starts a worker: a call that the
+/// sandbox forbids is to be found by the examination.
 fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
     let start = &taken.start;
     let arguments = config::parse_line(start.line.clone())?;
-    if logs {
-        let syslog = start.syslog.map(|(fd, pid)| descriptor::inherited(fd).map(|fd| (fd, pid))).transpose()?;
-        let destination = syslog.map_or(Destination::StandardError, |(fd, pid)| Destination::SyslogSocket(fd, pid));
-        trace::start(arguments.log_level().as_str(), destination)?;
-    }
+    let syslog = start.syslog.map(|(fd, pid)| descriptor::inherited(fd).map(|fd| (fd, pid))).transpose()?;
+    let destination = syslog.map_or(Destination::StandardError, |(fd, pid)| Destination::SyslogSocket(fd, pid));
+    trace::start(if logs { arguments.log_level().as_str() } else { "off" }, destination)?;
     let checked = config::check(&arguments, start.is_root, start.cpus)?;
     let (root, descriptor_dir) = (descriptor::inherited(start.share)?, descriptor::inherited(start.descriptor_dir)?);
     let descriptors = Descriptors::of(sandbox::open_files());

@@ -170,6 +170,8 @@ pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_arch_prctl, C("a program begins")),
     (libc::SYS_set_tid_address, C("a program begins")),
+    (libc::SYS_geteuid, Here("sys/identity.rs", "rustix::process::geteuid(")),
+    (libc::SYS_getegid, Here("sys/identity.rs", "rustix::process::getegid(")),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_poll, Std("a program begins: whether standard input, output and error are open")),
 ];
@@ -197,7 +199,10 @@ pub(super) const IOCTLS: &[(u32, Caller)] = &[
 ];
 
 /// Requests of ioctl(2) as of [`CALLS_OF_KEEPER`].
-pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[(0x5421, Std("FIONBIO: UnixStream::set_nonblocking, for signal-hook"))];
+pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[
+    (0x5421, Std("FIONBIO: UnixStream::set_nonblocking, for signal-hook")),
+    (0x5401, Std("TCGETS: IsTerminal, for the log of a program that takes over")),
+];
 
 /// Commands of fcntl(2).
 pub(super) const FCNTLS: &[(i32, Caller)] = &[
@@ -221,12 +226,17 @@ pub(super) const PRCTLS: &[(i32, Caller)] = &[
     (libc::PR_SET_VMA, C("malloc, where the tunable glibc.mem.decorate_maps is set (glibc 2.39)")),
 ];
 
+/// Linux 6.4.
+const PR_GET_AUXV: i32 = 0x4155_5856;
+
 /// Options of prctl(2) as of [`CALLS_OF_KEEPER`].
 pub(super) const PRCTLS_OF_KEEPER: &[(i32, Caller)] = &[
     (libc::PR_GET_DUMPABLE, Here("sys/process.rs", "rustix::process::dumpable_behavior(")),
     (libc::PR_SET_DUMPABLE, Here("sys/process.rs", "rustix::process::set_dumpable_behavior(")),
     (libc::PR_SET_PDEATHSIG, Here("sys/process.rs", "rustix::process::set_parent_process_death_signal(")),
     (libc::PR_SET_NO_NEW_PRIVS, Crate("seccompiler", "apply_filter_all_threads")),
+    // A program that takes over.
+    (PR_GET_AUXV, Crate("rustix", "param::page_size")),
 ];
 
 #[cfg(test)]
