@@ -8,7 +8,8 @@ use gatherfs_harness::Failure;
 use gatherfs_harness::load::random::Random;
 use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::fuse::{
-    self, AttrOut, CreateIn, CreateOut, EntryOut, GetattrIn, LinkIn, ReadIn, ReleaseIn, Rename2In, SetattrIn, WriteIn, WriteOut, flag, opcode,
+    self, AttrOut, CreateIn, CreateOut, EntryOut, GetattrIn, LinkIn, ReadIn, ReleaseIn, Rename2In, SetattrIn, WriteIn, WriteOut, flag,
+    opcode,
 };
 use gatherfs_support::guest::memory::PAGE_SIZE;
 use gatherfs_support::guest::ring::Segment;
@@ -53,7 +54,13 @@ struct OpenFile {
 
 impl Place {
     /// Makes the directory `name` in `parent`, which is `host`, for `lanes` lanes.
-    pub fn make(client: &mut Client, (parent, host): (u64, &std::path::Path), name: &str, lanes: usize, direct: bool) -> Result<Self, Failure> {
+    pub fn make(
+        client: &mut Client,
+        (parent, host): (u64, &std::path::Path),
+        name: &str,
+        lanes: usize,
+        direct: bool,
+    ) -> Result<Self, Failure> {
         let host = host.join(name);
         let node = client.mkdir(parent, name, 0o755)?.nodeid;
         for index in 0..FIXED {
