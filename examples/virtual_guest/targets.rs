@@ -59,7 +59,7 @@ pub fn connect_all(setup: &Setup, share: &Path, sockets: &Path) -> Result<Vec<Ta
     }
     let built;
     if commands.is_empty() && setup.socket.is_none() && !setup.local {
-        built = format!("{} {BUILT_OPTIONS} --num-request-queues {}", built_daemon()?, setup.queues);
+        built = format!("{} {BUILT_OPTIONS}", built_daemon()?);
         commands.push(("gatherfsd", &built));
     }
     for (i, (name, command)) in commands.into_iter().enumerate() {

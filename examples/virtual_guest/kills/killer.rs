@@ -12,7 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 const SOON: Duration = Duration::from_millis(20);
 /// How long a new worker may take to come.
 const NEXT_WORKER: Duration = Duration::from_secs(10);
-/// How often it is looked for.
+/// Workers that may still be dying. The number of an earlier one may be another process's by now.
+const DYING_MAX: usize = 8;
+/// How often a new worker is looked for.
 const LOOK: Duration = Duration::from_micros(500);
 
 /// The keeper of a daemon and the workers that were killed.
@@ -58,7 +60,8 @@ impl Killer {
     fn worker(&self) -> Result<u32, Failure> {
         let deadline = Instant::now() + NEXT_WORKER;
         loop {
-            if let Some(worker) = children_of(self.keeper).into_iter().find(|pid| !self.killed.contains(pid)) {
+            let dying = &self.killed[self.killed.len().saturating_sub(DYING_MAX)..];
+            if let Some(worker) = children_of(self.keeper).into_iter().find(|pid| !dying.contains(pid)) {
                 return Ok(worker);
             }
             if Instant::now() > deadline {
