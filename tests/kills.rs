@@ -65,6 +65,7 @@ fn nothing_is_left_open_by_a_worker_that_died() {
         assert!(eventually(|| children_of(daemon.keeper()).len() == 1));
         counts.push(open());
     }
+    assert!(!daemon.log().contains("named by two"), "{}", daemon.log());
     // A cache of the worker's, or the dead one's pidfd, may be there or not.
     let (least, most) = (counts.iter().min().expect("some"), counts.iter().max().expect("some"));
     assert!(most - least <= 3, "{counts:?}");

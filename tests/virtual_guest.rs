@@ -1,6 +1,9 @@
-//! The load generator of `examples/virtual_guest` as a program: no daemon that it started outlives it.
+//! The load generator of `examples/virtual_guest` as a program: no daemon that it started outlives it, and what it checks under
+//! kills is right, and is noticed where it is not.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -41,7 +44,7 @@ impl Run {
         let mut command = Command::new(program());
         command.env("TMPDIR", scratch.path()).arg("--dir").arg(&share);
         command.args(arguments.iter().map(|a| a.replace("DAEMON", env!("CARGO_BIN_EXE_gatherfsd"))));
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         Self { child, scratch }
     }
 
@@ -65,8 +68,16 @@ impl Run {
     fn end(&mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         let mut stderr = self.child.stderr.take().expect("a pipe");
-        std::io::Read::read_to_string(&mut stderr, &mut said).expect("text");
+        stderr.read_to_string(&mut said).expect("text");
         (self.child.wait().expect("it can be waited for"), said)
+    }
+
+    /// What it wrote to standard output, after its end. It is less than a pipe holds.
+    fn printed(&mut self) -> String {
+        let mut printed = String::new();
+        let mut stdout = self.child.stdout.take().expect("a pipe");
+        stdout.read_to_string(&mut printed).expect("text");
+        printed
     }
 }
 
@@ -130,4 +141,43 @@ fn a_daemon_ends_with_a_run_that_a_signal_ends() {
             assert!(!run.directory().exists(), "{signal:?}: it left its directory");
         }
     }
+}
+
+const DAEMON: &str = "DAEMON --shared-dir {dir} --sandbox none --socket-path {sock}";
+const KILLS: [&str; 9] = ["--queues", "2", "kills", "--count", "5", "--every-ms", "30", "--quiet-seconds", "0.2"];
+
+#[test]
+fn a_load_is_served_right_while_workers_are_killed() {
+    for options in ["", " --inode-file-handles=never", " --allow-direct-io"] {
+        let direct: &[&str] = if options.contains("direct") { &["--direct"] } else { &[] };
+        let mut run = Run::start(&[&["--daemon", &format!("{DAEMON}{options}")], direct, &KILLS[..]].concat());
+        let (status, said) = run.end();
+        let printed = run.printed();
+        assert!(status.success(), "{options}: {said}{printed}");
+        for line in
+            ["kills                  5 of", "errors                 0", "pauses without kills   median", "pauses at kills        median"]
+        {
+            assert!(printed.contains(line), "{options}: no {line} in\n{printed}");
+        }
+        assert!(!run.scratch.join("share/virtual-guest.kills").exists(), "it left its files");
+    }
+}
+
+#[test]
+fn what_is_not_served_right_under_kills_is_noticed() {
+    let mut run = Run::start(&["--daemon", &format!("{DAEMON} --no-keeper"), "--queues", "2", "kills"]);
+    let (status, said) = run.end();
+    assert!(!status.success() && said.contains("has no keeper"), "{said}");
+    let mut run = Run::start(&["--daemon", DAEMON, "--queues", "65", "kills"]);
+    let (status, said) = run.end();
+    assert!(!status.success() && said.contains("has 64 request queues"), "{said}");
+    // Another process takes away what was written, on which every lane of READs looks at the end at the latest.
+    let mut run = Run::start(&["--daemon", DAEMON, "--queues", "2", "kills", "--count", "1", "--quiet-seconds", "600"]);
+    let data = run.scratch.join("share/virtual-guest.kills/1/data");
+    let written = || fs::metadata(&data).map_or(0, |found| found.blocks() * 512);
+    assert!(eventually(|| written() > 1 << 20), "no load");
+    fs::File::options().write(true).open(&data).expect("the file").set_len(0).expect("it can be emptied");
+    let (status, said) = run.end();
+    let printed = run.printed();
+    assert!(!status.success() && said.contains("errors, 0 kills") && printed.contains("queue 1: "), "{said}{printed}");
 }

@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release --example virtual_guest -- --help`
 
+mod kills;
 mod lookups;
 mod options;
 mod report;
@@ -58,6 +59,13 @@ fn run_in(cli: &Cli, share: &Path, sockets: &Path) -> Result<(), Failure> {
         }
         let mut daemons: Vec<_> = targets.iter_mut().filter_map(Target::daemon).collect();
         return lookups::lookups(&mut daemons, share, files.max(1));
+    }
+    if let Workload::Kills(options) = &cli.mode {
+        if cli.setup.socket.is_some() && cli.setup.dir.is_none() {
+            return Err("kills needs --dir, the directory the daemon shares".into());
+        }
+        let mut daemons = targets.iter_mut().filter_map(Target::daemon);
+        return daemons.try_for_each(|daemon| kills::kills(daemon, share, &cli.setup, options));
     }
     let rows = options::rows(&cli.mode, cli.setup.contiguous);
     let entries = if let Workload::Meta { entries } = cli.mode { entries } else { 0 };

@@ -127,8 +127,34 @@ pub enum Workload {
         #[arg(long)]
         no_crossing: bool,
     },
+    /// SIGKILL of gatherfsd's worker at random moments, under a load of which every answer is checked; with --queues 4 on four
+    /// queues
+    ///
+    /// Of eight requests in flight five are READs and WRITEs of 1, 4 and 16 pages whose contents are known; one each makes, renames,
+    /// links and removes a file; appends to one; looks names and attributes up and lists a directory. At the end the tree is compared
+    /// on the host. Prints the longest time without an answer around each kill, and the same for moments without a kill.
+    Kills(Kills),
     /// The table: 4 KiB and 128 KiB READ and WRITE, GETATTR, LOOKUP
     Suite,
+}
+
+#[derive(Args)]
+pub struct Kills {
+    /// Kills, each of a new worker
+    #[arg(long, default_value_t = 200)]
+    pub count: usize,
+    /// Mean time between two kills; one in ten comes within 20 ms of the last one
+    #[arg(long, default_value_t = 100)]
+    pub every_ms: u64,
+    /// Time under load before the first kill
+    #[arg(long, default_value_t = 5.0)]
+    pub quiet_seconds: f64,
+    /// Requests in flight per queue
+    #[arg(long, default_value_t = 64)]
+    pub depth: usize,
+    /// Seed of the random numbers
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// The rows of the table for a mode.
@@ -162,7 +188,7 @@ pub fn rows(mode: &Workload, contiguous: bool) -> Vec<(String, Load)> {
             meta("RENAME", Meta::Rename),
             meta("READDIRPLUS of all entries", Meta::Readdirplus),
         ],
-        Workload::Suite | Workload::Verify { .. } | Workload::Lookups { .. } => vec![
+        Workload::Suite | Workload::Verify { .. } | Workload::Lookups { .. } | Workload::Kills(_) => vec![
             row(read, seq, 4 << 10, 4096, 1),
             row(write, seq, 4 << 10, 4096, 1),
             row(read, seq, 128 << 10, 4096, 1),

@@ -7,7 +7,7 @@ use super::queue_engine::QueueEngine;
 use super::served::Served;
 use super::service::Service;
 use crate::fuse::abi::{IN_HEADER_LEN, OUT_HEADER_LEN, WriteIn, WriteOut};
-use crate::host::{FileInUse, Left, PreparedTransfer, WriteRequest};
+use crate::host::{Appended, FileInUse, Left, PreparedTransfer, WriteRequest};
 use crate::io::{Action, Engine, Finished, Submission, Thread, Transfer, TransferOwner, Unaligned};
 use crate::types::{Errno, FileHandle};
 
@@ -66,15 +66,22 @@ fn append(service: &Service, engine: &QueueEngine, mut request: InFlight, prepar
         Err(errno) => return Served::Answered(request.error(errno)),
     };
     let payload = |at, to: &mut [u8]| request.copy_readable(WRITE_HEAD_LEN + at, to);
-    let before = request.share().appended_before(request.header().node, len, payload, &context(&request));
+    let appended = request.share().appended_before(request.header().node, len, payload, &context(&request));
     request.begin_transfer(file, Extent { writable: false, skip: WRITE_HEAD_LEN, len, must_be_whole });
-    if before.is_none() && !request.is_wanted() {
+    if matches!(appended, Appended::Part(_)) && !request.is_wanted() {
         request.end_transfer();
         return Served::Answered(request.error(Errno::EIO));
     }
     engine.flush();
-    let write = || request.share().append(request.file(), request.pages(), thread, &service.metrics, &context(&request));
-    let result = before.unwrap_or_else(write);
+    let result = match appended {
+        Appended::Part(written) => {
+            if written > 0 {
+                request.go_on_behind(written);
+            }
+            request.share().append(request.file(), request.pages(), written, thread, &service.metrics, &context(&request))
+        }
+        Appended::Done(result) => result,
+    };
     let is_alone = request.is_alone();
     let transfer = Transfer { owner: request, offset: 0, action, thread, unaligned, waits_for_disk, is_alone };
     Served::Answered(finish(service, Finished { transfer, result }))

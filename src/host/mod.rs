@@ -50,6 +50,7 @@ pub use ops::{
     PreparedTransfer, WriteRequest,
 };
 pub use options::{Options, TmpfilePolicy};
+pub use repeating::Appended;
 pub use request_context::{Left, Pending, RequestContext};
 pub use rights::{
     CATCH_ALL, IdMap, IdRule, IdRuleError, KillPriv, Rights, Support, Translation, UnsupportedGuest, XattrMap, XattrMapError,

@@ -125,7 +125,11 @@ impl Share {
         let (session, root) = SessionRecord::attach(&arena)?;
         crash_point!("attached");
         let of_root = [root.root_fd.as_raw_fd(), root.path_fd.as_raw_fd()];
-        let mut named = [taken, &of_root].concat();
+        // A number may be in `taken` more than once. It is contested where a record names it as well.
+        let mut named = taken.to_vec();
+        named.sort_unstable();
+        named.dedup();
+        named.extend(of_root);
         handles.name_descriptors(&mut named);
         named.extend(inodes.pinned.iter().map(Pinned::number));
         named.extend(mounts.open.iter().map(|(_, fd, _)| fd.number()));

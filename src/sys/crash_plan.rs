@@ -27,7 +27,8 @@ struct Page {
     /// The numbers of the points at which a worker dies, from 0 on; [`u32::MAX`] for none.
     dies_at: [AtomicU32; DEATHS_MAX],
     deaths: AtomicU32,
-    reserved: AtomicU32,
+    /// 1 where a transfer is short that a worker dies behind: the kernel ends it early when the process is killed in it.
+    cuts: AtomicU32,
     /// When the last one died, in ns of the monotonic clock.
     died_ns: AtomicU64,
     names: [[AtomicU8; NAME_LEN]; NAMES_MAX],
@@ -51,11 +52,10 @@ static PLAN: LazyLock<Option<CrashPlan>> = LazyLock::new(|| {
     CrashPlan::map(Path::new(&path)).inspect_err(|e| tracing::error!("GATHERFS_CRASHES: {}: {e}", path.display())).ok()
 });
 
-/// A point is passed; the process may end here. The first call maps the plan, and has to come before the process splits.
-pub(super) fn pass(name: &str, moment: &str) {
-    if let Some(plan) = PLAN.as_ref() {
-        plan.pass(name, moment);
-    }
+/// A point is passed; the process may end here. Whether the call that follows is to be cut short, if it is a transfer. The first call
+/// maps the plan, and has to come before the process splits.
+pub(super) fn pass(name: &str, moment: &str) -> bool {
+    PLAN.as_ref().is_some_and(|plan| plan.pass(name, moment))
 }
 
 /// The monotonic clock, in ns.
@@ -81,27 +81,31 @@ impl CrashPlan {
         unsafe { self.page.as_ref() }
     }
 
-    fn pass(&self, name: &str, moment: &str) {
+    fn pass(&self, name: &str, moment: &str) -> bool {
         let page = self.page();
         if page.counts.load(Ordering::Acquire) == 0 || std::process::id() == self.owner {
-            return;
+            return false;
         }
         let number = page.passed.fetch_add(1, Ordering::AcqRel);
         if let Some(kept) = page.names.get(number as usize) {
             let bytes = moment.bytes().chain(name.bytes()).chain(std::iter::repeat(0));
             kept.iter().zip(bytes).for_each(|(byte, new)| byte.store(new, Ordering::Release));
         }
-        if page.dies_at.iter().any(|at| at.load(Ordering::Acquire) == number) {
+        let dies_at = |number| page.dies_at.iter().any(|at| at.load(Ordering::Acquire) == number);
+        if dies_at(number) {
             page.died_ns.store(now_ns(), Ordering::Release);
             page.deaths.fetch_add(1, Ordering::AcqRel);
             // SAFETY: the process ends here. Not by kill(2), which the sandbox forbids.
             unsafe { libc::raise(libc::SIGKILL) };
         }
+        page.cuts.load(Ordering::Acquire) != 0 && dies_at(number + 1)
     }
 
-    /// From here on points are counted, from 0, and workers die at the points with the numbers `dies_at`.
-    pub fn begin(&self, dies_at: &[u32]) {
+    /// From here on points are counted, from 0, and workers die at the points with the numbers `dies_at`. With `cuts` a transfer is
+    /// short that one dies behind.
+    pub fn begin(&self, dies_at: &[u32], cuts: bool) {
         let page = self.page();
+        page.cuts.store(cuts.into(), Ordering::Release);
         for (at, place) in page.dies_at.iter().enumerate() {
             place.store(dies_at.get(at).copied().unwrap_or(u32::MAX), Ordering::Release);
         }

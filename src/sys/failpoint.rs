@@ -103,7 +103,7 @@ mod hooked {
     }
 
     fn run(name: &'static str, moment: Moment) -> Option<Fault> {
-        crash_plan::pass(
+        let is_cut = crash_plan::pass(
             name,
             match moment {
                 Moment::Before => "before ",
@@ -111,7 +111,7 @@ mod hooked {
                 Moment::Between => "",
             },
         );
-        HOOK.read().as_ref().and_then(|hook| hook(name, moment))
+        HOOK.read().as_ref().and_then(|hook| hook(name, moment)).or(is_cut.then_some(Fault::Short))
     }
 
     /// The crash point that is selected, and how often the process comes there until it dies.

@@ -20,6 +20,8 @@ pub struct Way {
     exports: bool,
     /// How long a worker has lived, at least, when it dies.
     life: Duration,
+    /// Whether the transfer is short that it dies behind.
+    cuts: bool,
 }
 
 impl Way {
@@ -27,13 +29,18 @@ impl Way {
     pub fn living(self, life: Duration) -> Way {
         Way { life, ..self }
     }
+
+    /// The same, where a transfer that the death comes behind is cut short, as the kernel does.
+    pub fn cutting(self) -> Way {
+        Way { cuts: true, ..self }
+    }
 }
 
 /// Options with which every operation can be sent.
 const ALL: [&str; 7] =
     ["--xattr", "--allow-direct-io", "--io-engine=sync", "--birth-times", "--tmpfile=always", "--locks=host", "--security-label=auto"];
 
-pub const BY_HANDLE: Way = Way { options: &[], exports: false, life: Duration::ZERO };
+pub const BY_HANDLE: Way = Way { options: &[], exports: false, life: Duration::ZERO, cuts: false };
 pub const BY_DESCRIPTOR: Way = Way { options: &["--inode-file-handles=never"], ..BY_HANDLE };
 pub const EXPORTED: Way = Way { exports: true, ..BY_HANDLE };
 
@@ -50,6 +57,7 @@ pub struct Bench {
     plan: CrashPlan,
     worlds: usize,
     life: Duration,
+    cuts: bool,
     _guest: Arc<Guest>,
     daemon: Daemon,
 }
@@ -101,7 +109,7 @@ impl Bench {
         let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.init_with(if way.exports { init::LINUX } else { init::LINUX & !init::EXPORT_SUPPORT }).unwrap();
-        Bench { client, plan, worlds: 0, life: way.life, _guest: guest, daemon }
+        Bench { client, plan, worlds: 0, life: way.life, cuts: way.cuts, _guest: guest, daemon }
     }
 
     /// Carries `operation` out in a directory of its own; workers die at the points `dies_at`. What is left behind is added to `wrong`.
@@ -111,7 +119,7 @@ impl Bench {
         let before = self.open();
         let mut world = World::begin(&mut self.client, &shared, &format!("world{}", self.worlds), false);
         std::thread::sleep(self.life);
-        self.plan.begin(dies_at);
+        self.plan.begin(dies_at, self.cuts);
         let answer = operation.1(&mut world);
         let answered_ns = now_ns();
         // A worker may die after it has answered.

@@ -22,6 +22,8 @@ const RECOVERED: &[&str] = &["READ", "WRITE", "WRITE, append", "GETATTR", "LOOKU
 const FIRST_DEATHS: [&str; 4] = ["pop, after the position", "begun", "made", "publish, before the element"];
 /// How the points begin that every request passes.
 const EVERYWHERE: [&str; 3] = ["pop, ", "push, ", "publish, "];
+/// Calls that transfer data.
+const TRANSFERS: [&str; 3] = ["after preadv2", "after pwritev2", "after copy_file_range"];
 /// A worker that lives longer is replaced at once when it is killed (src/keeper/deaths.rs).
 const LONG_LIFE: Duration = Duration::from_millis(110);
 
@@ -107,6 +109,24 @@ fn a_death_is_not_noticed_by_a_guest_that_exports_the_share() {
 fn a_death_is_not_noticed_where_the_worker_has_lived_long_enough_to_be_replaced_at_once() {
     let way = BY_HANDLE.living(LONG_LIFE);
     one_death(way, |name| RECOVERED.contains(&name), "one death, of a worker that has lived for 0.1 s");
+}
+
+#[test]
+fn a_transfer_that_a_death_cuts_short_is_made_whole() {
+    if !is_root() {
+        return;
+    }
+    let mut outcome = Outcome::begin(BY_HANDLE.cutting());
+    let mut cut = 0;
+    for operation in served(|name| !is_for_exports(name)) {
+        let twin = outcome.twin(operation);
+        for at in numbers(&twin).filter(|at| TRANSFERS.contains(&twin.point(*at))) {
+            outcome.run(operation, &[at], &twin);
+            cut += 1;
+        }
+    }
+    assert!(cut >= TRANSFERS.len(), "{cut} transfers");
+    outcome.assert("one death, behind a transfer that it has cut short");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use gatherfs::host::{FileHandles, RequestContext};
+use gatherfs::host::{Appended, FileHandles, RequestContext};
 use gatherfs::state::RequestRecord;
 use gatherfs::sys::failpoint::Moment::{After, Before, Between};
 use gatherfs::types::{Errno, NodeId};
@@ -186,7 +186,7 @@ fn an_error_that_the_dead_process_has_used_up_is_told_by_the_file_system() {
 }
 
 /// What an append of `payload` is, where the file has `contents` and had `before` bytes when it was begun.
-fn appended(before: i64, contents: &[u8], payload: &'static [u8]) -> Option<Result<usize, Errno>> {
+fn appended(before: i64, contents: &[u8], payload: &'static [u8]) -> Appended {
     let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
     std::fs::write(world.path("file"), contents).unwrap();
     record.begin(before);
@@ -201,18 +201,19 @@ fn appended(before: i64, contents: &[u8], payload: &'static [u8]) -> Option<Resu
 
 #[test]
 fn an_append_is_found_in_the_file() {
-    assert_eq!(appended(4, b"once", b"more"), None, "still to be made");
-    assert_eq!(appended(4, b"oncemore", b"more"), Some(Ok(4)));
-    assert_eq!(appended(4, b"oncemo", b"more"), Some(Ok(2)), "the guest's application writes the rest");
-    assert_eq!(appended(4, b"oncemoretheirs", b"more"), Some(Ok(4)), "another process appended behind it");
-    assert_eq!(appended(4, b"oncetheirsmore", b"more"), Some(Err(Errno::EIO)), "another process appended before it");
-    assert_eq!(appended(4, b"oncetheirs", b"more"), Some(Err(Errno::EIO)));
-    assert_eq!(appended(4, b"on", b"more"), Some(Err(Errno::EIO)), "another process truncated the file");
+    let (all, unknown) = (Appended::Done(Ok(4)), Appended::Done(Err(Errno::EIO)));
+    assert_eq!(appended(4, b"once", b"more"), Appended::Part(0), "still to be made");
+    assert_eq!(appended(4, b"oncemore", b"more"), all);
+    assert_eq!(appended(4, b"oncemo", b"more"), Appended::Part(2), "the rest is to be written");
+    assert_eq!(appended(4, b"oncemoretheirs", b"more"), all, "another process appended behind it");
+    assert_eq!(appended(4, b"oncetheirsmore", b"more"), unknown, "another process appended before it");
+    assert_eq!(appended(4, b"oncetheirs", b"more"), unknown);
+    assert_eq!(appended(4, b"on", b"more"), unknown, "another process truncated the file");
     static LONG: [u8; 200_000] = [7; 200_000];
-    assert_eq!(appended(0, &LONG, &LONG), Some(Ok(LONG.len())));
+    assert_eq!(appended(0, &LONG, &LONG), Appended::Done(Ok(LONG.len())));
     let mut other = LONG;
     other[150_000] = 8;
-    assert_eq!(appended(0, &other, &LONG), Some(Err(Errno::EIO)));
+    assert_eq!(appended(0, &other, &LONG), unknown);
 }
 
 #[test]
@@ -222,6 +223,6 @@ fn the_result_of_an_append_is_given_again() {
     for (made, result) in [(5, Ok(5)), (-i64::from(libc::ENOSPC), Err(Errno::from_raw(libc::ENOSPC)))] {
         record.note_made(made);
         let request = world.request(0, &record, left_of(&record));
-        assert_eq!(world.share.appended_before(world.file, 5, |_, _| 0, &request), Some(result));
+        assert_eq!(world.share.appended_before(world.file, 5, |_, _| 0, &request), Appended::Done(result));
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use crate::guest::PageDescriptor;
 use crate::host::files::{FileInUse, OpenTarget};
 use crate::host::repeating::{moved_before, size_word};
-use crate::host::request_context::RequestContext;
+use crate::host::request_context::{Left, RequestContext};
 use crate::host::share::Share;
 use crate::io::{self, Action, Thread, Unaligned};
 use crate::metrics::Metrics;
@@ -122,18 +122,28 @@ impl Share {
         io::run(file, pages, offset, action, metrics)
     }
 
-    /// Appends `pages` to `file` by a call of this thread, which is recorded with the file's length before it. Errors of pwritev2(2)
-    /// and statx(2).
+    /// Appends `pages` to `file` by a call of this thread, which is recorded with the file's length before it. Behind `written` bytes
+    /// that a process which died has appended, `pages` are the rest: how many there are then. Errors of pwritev2(2) and statx(2).
     pub fn append(
         &self,
         file: BorrowedFd<'_>,
         pages: &[PageDescriptor],
+        written: usize,
         thread: Thread,
         metrics: &Metrics,
         context: &RequestContext<'_>,
     ) -> Result<usize, Errno> {
-        let write = || self.transfer_again(file, pages, 0, (Action::Write { append: true }, thread), metrics);
-        context.once_counted(size_word(file)?, write, |len| i64::try_from(*len).unwrap_or(i64::MAX))
+        let write = || match self.transfer_again(file, pages, 0, (Action::Write { append: true }, thread), metrics) {
+            Ok(len) => Ok(written + len),
+            // As the kernel does with an error behind bytes that it has written: the next WRITE meets it.
+            Err(_) if written > 0 => Ok(written),
+            Err(errno) => Err(errno),
+        };
+        let before = match context.left() {
+            Left::Begun(before) if written > 0 => before,
+            _ => size_word(file)?,
+        };
+        context.once_counted(before, write, |len| i64::try_from(*len).unwrap_or(i64::MAX))
     }
 
     /// FSYNC by a request that a process which died had begun.

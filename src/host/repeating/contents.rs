@@ -11,6 +11,16 @@ use crate::types::{Errno, NodeId};
 /// Bytes of a file that are compared with a payload at once.
 const COMPARED_LEN: usize = 64 << 10;
 
+/// What is there of an appending WRITE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// So many bytes, fewer than all; the rest is to be appended. The kernel ends the write of a process that is killed between two
+    /// pages.
+    Part(usize),
+    /// All of it, or it has failed.
+    Done(Result<usize, Errno>),
+}
+
 impl Share {
     /// Makes `sync`, which makes what was written to `file` lasting. The kernel reports an error of it once for each open
     /// description, inside the call: where a process died in it, the file system is asked instead whether it has lost anything since
@@ -28,7 +38,7 @@ impl Share {
         }
     }
 
-    /// What an appending WRITE of `len` bytes to `node` has written; `payload` copies from a byte of the payload on. What is recorded
+    /// What is there of an appending WRITE of `len` bytes to `node`; `payload` copies from a byte of the payload on. What is recorded
     /// of the time before is the file's length. EIO where another process has changed the file too, so that it cannot be told.
     pub fn appended_before(
         &self,
@@ -36,26 +46,26 @@ impl Share {
         len: usize,
         payload: impl Fn(usize, &mut [u8]) -> usize,
         context: &RequestContext<'_>,
-    ) -> Option<Result<usize, Errno>> {
+    ) -> Appended {
         let before = match context.left() {
-            Left::Nothing => return None,
-            Left::Made(written) => return Some(written.map(|len| usize::try_from(len).unwrap_or_default())),
+            Left::Nothing => return Appended::Part(0),
+            Left::Made(written) => return Appended::Done(written.map(|len| usize::try_from(len).unwrap_or_default())),
             Left::Begun(before) => before,
         };
-        let written = || -> Result<Option<usize>, Errno> {
+        let written = || -> Result<usize, Errno> {
             let file = self.inodes.open_node(node, libc::O_RDONLY)?;
             let size = size_word(file.as_fd())?;
-            if size == before {
-                return Ok(None);
-            }
             let there = usize::try_from(size - before).map_err(|_| unknown(context, "append", node))?.min(len);
             if begins_with(file.as_fd(), before.cast_unsigned(), there, payload)? {
-                Ok(Some(there))
+                Ok(there)
             } else {
                 Err(unknown(context, "append", node))
             }
         };
-        written().transpose()
+        match written() {
+            Ok(there) if there < len => Appended::Part(there),
+            done => Appended::Done(done),
+        }
     }
 }
 

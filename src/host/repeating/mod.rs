@@ -15,6 +15,7 @@ mod counts;
 mod creates;
 mod removals;
 
+pub use contents::Appended;
 pub(in crate::host) use contents::{moved_before, size_word};
 pub(in crate::host) use creates::NewFile;
 pub(in crate::host) use removals::ino_word;

@@ -131,6 +131,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
+/// The value that the fraction `part` of the values, which are in order, does not exceed. 0 where there is none.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * part).ceil() as usize).copied().unwrap_or(0.0)
+}
+
 /// The run with the median rate.
 pub fn median_run(runs: &mut [Measure]) -> Measure {
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
@@ -169,5 +175,8 @@ mod tests {
         assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
         assert_eq!(median(vec![2.0, 1.0]), 2.0);
         assert_eq!(median(Vec::new()), 0.0);
+        let quarters: Vec<f64> = [0.0, 0.25, 0.5, 0.75, 1.0].map(|part| quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], part)).into();
+        assert_eq!(quarters, [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!((quantile(&[1.0, 2.0], 0.01), quantile(&[], 0.5)), (2.0, 0.0));
     }
 }

@@ -7,6 +7,7 @@ pub mod held;
 pub mod leftovers;
 pub mod local;
 mod meta;
+pub mod pauses;
 mod pump;
 pub mod random;
 pub mod target;

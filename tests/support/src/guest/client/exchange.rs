@@ -23,6 +23,11 @@ impl Client {
         self.guest.lock(pending.queue).is_used(pending.head)
     }
 
+    /// Whether the answer to `pending` has been put by, for a caller that has put all of the ring by.
+    pub fn is_put_by(&self, pending: &Pending) -> bool {
+        self.guest.lock(pending.queue).is_put_by(pending.head)
+    }
+
     /// Waits for the reply to `pending`; requests may be finished in any order. The result is that
     /// of `exchange`.
     #[expect(clippy::needless_pass_by_value, reason = "a request is finished only once")]

@@ -32,11 +32,21 @@ impl Ring {
 
     /// Whether `head` has been used and not taken; puts other used entries by for their takers.
     pub fn is_used(&mut self, head: u16) -> bool {
+        self.put_by_used();
+        self.is_put_by(head)
+    }
+
+    /// Puts all used entries by for their takers. With `is_put_by`, of many heads each is looked at without the ring.
+    pub fn put_by_used(&mut self) {
         while let Some((used, len)) = self.next_used() {
             if let Some(put_by) = self.used_lens.get_mut(usize::from(used)) {
                 *put_by = Some(len);
             }
         }
+    }
+
+    /// Whether `head` has been put by.
+    pub fn is_put_by(&self, head: u16) -> bool {
         self.used_lens[usize::from(head)].is_some()
     }
 
