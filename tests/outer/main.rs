@@ -2,7 +2,7 @@
 //! process ends.
 
 mod control;
-mod manager;
+mod notify;
 
 use std::fs;
 use std::path::{Path, PathBuf};
