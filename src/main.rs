@@ -140,7 +140,7 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
         Ok((ways, Entered::Outside(inside), _)) => {
             // The other process's: the socket refuses connections when that has ended.
             drop((listener, whole));
-            return wait_outside(ways, inside, socket);
+            return wait_outside(ways, &inside, socket);
         }
         Err(e) => {
             socket.remove();
@@ -186,7 +186,7 @@ fn outer_or_herald(checked: &Checked, is_confined: bool, control: Option<Control
 }
 
 /// Waits for the end of the process inside, whose status becomes the exit status.
-fn wait_outside(ways: Ways, inside: Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
+fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
     let Ways::WithOuter(outer, channel) = ways else { return Err("there is no outer process".into()) };
     drop(channel);
     let ended = outer.wait_for(inside.process);

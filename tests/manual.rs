@@ -78,14 +78,35 @@ fn the_page_has_the_groups_of_the_help_and_names_the_options_without_effect() {
 }
 
 #[test]
-fn the_page_is_set_without_a_warning() {
-    let page = manual::page().expect("the page");
-    let Some((content, text, said)) = run("groff", &["-man", "-Tascii", "-ww", "-P-c", "-P-b", "-P-u"], &page) else { return };
-    assert!(content && said.is_empty(), "{said}");
-    for words in ["gatherfsd(1)", "System Administration", "--shared-dir", "EXIT STATUS", "-device vhost-user-fs-pci,chardev=share"] {
-        assert!(text.contains(words), "{words} is missing in\n{text}");
+fn every_command_of_gatherfsctl_is_in_its_page_with_its_help() {
+    let page = without_escapes(std::str::from_utf8(&manual::ctl_page().expect("the page")).expect("text"));
+    let mut command = gatherfs::config::ctl_command();
+    command.build();
+    assert!(page.contains(&in_one_line(&command.get_about().expect("about").to_string())), "{page}");
+    let commands: Vec<_> = command.get_subcommands().collect();
+    assert_eq!(commands.len(), 2);
+    for help in commands.iter().map(|command| command.get_about()).chain(command.get_arguments().map(Arg::get_help)) {
+        let help = in_one_line(&help.expect("help").to_string());
+        assert!(help.starts_with("Print ") || page.contains(&help), "{help}\n{page}");
     }
-    assert!(!text.contains(" .SH") && !text.contains("\\-"), "{text}");
+    for name in commands.iter().map(|command| command.get_name()) {
+        assert!(page.contains(&format!("gatherfsctl .BI --socket-path \" PATH\" .B {name}")), "{name}\n{page}");
+    }
+}
+
+#[test]
+fn the_pages_are_set_without_a_warning() {
+    let of_daemon = ["gatherfsd(1)", "System Administration", "--shared-dir", "EXIT STATUS", "-device vhost-user-fs-pci,chardev=share"];
+    let of_ctl = ["gatherfsctl(1)", "System Administration", "upgrade [PROGRAM]", "status", "EXIT STATUS"];
+    for (page, expected) in [(manual::page(), of_daemon), (manual::ctl_page(), of_ctl)] {
+        let page = page.expect("the page");
+        let Some((content, text, said)) = run("groff", &["-man", "-Tascii", "-ww", "-P-c", "-P-b", "-P-u"], &page) else { return };
+        assert!(content && said.is_empty(), "{said}");
+        for words in expected {
+            assert!(text.contains(words), "{words} is missing in\n{text}");
+        }
+        assert!(!text.contains(" .SH") && !text.contains("\\-"), "{text}");
+    }
 }
 
 #[test]
@@ -146,7 +167,7 @@ fn the_files_have_the_names_that_packages_take() {
     let directory = std::env::temp_dir().join(format!("gfs-manual-{}", std::process::id()));
     manual::write(&directory).expect("the files");
     let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("the manifest");
-    for name in manual::COMPLETIONS.map(|(_, name)| name).iter().chain([&manual::PAGE]) {
+    for name in manual::COMPLETIONS.map(|(_, name)| name).iter().chain([&manual::PAGE, &manual::CTL_PAGE]) {
         assert!(fs::metadata(directory.join(name)).expect("a file").len() > 1000, "{name}");
         assert!(manifest.matches(name).count() >= 2, "{name} is not in both packages");
     }

@@ -105,11 +105,11 @@ pub struct Arguments {
     #[arg(long, value_name = "GROUP", help_heading = SOCKET_AND_DEVICE)]
     pub socket_group: Option<String>,
 
-    /// Path of the control socket, or none
+    /// Path of the control socket; none: no such socket
     ///
     /// gatherfsctl(1) connects to it, as root or as the daemon's user. With --no-keeper there is none.
     /// [default: the path of --socket-path with .control behind it, if a socket can be made there; none with --fd]
-    #[arg(long, value_name = "PATH|none", help_heading = SOCKET_AND_DEVICE)]
+    #[arg(long, value_name = "PATH", help_heading = SOCKET_AND_DEVICE)]
     pub control_socket: Option<ControlPath>,
 
     /// Inherited listening socket, instead of --socket-path

@@ -28,7 +28,7 @@ const AFTER_LONG: &str = "\
 If an option is repeated, the last one counts, unless it is repeatable. --FLAG=false disables a flag.
 
 Signals: SIGTERM, SIGINT and SIGHUP end the daemon after the requests in flight. SIGUSR1 prints the metrics to standard \
-error as one line of JSON.";
+error as one line of JSON. SIGUSR2 has it go on as the program that is now installed, as gatherfsctl(1) does.";
 
 fn with_help_options(command: Command) -> Command {
     let help = Arg::new("help").short('h').long("help").action(ArgAction::Help).help("Print help: -h in short, --help with details");

@@ -111,7 +111,7 @@ impl Waiting {
             self.take_signals()?;
             self.hear()?;
             if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.left().is_zero()) {
-                self.finish(Err(upgrade::NO_ANSWER.to_owned()));
+                self.finish(&Err(upgrade::NO_ANSWER.to_owned()));
             }
             self.take_requests();
             if let Some(notify) = self.report.notify() {
@@ -163,8 +163,8 @@ impl Waiting {
                 Heard::Message(Said::Ready) => self.report.ready(),
                 Heard::Message(Said::Status(text)) => self.report.status(text),
                 Heard::Message(Said::Alive) => self.report.alive(),
-                Heard::Message(Said::Upgraded(text)) => self.finish(Ok(text)),
-                Heard::Message(Said::Refused(text)) => self.finish(Err(text)),
+                Heard::Message(Said::Upgraded(text)) => self.finish(&Ok(text)),
+                Heard::Message(Said::Refused(text)) => self.finish(&Err(text)),
                 Heard::Nothing => break,
                 Heard::Closed => self.channel = None,
             }
@@ -176,15 +176,15 @@ impl Waiting {
         let requests = self.control.as_mut().map_or_else(Vec::new, Control::requests);
         for (number, request) in requests {
             match request {
-                Request::Upgrade(program) => self.begin(Asker::Client(number), program),
+                Request::Upgrade(program) => self.begin(Asker::Client(number), program.as_ref().map(AsFd::as_fd)),
                 Request::Status => self.answer(number, &format!("ok {}", self.report.lines())),
             }
         }
     }
 
     /// Has the keeper execute `program`, or the default one.
-    fn begin(&mut self, asker: Asker, program: Option<OwnedFd>) {
-        match (self.try_to_begin(program.as_ref().map(AsFd::as_fd)), asker) {
+    fn begin(&mut self, asker: Asker, program: Option<BorrowedFd<'_>>) {
+        match (self.try_to_begin(program), asker) {
             (Ok(program), asker) => {
                 self.report.upgrading();
                 self.upgrade = Some(Upgrade::new(asker, Some(program)));
@@ -197,7 +197,7 @@ impl Waiting {
             (Err(why), Asker::Signal) => {
                 self.report.upgrading();
                 self.upgrade = Some(Upgrade::new(asker, None));
-                self.finish(Err(why));
+                self.finish(&Err(why));
             }
             (Err(why), Asker::Client(number)) => {
                 let outcome = Err(why);
@@ -217,15 +217,15 @@ impl Waiting {
     }
 
     /// The upgrade that is under way has ended. What comes when none is counts for nothing.
-    fn finish(&mut self, outcome: Result<String, String>) {
+    fn finish(&mut self, outcome: &Result<String, String>) {
         let Some(upgrade) = self.upgrade.take() else { return };
-        upgrade::log(&outcome);
-        self.report.upgraded(&outcome);
-        if let (Ok(_), Some(program)) = (&outcome, upgrade.program) {
+        upgrade::log(outcome);
+        self.report.upgraded(outcome);
+        if let (Ok(_), Some(program)) = (outcome, upgrade.program) {
             self.programs.running = Ok(program);
         }
         if let Asker::Client(number) = upgrade.asker {
-            self.answer(number, &upgrade::answer(&outcome));
+            self.answer(number, &upgrade::answer(outcome));
         }
     }
 

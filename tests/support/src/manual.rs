@@ -1,4 +1,4 @@
-//! The manual page and the completions, generated from gatherfsd's command and the sections in docs/manual.
+//! The manual pages and the completions, generated from the commands and the sections in docs/manual.
 
 use std::fs;
 use std::io;
@@ -14,6 +14,10 @@ const AFTER_OPTIONS: &[&str] = &[include_str!("../../../docs/manual/examples.rof
 
 /// The name of the page.
 pub const PAGE: &str = "gatherfsd.1";
+/// The sections of the page of gatherfsctl.
+const OF_CTL: &str = include_str!("../../../docs/manual/gatherfsctl.roff");
+/// Its name.
+pub const CTL_PAGE: &str = "gatherfsctl.1";
 /// The shells with completions, and the names of the files.
 pub const COMPLETIONS: [(Shell, &str); 3] = [(Shell::Bash, "gatherfsd.bash"), (Shell::Zsh, "_gatherfsd"), (Shell::Fish, "gatherfsd.fish")];
 
@@ -32,6 +36,19 @@ pub fn page() -> io::Result<Vec<u8>> {
     for section in AFTER_OPTIONS {
         page.extend_from_slice(section.as_bytes());
     }
+    Ok(page)
+}
+
+/// The manual page of gatherfsctl, as roff.
+///
+/// # Errors
+/// None in practice: the writer is memory.
+pub fn ctl_page() -> io::Result<Vec<u8>> {
+    let man = Man::new(gatherfs::config::ctl_command()).manual("System Administration").date(" ");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    page.extend_from_slice(OF_CTL.as_bytes());
     Ok(page)
 }
 
@@ -78,5 +95,6 @@ pub fn completion(shell: Shell) -> Vec<u8> {
 pub fn write(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     fs::write(directory.join(PAGE), page()?)?;
+    fs::write(directory.join(CTL_PAGE), ctl_page()?)?;
     COMPLETIONS.iter().try_for_each(|(shell, name)| fs::write(directory.join(name), completion(*shell)))
 }
