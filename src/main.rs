@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{Beginning, Inheritance, Keeper, Turn, Witness, WorkerEnd};
@@ -163,7 +163,7 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
             listener.set_nonblocking(true)?;
         }
         sandbox::seal_keeper(exported.checked.sandbox.seccomp)?;
-        Ok(Keeper::new(listener, keep_listening)?)
+        Ok(Keeper::new(listener, keep_listening, Arc::clone(&exported.records))?)
     };
     match started().and_then(|keeper| Ok(keeper.run()?)) {
         Ok(Turn::Worker(end)) => {
@@ -192,7 +192,7 @@ fn start_keeper(listener: UnixListener, mut socket: SocketFile, exported: Export
 /// The share that a worker serves, made as `model` is, and what its first session goes on with, where an earlier worker has begun it.
 /// Closes what that one has left open; `own` is what this one has opened.
 fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]) -> Result<(Share, Option<Resumed>), AnyError> {
-    let Inheritance { beginning, descriptors, queues, .. } = end.inheritance();
+    let Inheritance { beginning, descriptors, queues, quarantined, .. } = end.inheritance();
     let mut kept = [descriptors, own].concat();
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
     let trusts = goes_on && *beginning != Beginning::Fresh;
@@ -215,8 +215,12 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
         descriptor::close_others(&mut kept)?;
     }
     end.say_ready()?;
-    let gives_up = *beginning == Beginning::Careful;
-    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), gives_up })))
+    let finishing = match beginning {
+        Beginning::OneByOne => Finishing::OneByOne,
+        Beginning::Careful | Beginning::Fresh => Finishing::GivenUp,
+        _ => Finishing::AtOnce,
+    };
+    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), finishing, quarantined: *quarantined })))
 }
 
 /// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one.

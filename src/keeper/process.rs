@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,10 +15,10 @@ use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
-use crate::sys::descriptor;
+use crate::state::{RequestName, RequestRecords};
 use crate::sys::process::{End, SharingChild};
 use crate::sys::signal::Signals;
-use crate::sys::thread;
+use crate::sys::{descriptor, fault, thread};
 
 /// How long after one could not be started another worker is.
 const START_AGAIN: Duration = Duration::from_millis(100);
@@ -43,6 +44,10 @@ pub struct Keeper {
     first: Vec<RawFd>,
     link: Link,
     accept_at: Option<Instant>,
+    /// By which a worker names the request that it executes alone.
+    records: Arc<RequestRecords>,
+    /// The request that has ended two workers last.
+    quarantined: Option<RequestName>,
     deaths: Deaths,
     /// The io_uring rings of workers that died, until another one has waited for them.
     rings: Vec<RawFd>,
@@ -83,11 +88,12 @@ enum Link {
 }
 
 impl Keeper {
-    /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
-    /// has to stay open in every process.
-    pub fn new(listener: UnixListener, keep_listening: bool) -> io::Result<Keeper> {
+    /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. The workers have
+    /// `records`. What is open now has to stay open in every process.
+    pub fn new(listener: UnixListener, keep_listening: bool, records: Arc<RequestRecords>) -> io::Result<Keeper> {
         let signals = Signals::new()?;
         thread::record_threads()?;
+        fault::share_note()?;
         Ok(Keeper {
             listener,
             keep_listening,
@@ -95,6 +101,8 @@ impl Keeper {
             first: descriptor::open_ones(),
             link: Link::Awaited,
             accept_at: None,
+            records,
+            quarantined: None,
             deaths: Deaths::default(),
             rings: Vec::new(),
             ending: Vec::new(),
@@ -139,7 +147,7 @@ impl Keeper {
             relay.name_descriptors(&mut descriptors);
             queues = relay.queues();
         }
-        Inheritance { beginning, descriptors, queues, rings: self.rings.clone() }
+        Inheritance { beginning, descriptors, queues, rings: self.rings.clone(), quarantined: self.quarantined }
     }
 
     /// Attends to the worker until it has ended. `None` where every thread has, and it is not known yet how.
@@ -289,18 +297,19 @@ impl Keeper {
         }
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
+        let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
         let end = match end {
             // What follows a short life depends on how it has ended.
-            None if is_over || lived < SHORT_LIFE => Some(life.worker.wait()?),
+            None if is_over || lived < SHORT_LIFE && noted.is_none() => Some(life.worker.wait()?),
             None => {
                 self.ending.push(life.worker);
-                None
+                noted
             }
             end => end,
         };
         let cause = match end {
             // It has said itself what was wrong, which may be another thing the next time.
-            Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault,
+            Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault { is_named: false },
             // The guest had not got it yet.
             Some(_) if self.is_stopping && is_later && !was_ready => return Ok(Verdict::End(End::Exit(0))),
             Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
@@ -309,9 +318,13 @@ impl Keeper {
                 return Ok(Verdict::End(end));
             }
             None | Some(End::Signal(libc::SIGKILL)) => Cause::Killed,
-            Some(End::Signal(_)) => Cause::Fault,
+            Some(End::Signal(_)) => Cause::Fault { is_named: named.is_some() },
         };
-        let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
+        let mut how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
+        if cause == (Cause::Fault { is_named: true }) {
+            self.quarantined = named;
+            how += " while it executed one request alone, which is answered with an error";
+        }
         let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {
             tracing::error!("{count} workers died within {} seconds", time.as_secs() + 1);
@@ -322,6 +335,9 @@ impl Keeper {
         };
         let (beginning, what) = match (&self.link, trust) {
             (Link::Connected(_), Trust::All) => (Beginning::Recovery, "another one goes on with the guest's session"),
+            (Link::Connected(_), Trust::OneByOne) => {
+                (Beginning::OneByOne, "another one goes on with the guest's session, and executes what is unfinished one after the other")
+            }
             (Link::Connected(_), Trust::Files) => {
                 (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
             }

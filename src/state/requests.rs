@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
-use super::request_slot::{Phase, RequestSlot, Unfinished, UsedElement, word_of};
+use super::request_slot::{Phase, RequestName, RequestSlot, Unfinished, UsedElement, word_of};
 use crate::sys::descriptor::duplicate;
 use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
@@ -46,7 +46,8 @@ unsafe impl Record for QueueSlot {}
 /// The arena of requests.
 #[derive(Debug)]
 pub struct RequestRecords {
-    /// One word: the number of the present share arena's descriptor, plus 1; 0 for none.
+    /// The first: the number of the present share arena's descriptor, plus 1; 0 for none. The second: the request that is executed
+    /// alone, as a [`RequestName`]; 0 for none.
     words: Records<AtomicU64>,
     queues: Records<QueueSlot>,
     requests: Records<RequestSlot>,
@@ -78,6 +79,16 @@ impl RequestRecords {
     /// The descriptor of the present share's arena; `None` where none was named.
     pub fn share_arena(&self) -> Option<RawFd> {
         self.words.at(0).load(Ordering::Acquire).checked_sub(1).and_then(|fd| RawFd::try_from(fd).ok())
+    }
+
+    /// Names the request that is executed while no other one is; `None` when there is none any more.
+    pub fn set_alone(&self, name: Option<RequestName>) {
+        self.words.at(1).store(name.map_or(0, RequestName::to_word), Ordering::Release);
+    }
+
+    /// The request that is executed alone, or was when the process that executed it died. Forgets it.
+    pub fn take_alone(&self) -> Option<RequestName> {
+        RequestName::from_word(self.words.at(1).swap(0, Ordering::AcqRel))
     }
 
     /// The records of queue `index`; `None` beyond the table.
@@ -200,6 +211,12 @@ impl QueueRecords {
         if let Some(slot) = self.slot(head) {
             slot.set_phase(phase);
         }
+    }
+
+    /// Whether the request at `head` with the number `sequence` is to be executed or is being: it is neither answered nor suspended.
+    pub fn is_under_way(&self, head: u16, sequence: u64) -> bool {
+        let word = self.slot(head).map_or(0, |slot| slot.word.load(Ordering::Acquire));
+        word >> 16 == sequence && !matches!(Phase::from_word(word), Phase::Free | Phase::Suspended)
     }
 
     /// The reply to the request of `element` is in guest memory: `push` puts the element into the used ring.
