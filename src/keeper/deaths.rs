@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::worker_end::Beginning;
+
 /// A life shorter than this that a fault ended is followed by a wait.
 pub const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// A life longer than this ends the waits.
@@ -34,6 +36,22 @@ pub enum Trust {
     Files,
     /// Nothing.
     Nothing,
+}
+
+impl Trust {
+    /// What the next worker begins with where there is a session to go on with, and what the log says of that.
+    pub fn beginning(self) -> (Beginning, &'static str) {
+        match self {
+            Trust::All => (Beginning::Recovery, "another one goes on with the guest's session"),
+            Trust::OneByOne => {
+                (Beginning::OneByOne, "another one goes on with the guest's session, and executes what is unfinished one after the other")
+            }
+            Trust::Files => {
+                (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
+            }
+            Trust::Nothing => (Beginning::Fresh, "another one goes on without the records of the session: what the guest has open is lost"),
+        }
+    }
 }
 
 /// Why a worker died.

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
-use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
+use super::deaths::{Cause, Deaths, SHORT_LIFE};
 use super::life::{self, Life, Side, is_ready};
 use super::relay::Relay;
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
@@ -333,17 +333,8 @@ impl Keeper {
             tracing::error!("the worker {how}, soon after it began, as those before it; gatherfsd ends");
             return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
         };
-        let (beginning, what) = match (&self.link, trust) {
-            (Link::Connected(_), Trust::All) => (Beginning::Recovery, "another one goes on with the guest's session"),
-            (Link::Connected(_), Trust::OneByOne) => {
-                (Beginning::OneByOne, "another one goes on with the guest's session, and executes what is unfinished one after the other")
-            }
-            (Link::Connected(_), Trust::Files) => {
-                (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
-            }
-            (Link::Connected(_), Trust::Nothing) => {
-                (Beginning::Fresh, "another one goes on without the records of the session: what the guest has open is lost")
-            }
+        let (beginning, what) = match self.link {
+            Link::Connected(_) => trust.beginning(),
             _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");

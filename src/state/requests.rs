@@ -412,6 +412,30 @@ mod tests {
     }
 
     #[test]
+    fn the_request_that_is_executed_alone_is_named_until_it_is_asked_for() {
+        let (records, queue) = queue();
+        let sequence = queue.pop(1, 4).unwrap().unwrap();
+        assert_eq!(records.take_alone(), None);
+        for (queue, sequence) in [(0, 0), (64, sequence), (64, (1 << 48) - 1)] {
+            let name = RequestName { queue: QueueIndex(queue), sequence };
+            records.set_alone(Some(name));
+            assert_eq!((records.take_alone(), records.take_alone()), (Some(name), None));
+        }
+        records.set_alone(Some(RequestName { queue: QueueIndex(0), sequence }));
+        records.set_alone(None);
+        assert_eq!(records.take_alone(), None);
+        let is_under_way = |phase| {
+            queue.set_phase(1, phase);
+            queue.is_under_way(1, sequence)
+        };
+        assert!(is_under_way(Phase::Begun) && is_under_way(Phase::Submitted) && is_under_way(Phase::Withdrawn));
+        assert!(!is_under_way(Phase::Suspended) && is_under_way(Phase::Taken));
+        assert!(!queue.is_under_way(1, sequence + 1) && !queue.is_under_way(0, sequence));
+        queue.publish(UsedElement { at: 5, head: 1, len: 16 }, || ());
+        assert!(!queue.is_under_way(1, sequence));
+    }
+
+    #[test]
     fn positions_count_what_was_popped_and_published() {
         let (_records, queue) = queue();
         assert_eq!(queue.positions(), Some(START));

@@ -75,3 +75,39 @@ extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::
         unsafe { libc::raise(signal) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const IN_CHILD: &str = "GATHERFS_TEST_OVERFLOWS";
+
+    fn overflow(depth: u64) -> u64 {
+        if std::hint::black_box(depth) == u64::MAX { 0 } else { std::hint::black_box(overflow(depth + 1)) + 1 }
+    }
+
+    #[test]
+    fn a_fault_is_noted_for_the_process_before_and_a_stack_overflow_is_told_as_ever() {
+        if std::env::var_os(IN_CHILD).is_some() {
+            share_note().unwrap();
+            // SAFETY: the new process makes no call that another thread of this one could be in the middle of.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                note_faults().unwrap();
+                overflow(0);
+            }
+            // SAFETY: a null pointer for the status.
+            unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+            println!("noted: {:?}, {:?}", take_note(), take_note());
+            return;
+        }
+        let this = "sys::fault::tests::a_fault_is_noted_for_the_process_before_and_a_stack_overflow_is_told_as_ever";
+        let child = Command::new(std::env::current_exe().unwrap()).args(["--exact", this, "--nocapture"]).env(IN_CHILD, "1").output();
+        let (out, err) =
+            child.map(|child| [child.stdout, child.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).into()).unwrap();
+        assert!(out.contains("noted: Some(11), None"), "{out}");
+        assert!(err.contains("has overflowed its stack"), "{err}");
+    }
+}

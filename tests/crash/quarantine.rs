@@ -125,7 +125,8 @@ fn a_request_is_blamed_for_a_fault_while_it_is_executed_alone_and_never_for_sigk
                 blamed.push((run.point(at).to_owned(), by));
                 // What was published before the fault is the answer.
                 let is_refused = run.answer == Err(libc::EIO);
-                if !is_refused && !run.point(at).starts_with("publish, ") {
+                let is_published = ["publish, ", "push, "].iter().any(|place| run.point(at).starts_with(place));
+                if !is_refused && !is_published {
                     wrong.push(format!("answered {:?}", run.answer));
                 }
                 run.answer.clone_from(&twin.answer);
