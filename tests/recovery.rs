@@ -405,7 +405,7 @@ impl Lives {
     /// What the records have unfinished, in the order in which it is executed alone.
     fn left(&self) -> Vec<RequestName> {
         let queues = FIRST_REQUEST + self.guest.request_queues();
-        let queues = (0..queues as u16).map(|queue| QueueIndex(queue)).map(|queue| (queue, self.records.queue(queue).unwrap()));
+        let queues = (0..queues as u16).map(QueueIndex).map(|queue| (queue, self.records.queue(queue).unwrap()));
         queues
             .flat_map(|(queue, records)| {
                 records.recover().unfinished.into_iter().map(move |(_, left)| RequestName { queue, sequence: left.sequence })
