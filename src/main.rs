@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Frontends, Resumed, Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions, ServerStopper};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{self, Beginning, DRAIN_MAX, Examiner, Inheritance, Keeper, Start, Taken, Turn, Witness, WorkerEnd};
@@ -268,7 +268,7 @@ fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
     share.name_descriptors(&mut first);
     first.extend(start.watch.into_iter().map(|(fd, _)| fd).chain(start.syslog.map(|(fd, _)| fd)));
     let exported = Exported { checked, share, whole, has_landlock: start.has_landlock, records };
-    Ok((Keeper::taking_over(taken, first)?, exported))
+    Ok((Keeper::taking_over(taken, Arc::clone(&exported.records), first)?, exported))
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
@@ -286,7 +286,7 @@ fn start_keeper(
             listener.set_nonblocking(true)?;
         }
         sandbox::seal_keeper(exported.checked.sandbox.seccomp, exported.checked.sandbox.mode.root())?;
-        Ok(Keeper::new(listener, keep_listening, channel, start)?)
+        Ok(Keeper::new(listener, keep_listening, Arc::clone(&exported.records), channel, start)?)
     };
     run(started()?, Some(socket), exported)
 }
@@ -312,7 +312,7 @@ fn run(keeper: Keeper, socket: Option<SocketFile>, exported: Exported) -> Result
 /// The share that a worker serves, made as `model` is, and what its first session goes on with, where an earlier worker has begun it.
 /// Closes what that one has left open; `own` is what this one has opened.
 fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]) -> Result<(Share, Option<Resumed>), AnyError> {
-    let Inheritance { beginning, descriptors, queues, .. } = end.inheritance();
+    let Inheritance { beginning, descriptors, queues, quarantined, .. } = end.inheritance();
     let mut kept = [descriptors, own].concat();
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
     let trusts = goes_on && *beginning != Beginning::Fresh;
@@ -335,8 +335,12 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
         descriptor::close_others(&mut kept)?;
     }
     end.say_ready()?;
-    let gives_up = *beginning == Beginning::Careful;
-    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), gives_up })))
+    let finishing = match beginning {
+        Beginning::OneByOne => Finishing::OneByOne,
+        Beginning::Careful | Beginning::Fresh => Finishing::GivenUp,
+        _ => Finishing::AtOnce,
+    };
+    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), finishing, quarantined: *quarantined })))
 }
 
 /// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one; else `herald` is told.

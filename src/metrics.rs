@@ -207,6 +207,7 @@ counters! {
     avail_jumps: Events, Stable, "Avail indexes that are ahead by more than the queue size";
     heads_twice: Events, Stable, "Descriptor chains that were dropped because their head was in flight already";
     recovered: Events, Stable, "Requests that a worker which died left unfinished, and that were executed again or answered with EIO";
+    quarantined: Events, Stable, "Requests that ended two workers, the second one while they were executed alone, and were answered with EIO";
     out_of_session: Events, Stable, "Requests before INIT or after DESTROY";
     kicks: Events, Stable, "Kicks received";
     calls: Events, Stable, "Calls (interrupts) sent";

@@ -1,10 +1,15 @@
 //! Workers that are killed while a guest works: it notices nothing but a pause.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use gatherfs_support::daemon::{Daemon, children_of, eventually, is_root};
-use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::client::{Call, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use gatherfs_support::guest::fuse::ROOT;
+use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use gatherfs_support::guest::ring::Segment;
 use rustix::process::{Pid, Signal, kill_process};
+use zerocopy::IntoBytes;
 
 /// Kills the worker of `keeper` with `signal`.
 fn kill(keeper: u32, signal: Signal) {
@@ -90,4 +95,85 @@ fn faults_one_after_the_other_are_followed_by_less_trust() {
     assert!(client.getattr(node, Some(fh)).is_err(), "its session is over");
     client.init().expect("another INIT");
     assert!(client.lookup(ROOT, "file").is_ok());
+}
+
+/// READs that a queue has in flight in the load, and the bytes of each.
+const DEPTH: u64 = 64;
+const READ_LEN: u32 = 64 << 10;
+/// A worker that a fault ends after this was no short-lived one (src/keeper/deaths.rs).
+const LONG_LIFE: Duration = Duration::from_millis(1100);
+/// Deaths by each signal.
+const ROUNDS: usize = 5;
+
+/// Reads `file` (node, handle) over and over until `is_over`, [`DEPTH`] READs at a time: each must have its part, whose bytes are its
+/// number. The longest wait for an answer, in us, is left in `longest_us`.
+fn load(client: &mut Client, (node, fh): (u64, u64), is_over: &AtomicBool, longest_us: &AtomicU64) {
+    let at = client.guest().memory().alloc(DEPTH * u64::from(READ_LEN), 4096);
+    let begin = |client: &mut Client, part: u64| {
+        let read = ReadIn { fh, offset: part * u64::from(READ_LEN), size: READ_LEN, ..ReadIn::default() };
+        let data_out = [Segment::writable(at + part * u64::from(READ_LEN), READ_LEN)];
+        (client.begin(&Call { data_out: &data_out, ..Call::new(opcode::READ, node, &[read.as_bytes()]) }), Instant::now())
+    };
+    let mut pending: Vec<(Pending, Instant)> = (0..DEPTH).map(|part| begin(client, part)).collect();
+    while !pending.is_empty() {
+        for (part, (read, since)) in (0..).zip(std::mem::take(&mut pending)) {
+            assert_eq!(client.finish(read).expect("READ").header.error, 0, "part {part}");
+            longest_us.fetch_max(since.elapsed().as_micros() as u64, Ordering::Relaxed);
+            let data = client.guest().memory().read_vec(at + part * u64::from(READ_LEN), READ_LEN as usize);
+            assert!(data == [part as u8; READ_LEN as usize], "part {part}");
+            client.guest().memory().fill(at + part * u64::from(READ_LEN), READ_LEN as usize, 0xff);
+            if !is_over.load(Ordering::Relaxed) {
+                pending.push(begin(client, part));
+            }
+        }
+    }
+}
+
+/// Four queues at depth 64. After a fault what was in flight is executed one request after the other, also where the keeper knows the
+/// end of the worker's threads before that of its process. With `--nocapture` the longest waits are printed.
+#[test]
+fn a_load_goes_on_after_sigkill_and_after_faults_of_workers_that_have_lived_long() {
+    let daemon = Daemon::start(&["--allow-direct-io", "--num-request-queues", "4", "--log-level", "info"]);
+    let contents: Vec<u8> = (0..DEPTH as u8).flat_map(|part| vec![part; READ_LEN as usize]).collect();
+    daemon.put("file", contents);
+    let guest = Guest::connect(daemon.socket(), &GuestOptions { request_queues: 4, ..GuestOptions::default() }).expect("a connection");
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().expect("INIT");
+    let node = client.lookup(ROOT, "file").expect("LOOKUP").nodeid;
+    let file = (node, client.open(node, libc::O_RDONLY | libc::O_DIRECT).expect("OPEN").fh);
+    let (is_over, longest_us) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for queue in FIRST_REQUEST..FIRST_REQUEST + 4 {
+            let mut client = client.on_queue(queue);
+            let (is_over, longest_us) = (&is_over, &longest_us);
+            scope.spawn(move || load(&mut client, file, is_over, longest_us));
+        }
+        for signal in [None, Some(Signal::KILL), Some(Signal::ABORT)] {
+            let mut waits: Vec<u64> = (0..ROUNDS)
+                .map(|_| {
+                    std::thread::sleep(LONG_LIFE);
+                    longest_us.store(0, Ordering::Relaxed);
+                    if let Some(signal) = signal {
+                        let worker = children_of(daemon.pid())[0];
+                        kill(daemon.pid(), signal);
+                        let is_replaced = || children_of(daemon.pid()).first().is_some_and(|pid| *pid != worker);
+                        assert!(eventually(is_replaced), "{}", daemon.log());
+                    }
+                    // Until all that was in flight is answered.
+                    std::thread::sleep(LONG_LIFE / 2);
+                    longest_us.load(Ordering::Relaxed)
+                })
+                .collect();
+            waits.sort_unstable();
+            println!("{signal:?}: the longest wait for an answer, in us: {waits:?}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let log = daemon.log();
+    let left = log.lines().filter_map(|line| line.split_once(" requests that the worker before left")?.0.rsplit(' ').next());
+    println!("left unfinished, in each queue: {:?}", left.collect::<Vec<_>>());
+    let faults =
+        log.matches("the worker was ended by signal 6 (SIGABRT); another one goes on with the guest's session, and executes").count();
+    assert_eq!(faults, ROUNDS, "{log}");
+    assert!(!log.contains("is answered with EIO"), "{log}");
 }

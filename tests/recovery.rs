@@ -7,11 +7,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gatherfs::device::{ConfigSpace, InFlight, Resumed, Server, ServerOptions, Service};
+use gatherfs::device::{ConfigSpace, Finishing, InFlight, Resumed, Server, ServerOptions, Service};
 use gatherfs::host::{Descriptors, Options, Share};
-use gatherfs::io::{Engine, Finished, Submission, Transfer, TransferOwner};
+use gatherfs::io::{Engine, Finished, Submission, SyncEngine, Transfer, TransferOwner};
 use gatherfs::metrics::Metrics;
-use gatherfs::state::{Phase, RequestRecords, UsedElement};
+use gatherfs::state::{Phase, RequestName, RequestRecords, UsedElement};
 use gatherfs::sys::working_dir::DescriptorDir;
 use gatherfs::types::QueueIndex;
 use gatherfs_support::daemon::{Scratch, eventually};
@@ -115,15 +115,15 @@ impl Lives {
 
     /// Abandons the present worker, which must not have anything to do but what it has begun, and starts another.
     fn go_on(&self, change: fn(Service) -> Service) {
-        self.go_on_or_give_up(change, false);
+        self.go_on_by(change, Finishing::AtOnce, None);
     }
 
-    /// As `go_on`; with `gives_up` what the present one leaves is answered with EIO.
-    fn go_on_or_give_up(&self, change: fn(Service) -> Service, gives_up: bool) {
+    /// As `go_on`; `finishing` is what becomes of what the present one leaves, of which `quarantined` has ended two workers.
+    fn go_on_by(&self, change: impl Fn(Service) -> Service + Send + 'static, finishing: Finishing, quarantined: Option<RequestName>) {
         let queues = FIRST_REQUEST + self.guest.request_queues();
         (0..queues).for_each(|queue| self.guest.enable_queue(queue, false).unwrap());
         let socket = self.scratch.path().join(self.lives.fetch_add(1, Ordering::Relaxed).to_string());
-        let resumed = Resumed { rings: (0..queues as u16).collect(), gives_up };
+        let resumed = Resumed { rings: (0..queues as u16).collect(), finishing, quarantined };
         serve(&self.server, &socket, move |service| change(service).resuming(resumed.clone()));
         let before = self.guest.move_to(&socket, 0).unwrap();
         // Were it closed, the worker before would drain its queues.
@@ -306,7 +306,7 @@ fn what_is_given_up_is_answered_with_an_error_and_what_comes_next_is_served() {
     let mut lives = Lives::start(&GuestOptions::default());
     let read = lives.begin_read(0, 1);
     assert!(eventually(|| lives.metrics().submitted.get() == 1));
-    lives.go_on_or_give_up(|service| service, true);
+    lives.go_on_by(|service| service, Finishing::GivenUp, None);
     assert_eq!(lives.clients[0].finish(read).unwrap().header.error, -libc::EIO);
     let read = lives.begin_read(0, 2);
     assert_eq!(lives.clients[0].finish(read).unwrap().header.error, 0);
@@ -346,16 +346,156 @@ fn what_may_have_been_written_before_is_in_the_dirty_log() {
 
 #[test]
 fn a_queue_that_stops_finishes_what_the_worker_before_has_left() {
-    let mut lives = Lives::start(&GuestOptions::default());
-    let pending: Vec<_> = (0..IN_FLIGHT).map(|page| lives.begin_read(0, page)).collect();
-    assert!(eventually(|| lives.metrics().submitted.get() == IN_FLIGHT));
-    lives.go_on(|service| service);
-    let base = lives.guest.stop_queue(FIRST_REQUEST).unwrap();
-    assert_eq!(base, lives.guest.lock(FIRST_REQUEST).avail_idx());
-    for (page, pending) in (0..).zip(pending) {
-        assert!(lives.clients[0].is_answered(&pending), "the stop does not wait for page {page}");
-        assert_eq!(lives.clients[0].finish(pending).unwrap().payload, [page; PAGE as usize]);
+    for finishing in [Finishing::AtOnce, Finishing::OneByOne] {
+        let mut lives = Lives::start(&GuestOptions::default());
+        let pending: Vec<_> = (0..IN_FLIGHT).map(|page| lives.begin_read(0, page)).collect();
+        assert!(eventually(|| lives.metrics().submitted.get() == IN_FLIGHT));
+        lives.go_on_by(|service| service, finishing, None);
+        let base = lives.guest.stop_queue(FIRST_REQUEST).unwrap();
+        assert_eq!(base, lives.guest.lock(FIRST_REQUEST).avail_idx());
+        for (page, pending) in (0..).zip(pending) {
+            assert!(lives.clients[0].is_answered(&pending), "the stop does not wait for page {page}");
+            assert_eq!(lives.clients[0].finish(pending).unwrap().payload, [page; PAGE as usize]);
+        }
     }
+}
+
+/// Which request is named when a transfer is made, for each.
+type Witness = Arc<Mutex<Vec<Option<RequestName>>>>;
+
+/// Makes transfers at once, before a [`Witness`].
+#[derive(Debug)]
+struct WitnessedEngine {
+    engine: SyncEngine,
+    records: Arc<RequestRecords>,
+    witness: Witness,
+}
+
+impl Engine<InFlight> for WitnessedEngine {
+    fn submit(&self, transfer: Transfer<InFlight>) -> Submission<InFlight> {
+        // Two at a time would find one name.
+        self.witness.lock().push(self.records.take_alone());
+        self.engine.submit(transfer)
+    }
+
+    fn flush(&self) {}
+
+    fn has_collected(&self) -> bool {
+        false
+    }
+
+    fn has_finished(&self) -> bool {
+        false
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn reap(&self, _finished: &mut Vec<Finished<InFlight>>) {}
+
+    fn completion_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn end(&self) {}
+}
+
+impl Lives {
+    /// What the records have unfinished, in the order in which it is executed alone.
+    fn left(&self) -> Vec<RequestName> {
+        let queues = FIRST_REQUEST + self.guest.request_queues();
+        let queues = (0..queues as u16).map(QueueIndex).map(|queue| (queue, self.records.queue(queue).unwrap()));
+        queues
+            .flat_map(|(queue, records)| {
+                records.recover().unfinished.into_iter().map(move |(_, left)| RequestName { queue, sequence: left.sequence })
+            })
+            .collect()
+    }
+
+    /// As `go_on_by`, with a witness of the transfers that are made.
+    fn go_on_witnessed(&self, finishing: Finishing, quarantined: Option<RequestName>) -> Witness {
+        let witness = Witness::default();
+        let (records, metrics, of_engine) = (Arc::clone(&self.records), Arc::clone(self.server.metrics()), Arc::clone(&witness));
+        let with_witness = move |service: Service| {
+            let (records, metrics, witness) = (Arc::clone(&records), Arc::clone(&metrics), Arc::clone(&of_engine));
+            service.with_engine(move || {
+                let (records, witness) = (Arc::clone(&records), Arc::clone(&witness));
+                Box::new(WitnessedEngine { engine: SyncEngine::new(Arc::clone(&metrics)), records, witness })
+            })
+        };
+        self.go_on_by(with_witness, finishing, quarantined);
+        witness
+    }
+}
+
+#[test]
+fn after_a_fault_one_request_is_executed_at_a_time_over_all_queues_and_new_ones_behind_them() {
+    const QUEUES: usize = 3;
+    let mut lives = Lives::start(&GuestOptions { request_queues: QUEUES, ..GuestOptions::default() });
+    let mut pending = Vec::new();
+    for page in 0..IN_FLIGHT {
+        pending.extend((0..QUEUES).map(|queue| (queue, page, lives.begin_read(queue, page))));
+    }
+    assert!(eventually(|| lives.metrics().submitted.get() == IN_FLIGHT * QUEUES as u64));
+    // These are not popped by the worker that is abandoned.
+    (FIRST_REQUEST..FIRST_REQUEST + QUEUES).for_each(|queue| lives.guest.enable_queue(queue, false).unwrap());
+    for page in IN_FLIGHT..2 * IN_FLIGHT {
+        pending.extend((0..QUEUES).map(|queue| (queue, page, lives.begin_read(queue, page))));
+    }
+    let left = lives.left();
+    assert_eq!(left.len(), IN_FLIGHT as usize * QUEUES);
+    let witness = lives.go_on_witnessed(Finishing::OneByOne, None);
+    for (queue, page, pending) in pending {
+        let reply = lives.clients[queue].finish(pending).unwrap();
+        assert!(reply.header.error == 0 && reply.payload == [page as u8; PAGE as usize], "queue {queue}, page {page}");
+    }
+    let named = witness.lock();
+    let (alone, others) = named.split_at(left.len());
+    assert_eq!(alone, left.iter().copied().map(Some).collect::<Vec<_>>());
+    assert_eq!(others, [None; IN_FLIGHT as usize * QUEUES]);
+}
+
+#[test]
+fn a_request_that_has_ended_two_workers_is_answered_with_an_error_and_no_other_one_is() {
+    for finishing in [Finishing::OneByOne, Finishing::AtOnce] {
+        let mut lives = Lives::start(&GuestOptions { request_queues: 2, ..GuestOptions::default() });
+        let pending: Vec<_> = (0..IN_FLIGHT).map(|page| (page, lives.begin_read(page as usize % 2, page))).collect();
+        assert!(eventually(|| lives.metrics().submitted.get() == IN_FLIGHT));
+        let left = lives.left();
+        let name = left[2];
+        assert_eq!(name.queue.0, FIRST_REQUEST as u16);
+        let witness = lives.go_on_witnessed(finishing, Some(name));
+        for (page, pending) in pending {
+            let reply = lives.clients[page as usize % 2].finish(pending).unwrap();
+            // The third of the first queue.
+            let expected = if page == 4 { (-libc::EIO, vec![]) } else { (0, vec![page as u8; PAGE as usize]) };
+            assert_eq!((reply.header.error, reply.payload), expected, "page {page}, {finishing:?}");
+        }
+        assert_eq!(lives.metrics().quarantined.get(), 1);
+        let mut others = left;
+        others.retain(|other| *other != name && finishing == Finishing::OneByOne);
+        assert_eq!(witness.lock().iter().flatten().copied().collect::<Vec<_>>(), others, "{finishing:?}");
+    }
+}
+
+#[test]
+fn requests_that_the_host_does_not_finish_hold_the_others_up_for_a_bounded_time() {
+    let mut lives = Lives::start(&GuestOptions::default());
+    let (node, fh) = lives.file;
+    let [held, wanted] = [1, 2].map(|owner| lives.lock_of(owner, libc::F_WRLCK));
+    lives.clients[0].setlk(node, &held, false).unwrap();
+    let wait = lives.clients[0].begin(&Call::new(opcode::SETLKW, node, &[wanted.as_bytes()]));
+    assert!(eventually(|| lives.metrics().parked.get() == 1));
+    let _reads = [0, 1].map(|page| lives.begin_read(0, page));
+    assert!(eventually(|| lives.metrics().submitted.get() == 2));
+    lives.go_on_by(never, Finishing::OneByOne, None);
+    assert!(lives.clients[0].getattr(node, Some(fh)).is_ok(), "a new one is served in the end");
+    assert_eq!((lives.metrics().submitted.get(), lives.metrics().parked.get()), (4, 2), "behind all that was left");
+    assert!(lives.records.take_alone().is_none(), "nobody is named any more");
+    let unlock = lives.lock_of(1, libc::F_UNLCK);
+    lives.clients[0].setlk(node, &unlock, false).unwrap();
+    assert_eq!(lives.clients[0].finish(wait).unwrap().header.error, 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! | `service.rs` | what the queues of a session share: export, guest memory, the FUSE session |
 //! | `queue.rs`, `late.rs`, `stop.rs` | a queue's state; answers that no serving thread brings; how it stops |
 //! | `recorded.rs`, `recovery.rs` | the ring with the records of what is in flight; how it starts, also behind a process that died |
+//! | `alone.rs` | requests that are executed one after the other, behind a process that a fault has ended |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
 //! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+mod alone;
 mod answer;
 mod claim;
 mod collecting;
@@ -56,5 +58,5 @@ pub use polling::PollTime;
 pub use queue_cpus::QueueCpus;
 pub use queue_engine::QueueEngine;
 pub use server::{Frontends, ServeError, Server, ServerOptions, ServerStopper};
-pub use service::{Options, Resumed, Service};
+pub use service::{Finishing, Options, Resumed, Service};
 pub use session::{Session, SessionError, Stopper};

@@ -20,7 +20,7 @@ use super::pace::Pace;
 use super::polling::Polling;
 use super::queue_engine::QueueEngine;
 use super::recorded::{self, Popped};
-use super::service::{Service, SessionQueue};
+use super::service::{Finishing, Service, SessionQueue};
 use crate::guest::RingMemory;
 use crate::io::Engine;
 use crate::state::{HeadTwice, QueueRecords, Unfinished};
@@ -70,6 +70,18 @@ pub(super) struct Late {
     pub result: Result<(), Errno>,
 }
 
+/// What the threads of a queue may take of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Everything.
+    #[default]
+    Free,
+    /// Nothing: requests are executed one after the other, over all queues.
+    Held,
+    /// The first of those that an earlier process has left.
+    One,
+}
+
 /// Ring, requests in flight, and roles.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -79,6 +91,8 @@ pub(super) struct State {
     pub records: Option<QueueRecords>,
     /// Requests that an earlier process has left unfinished, in the order in which they were popped.
     pub recovered: VecDeque<(u16, Unfinished)>,
+    /// What the queue's threads may take of it.
+    pub turn: Turn,
     /// The ring has run in this process.
     pub has_started: bool,
     /// The next position that the frontend sets is one that it has set before, in the life of an earlier process.
@@ -124,7 +138,8 @@ pub(super) struct Queue {
     pub state: Mutex<State>,
     /// Followers wait here for the lead.
     pub followers: Condvar,
-    /// The thread that stops the queue waits here until nothing is in service, the one that removes memory until nothing uses it.
+    /// The thread that stops the queue waits here until nothing is in service, the one that removes memory until nothing uses it, and
+    /// the one that has requests executed one after the other until one is done.
     pub drained: Condvar,
     watch: OnceLock<KickWatch>,
     /// Counts the wake-ups by [`Queue::wake`], for a leader that polls.
@@ -194,10 +209,15 @@ impl State {
             return self.throttled.pop_front().map_or(Next::Stopped, |request| Next::Chain(Work::Again(request)));
         }
         let is_running = self.prepare(service);
+        if self.turn == Turn::Held {
+            return Next::Stopped;
+        }
         if let Some(recovered) = self.next_recovered() {
             return Next::Chain(recovered);
         }
-        let (true, Some(ring), Some(records)) = (is_running, &mut self.ring, &self.records) else { return Next::Stopped };
+        let (true, Turn::Free, Some(ring), Some(records)) = (is_running, self.turn, &mut self.ring, &self.records) else {
+            return Next::Stopped;
+        };
         let waiting = match ring.waiting() {
             Ok(0) => return Next::Empty,
             Ok(waiting) => waiting,
@@ -217,7 +237,8 @@ impl State {
 
     /// Whether chains wait to be popped.
     pub fn has_waiting(&self) -> bool {
-        !self.recovered.is_empty() || self.ring.as_ref().is_some_and(|ring| ring.waiting().is_ok_and(|waiting| waiting > 0))
+        self.turn != Turn::Held && !self.recovered.is_empty()
+            || self.ring.as_ref().is_some_and(|ring| ring.waiting().is_ok_and(|waiting| waiting > 0))
     }
 
     /// A number that changes when the engine may have got room for more transfers.
@@ -306,6 +327,9 @@ impl Queue {
         let mut state = self.state.lock();
         state.records = bound.service.records.queue(bound.index);
         state.is_base_replayed = is_resumed;
+        if bound.service.finishing() == Finishing::OneByOne {
+            state.turn = Turn::Held;
+        }
         drop(state);
         let _ = self.bound.set(bound);
     }
@@ -427,9 +451,10 @@ impl Queue {
         state.ring.as_ref().map(Ring::next_avail).or_else(recorded).unwrap_or(state.setup.next_avail)
     }
 
-    /// To be called when a request leaves service: wakes the thread that waits for the last one, to stop the queue or remove memory.
+    /// To be called when a request leaves service: wakes the thread that waits for it, or for the last one, to stop the queue or remove
+    /// memory.
     pub fn note_answered(&self, state: &State) {
-        if state.is_leaving_memory || state.in_flight.in_service() == 0 && !state.setup.ready {
+        if state.is_leaving_memory || state.turn != Turn::Free || state.in_flight.in_service() == 0 && !state.setup.ready {
             self.drained.notify_all();
         }
     }

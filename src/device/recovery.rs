@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::queue::{State, Work};
+use super::queue::{State, Turn, Work};
 use super::recorded::{self, Popped};
 use super::service::Service;
 use crate::guest::RingMemory;
@@ -62,6 +62,9 @@ impl State {
         }
         let memory = Arc::clone(self.ring.as_ref()?.memory()?);
         let (head, earlier) = self.recovered.pop_front()?;
+        if self.turn == Turn::One {
+            self.turn = Turn::Held;
+        }
         let waiting = u16::try_from(self.recovered.len()).unwrap_or(u16::MAX);
         let popped = Popped { head, sequence: Some(earlier.sequence), memory, earlier: Some(Box::new(earlier)) };
         Some(Work::New { popped, waiting })

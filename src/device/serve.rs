@@ -36,7 +36,7 @@ pub(super) fn serve(service: &Service, engine: &QueueEngine, mut request: InFlig
     let Some(header) = decode_header(request.arguments()) else {
         return Served::Answered(refuse_headerless(service, request));
     };
-    if request.earlier().is_some_and(|earlier| again::refuses(&request, &earlier, &header, service.gives_up())) {
+    if again::refuses(service, &mut request, &header) {
         request.set_header(header);
         return Served::Answered(answer_error(Errno::EIO, request));
     }

@@ -18,7 +18,7 @@ use crate::guest::GuestMap;
 use crate::host::{Closing, Export, Share};
 use crate::io::{Engine, Rings, SyncEngine, UringEngine, Which};
 use crate::metrics::Metrics;
-use crate::state::RequestRecords;
+use crate::state::{RequestName, RequestRecords};
 use crate::trace::Limiter;
 use crate::types::{Errno, QueueIndex};
 
@@ -59,8 +59,22 @@ impl Default for Options {
 pub struct Resumed {
     /// The queues for which SET_VRING_BASE comes again. The positions of their rings are those of the records.
     pub rings: Vec<u16>,
-    /// Requests that were left unfinished are answered with EIO: it may be one of them that ends processes.
-    pub gives_up: bool,
+    /// What is done about the requests that were left unfinished.
+    pub finishing: Finishing,
+    /// One of them that has ended two processes, and is answered with EIO.
+    pub quarantined: Option<RequestName>,
+}
+
+/// What a process does about the requests that one which died has left unfinished.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Finishing {
+    /// They are executed again as if they were popped, and new ones beside them.
+    #[default]
+    AtOnce,
+    /// They are executed again one after the other, and new ones then: one of them may be what ends processes.
+    OneByOne,
+    /// They are answered with EIO: it may be one of them that ends processes.
+    GivenUp,
 }
 
 /// A queue of the session, as the service sees it.
@@ -229,9 +243,14 @@ impl Service {
         self.resumed.is_some()
     }
 
-    /// Whether what an earlier process has left unfinished is answered with EIO.
-    pub(super) fn gives_up(&self) -> bool {
-        self.resumed.as_ref().is_some_and(|resumed| resumed.gives_up)
+    /// What is done about what an earlier process has left unfinished.
+    pub(super) fn finishing(&self) -> Finishing {
+        self.resumed.as_ref().map_or(Finishing::AtOnce, |resumed| resumed.finishing)
+    }
+
+    /// Whether the request `name` has ended two processes.
+    pub(super) fn is_quarantined(&self, name: RequestName) -> bool {
+        self.resumed.as_ref().is_some_and(|resumed| resumed.quarantined == Some(name))
     }
 
     /// Whether the frontend's messages about queue `index` come again.

@@ -16,9 +16,10 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 
 use super::activity::Activity;
+use super::alone;
 use super::config_space::{ConfigSpace, REQUEST_QUEUES_MAX};
 use super::queue::{Bound, Queue};
-use super::service::{Service, SessionQueue};
+use super::service::{Finishing, Service, SessionQueue};
 use super::vring::{HookedVring, Memory, collect_queues};
 use super::watchdog;
 use crate::guest::{DirtyLog, GuestMap, MappedMemory};
@@ -189,6 +190,8 @@ pub struct Session {
     device: Arc<Device>,
     activity: Arc<Activity>,
     watchdog: Option<JoinHandle<()>>,
+    /// The thread that has requests executed one after the other.
+    one_by_one: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -220,11 +223,17 @@ impl Session {
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());
         daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
         service.metrics.connections.increment();
+        let one_by_one = if service.finishing() == Finishing::OneByOne {
+            let (service, queues) = (Arc::clone(service), queues.clone());
+            Some(thread::start("one by one", move || alone::run(&service, &queues))?)
+        } else {
+            None
+        };
         let watchdog = {
             let (activity, every) = (Arc::clone(&activity), service.options.relieve_after);
             thread::start("watchdog", move || watchdog::run(&activity, &queues, every))?
         };
-        Ok(Session { daemon, device, activity, watchdog: Some(watchdog) })
+        Ok(Session { daemon, device, activity, watchdog: Some(watchdog), one_by_one })
     }
 
     /// What ends this session from another thread.
@@ -249,7 +258,7 @@ impl Session {
             queue.end();
         }
         self.activity.end();
-        if let Some(thread) = self.watchdog.take() {
+        for thread in self.watchdog.take().into_iter().chain(self.one_by_one.take()) {
             let _ = thread.join();
         }
         self.device.service.end_fuse();

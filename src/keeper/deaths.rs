@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::worker_end::Beginning;
+
 /// A life shorter than this that a fault ended is followed by a wait.
 pub const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// A life longer than this ends the waits.
@@ -15,7 +17,8 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 const QUICK_LIFE: Duration = Duration::from_millis(100);
 /// More lives than this that were ended so soon, one after the other, are followed by [`WAIT_MIN`]: the machine may be out of memory.
 const QUICK_MAX: u32 = 2;
-/// So many faults in short lives, one after the other, are no accident: the next worker trusts less of what was left.
+/// So many faults in short lives, one after the other and with no request to blame, are no accident: the next worker trusts less of what
+/// was left.
 const FAULTS_MAX: u32 = 2;
 /// So many deaths within [`MANY_WITHIN`] are worth an error of their own.
 const MANY: usize = 10;
@@ -27,17 +30,38 @@ const MANY_WITHIN: Duration = Duration::from_secs(60);
 pub enum Trust {
     /// Everything.
     All,
+    /// Everything, but what was left unfinished may be what ends workers: it is executed one request after the other.
+    OneByOne,
     /// The records of files, and no request that was left unfinished.
     Files,
     /// Nothing.
     Nothing,
 }
 
+impl Trust {
+    /// What the next worker begins with where there is a session to go on with, and what the log says of that.
+    pub fn beginning(self) -> (Beginning, &'static str) {
+        match self {
+            Trust::All => (Beginning::Recovery, "another one goes on with the guest's session"),
+            Trust::OneByOne => {
+                (Beginning::OneByOne, "another one goes on with the guest's session, and executes what is unfinished one after the other")
+            }
+            Trust::Files => {
+                (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
+            }
+            Trust::Nothing => (Beginning::Fresh, "another one goes on without the records of the session: what the guest has open is lost"),
+        }
+    }
+}
+
 /// Why a worker died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// A fault of its own: what it did may end the next one as well.
-    Fault,
+    Fault {
+        /// It executed one request alone, which no worker executes again.
+        is_named: bool,
+    },
     /// SIGKILL: somebody's wish, or the machine was out of memory.
     Killed,
 }
@@ -46,7 +70,7 @@ pub enum Cause {
 #[derive(Debug, Default)]
 pub struct Deaths {
     wait: Duration,
-    /// Faults in short lives, one after the other.
+    /// Faults in short lives, one after the other, for which no request could be named.
     faults: u32,
     /// Lives that were ended soon, one after the other.
     quick: u32,
@@ -65,8 +89,8 @@ impl Deaths {
         }
         self.quick = if life < QUICK_LIFE { self.quick + 1 } else { 0 };
         let wait = match cause {
-            Cause::Fault if life < SHORT_LIFE => {
-                self.faults += 1;
+            Cause::Fault { is_named } if life < SHORT_LIFE => {
+                self.faults = if is_named { 0 } else { self.faults + 1 };
                 self.wait = (self.wait * 2).clamp(WAIT_MIN, WAIT_MAX);
                 self.wait
             }
@@ -77,10 +101,11 @@ impl Deaths {
         while self.recent.len() > MANY || self.recent.front().is_some_and(|first| now.duration_since(*first) > MANY_WITHIN) {
             self.recent.pop_front();
         }
-        let trust = match self.faults / FAULTS_MAX {
-            0 => Trust::All,
-            1 => Trust::Files,
-            2 => Trust::Nothing,
+        let trust = match (self.faults / FAULTS_MAX, cause) {
+            (0, Cause::Killed) => Trust::All,
+            (0, Cause::Fault { .. }) => Trust::OneByOne,
+            (1, _) => Trust::Files,
+            (2, _) => Trust::Nothing,
             _ => return None,
         };
         Some((wait, trust))
@@ -104,17 +129,29 @@ mod tests {
     #[test]
     fn faults_in_short_lives_are_followed_by_longer_waits_and_less_trust() {
         let (mut deaths, now) = (Deaths::default(), Instant::now());
-        let mut after = |life| deaths.note(now, life, Cause::Fault);
+        let mut after = |life| deaths.note(now, life, Cause::Fault { is_named: false });
         let ms = |ms, trust| Some((Duration::from_millis(ms), trust));
-        assert_eq!(after(Duration::from_secs(5)), ms(0, Trust::All));
+        assert_eq!(after(Duration::from_secs(5)), ms(0, Trust::OneByOne));
         let short: Vec<_> = (0..6).map(|_| after(Duration::ZERO)).collect();
         let expected =
-            [ms(10, Trust::All), ms(20, Trust::Files), ms(40, Trust::Files), ms(80, Trust::Nothing), ms(160, Trust::Nothing), None];
+            [ms(10, Trust::OneByOne), ms(20, Trust::Files), ms(40, Trust::Files), ms(80, Trust::Nothing), ms(160, Trust::Nothing), None];
         assert_eq!(short, expected);
-        assert_eq!(after(Duration::from_secs(2)), ms(0, Trust::All));
-        assert_eq!(after(Duration::ZERO), ms(640, Trust::All), "the wait is not forgotten yet");
-        assert_eq!(after(Duration::from_secs(11)), ms(0, Trust::All));
-        assert_eq!(after(Duration::ZERO), ms(10, Trust::All));
+        assert_eq!(after(Duration::from_secs(2)), ms(0, Trust::OneByOne));
+        assert_eq!(after(Duration::ZERO), ms(640, Trust::OneByOne), "the wait is not forgotten yet");
+        assert_eq!(after(Duration::from_secs(11)), ms(0, Trust::OneByOne));
+        assert_eq!(after(Duration::ZERO), ms(10, Trust::OneByOne));
+    }
+
+    #[test]
+    fn a_guest_that_repeats_a_request_which_ends_workers_waits_and_keeps_its_session() {
+        let (mut deaths, now) = (Deaths::default(), Instant::now());
+        let (unknown, named) = (Cause::Fault { is_named: false }, Cause::Fault { is_named: true });
+        let followed: Vec<_> = [unknown, named].into_iter().cycle().take(20).map(|cause| deaths.note(now, Duration::ZERO, cause)).collect();
+        assert!(followed.iter().all(|followed| followed.is_some_and(|(_, trust)| trust == Trust::OneByOne)), "{followed:?}");
+        assert_eq!(followed.last(), Some(&Some((WAIT_MAX, Trust::OneByOne))));
+        // One that is named makes up for none of those behind it.
+        assert_eq!(deaths.note(now, Duration::ZERO, unknown).map(|(_, trust)| trust), Some(Trust::OneByOne));
+        assert_eq!(deaths.note(now, Duration::ZERO, unknown).map(|(_, trust)| trust), Some(Trust::Files));
     }
 
     #[test]

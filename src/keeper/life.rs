@@ -15,9 +15,8 @@ use rustix::process::Signal;
 
 use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
-use crate::sys::identity;
 use crate::sys::process::{self, Child};
-use crate::sys::thread;
+use crate::sys::{fault, identity, thread};
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
 const THREADS_LOOK_AGAIN: Duration = Duration::from_micros(200);
@@ -97,6 +96,7 @@ pub fn start(mut inheritance: Inheritance, is_visible: bool) -> io::Result<Side>
                 process::end_with(Some(keeper))?;
                 process::set_visible(is_visible)?;
                 thread::record_this();
+                fault::note_faults()?;
                 leave_to_keeper(ours);
                 WorkerEnd::new(theirs, inheritance)
             };

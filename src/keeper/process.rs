@@ -4,13 +4,14 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
-use super::deaths::{Cause, Deaths, SHORT_LIFE, Trust};
+use super::deaths::{Cause, Deaths, SHORT_LIFE};
 use super::handover::{self, Given, Start, Taken};
 use super::life::{self, Life, Side, is_ready};
 use super::program::Program;
@@ -18,10 +19,10 @@ use super::relay::Relay;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::outer::{Asked, KeeperEnd, Said};
-use crate::sys::descriptor;
+use crate::state::{RequestName, RequestRecords};
 use crate::sys::process::{self, Child, End};
 use crate::sys::signal::{self, Signals};
-use crate::sys::thread;
+use crate::sys::{descriptor, fault, thread};
 
 /// How long after one could not be started another worker is.
 const START_AGAIN: Duration = Duration::from_millis(100);
@@ -62,6 +63,10 @@ pub struct Keeper {
     arrival: Option<Arrival>,
     link: Link,
     accept_at: Option<Instant>,
+    /// By which a worker names the request that it executes alone.
+    records: Arc<RequestRecords>,
+    /// The request that has ended two workers last.
+    quarantined: Option<RequestName>,
     deaths: Deaths,
     /// The io_uring rings of workers that died, until another one has waited for them.
     rings: Vec<RawFd>,
@@ -104,12 +109,20 @@ enum Link {
 }
 
 impl Keeper {
-    /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. What is open now
-    /// has to stay open in every process. `channel` leads to the outer process; `start` is for a program that takes over.
-    pub fn new(listener: UnixListener, keep_listening: bool, channel: KeeperEnd, start: Option<Start>) -> io::Result<Keeper> {
+    /// A keeper that accepts frontends on `listener`, one after the other with `keep_listening`, else only one. The workers have
+    /// `records`. What is open now has to stay open in every process. `channel` leads to the outer process; `start` is for a program
+    /// that takes over.
+    pub fn new(
+        listener: UnixListener,
+        keep_listening: bool,
+        records: Arc<RequestRecords>,
+        channel: KeeperEnd,
+        start: Option<Start>,
+    ) -> io::Result<Keeper> {
         let is_visible = process::is_visible()?;
         let signals = Signals::new()?;
         thread::record_threads()?;
+        fault::share_note()?;
         Ok(Keeper {
             listener,
             keep_listening,
@@ -125,6 +138,8 @@ impl Keeper {
             arrival: None,
             link: Link::Awaited,
             accept_at: None,
+            records,
+            quarantined: None,
             deaths: Deaths::default(),
             rings: Vec::new(),
             ending: Vec::new(),
@@ -135,11 +150,11 @@ impl Keeper {
     /// The keeper that goes on where another program in this process has stopped. `first` as what is open now in [`Keeper::new`].
     ///
     /// An error as of [`Keeper::new`].
-    pub fn taking_over(taken: Taken, mut first: Vec<RawFd>) -> io::Result<Keeper> {
+    pub fn taking_over(taken: Taken, records: Arc<RequestRecords>, mut first: Vec<RawFd>) -> io::Result<Keeper> {
         first.sort_unstable();
         first.dedup();
         let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel } = taken;
-        let keeper = Keeper::new(listener.into(), keep_listening, KeeperEnd::of(channel), Some(start))?;
+        let keeper = Keeper::new(listener.into(), keep_listening, records, KeeperEnd::of(channel), Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
         Ok(Keeper { first, is_visible, rings, link, arrival: Some(Arrival::new(cause)), ..keeper })
     }
@@ -189,7 +204,7 @@ impl Keeper {
             relay.name_descriptors(&mut descriptors);
             queues = relay.queues();
         }
-        Inheritance { beginning, descriptors, queues, rings: self.rings.clone() }
+        Inheritance { beginning, descriptors, queues, rings: self.rings.clone(), quarantined: self.quarantined }
     }
 
     /// Attends to the worker until it has ended. `None` where every thread has, and it is not known yet how.
@@ -386,6 +401,7 @@ impl Keeper {
         }
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
+        let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
         if let Upgrade::Draining(..) = self.upgrade
             && !is_over
             && !is_leaving
@@ -397,16 +413,16 @@ impl Keeper {
         }
         let end = match end {
             // What follows a short life depends on how it has ended.
-            None if is_over || lived < SHORT_LIFE => Some(life.worker.wait()?),
+            None if is_over || lived < SHORT_LIFE && noted.is_none() => Some(life.worker.wait()?),
             None => {
                 self.ending.push(life.worker);
-                None
+                noted
             }
             end => end,
         };
         let cause = match end {
             // It has said itself what was wrong, which may be another thing the next time.
-            Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault,
+            Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault { is_named: false },
             // The guest had not got it yet.
             Some(_) if self.is_stopping && is_later && !was_ready => return Ok(Verdict::End(End::Exit(0))),
             // Somebody had it drain for a program that does not come.
@@ -417,10 +433,14 @@ impl Keeper {
                 return Ok(Verdict::End(end));
             }
             None | Some(End::Signal(libc::SIGKILL)) => Cause::Killed,
-            Some(End::Signal(_)) => Cause::Fault,
+            Some(End::Signal(_)) => Cause::Fault { is_named: named.is_some() },
         };
-        let how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
-        if cause == Cause::Fault
+        let mut how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
+        if cause == (Cause::Fault { is_named: true }) {
+            self.quarantined = named;
+            how += " while it executed one request alone, which is answered with an error";
+        }
+        if let Cause::Fault { .. } = cause
             && let Some(program) = self.arrival.as_mut().and_then(Arrival::take_before)
         {
             tracing::error!("the worker {how}; the program before takes over again");
@@ -435,14 +455,8 @@ impl Keeper {
             tracing::error!("the worker {how}, soon after it began, as those before it; gatherfsd ends");
             return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
         };
-        let (beginning, what) = match (&self.link, trust) {
-            (Link::Connected(_), Trust::All) => (Beginning::Recovery, "another one goes on with the guest's session"),
-            (Link::Connected(_), Trust::Files) => {
-                (Beginning::Careful, "another one goes on with the guest's session, and answers what is unfinished with an error")
-            }
-            (Link::Connected(_), Trust::Nothing) => {
-                (Beginning::Fresh, "another one goes on without the records of the session: what the guest has open is lost")
-            }
+        let (beginning, what) = match self.link {
+            Link::Connected(_) => trust.beginning(),
             _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");

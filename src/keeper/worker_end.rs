@@ -9,6 +9,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAnci
 
 use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use crate::device::Frontends;
+use crate::state::RequestName;
 use crate::sys::failpoint::crash_point;
 
 /// What a worker begins with.
@@ -20,7 +21,10 @@ pub enum Beginning {
     Idle,
     /// An earlier worker has died in the middle of a session, which goes on.
     Recovery,
-    /// As in a recovery, but workers have died soon after they began to execute what was left unfinished, which is given up.
+    /// As in a recovery, but a fault has ended the earlier one: what was left unfinished is executed one request after the other.
+    OneByOne,
+    /// As in a recovery, but workers have died soon after they began, and which request did that is not known: what was left unfinished
+    /// is given up.
     Careful,
     /// As in a recovery, but workers have died all the same: no records are to be read.
     Fresh,
@@ -37,6 +41,8 @@ pub struct Inheritance {
     pub queues: Vec<u16>,
     /// The io_uring rings of earlier workers.
     pub rings: Vec<RawFd>,
+    /// The request that has ended two workers last, if one has.
+    pub quarantined: Option<RequestName>,
 }
 
 /// Brings a socket for each frontend, on which the relayed connection is accepted.

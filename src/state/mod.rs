@@ -30,7 +30,7 @@ pub use locks::{
     AttachedLocks, AttachedOwner, HeldLock, LockRecords, OwnerNote, OwnerSlot, RangeSlot, RecordedOwner, TABLE_LEN as LOCKS_LEN,
 };
 pub use mounts::{AttachedMounts, MountNote, MountRecords, MountSlot, TABLE_LEN as MOUNTS_LEN};
-pub use request_slot::{Phase, Unfinished, UsedElement};
+pub use request_slot::{Phase, RequestName, Unfinished, UsedElement};
 pub use requests::{HeadTwice, Left, Positions, QueueRecords, RequestRecord, RequestRecords};
 pub use session::{Agreed, AttachedRoot, SessionRecord};
 pub use slots::TableFull;

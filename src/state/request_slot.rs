@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::arena::Record;
-use crate::types::{FileHandle, NodeId, Unique};
+use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
 
 /// How far a request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +46,31 @@ impl Phase {
 /// A word of a record: the request's number in its queue in the upper 48 bits, 8 bits of zero, and the phase.
 pub(super) fn word_of(sequence: u64, phase: Phase) -> u64 {
     sequence << 16 | phase as u64
+}
+
+/// Bits of a sequence in a word.
+const SEQUENCE_BITS: u32 = 48;
+
+/// Which request of a device: its number in its queue, which no other request of that queue has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestName {
+    /// Its queue.
+    pub queue: QueueIndex,
+    /// Its number there.
+    pub sequence: u64,
+}
+
+impl RequestName {
+    /// As a word, which is not 0.
+    pub(super) fn to_word(self) -> u64 {
+        (u64::from(self.queue.0) + 1) << SEQUENCE_BITS | self.sequence & ((1 << SEQUENCE_BITS) - 1)
+    }
+
+    /// Of a word; `None` for 0, and for one that names no queue.
+    pub(super) fn from_word(word: u64) -> Option<RequestName> {
+        let queue = QueueIndex(u16::try_from(word >> SEQUENCE_BITS).ok()?.checked_sub(1)?);
+        Some(RequestName { queue, sequence: word & ((1 << SEQUENCE_BITS) - 1) })
+    }
 }
 
 /// One request in flight.

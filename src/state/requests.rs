@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
-use super::request_slot::{Phase, RequestSlot, Unfinished, UsedElement, word_of};
+use super::request_slot::{Phase, RequestName, RequestSlot, Unfinished, UsedElement, word_of};
 use crate::sys::descriptor::duplicate;
 use crate::sys::failpoint::crash_point;
 use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
@@ -49,7 +49,8 @@ unsafe impl Record for QueueSlot {
 /// The arena of requests.
 #[derive(Debug)]
 pub struct RequestRecords {
-    /// One word: the number of the present share arena's descriptor, plus 1; 0 for none.
+    /// The first: the number of the present share arena's descriptor, plus 1; 0 for none. The second: the request that is executed
+    /// alone, as a [`RequestName`]; 0 for none.
     words: Records<AtomicU64>,
     queues: Records<QueueSlot>,
     requests: Records<RequestSlot>,
@@ -95,6 +96,16 @@ impl RequestRecords {
     /// The descriptor of the present share's arena; `None` where none was named.
     pub fn share_arena(&self) -> Option<RawFd> {
         self.words.at(0).load(Ordering::Acquire).checked_sub(1).and_then(|fd| RawFd::try_from(fd).ok())
+    }
+
+    /// Names the request that is executed while no other one is; `None` when there is none any more.
+    pub fn set_alone(&self, name: Option<RequestName>) {
+        self.words.at(1).store(name.map_or(0, RequestName::to_word), Ordering::Release);
+    }
+
+    /// The request that is executed alone, or was when the process that executed it died. Forgets it.
+    pub fn take_alone(&self) -> Option<RequestName> {
+        RequestName::from_word(self.words.at(1).swap(0, Ordering::AcqRel))
     }
 
     /// The records of queue `index`; `None` beyond the table.
@@ -217,6 +228,12 @@ impl QueueRecords {
         if let Some(slot) = self.slot(head) {
             slot.set_phase(phase);
         }
+    }
+
+    /// Whether the request at `head` with the number `sequence` is to be executed or is being: it is neither answered nor suspended.
+    pub fn is_under_way(&self, head: u16, sequence: u64) -> bool {
+        let word = self.slot(head).map_or(0, |slot| slot.word.load(Ordering::Acquire));
+        word >> 16 == sequence && !matches!(Phase::from_word(word), Phase::Free | Phase::Suspended)
     }
 
     /// The reply to the request of `element` is in guest memory: `push` puts the element into the used ring.
@@ -409,6 +426,30 @@ mod tests {
         records.set_share_arena(None);
         assert_eq!(records.share_arena(), None);
         assert!(records.queue(QueueIndex(65)).is_none());
+    }
+
+    #[test]
+    fn the_request_that_is_executed_alone_is_named_until_it_is_asked_for() {
+        let (records, queue) = queue();
+        let sequence = queue.pop(1, 4).unwrap().unwrap();
+        assert_eq!(records.take_alone(), None);
+        for (queue, sequence) in [(0, 0), (64, sequence), (64, (1 << 48) - 1)] {
+            let name = RequestName { queue: QueueIndex(queue), sequence };
+            records.set_alone(Some(name));
+            assert_eq!((records.take_alone(), records.take_alone()), (Some(name), None));
+        }
+        records.set_alone(Some(RequestName { queue: QueueIndex(0), sequence }));
+        records.set_alone(None);
+        assert_eq!(records.take_alone(), None);
+        let is_under_way = |phase| {
+            queue.set_phase(1, phase);
+            queue.is_under_way(1, sequence)
+        };
+        assert!(is_under_way(Phase::Begun) && is_under_way(Phase::Submitted) && is_under_way(Phase::Withdrawn));
+        assert!(!is_under_way(Phase::Suspended) && is_under_way(Phase::Taken));
+        assert!(!queue.is_under_way(1, sequence + 1) && !queue.is_under_way(0, sequence));
+        queue.publish(UsedElement { at: 5, head: 1, len: 16 }, || ());
+        assert!(!queue.is_under_way(1, sequence));
     }
 
     #[test]

@@ -26,6 +26,8 @@ struct Page {
     passed: AtomicU32,
     /// The numbers of the points at which a worker dies, from 0 on; [`u32::MAX`] for none.
     dies_at: [AtomicU32; DEATHS_MAX],
+    /// The signals by which it dies there.
+    dies_by: [AtomicU32; DEATHS_MAX],
     deaths: AtomicU32,
     /// 1 where a transfer is short that a worker dies behind: the kernel ends it early when the process is killed in it.
     cuts: AtomicU32,
@@ -91,23 +93,25 @@ impl CrashPlan {
             let bytes = moment.bytes().chain(name.bytes()).chain(std::iter::repeat(0));
             kept.iter().zip(bytes).for_each(|(byte, new)| byte.store(new, Ordering::Release));
         }
-        let dies_at = |number| page.dies_at.iter().any(|at| at.load(Ordering::Acquire) == number);
-        if dies_at(number) {
+        if let Some(death) = page.dies_at.iter().position(|at| at.load(Ordering::Acquire) == number) {
+            let signal = page.dies_by[death].load(Ordering::Acquire).cast_signed();
             page.died_ns.store(now_ns(), Ordering::Release);
             page.deaths.fetch_add(1, Ordering::AcqRel);
             // SAFETY: the process ends here. Not by kill(2), which the sandbox forbids.
-            unsafe { libc::raise(libc::SIGKILL) };
+            unsafe { libc::raise(signal) };
         }
-        page.cuts.load(Ordering::Acquire) != 0 && dies_at(number + 1)
+        page.cuts.load(Ordering::Acquire) != 0 && page.dies_at.iter().any(|at| at.load(Ordering::Acquire) == number + 1)
     }
 
-    /// From here on points are counted, from 0, and workers die at the points with the numbers `dies_at`. With `cuts` a transfer is
-    /// short that one dies behind.
-    pub fn begin(&self, dies_at: &[u32], cuts: bool) {
+    /// From here on points are counted, from 0, and workers die at the points with the numbers in `deaths`, by the signals.
+    /// With `cuts` a transfer is short that one dies behind.
+    pub fn begin(&self, deaths: &[(u32, i32)], cuts: bool) {
         let page = self.page();
         page.cuts.store(cuts.into(), Ordering::Release);
-        for (at, place) in page.dies_at.iter().enumerate() {
-            place.store(dies_at.get(at).copied().unwrap_or(u32::MAX), Ordering::Release);
+        for (index, (at, by)) in page.dies_at.iter().zip(&page.dies_by).enumerate() {
+            let (number, signal) = deaths.get(index).copied().unwrap_or((u32::MAX, libc::SIGKILL));
+            by.store(signal.cast_unsigned(), Ordering::Release);
+            at.store(number, Ordering::Release);
         }
         page.passed.store(0, Ordering::Release);
         page.deaths.store(0, Ordering::Release);

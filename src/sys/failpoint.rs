@@ -39,6 +39,16 @@ macro_rules! crash_point {
 
 pub(crate) use crash_point;
 
+/// Marks a point at which a request names something. The process faults where GATHERFS_FAULT in the environment is that name.
+macro_rules! fault_point {
+    ($name:expr) => {
+        #[cfg(feature = "failpoints")]
+        $crate::sys::failpoint::reach_name($name);
+    };
+}
+
+pub(crate) use fault_point;
+
 #[cfg(test)]
 type CrashHook = Box<dyn Fn(&'static str)>;
 
@@ -60,14 +70,17 @@ pub(crate) fn set_crash_hook(hook: CrashHook) {
 }
 
 #[cfg(feature = "failpoints")]
-pub use hooked::{Call, Fault, Hook, Moment, reach, set_hook};
+pub use hooked::{Call, Fault, Hook, Moment, reach, reach_name, set_hook};
 
 #[cfg(feature = "failpoints")]
 mod hooked {
+    use std::ffi::{CStr, OsString};
+    use std::os::unix::ffi::OsStrExt;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use parking_lot::RwLock;
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
     use crate::sys::crash_plan;
     use crate::types::Errno;
@@ -128,6 +141,19 @@ mod hooked {
         if selected.is_some_and(|(_, left)| left.fetch_sub(1, Ordering::Relaxed) == 1) {
             // SAFETY: the process ends here. Not by kill(2), which the sandbox forbids.
             unsafe { libc::raise(libc::SIGKILL) };
+        }
+    }
+
+    /// The name with which a request ends the process.
+    static FAULTY_NAME: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("GATHERFS_FAULT"));
+
+    /// A request names `name`.
+    pub fn reach_name(name: &CStr) {
+        if FAULTY_NAME.as_deref().is_some_and(|faulty| faulty.as_bytes() == name.to_bytes()) {
+            // SAFETY: the kernel chooses the place of a new mapping.
+            let page = unsafe { mmap_anonymous(std::ptr::null_mut(), 1, ProtFlags::empty(), MapFlags::PRIVATE) };
+            // SAFETY: the mapping cannot be read: the process ends here, by SIGSEGV.
+            let _ = page.map(|page| unsafe { page.cast::<u8>().read_volatile() });
         }
     }
 

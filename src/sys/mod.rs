@@ -10,6 +10,7 @@ pub mod dirent;
 pub mod event;
 pub mod failpoint;
 pub mod fanotify;
+pub mod fault;
 pub mod file_handle;
 pub mod fsetid;
 pub mod identity;

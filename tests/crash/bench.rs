@@ -114,17 +114,23 @@ impl Bench {
 
     /// Carries `operation` out in a directory of its own; workers die at the points `dies_at`. What is left behind is added to `wrong`.
     pub fn run(&mut self, operation: &Operation, dies_at: &[u32], wrong: &mut Vec<String>) -> Run {
+        let deaths: Vec<_> = dies_at.iter().map(|at| (*at, libc::SIGKILL)).collect();
+        self.run_by(operation, &deaths, wrong)
+    }
+
+    /// As `run`, with the signals by which workers die.
+    pub fn run_by(&mut self, operation: &Operation, deaths: &[(u32, i32)], wrong: &mut Vec<String>) -> Run {
         self.worlds += 1;
         let shared = self.daemon.share().to_owned();
         let before = self.open();
         let mut world = World::begin(&mut self.client, &shared, &format!("world{}", self.worlds), false);
         std::thread::sleep(self.life);
-        self.plan.begin(dies_at, self.cuts);
+        self.plan.begin(deaths, self.cuts);
         let answer = operation.1(&mut world);
         let answered_ns = now_ns();
         // A worker may die after it has answered.
-        if !within(DEATHS_TIME, || self.plan.deaths() == dies_at.len()) {
-            wrong.push(format!("{} deaths instead of {}", self.plan.deaths(), dies_at.len()));
+        if !within(DEATHS_TIME, || self.plan.deaths() == deaths.len()) {
+            wrong.push(format!("{} deaths instead of {}", self.plan.deaths(), deaths.len()));
         }
         wait_until_quiet(&self.plan);
         self.plan.end();
@@ -132,19 +138,24 @@ impl Bench {
         let _ = world.client.getattr(ROOT, None).inspect_err(|error| wrong.push(format!("GETATTR afterwards: {error}")));
         let died_ns = self.plan.died_ns();
         let answered_ns = if answered_ns > died_ns { answered_ns } else { now_ns() };
-        let pause_us = (!dies_at.is_empty()).then(|| (answered_ns - died_ns) / 1000);
+        let pause_us = (!deaths.is_empty()).then(|| (answered_ns - died_ns) / 1000);
         let answer = answer.map_err(|error| error.errno().unwrap_or_else(|| panic!("{}: {error}\n{}", operation.0, self.daemon.log())));
         let (after, known) = (tree(world.path()), known(&mut world));
         if let Err(error) = world.end() {
             wrong.push(format!("what it opened cannot be released: {error}"));
         }
         // A FORGET that was begun is not repeated: the node lives until the session ends.
-        let is_left = dies_at.iter().any(|at| points.get(*at as usize).is_some_and(|point| point == "forgetting"));
+        let is_left = deaths.iter().any(|(at, _)| points.get(*at as usize).is_some_and(|point| point == "forgetting"));
         let is_right = |held: Vec<String>| held == before || is_left && held.len() <= before.len() + 1;
         if !within(CLOSES_TIME, || is_right(self.open())) {
             wrong.push(format!("has {:?} open, before {before:?}", self.open()));
         }
         Run { answer, points, pause_us, after, known }
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        self.daemon.log()
     }
 
     /// What the daemon has open, without the numbers of sockets and the like.

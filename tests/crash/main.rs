@@ -6,6 +6,7 @@
 //! `--features failpoints` only. With `--nocapture` a table says how long the guest waits after a death.
 
 mod bench;
+mod quarantine;
 mod table;
 
 use std::time::Duration;

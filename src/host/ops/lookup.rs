@@ -10,7 +10,7 @@ use crate::host::inodes::{FileKey, kind_of};
 use crate::host::request_context::{Left, RequestContext};
 use crate::host::share::Share;
 use crate::state::{InodeIdentity, RequestRecord};
-use crate::sys::failpoint::crash_point;
+use crate::sys::failpoint::{crash_point, fault_point};
 use crate::sys::open;
 use crate::sys::stat::{self, Statx};
 use crate::types::{Errno, NodeId};
@@ -51,6 +51,7 @@ impl Share {
     /// is gone, or moved out of the share; and for a file that the guest does not know, ENFILE where there are too many nodes
     /// or descriptors, and EOPNOTSUPP where file handles are mandatory and it has none.
     pub fn lookup(&self, parent: NodeId, name: &CStr, context: &RequestContext<'_>) -> Result<Lookup, Errno> {
+        fault_point!(name);
         self.take_lookup_back(context);
         match name.to_bytes() {
             b"." => return self.look_up_self(parent, context.record).map(Lookup::Found),
