@@ -10,20 +10,18 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
-use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions, ServerStopper};
+use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{self, Beginning, DRAIN_MAX, Examiner, Inheritance, Keeper, Start, Taken, Turn, Witness, WorkerEnd};
-use gatherfs::metrics::Metrics;
+use gatherfs::keeper::{self, Beginning, Examiner, Inheritance, Keeper, Start, Taken, Turn, Watching, WorkerEnd};
 use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
 use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
 use gatherfs::sys::working_dir::DescriptorDir;
-use gatherfs::sys::{descriptor, process, thread};
+use gatherfs::sys::{descriptor, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -104,9 +102,6 @@ fn fail(e: &dyn std::error::Error, code: u8) -> ExitCode {
     eprintln!("gatherfsd: {e}");
     ExitCode::from(code)
 }
-
-/// How long the lock of a queue may be held by whoever works on it: it is never held over a system call that can wait.
-const RESPONSE_MAX: Duration = Duration::from_secs(1);
 
 /// Listens, confines the process and serves. In the outer process, ends with the one inside.
 fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
@@ -450,68 +445,4 @@ fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
     }
     let off = if off.is_empty() { "nothing".to_owned() } else { off.join(", ") };
     tracing::info!("{}; turned off: {off}", summary.policies);
-}
-
-/// What the thread `signals` needs.
-struct Watching {
-    stopper: ServerStopper,
-    metrics: Arc<Metrics>,
-    witness: Option<Witness>,
-    herald: Arc<Herald>,
-}
-
-impl Watching {
-    /// Acts on signals, and shows at times that this process lives, where somebody watches it.
-    fn run(self, signals: &Signals) {
-        // This thread lives as long as the process.
-        if let Some(Err(e)) = self.witness.as_ref().map(Witness::testify) {
-            tracing::warn!("the keeper does not watch a thread: {e}");
-        }
-        let every = outer::alive_every();
-        let mut alive_at = every.map(|_| Instant::now());
-        loop {
-            match signals.wait(alive_at) {
-                Ok(None) => {
-                    self.show_life();
-                    alive_at = every.map(|every| Instant::now() + every);
-                }
-                Ok(Some(signal)) => self.act_on(signal),
-                Err(e) => {
-                    tracing::error!("signals do not come through: {e}");
-                    return;
-                }
-            }
-        }
-    }
-
-    fn show_life(&self) {
-        if !self.stopper.responds(RESPONSE_MAX) {
-            return tracing::error!("a queue is locked for more than {} s", RESPONSE_MAX.as_secs());
-        }
-        match self.witness.as_ref().map(Witness::say_alive) {
-            None => self.herald.alive(),
-            Some(Err(e)) => tracing::debug!("the keeper does not get to know that this process lives: {e}"),
-            Some(Ok(())) => {}
-        }
-    }
-
-    fn act_on(&self, signal: i32) {
-        match signal {
-            libc::SIGUSR1 => {
-                // In one write, so that no other line comes in between. The reader of standard error may have gone.
-                let line = self.metrics.to_json() + "\n";
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            }
-            libc::SIGUSR2 if self.witness.is_some() => {
-                let left = self.stopper.drain(DRAIN_MAX);
-                tracing::debug!("another program goes on, with {left} requests in flight");
-                process::end_now(0);
-            }
-            libc::SIGUSR2 => tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper"),
-            _ => {
-                let in_flight = self.stopper.stop();
-                tracing::info!("shutting down; waiting for {in_flight} requests in flight");
-            }
-        }
-    }
 }

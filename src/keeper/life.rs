@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
-use crate::sys::process::{self, Child};
+use crate::sys::process::{self, Child, End};
 use crate::sys::{fault, identity, thread};
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
@@ -114,6 +114,17 @@ pub fn is_ready(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<bool> 
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// The end of a process in words.
+pub fn described(end: End) -> String {
+    match end {
+        End::Exit(status) => format!("itself with status {status}"),
+        End::Signal(signal) => {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
+            format!("signal {signal} ({name})")
+        }
     }
 }
 

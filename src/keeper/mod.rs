@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `process.rs`, `deaths.rs` | the wait for connections, signals and the worker's end; when another worker is started |
 //! | `life.rs`, `worker_end.rs`, `control.rs` | the start of a worker, what it begins with, and where it gets its frontends; what the two say to each other |
+//! | `watching.rs` | in a process that serves: signals, and the sign that it lives |
 //! | `relay.rs`, `connection.rs` | two directions of messages with their descriptors; a connection whose other end can be accepted |
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
@@ -30,11 +31,12 @@ mod relay;
 mod ring;
 mod session;
 mod upgrade;
+mod watching;
 mod worker_end;
 
 pub use handover::{Cause, Examiner, HandOverError, Start, Taken, handed_over};
 pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};
-pub use upgrade::DRAIN_MAX;
+pub use watching::Watching;
 pub use worker_end::{Beginning, Inheritance, Witness, WorkerEnd};

@@ -1,8 +1,10 @@
 //! The keeper's process: starts a worker, hands it the frontends that connect, passes signals on, and starts another one when it has
 //! died. One thread, one wait for everything.
 
+mod replacing;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +14,8 @@ use rustix::process::Signal;
 
 use super::connection;
 use super::deaths::{Cause, Deaths, SHORT_LIFE};
-use super::handover::{self, Given, Start, Taken};
-use super::life::{self, Life, Side, is_ready};
-use super::program::Program;
+use super::handover::{self, Start, Taken};
+use super::life::{self, Life, Side, described, is_ready};
 use super::relay::Relay;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
@@ -482,89 +483,6 @@ impl Keeper {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
-        }
-    }
-}
-
-/// A program that takes this one's place.
-impl Keeper {
-    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
-    fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
-        let begun = || -> Result<Upgrade, String> {
-            let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
-            let cause = handover::Cause::Upgrade(None);
-            let given = self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
-            let examined = Program::new(file).and_then(|program| program.examine(&given));
-            examined.map(|examined| Upgrade::Examined(examined, before)).map_err(|e| format!("it cannot be examined: {e}"))
-        };
-        match begun() {
-            Ok(upgrade) => self.upgrade = upgrade,
-            Err(why) => self.report(Err(why)),
-        }
-    }
-
-    fn advance_upgrade(&mut self, life: &Life) {
-        match std::mem::take(&mut self.upgrade).advance(&life.worker) {
-            Ok(upgrade) => self.upgrade = upgrade,
-            Err(why) => self.report(Err(why)),
-        }
-    }
-
-    /// The worker has ended for the other program.
-    fn follow_drained(&mut self) -> io::Result<Verdict> {
-        for worker in self.ending.drain(..) {
-            // Its table of descriptors is the one that the other program gets.
-            worker.wait()?;
-        }
-        let otherwise = self.going_on();
-        Ok(match std::mem::take(&mut self.upgrade) {
-            Upgrade::Draining(next, _) => Verdict::Execute(next, otherwise),
-            _ => Verdict::Next(otherwise),
-        })
-    }
-
-    /// What a worker begins with that another one has prepared.
-    fn going_on(&self) -> Beginning {
-        if matches!(self.link, Link::Connected(_)) { Beginning::Recovery } else { Beginning::Idle }
-    }
-
-    /// What another program gets. `None` where it could not go on with it.
-    fn given<'k>(&'k self, cause: &'k handover::Cause) -> Option<Given<'k>> {
-        let given = Given::new(self.start.as_ref()?, cause, (self.listener.as_raw_fd(), self.channel.as_fd().as_raw_fd()));
-        let connection = match &self.link {
-            Link::Connected(relay) => Some(&**relay),
-            _ => None,
-        };
-        Some(Given { keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
-    }
-
-    /// Executes `next`. Returns where that fails.
-    fn execute(&self, next: &Next) -> io::Error {
-        self.given(&next.cause).map_or_else(|| io::Error::from_raw_os_error(libc::EINVAL), |given| next.program.execute(&given))
-    }
-
-    /// A worker serves: what was to be taken over is.
-    fn note_arrival(&mut self) {
-        let Some(arrival) = &mut self.arrival else { return };
-        arrival.note_ready();
-        if let Some(outcome) = arrival.outcome.take() {
-            self.report(outcome.map(|()| format!("gatherfsd {} serves now", env!("CARGO_PKG_VERSION"))));
-        }
-    }
-
-    /// Says what has become of an upgrade.
-    fn report(&self, outcome: Result<String, String>) {
-        self.channel.say(&outcome.map_or_else(Said::Refused, Said::Upgraded));
-    }
-}
-
-/// The end of a process in words.
-pub fn described(end: End) -> String {
-    match end {
-        End::Exit(status) => format!("itself with status {status}"),
-        End::Signal(signal) => {
-            let name = signal_hook::low_level::signal_name(signal).unwrap_or("an unknown signal");
-            format!("signal {signal} ({name})")
         }
     }
 }

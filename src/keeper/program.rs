@@ -13,8 +13,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use rustix::process::Signal;
 
 use super::handover::{self, ABLE, Examiner, Given, VARIABLE};
-use super::life::is_ready;
-use super::process::described;
+use super::life::{described, is_ready};
 use crate::sys::descriptor;
 use crate::sys::process::{self, Child, End};
 
@@ -32,7 +31,6 @@ impl Program {
     pub fn new(file: OwnedFd) -> io::Result<Program> {
         if descriptor::is_sealed(file.as_fd()) { Ok(Program(file)) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
     }
-
 
     /// Executes it in this process, with what it is to take over. Returns where that fails; this process is then as before.
     pub fn execute(&self, given: &Given<'_>) -> io::Error {
@@ -118,7 +116,9 @@ impl Examined {
             Some((&ABLE, version)) => Ok(String::from_utf8_lossy(version).into_owned()),
             Some((_, why)) => Err(String::from_utf8_lossy(why).into_owned()),
             None if is_ready(self.child.end(), None).unwrap_or(true) => Err(match self.child.wait() {
-                Ok(End::Signal(libc::SIGSYS)) => "it makes a system call that the running program's sandbox forbids; restart instead".to_owned(),
+                Ok(End::Signal(libc::SIGSYS)) => {
+                    "it makes a system call that the running program's sandbox forbids; restart instead".to_owned()
+                }
                 Ok(end) => format!("it was ended by {} before it said that it can take over", described(end)),
                 Err(e) => format!("its end is not known: {e}"),
             }),

@@ -12,7 +12,7 @@ use crate::sys::process::Child;
 
 /// How long the worker may take to finish the requests in flight, while the guest waits. The next worker executes again what it has
 /// left, as after a death.
-pub const DRAIN_MAX: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// How much later the worker is ended that does not do so itself.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// A program whose worker has served so long is not given up for the one before.

@@ -79,12 +79,12 @@ pub fn channel() -> io::Result<(OuterEnd, KeeperEnd)> {
 }
 
 impl OuterEnd {
-    /// Asks the keeper to execute `program`, a sealed memfd, and to go on with it; `before` is the one that runs, to go back to.
-    /// WOULDBLOCK or an error of sendmsg(2) where it does not get to know.
-    pub fn ask_upgrade(&self, program: BorrowedFd<'_>, before: BorrowedFd<'_>) -> io::Result<()> {
+    /// Asks the keeper to execute `program`, a sealed memfd, and to go on with it; `before` is the one that runs, to go back
+    /// to, if it can be executed again. WOULDBLOCK or an error of sendmsg(2) where it does not get to know.
+    pub fn ask_upgrade(&self, program: BorrowedFd<'_>, before: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [program, before];
+        let fds: Vec<BorrowedFd<'_>> = [program].into_iter().chain(before).collect();
         control.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(&self.0, &[IoSlice::new(&[UPGRADE])], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
@@ -224,7 +224,7 @@ mod tests {
         let (outer, keeper) = channel().unwrap();
         assert!(matches!(keeper.asked().unwrap(), Asked::Nothing));
         let program = std::fs::File::open("/proc/self/exe").unwrap();
-        outer.ask_upgrade(program.as_fd(), program.as_fd()).unwrap();
+        outer.ask_upgrade(program.as_fd(), Some(program.as_fd())).unwrap();
         let Asked::Upgrade { program: passed, before } = keeper.asked().unwrap() else { panic!("no program came") };
         assert!(passed.as_raw_fd() != program.as_raw_fd() && before.is_some());
         rustix::io::write(&outer.0, &[99]).unwrap();

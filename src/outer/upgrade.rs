@@ -62,10 +62,12 @@ pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'
     let Programs { default, running, is_confined } = programs;
     let ask = |program: BorrowedFd<'_>| {
         program::check(program, *is_confined).map_err(|e| e.to_string())?;
-        let running = running.as_ref().map_err(|e| format!("the running program cannot be read: {e}; restart gatherfsd"))?;
         let copied = |program| program::sealed(program).map_err(|e| format!("there is no memory for a copy of the program: {e}"));
-        let (program, before) = (copied(program)?, copied(running.as_fd())?);
-        let asked = channel.ask_upgrade(program.as_fd(), before.as_fd());
+        let program = copied(program)?;
+        // In the sandbox the keeper must not execute this one either if it has an interpreter.
+        let running = running.as_ref().ok().filter(|running| program::check(running.as_fd(), *is_confined).is_ok());
+        let before = running.map(|running| copied(running.as_fd())).transpose()?;
+        let asked = channel.ask_upgrade(program.as_fd(), before.as_ref().map(AsFd::as_fd));
         asked.map(|()| program).map_err(|e| format!("the keeper cannot be asked: {e}; see the log"))
     };
     match (program, default) {

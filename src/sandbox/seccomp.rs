@@ -12,7 +12,8 @@ use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use super::system_calls::{
-    CALLS, CALLS_OF_ARCH, CALLS_OF_KEEPER, CALLS_OF_LINKER, CALLS_OF_MUSL, FCNTLS, FCNTLS_OF_KEEPER, IOCTLS, IOCTLS_OF_KEEPER, PRCTLS, PRCTLS_OF_KEEPER,
+    CALLS, CALLS_OF_ARCH, CALLS_OF_KEEPER, CALLS_OF_LINKER, CALLS_OF_MUSL, FCNTLS, FCNTLS_OF_KEEPER, IOCTLS, IOCTLS_OF_KEEPER, PRCTLS,
+    PRCTLS_OF_KEEPER,
 };
 use crate::sys::uring::REGISTRATIONS;
 

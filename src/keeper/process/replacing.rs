@@ -1,0 +1,84 @@
+//! The keeper's part in a live upgrade: another program takes its place in this process (docs/RECOVERY.md, section 9).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use super::{Keeper, Link, Verdict};
+use crate::keeper::handover::{self, Given};
+use crate::keeper::life::Life;
+use crate::keeper::program::Program;
+use crate::keeper::upgrade::{Next, Upgrade};
+use crate::keeper::worker_end::Beginning;
+use crate::outer::Said;
+
+impl Keeper {
+    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
+    pub(super) fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
+        let begun = || -> Result<Upgrade, String> {
+            let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
+            let cause = handover::Cause::Upgrade(None);
+            let given =
+                self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
+            let examined = Program::new(file).and_then(|program| program.examine(&given));
+            examined.map(|examined| Upgrade::Examined(examined, before)).map_err(|e| format!("it cannot be examined: {e}"))
+        };
+        match begun() {
+            Ok(upgrade) => self.upgrade = upgrade,
+            Err(why) => self.report(Err(why)),
+        }
+    }
+
+    pub(super) fn advance_upgrade(&mut self, life: &Life) {
+        match std::mem::take(&mut self.upgrade).advance(&life.worker) {
+            Ok(upgrade) => self.upgrade = upgrade,
+            Err(why) => self.report(Err(why)),
+        }
+    }
+
+    /// The worker has ended for the other program.
+    pub(super) fn follow_drained(&mut self) -> io::Result<Verdict> {
+        for worker in self.ending.drain(..) {
+            // Its table of descriptors is the one that the other program gets.
+            worker.wait()?;
+        }
+        let otherwise = self.going_on();
+        Ok(match std::mem::take(&mut self.upgrade) {
+            Upgrade::Draining(next, _) => Verdict::Execute(next, otherwise),
+            _ => Verdict::Next(otherwise),
+        })
+    }
+
+    /// What a worker begins with that another one has prepared.
+    pub(super) fn going_on(&self) -> Beginning {
+        if matches!(self.link, Link::Connected(_)) { Beginning::Recovery } else { Beginning::Idle }
+    }
+
+    /// What another program gets. `None` where it could not go on with it.
+    fn given<'k>(&'k self, cause: &'k handover::Cause) -> Option<Given<'k>> {
+        let given = Given::new(self.start.as_ref()?, cause, (self.listener.as_raw_fd(), self.channel.as_fd().as_raw_fd()));
+        let connection = match &self.link {
+            Link::Connected(relay) => Some(&**relay),
+            _ => None,
+        };
+        Some(Given { keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
+    }
+
+    /// Executes `next`. Returns where that fails.
+    pub(super) fn execute(&self, next: &Next) -> io::Error {
+        self.given(&next.cause).map_or_else(|| io::Error::from_raw_os_error(libc::EINVAL), |given| next.program.execute(&given))
+    }
+
+    /// A worker serves: what was to be taken over is.
+    pub(super) fn note_arrival(&mut self) {
+        let Some(arrival) = &mut self.arrival else { return };
+        arrival.note_ready();
+        if let Some(outcome) = arrival.outcome.take() {
+            self.report(outcome.map(|()| format!("gatherfsd {} serves now", env!("CARGO_PKG_VERSION"))));
+        }
+    }
+
+    /// Says what has become of an upgrade.
+    pub(super) fn report(&self, outcome: Result<String, String>) {
+        self.channel.say(&outcome.map_or_else(Said::Refused, Said::Upgraded));
+    }
+}
