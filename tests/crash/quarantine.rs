@@ -85,11 +85,12 @@ fn the_request_that_ends_workers_is_answered_with_an_error_and_every_other_one_a
             let reply = clients[queue].finish(read).unwrap();
             assert!(reply.header.error == 0 && reply.payload == [page as u8; PAGE as usize], "round {round}, queue {queue}, page {page}");
         }
+        // Behind this line the log has all that was logged before.
+        assert!(daemon.metrics().get("quarantined") > 0);
         let count = poisoned.len();
         assert_eq!(quarantined(&daemon) - before.1, count, "round {round}");
         // Each has ended one worker alone. The others, one or one for each, it has ended beside other requests.
         assert!((count + 1..=2 * count).contains(&(faults(&daemon) - before.0)), "round {round}: {} faults", faults(&daemon) - before.0);
-        assert!(daemon.metrics().get("quarantined") > 0);
     }
     for (queue, wait) in waits.iter().enumerate() {
         assert!(!clients[queue].is_answered(wait), "the lock is held");
