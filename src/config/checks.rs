@@ -419,7 +419,7 @@ mod tests {
         assert!(c.share.readdirplus && c.share.announce_submounts && !c.share.preserve_noatime && !c.share.birth_times);
         assert!(!c.share.host_locks, "virtiofsd has locks in the guest only");
         assert!(c.config_space.is_none());
-        assert_eq!(c.device, DeviceOptions::default());
+        assert_eq!(c.device, DeviceOptions { cpus: 4, ..DeviceOptions::default() });
     }
 
     #[test]
@@ -528,7 +528,7 @@ mod tests {
             assert_eq!(parsed(&format!("--shared-dir /d --fd 5 {line}")).unwrap().share.announce_submounts, announced, "{line}");
         }
         let c = parsed("--shared-dir /d --fd 5 --thread-pool-size 3 --max-pages 256").unwrap();
-        assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3, ..DeviceOptions::default() });
+        assert_eq!(c.device, DeviceOptions { max_pages: 256, threads_per_queue: 3, cpus: 4, ..DeviceOptions::default() });
         let t = parsed("--shared-dir /d --fd 5 --entry-timeout 0.25 --attr-timeout 3 --negative-timeout 1e1 --allow-mmap").unwrap().share;
         let ms = Duration::from_millis;
         assert_eq!(t.timeouts, Timeouts { entry: ms(250), attr: ms(3000), negative: ms(10_000) });

@@ -208,3 +208,18 @@ pub fn value(memfd: &OwnedFd, examiner: Option<&OwnedFd>) -> String {
     let memfd = memfd.as_raw_fd();
     examiner.map_or_else(|| memfd.to_string(), |examiner| format!("{memfd}:{}", examiner.as_raw_fd()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_refused_whatever_else_there_is() {
+        let text = br#"{"version": 2, "made_by": "9.0.0", "something": []}"#;
+        let said = Taken::parse(text).unwrap_err().to_string();
+        assert!(said.starts_with("gatherfsd 9.0.0 hands over version 2") && said.contains("reads version 1"), "{said}");
+        for text in ["", "{}", "[1]", r#"{"version": 1, "made_by": "9.0.0"}"#, r#"{"version": -1, "made_by": ""}"#] {
+            Taken::parse(text.as_bytes()).unwrap_err();
+        }
+    }
+}

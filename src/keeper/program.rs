@@ -22,6 +22,9 @@ const EXAMINATION_MAX: Duration = Duration::from_secs(10);
 /// Bytes of what it says that are read.
 const SAID_MAX: usize = 1024;
 
+/// Why the kernel may refuse a program that the outer process has found fit.
+const DYNAMIC: &str = "; where inodes are kept as descriptors, no dynamic linker begins: give one that is linked statically (cargo static)";
+
 /// A program's file.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
@@ -65,7 +68,9 @@ impl Program {
             None => {
                 let executed = process::end_with(Some(keeper))
                     .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
-                let _ = Examiner::of(theirs).say(Err(&format!("it cannot be executed: {executed}")));
+                // Landlock, where files are restricted (docs/SANDBOX.md).
+                let hint = if executed.kind() == io::ErrorKind::PermissionDenied { DYNAMIC } else { "" };
+                let _ = Examiner::of(theirs).say(Err(&format!("it cannot be executed: {executed}{hint}")));
                 process::end_now(1)
             }
         }
