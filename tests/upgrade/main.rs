@@ -16,7 +16,7 @@ use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, opcode};
 use rustix::process::{Pid, Signal, kill_process};
 use zerocopy::IntoBytes;
 
-use programs::{ENDLESS, FAULT, FORBIDDEN, linked_statically, of_code};
+use programs::{ENDLESS, FAULT, FORBIDDEN, linked_statically, of_code, older};
 
 /// A sandbox, and the program to upgrade to there.
 fn places() -> Vec<(&'static str, std::path::PathBuf)> {
@@ -153,6 +153,30 @@ fn a_request_that_waits_for_a_lock_waits_on() {
     assert!(!client.is_answered(&waiting), "the lock is held");
     client.setlk(node, &lock(fh, 1, libc::F_UNLCK), false).expect("SETLK");
     assert_eq!(client.finish(waiting).expect("an answer").header.error, 0);
+}
+
+#[test]
+fn an_older_build_is_upgraded_and_gone_back_to() {
+    let Some(older) = older() else { return };
+    let scratch = Scratch::new();
+    let (share, socket) = (scratch.join("share"), scratch.join("s"));
+    fs::create_dir(&share).expect("the shared directory");
+    let mut command = Command::new(&older);
+    command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(&socket).args(["--sandbox", "none", "--locks", "host"]);
+    let daemon = Process::spawn(&mut command);
+    daemon.wait_for_line("Waiting for vhost-user socket connection");
+    let (_guest, mut client) = mount(&socket);
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    let (node, fh) = (made.entry.nodeid, made.open.fh);
+    client.setlk(node, &lock(fh, 1, libc::F_WRLCK), false).expect("SETLK");
+    for (round, program) in [(1u8, built_program()), (2, older.clone()), (3, built_program())] {
+        client.write(node, fh, 0, &[round; 100]).expect("WRITE");
+        assert_upgraded(&daemon, &socket, &program);
+        assert_eq!(client.read(node, fh, 0, 200).unwrap_or_else(|e| panic!("{e}, upgrade {round}: {}", daemon.log())), [round; 100]);
+        assert_eq!(client.lookup(ROOT, "file").expect("LOOKUP").nodeid, node);
+        assert!(client.setlk(node, &lock(fh, 2, libc::F_WRLCK), false).is_err(), "it is locked: {}", daemon.log());
+        client.create(ROOT, &format!("file{round}"), 0o644, libc::O_RDWR).expect("CREATE");
+    }
 }
 
 #[test]

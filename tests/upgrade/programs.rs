@@ -63,3 +63,26 @@ pub const FORBIDDEN: &[u8] = if cfg!(target_arch = "x86_64") {
 } else {
     &[0x28, 0x14, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4]
 };
+
+/// The commit that came with live upgrade: the oldest program that can be upgraded, and that this one is to go on with.
+const OLDER: &str = "bc25c4be1576b1071e9d94516bcbc880b6c9fe87";
+
+/// gatherfsd of [`OLDER`], built here. `None` where this source has no history.
+pub fn older() -> Option<PathBuf> {
+    let source = env!("CARGO_MANIFEST_DIR");
+    let git = |arguments: &[&str]| Command::new("git").arg("-C").arg(source).args(arguments).output();
+    if !git(&["cat-file", "-e", OLDER]).is_ok_and(|output| output.status.success()) {
+        println!("skipped: this source has no history with commit {OLDER}");
+        return None;
+    }
+    let place = built_program().ancestors().nth(2).expect("the build's directory").join("older");
+    let (old_source, archive) = (place.join("source"), place.join("source.tar"));
+    fs::create_dir_all(&old_source).expect("a directory");
+    let file = |path: &Path| path.to_str().expect("text").to_owned();
+    assert!(git(&["archive", "-o", &file(&archive), OLDER]).expect("git starts").status.success());
+    let unpacked = Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&old_source).status().expect("tar starts");
+    assert!(unpacked.success());
+    let mut build = cargo(&["build", "--quiet", "--locked", "--bin", "gatherfsd", "--target-dir", &file(&place.join("build"))]);
+    assert!(build.current_dir(&old_source).status().expect("cargo starts").success(), "{build:?}");
+    Some(place.join("build/debug/gatherfsd"))
+}
