@@ -8,6 +8,7 @@
 mod bench;
 mod quarantine;
 mod table;
+mod upgrade;
 
 use std::time::Duration;
 

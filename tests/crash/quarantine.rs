@@ -25,7 +25,7 @@ const SHORT_LIFE: Duration = Duration::from_millis(1100);
 
 /// Sends `signal` to the worker.
 fn signal(daemon: &Daemon, signal: Signal) {
-    kill_process(Pid::from_raw(children_of(daemon.pid())[0].cast_signed()).unwrap(), signal).unwrap();
+    kill_process(Pid::from_raw(children_of(daemon.keeper())[0].cast_signed()).unwrap(), signal).unwrap();
 }
 
 fn begin_lookup(client: &mut Client, name: &str) -> Pending {

@@ -1,0 +1,52 @@
+//! A program that cannot serve: its worker ends at its start, wherever that is, and the program before goes on.
+
+use std::process::Command;
+
+use gatherfs::sys::crash_plan::CrashPlan;
+use gatherfs_support::daemon::{Daemon, Scratch, built_program};
+use gatherfs_support::guest::client::Client;
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
+use gatherfs_support::guest::fuse::ROOT;
+
+/// gatherfsctl upgrade to the program that runs: its exit status, and what it printed.
+fn upgrade(daemon: &Daemon) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsctl"));
+    let output = command.arg("--socket-path").arg(daemon.socket()).arg("upgrade").arg(built_program()).output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
+    let scratch = Scratch::on_tmpfs();
+    let path = scratch.join("plan");
+    let plan = CrashPlan::map(&path).unwrap();
+    let daemon = Daemon::start_with(scratch, &["--log-level=info"], &[("GATHERFS_CRASHES", &path)]);
+    let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().unwrap();
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
+    let (node, fh) = (made.entry.nodeid, made.open.fh);
+    client.write(node, fh, 0, b"contents").unwrap();
+    plan.begin(&[], false);
+    assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+    let points = plan.passed();
+    let ready = points.iter().position(|name| name.contains("ready")).unwrap_or_else(|| panic!("{points:?}"));
+    assert!(ready > 2, "{points:?}");
+    let keeper = daemon.keeper();
+    for at in 0..=u32::try_from(ready).unwrap() {
+        plan.begin(&[(at, libc::SIGABRT)], false);
+        let (status, said) = upgrade(&daemon);
+        plan.end();
+        let name = &points[at as usize];
+        if at as usize == ready {
+            // It had said that it serves. It is gone back from all the same.
+            assert!(plan.deaths() == 1 && daemon.log().contains("the program before takes over again"), "{name}: {said}{}", daemon.log());
+        } else {
+            let is_refused = status == Some(1) && said.contains("signal 6 (SIGABRT); the program before serves on");
+            assert!(is_refused, "{name}: {status:?} {said}{}", daemon.log());
+        }
+        assert_eq!(client.read(node, fh, 0, 100).unwrap_or_else(|e| panic!("{name}: {e}, {}", daemon.log())), b"contents");
+        assert_eq!((client.lookup(ROOT, "file").unwrap().nodeid, daemon.keeper()), (node, keeper), "{name}");
+    }
+    assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+}
