@@ -154,3 +154,24 @@ pub enum Finding {
     /// It cannot, for this reason.
     Unable(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, SealFlags};
+
+    #[test]
+    fn only_a_sealed_file_is_a_program() {
+        let made = |seals| {
+            let file = rustix::fs::memfd_create(c"program", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::fcntl_add_seals(&file, seals).unwrap();
+            Program::new(file).map_err(|e| e.raw_os_error()).err()
+        };
+        assert_eq!(made(SealFlags::WRITE), None);
+        for seals in [SealFlags::empty(), SealFlags::GROW | SealFlags::SHRINK, SealFlags::FUTURE_WRITE] {
+            assert_eq!(made(seals), Some(Some(libc::EPERM)), "{seals:?}");
+        }
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert_eq!(Program::new(file.into()).map_err(|e| e.raw_os_error()).err(), Some(Some(libc::EPERM)));
+    }
+}

@@ -219,6 +219,16 @@ mod tests {
     }
 
     #[test]
+    fn the_copy_of_a_program_cannot_be_changed() {
+        let copy = sealed(file(b"program", 0o755).as_fd()).unwrap();
+        let mut bytes = [0; 16];
+        assert_eq!(rustix::io::pread(&copy, &mut bytes, 0).map(|len| bytes[..len].to_vec()), Ok(b"program".to_vec()));
+        assert_eq!(rustix::io::pwrite(&copy, b"x", 0), Err(rustix::io::Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&copy, 0), Err(rustix::io::Errno::PERM));
+        assert_eq!(rustix::fs::fcntl_add_seals(&copy, SealFlags::FUTURE_WRITE), Err(rustix::io::Errno::PERM));
+    }
+
+    #[test]
     fn whatever_the_headers_say_the_check_comes_to_an_end() {
         let own = own();
         for at in 0..128 {

@@ -13,6 +13,7 @@ use gatherfs_support::daemon::{Daemon, Process, Scratch, built_program, children
 use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, opcode};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use zerocopy::IntoBytes;
 
@@ -62,6 +63,12 @@ fn what_the_guest_knows_has_open_and_has_locked_goes_on_in_every_sandbox() {
             let program = if handles == "never" { linked_statically() } else { &program };
             let options = ["--sandbox", sandbox, "--inode-file-handles", handles, "--locks", "host", "--watch"];
             let mut daemon = Daemon::start(&options);
+            // What a program that begins opens is the guest's in there.
+            fs::create_dir_all(daemon.share().join("proc/self")).expect("directories");
+            for name in ["maps", "cgroup", "status"] {
+                let place = daemon.share().join("proc/self").join(name);
+                mknodat(CWD, &place, FileType::Fifo, Mode::RWXU, 0).expect("a fifo");
+            }
             let (guest, mut client) = mount(daemon.socket());
             let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
             let (node, fh) = (made.entry.nodeid, made.open.fh);
