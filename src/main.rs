@@ -21,7 +21,7 @@ use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reac
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
 use gatherfs::sys::working_dir::DescriptorDir;
-use gatherfs::sys::{descriptor, thread};
+use gatherfs::sys::{descriptor, identity, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -247,6 +247,7 @@ fn take_over(taken: Result<Taken, AnyError>, examiner: Option<Examiner>) -> Exit
 /// What another program had when it stopped, as this one has it. Does all that this one does before it starts a worker: a call that the
 /// sandbox forbids is to be found by the examination.
 fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
+    identity::keep_capabilities().map_err(|errno| std::io::Error::from_raw_os_error(errno.raw()))?;
     let start = &taken.start;
     let arguments = config::parse_line(start.line.clone())?;
     let syslog = start.syslog.map(|(fd, pid)| descriptor::inherited(fd).map(|fd| (fd, pid))).transpose()?;

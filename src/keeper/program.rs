@@ -14,8 +14,8 @@ use rustix::process::Signal;
 
 use super::handover::{self, ABLE, Examiner, Given, VARIABLE};
 use super::life::{described, is_ready};
-use crate::sys::descriptor;
 use crate::sys::process::{self, Child, End};
+use crate::sys::{descriptor, identity};
 
 /// How long a program may take until it says whether it can take over. One that can says so within milliseconds.
 const EXAMINATION_MAX: Duration = Duration::from_secs(10);
@@ -44,11 +44,13 @@ impl Program {
             }
             let memfd = given.write()?;
             descriptor::keep_over_exec(given.start.listing.as_fd())?;
+            pass_capabilities_on()?;
             Ok(execute(self.0.as_fd(), &handover::value(&memfd, None)))
         };
         let error = executed().unwrap_or_else(|e| e);
         // Nothing else is executed before the next attempt.
         let _ = descriptor::close_on_exec();
+        let _ = identity::keep_capabilities();
         error
     }
 
@@ -67,6 +69,7 @@ impl Program {
             Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),
             None => {
                 let executed = process::end_with(Some(keeper))
+                    .and_then(|()| pass_capabilities_on())
                     .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
                 // Landlock, where files are restricted (docs/SANDBOX.md).
                 let hint = if executed.kind() == io::ErrorKind::PermissionDenied { DYNAMIC } else { "" };
@@ -81,6 +84,10 @@ impl AsFd for Program {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+fn pass_capabilities_on() -> io::Result<()> {
+    identity::pass_capabilities_on().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))
 }
 
 /// execveat(2) with the arguments of this process, and its environment with `value` for [`VARIABLE`].

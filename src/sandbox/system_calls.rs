@@ -236,6 +236,7 @@ pub(super) const PRCTLS_OF_KEEPER: &[(i32, Caller)] = &[
     (libc::PR_SET_PDEATHSIG, Here("sys/process.rs", "rustix::process::set_parent_process_death_signal(")),
     (libc::PR_SET_NO_NEW_PRIVS, Crate("seccompiler", "apply_filter_all_threads")),
     // A program that takes over.
+    (libc::PR_CAP_AMBIENT, Here("sys/identity.rs", "CapSet::Ambient")),
     (PR_GET_AUXV, Crate("rustix", "param::page_size")),
 ];
 

@@ -55,6 +55,24 @@ pub fn take_capabilities_up() -> Result<(), Errno> {
     caps::set(None, CapSet::Effective, &permitted).map_err(|_| Errno::EPERM)
 }
 
+/// Lets the program that the thread executes next have its permitted capabilities too, whoever its user is (man capabilities(7),
+/// "Transformation of capabilities during execve()"). EPERM where the kernel refuses.
+pub fn pass_capabilities_on() -> Result<(), Errno> {
+    let permitted = caps::read(None, CapSet::Permitted).map_err(|_| Errno::EPERM)?;
+    // Only with something to pass on: the kernel may be without ambient capabilities (Linux before 4.3), or may not allow them.
+    if permitted.is_empty() {
+        return Ok(());
+    }
+    caps::set(None, CapSet::Inheritable, &permitted).map_err(|_| Errno::EPERM)?;
+    permitted.into_iter().try_for_each(|capability| caps::raise(None, CapSet::Ambient, capability)).map_err(|_| Errno::EPERM)
+}
+
+/// Undoes [`pass_capabilities_on`]. EPERM where the kernel refuses.
+pub fn keep_capabilities() -> Result<(), Errno> {
+    // Clears the ambient ones too.
+    caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::EPERM)
+}
+
 /// Adds a capability to the thread's effective set, or removes it. False where the kernel refuses, as for one that is not
 /// permitted.
 pub fn set_capability(capability: Capability, on: bool) -> bool {
