@@ -8,7 +8,8 @@ use gatherfs_harness::load::{Io, Load, Meta, Op, Pattern};
 /// Measure vhost-user-fs daemons with a synthetic guest.
 ///
 /// The guest speaks vhost-user, virtqueues and FUSE itself; no virtual machine is needed. Figures
-/// are medians over the rounds; with several daemons each round runs all of them in turn.
+/// are medians over the rounds; with several daemons each round runs all of them in turn. "CPU x" is the CPU time of an
+/// operation as a multiple of the first daemon's in the same round.
 #[derive(Parser)]
 pub struct Cli {
     #[command(flatten)]

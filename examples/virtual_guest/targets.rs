@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use gatherfs_harness::load::daemon::{LAYOUT, start};
-use gatherfs_harness::load::figures::median_run;
+use gatherfs_harness::load::figures::{median_run, quartiles};
 use gatherfs_harness::load::{Daemon, Load, Local, Measure, Target, cpu, tree};
 use gatherfs_harness::{Failure, MIB};
 use gatherfs_support::daemon::built_program;
@@ -78,8 +78,16 @@ pub fn add_local(setup: &Setup, share: &Path, targets: &mut Vec<Target>) -> Resu
     Ok(())
 }
 
-/// Runs every row on every target, round by round, and returns the medians by row and target.
-pub fn measure_all(setup: &Setup, share: &Path, rows: &[(String, Load)], targets: &mut [Target]) -> Result<Vec<Vec<Measure>>, Failure> {
+/// A row of one target.
+pub struct Measured {
+    /// The round with the median rate.
+    pub median: Measure,
+    /// CPU time of an operation as a multiple of the first target's in the same round: the quartiles of all rounds.
+    pub cpu_ratio: [f64; 3],
+}
+
+/// Runs every row on every target, round by round, and returns what was measured by row and target.
+pub fn measure_all(setup: &Setup, share: &Path, rows: &[(String, Load)], targets: &mut [Target]) -> Result<Vec<Vec<Measured>>, Failure> {
     let mut table = Vec::new();
     for (_, load) in rows {
         let mut runs = vec![Vec::new(); targets.len()];
@@ -91,7 +99,13 @@ pub fn measure_all(setup: &Setup, share: &Path, rows: &[(String, Load)], targets
                 runs.push(target.measure(*load, setup.seconds)?);
             }
         }
-        table.push(runs.iter_mut().map(|runs| median_run(runs)).collect());
+        let first: Vec<f64> = runs[0].iter().map(Measure::cpu_per_operation).collect();
+        let ratio = |(run, first): (&Measure, &f64)| run.cpu_per_operation() / first;
+        let measured = |runs: &mut Vec<Measure>| {
+            let cpu_ratio = quartiles(runs.iter().zip(&first).map(ratio).collect());
+            Measured { median: median_run(runs), cpu_ratio }
+        };
+        table.push(runs.iter_mut().map(measured).collect());
     }
     Ok(table)
 }

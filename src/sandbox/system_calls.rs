@@ -210,6 +210,8 @@ pub(super) const FCNTLS: &[(i32, Caller)] = &[
     (libc::F_GETFD, Here("sys/descriptor.rs", "rustix::io::fcntl_getfd(")),
     (libc::F_OFD_GETLK, Here("sys/lock.rs", "libc::F_OFD_GETLK")),
     (libc::F_OFD_SETLK, Here("sys/lock.rs", "libc::F_OFD_SETLK")),
+    #[cfg(target_env = "musl")]
+    (libc::F_SETFD, C("musl: fcntl, behind F_DUPFD_CLOEXEC, for kernels that do not know that")),
 ];
 
 /// Commands of fcntl(2) as of [`CALLS_OF_KEEPER`].

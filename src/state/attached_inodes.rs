@@ -62,7 +62,7 @@ impl InodeRecords {
         let inodes_max = inodes_max.ok_or(ArenaError::Unusable("the table of inodes has another size"))?;
         let index = Index::anew(arena, inodes_max)?;
         let begin = generation_of(records.generation(0, |record| &record.state));
-        let (mut used, mut refused) = (Vec::new(), Refused::new("inode", begin));
+        let (mut used, mut indexed, mut refused) = (Vec::new(), Vec::new(), Refused::new("inode", begin));
         let (mut pinned, mut retained, mut by_mount) = (Vec::new(), Vec::new(), FxHashMap::<u64, u64>::default());
         for slot in records.with_memory()?.into_iter().flatten().filter(|slot| *slot > 0) {
             let record = records.at(slot);
@@ -101,8 +101,10 @@ impl InodeRecords {
                 *by_mount.entry(record.key().mount_id).or_default() += 1;
             }
             pinned.extend(named.map(|fd| Pinned { node, fd }));
-            insert(&index, &records, slot);
+            indexed.push(slot);
         }
+        index.make_room(indexed.len());
+        indexed.into_iter().for_each(|slot| insert(&index, &records, slot));
         for (slot, generation) in refused.freed() {
             records.at(slot).state.store(u64::from(generation) << 32, Ordering::Relaxed);
             used.push((slot, SlotUse::Free(generation)));

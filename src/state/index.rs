@@ -136,6 +136,17 @@ impl Index {
         Index { buckets, shards: std::array::from_fn(|_| empty()), buckets_max: shard_buckets_max(records_max) }
     }
 
+    /// Gives an index without records the buckets that `records` of them take, so that their insertion moves none.
+    pub fn make_room(&self, records: usize) {
+        let of_shard = u32::try_from(records).unwrap_or(u32::MAX) / SHARDS;
+        let buckets = of_shard.saturating_mul(BUCKETS_WANTED).clamp(FIRST_BUCKETS, self.buckets_max);
+        for shard in &self.shards {
+            let mut size = shard.0.lock();
+            debug_assert_eq!(size.records, 0, "records would be in other buckets");
+            (size.buckets, size.touched) = (buckets, buckets);
+        }
+    }
+
     /// Locks the part that `key` belongs to. `records` are those that the index was used with before.
     pub fn lock<'i, R: Chained>(&'i self, records: &'i Records<R>, key: &FileKey) -> Locked<'i, R> {
         let (shard, hash) = key.place();

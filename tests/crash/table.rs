@@ -1,4 +1,4 @@
-//! How long the guest waited, by operation and by point.
+//! How long the guest waited, by operation, by point and by kind of point.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +23,18 @@ impl Table {
     }
 }
 
+/// The kind of a point, by its name.
+fn kind_of(point: &str) -> &'static str {
+    match point.split_once(' ').map_or(point, |(first, _)| first) {
+        "before" => "before a system call",
+        "after" => "behind a system call",
+        "pop," => "while the request is taken off the ring",
+        "publish," | "push," => "while the answer is put into the ring",
+        "attached" | "recovered" | "swept" | "ready" | "left" => "in the recovery, between its steps",
+        _ => "between the stores of the operation's records",
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = |f: &mut fmt::Formatter<'_>, name: &str, pauses: &[u64]| {
@@ -35,6 +47,10 @@ impl fmt::Display for Table {
         self.operations.iter().try_for_each(|(name, pauses)| row(f, name, pauses))?;
         writeln!(f, "\n| point | deaths | median pause, ms | longest, ms |\n|---|--:|--:|--:|")?;
         self.points.iter().try_for_each(|(name, pauses)| row(f, name, pauses))?;
+        let mut kinds: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        self.points.iter().for_each(|(name, pauses)| kinds.entry(kind_of(name)).or_default().extend(pauses));
+        writeln!(f, "\n| kind of point | deaths | median pause, ms | longest, ms |\n|---|--:|--:|--:|")?;
+        kinds.iter().try_for_each(|(name, pauses)| row(f, name, pauses))?;
         let all: Vec<u64> = self.points.values().flatten().copied().collect();
         row(f, "all", &all)
     }

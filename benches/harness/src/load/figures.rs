@@ -137,6 +137,12 @@ pub fn quantile(sorted: &[f64], part: f64) -> f64 {
     sorted.get((last as f64 * part).ceil() as usize).copied().unwrap_or(0.0)
 }
 
+/// The lower quartile, the median and the upper quartile.
+pub fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [0.25, 0.5, 0.75].map(|part| quantile(&values, part))
+}
+
 /// The run with the median rate.
 pub fn median_run(runs: &mut [Measure]) -> Measure {
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
@@ -175,8 +181,7 @@ mod tests {
         assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
         assert_eq!(median(vec![2.0, 1.0]), 2.0);
         assert_eq!(median(Vec::new()), 0.0);
-        let quarters: Vec<f64> = [0.0, 0.25, 0.5, 0.75, 1.0].map(|part| quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], part)).into();
-        assert_eq!(quarters, [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(quartiles(vec![4.0, 2.0, 5.0, 3.0, 1.0]), [2.0, 3.0, 4.0]);
         assert_eq!((quantile(&[1.0, 2.0], 0.01), quantile(&[], 0.5)), (2.0, 0.0));
     }
 }
