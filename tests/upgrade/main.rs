@@ -4,12 +4,14 @@
 mod programs;
 
 use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use gatherfs_support::daemon::{Daemon, Process, Scratch, built_program, children_of, eventually, is_root, status_field};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, built_program, children_of, eventually, gatherfsd, is_root, status_field};
 use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, opcode};
@@ -104,6 +106,34 @@ fn what_the_guest_knows_has_open_and_has_locked_goes_on_in_every_sandbox() {
             assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
             assert!(!daemon.socket().exists());
         }
+    }
+}
+
+#[test]
+fn a_daemon_of_a_user_has_the_same_rights_afterwards() {
+    const USER: u32 = 65534;
+    if !is_root("becoming another user") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (share, socket) = (scratch.join("share"), scratch.join("s"));
+    fs::create_dir(&share).expect("the shared directory");
+    [scratch.path(), &share].iter().for_each(|path| chown(path, Some(USER), Some(USER)).expect("root may"));
+    let mut command = gatherfsd();
+    command.arg("--shared-dir").arg(&share).arg("--socket-path").arg(&socket).uid(USER).gid(USER);
+    let daemon = Process::spawn(&mut command);
+    daemon.wait_for_line("Waiting for vhost-user socket connection");
+    let (_guest, mut client) = mount(&socket);
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    let keeper = daemon.keeper();
+    let rights = |pid| ["Uid", "CapInh", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs"].map(|field| status_field(pid, field));
+    let before = (rights(keeper), rights(daemon.serving()));
+    for round in [1, 2] {
+        assert_upgraded(&daemon, &socket, linked_statically());
+        client.write(made.entry.nodeid, made.open.fh, 0, &[round; 10]).expect("WRITE");
+        // By its name in /proc/self/fd of the keeper.
+        client.open(made.entry.nodeid, libc::O_RDONLY).expect("OPEN");
+        assert_eq!((rights(keeper), rights(daemon.serving())), before, "{}", daemon.log());
     }
 }
 
