@@ -65,7 +65,7 @@ pub const FORBIDDEN: &[u8] = if cfg!(target_arch = "x86_64") {
 };
 
 /// The commit that came with live upgrade: the oldest program that can be upgraded, and that this one is to go on with.
-const OLDER: &str = "bc25c4be1576b1071e9d94516bcbc880b6c9fe87";
+const OLDER: &str = "6556df08aca73178f2eb5708ae2ab8e5a9aced37";
 
 /// gatherfsd of [`OLDER`], built here. `None` where this source has no history.
 pub fn older() -> Option<PathBuf> {
