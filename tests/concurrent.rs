@@ -96,7 +96,7 @@ fn work(client: &mut Client, case: &str, operations: &[Operation]) {
 
 /// The daemon's open descriptors of files in the share, O_PATH or not.
 fn descriptors_of(share: &mut Share, case: &str) -> Vec<String> {
-    let pid = share.client().guest().peer_pid().expect("the daemon's process is known");
+    let pid = share.keeper();
     let path = share.path(case);
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the daemon runs");
     let targets = links.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());

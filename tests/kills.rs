@@ -155,7 +155,7 @@ fn a_load_goes_on_after_sigkill_and_after_faults_of_workers_that_have_lived_long
                     longest_us.store(0, Ordering::Relaxed);
                     if let Some(signal) = signal {
                         let worker = children_of(daemon.keeper())[0];
-                        kill(daemon.pid(), signal);
+                        kill(daemon.keeper(), signal);
                         let is_replaced = || children_of(daemon.keeper()).first().is_some_and(|pid| *pid != worker);
                         assert!(eventually(is_replaced), "{}", daemon.log());
                     }

@@ -271,7 +271,7 @@ fn a_directory_that_is_bound_twice_stays_watched_until_both_nodes_are_forgotten(
     std::fs::create_dir(share.path("bound")).unwrap();
     let _bound = Mount::bind(&share.path("dir"), &share.path("bound"));
     let inner = share.path("dir/new");
-    let pid = share.client().guest().peer_pid().unwrap();
+    let pid = share.keeper();
     let marks = || marks(pid);
     let c = share.client();
     let (dir, bound) = (c.lookup(ROOT, "dir").unwrap().nodeid, c.lookup(ROOT, "bound").unwrap().nodeid);
@@ -290,7 +290,7 @@ fn a_directory_that_is_bound_twice_stays_watched_until_both_nodes_are_forgotten(
 #[test]
 fn directories_that_the_guest_forgets_are_let_go() {
     let mut share = quiet_share_before(&[], without_sys_admin());
-    let pid = share.client().guest().peer_pid().unwrap();
+    let pid = share.keeper();
     let marks = || marks(pid);
     let c = share.client();
     assert_eq!(marks(), 1, "the root");

@@ -164,7 +164,7 @@ impl Share {
 
     /// The flags with which the daemon has the file `name` open now, O_PATH descriptors left out.
     pub fn host_flags(&mut self, name: &str) -> Vec<i32> {
-        let pid = self.client().guest().peer_pid().expect("the daemon's process is known");
+        let pid = self.keeper();
         let path = self.path(name);
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the daemon runs");
         let of_file = descriptors.flatten().filter(|d| std::fs::read_link(d.path()).is_ok_and(|to| to == path));
@@ -195,7 +195,7 @@ impl Share {
 
     /// The daemon's counters now.
     pub fn metrics(&mut self) -> Metrics {
-        let pid = self.client().guest().peer_pid().expect("the daemon's process is known");
+        let pid = self.keeper();
         self.daemon.metrics_of(pid)
     }
 }
