@@ -120,7 +120,7 @@ pub(super) struct State {
     is_engine_full: bool,
     /// A thread waits on [`Queue::drained`] until requests have left memory that was removed.
     pub is_leaving_memory: bool,
-    /// Nothing more is popped: another process goes on with the queue.
+    /// Nothing more is popped: another process is to go on with the queue.
     is_paused: bool,
 }
 
@@ -469,8 +469,8 @@ impl SessionQueue for Queue {
         self.state.lock().in_flight.in_service()
     }
 
-    fn pause(&self) {
-        self.configure_state(|state| state.is_paused = true);
+    fn set_paused(&self, is_paused: bool) {
+        self.configure_state(|state| state.is_paused = is_paused);
     }
 
     fn responds(&self, time: Duration) -> bool {

@@ -166,16 +166,20 @@ impl ServerStopper {
         self.0.stop()
     }
 
-    /// For another process that is to go on: takes no more requests, and waits for those in flight, at most for `time`. The number of
-    /// those that are left, whose records the other process finds.
+    /// For another process that is to go on: takes no more requests, and waits for those in flight, at most for `time`. If some are
+    /// left then, takes requests again, and returns their number.
     pub fn drain(&self, time: Duration) -> u32 {
         let service = self.0.session.lock().as_ref().and_then(|(_, service)| service.upgrade());
         let Some(service) = service else { return 0 };
-        service.pause();
+        service.set_paused(true);
         let until = Instant::now() + time;
         loop {
             match service.requests_in_flight() {
-                left if left == 0 || Instant::now() >= until => return left,
+                0 => return 0,
+                left if Instant::now() >= until => {
+                    service.set_paused(false);
+                    return left;
+                }
                 _ => std::thread::sleep(DRAIN_LOOK_AGAIN),
             }
         }

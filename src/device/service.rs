@@ -85,8 +85,8 @@ pub(super) trait SessionQueue: Send + Sync {
     /// Requests that a thread or an engine has.
     fn requests_in_flight(&self) -> u32;
 
-    /// Ends popping for good: another process is to go on with the queue.
-    fn pause(&self);
+    /// Ends popping, or begins it again.
+    fn set_paused(&self, is_paused: bool);
 
     /// Whether the lock that each request takes is free within `time`.
     fn responds(&self, time: Duration) -> bool;
@@ -222,9 +222,9 @@ impl Service {
         queues.filter_map(Weak::upgrade).map(|queue| queue.requests_in_flight()).sum()
     }
 
-    /// Ends popping for good: another process is to go on with the queues.
-    pub(super) fn pause(&self) {
-        self.queues.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|queue| queue.pause());
+    /// Ends popping in all queues, or begins it again.
+    pub(super) fn set_paused(&self, is_paused: bool) {
+        self.queues.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|queue| queue.set_paused(is_paused));
     }
 
     /// Whether each queue of the session can be worked on: its lock is free within `time`.

@@ -11,5 +11,7 @@ pub const LEAVING: u8 = 3;
 pub const RINGS: u8 = 4;
 /// What the worker says at times, where somebody watches whether it lives.
 pub const ALIVE: u8 = 5;
+/// What the worker says instead of ending, where requests in flight are not finished in the time that it has to drain.
+pub const BUSY: u8 = 6;
 /// Rings of a worker at most: one for each request queue.
 pub const RINGS_MAX: usize = 64;

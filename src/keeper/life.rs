@@ -13,7 +13,7 @@ use rustix::net::{
 
 use rustix::process::Signal;
 
-use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use super::control::{ALIVE, BUSY, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::sys::process::{self, Child, End};
 use crate::sys::{fault, identity, thread};
@@ -41,6 +41,8 @@ pub struct Life {
     pub rings: Vec<RawFd>,
     /// It has shown that it lives, and nobody has been told.
     pub is_alive: bool,
+    /// It was to drain, and serves on. Reset by who reads it.
+    pub is_busy: bool,
     /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9.
     thread: Option<OwnedFd>,
 }
@@ -76,8 +78,8 @@ pub fn start(mut inheritance: Inheritance, is_visible: bool) -> io::Result<Side>
             let is_later = inheritance.beginning != Beginning::First;
             let since = Instant::now();
             let (rings, thread) = (Vec::new(), None);
-            let (is_ready, is_leaving, is_alive) = (false, false, false);
-            let life = Life { worker, control: ours, since, is_later, is_ready, is_leaving, rings, is_alive, thread };
+            let (is_ready, is_leaving, is_alive, is_busy) = (false, false, false, false);
+            let life = Life { worker, control: ours, since, is_later, is_ready, is_leaving, rings, is_alive, is_busy, thread };
             let begun = || -> io::Result<()> {
                 identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
                 sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
@@ -170,6 +172,7 @@ impl Life {
                 READY => self.is_ready = true,
                 LEAVING => self.is_leaving = true,
                 ALIVE => self.is_alive = true,
+                BUSY => self.is_busy = true,
                 THREAD => self.thread = numbers.first().and_then(|id| process::end_of_thread(u32::from_ne_bytes(*id)).ok()),
                 RINGS => self.rings = numbers.iter().map(|fd| RawFd::from_ne_bytes(*fd)).collect(),
                 _ => {}

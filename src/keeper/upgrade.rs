@@ -10,11 +10,13 @@ use super::handover::Cause;
 use super::program::{Examined, Finding, Program};
 use crate::sys::process::Child;
 
-/// How long the worker may take to finish the requests in flight, while the guest waits. The next worker executes again what it has
-/// left, as after a death.
+/// How long the worker may take to finish the requests in flight, while the guest waits with others. One that is still not finished is
+/// one for which the host takes long, or for ever: a process with such a thread cannot be ended, so the worker serves on.
 pub(super) const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// How much later the worker is ended that does not do so itself.
-const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// How much later the worker has said so, or has ended.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// Why an upgrade is given up.
+const BUSY: &str = "the host has not finished requests of the guest within 1 s, and the worker serves on; try again later";
 /// A program whose worker has served so long is not given up for the one before.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 
@@ -35,7 +37,7 @@ pub enum Upgrade {
     None,
     /// The program is examined. The one that runs, to go back to.
     Examined(Examined, Option<OwnedFd>),
-    /// The worker drains, and is ended at that time.
+    /// The worker drains, and has ended at that time.
     Draining(Next, Instant),
 }
 
@@ -57,8 +59,8 @@ impl Upgrade {
         }
     }
 
-    /// Goes on, as far as it is time. An error ends the upgrade; it says why.
-    pub fn advance(self, worker: &Child) -> Result<Upgrade, String> {
+    /// Goes on, as far as it is time; `is_busy`: the worker has said that it serves on. An error ends the upgrade; it says why.
+    pub fn advance(self, worker: &Child, is_busy: bool) -> Result<Upgrade, String> {
         match self {
             Upgrade::Examined(examined, before) => match examined.finding() {
                 Finding::None(examined) => Ok(Upgrade::Examined(examined, before)),
@@ -70,10 +72,7 @@ impl Upgrade {
                     Ok(Upgrade::Draining(Next { program, cause: Cause::Upgrade(before) }, Instant::now() + DRAIN_MAX + DRAIN_GRACE))
                 }
             },
-            Upgrade::Draining(next, until) if until <= Instant::now() => {
-                let _ = worker.send(Signal::KILL);
-                Ok(Upgrade::Draining(next, Instant::now() + DRAIN_GRACE))
-            }
+            Upgrade::Draining(_, until) if is_busy || until <= Instant::now() => Err(BUSY.to_owned()),
             other => Ok(other),
         }
     }

@@ -72,9 +72,13 @@ impl Watching {
                 let _ = std::io::stderr().write_all(line.as_bytes());
             }
             libc::SIGUSR2 if self.witness.is_some() => {
-                let left = self.stopper.drain(DRAIN_MAX);
-                tracing::debug!("another program goes on, with {left} requests in flight");
-                process::end_now(0);
+                if self.stopper.drain(DRAIN_MAX) == 0 {
+                    tracing::debug!("another program goes on");
+                    process::end_now(0);
+                }
+                if let Some(Err(e)) = self.witness.as_ref().map(Witness::say_busy) {
+                    tracing::error!("the keeper does not get to know that requests are not finished: {e}");
+                }
             }
             libc::SIGUSR2 => tracing::warn!("SIGUSR2 is ignored: an upgrade needs a keeper"),
             _ => {

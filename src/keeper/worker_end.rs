@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 
-use super::control::{ALIVE, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
+use super::control::{ALIVE, BUSY, LEAVING, READY, RINGS, RINGS_MAX, THREAD};
 use crate::device::Frontends;
 use crate::state::RequestName;
 use crate::sys::failpoint::crash_point;
@@ -111,6 +111,11 @@ impl Witness {
     /// Tells the keeper that the worker lives.
     pub fn say_alive(&self) -> io::Result<()> {
         say(self.0.as_fd(), &[ALIVE])
+    }
+
+    /// Tells the keeper that requests in flight were not finished in time, and that the worker serves on.
+    pub fn say_busy(&self) -> io::Result<()> {
+        say(self.0.as_fd(), &[BUSY])
     }
 }
 

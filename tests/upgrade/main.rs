@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use gatherfs_support::daemon::{Daemon, Process, Scratch, built_program, children_of, eventually, gatherfsd, is_root, status_field};
 use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, opcode};
+use gatherfs_support::guest::fuse::{FileLock, LkIn, ROOT, ReadIn, opcode};
+use gatherfs_support::slow_file::SlowFile;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use zerocopy::IntoBytes;
@@ -243,6 +244,26 @@ fn what_cannot_take_over_is_refused_and_the_worker_serves_on() {
         }
         assert_eq!(children_of(daemon.keeper()), [worker], "nothing is left of the examinations");
     }
+}
+
+#[test]
+fn a_request_that_the_host_holds_up_delays_the_upgrade_and_not_the_guest() {
+    let daemon = Daemon::start(&[]);
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "text")) else { return };
+    let (_guest, mut client) = mount(daemon.socket());
+    let node = client.lookup(ROOT, "slow").expect("LOOKUP").nodeid;
+    let fh = client.open(node, libc::O_RDONLY).expect("OPEN").fh;
+    let request = ReadIn { fh, size: 4, ..ReadIn::default() };
+    let waiting = client.begin(&Call { room: 4, ..Call::new(opcode::READ, node, &[request.as_bytes()]) });
+    let read = slow.wait_for_read();
+    let worker = daemon.serving();
+    let (status, said) = upgrade(daemon.socket(), &built_program());
+    assert!(status == Some(1) && said.contains("has not finished requests of the guest within 1 s"), "{said}{}", daemon.log());
+    client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    assert!(daemon.serving() == worker && !client.is_answered(&waiting), "{}", daemon.log());
+    slow.let_go(read);
+    assert_eq!(client.finish(waiting).expect("an answer").header.error, 0);
+    assert_upgraded(&daemon, daemon.socket(), &built_program());
 }
 
 #[test]

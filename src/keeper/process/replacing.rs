@@ -28,8 +28,8 @@ impl Keeper {
         }
     }
 
-    pub(super) fn advance_upgrade(&mut self, life: &Life) {
-        match std::mem::take(&mut self.upgrade).advance(&life.worker) {
+    pub(super) fn advance_upgrade(&mut self, life: &mut Life) {
+        match std::mem::take(&mut self.upgrade).advance(&life.worker, std::mem::take(&mut life.is_busy)) {
             Ok(upgrade) => self.upgrade = upgrade,
             Err(why) => self.report(Err(why)),
         }
