@@ -84,13 +84,27 @@ pub struct Given<'k> {
     pub is_visible: bool,
     /// To the outer process.
     pub channel: RawFd,
+    /// Processes that have examined a program, and are to be waited for.
+    pub examined: Vec<i32>,
 }
 
 impl<'k> Given<'k> {
     /// Of this program: `start`, `cause`, where frontends connect and the channel to the outer process, and nothing else yet.
     pub fn new(start: &'k Start, cause: &'k Cause, (listener, channel): (RawFd, RawFd)) -> Given<'k> {
         let (version, made_by) = (VERSION, env!("CARGO_PKG_VERSION"));
-        Given { version, made_by, start, cause, listener, keep_listening: false, connection: None, rings: &[], is_visible: false, channel }
+        Given {
+            version,
+            made_by,
+            start,
+            cause,
+            listener,
+            keep_listening: false,
+            connection: None,
+            rings: &[],
+            is_visible: false,
+            channel,
+            examined: Vec::new(),
+        }
     }
 
     /// A memfd with it. EMFILE, ENFILE or ENOMEM.
@@ -122,6 +136,9 @@ pub struct Taken {
     /// As [`Given::channel`].
     #[serde(with = "one")]
     pub channel: OwnedFd,
+    /// As [`Given::examined`]. The first program that could be upgraded does not say it.
+    #[serde(default)]
+    pub examined: Vec<i32>,
 }
 
 /// Why a program cannot take over.

@@ -73,6 +73,8 @@ pub struct Keeper {
     rings: Vec<RawFd>,
     /// Workers of which every thread has ended, until the kernel has taken down their memory.
     ending: Vec<Child>,
+    /// Processes that have examined a program, and end.
+    examined: Vec<Child>,
     is_stopping: bool,
 }
 
@@ -144,6 +146,7 @@ impl Keeper {
             deaths: Deaths::default(),
             rings: Vec::new(),
             ending: Vec::new(),
+            examined: Vec::new(),
             is_stopping: false,
         })
     }
@@ -154,10 +157,12 @@ impl Keeper {
     pub fn taking_over(taken: Taken, records: Arc<RequestRecords>, mut first: Vec<RawFd>) -> io::Result<Keeper> {
         first.sort_unstable();
         first.dedup();
-        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel } = taken;
+        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel, examined } = taken;
+        // What is no child any more was waited for.
+        let examined = examined.into_iter().filter_map(|pid| Child::of(pid).ok()).collect();
         let keeper = Keeper::new(listener.into(), keep_listening, records, KeeperEnd::of(channel), Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
-        Ok(Keeper { first, is_visible, rings, link, arrival: Some(Arrival::new(cause)), ..keeper })
+        Ok(Keeper { first, is_visible, rings, link, examined, arrival: Some(Arrival::new(cause)), ..keeper })
     }
 
     /// Starts workers, one after the other, until the last one has ended. Returns in each of them.
@@ -196,7 +201,7 @@ impl Keeper {
     fn inheritance(&self, beginning: Beginning) -> Inheritance {
         let mut descriptors = self.first.clone();
         descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd(), self.channel.as_fd().as_raw_fd()]);
-        descriptors.extend(self.ending.iter().map(|worker| worker.end().as_raw_fd()));
+        descriptors.extend(self.ending.iter().chain(&self.examined).map(|child| child.end().as_raw_fd()));
         descriptors.extend(self.start.iter().map(|start| start.listing.as_raw_fd()));
         self.upgrade.name_descriptors(&mut descriptors);
         self.arrival.iter().for_each(|arrival| arrival.name_descriptors(&mut descriptors));
@@ -218,16 +223,16 @@ impl Keeper {
             }
             self.reap()?;
             self.pass_signals(life)?;
-            self.advance_upgrade(life);
             let was_ready = life.is_ready;
             life.hear()?;
+            self.advance_upgrade(life);
             if std::mem::take(&mut life.is_alive) {
                 self.channel.say(&Said::Alive);
             }
-            self.hear_outer()?;
             if !life.is_ready {
                 continue;
             }
+            self.hear_outer()?;
             if !was_ready && !life.is_later {
                 self.channel.say(&Said::Ready);
             }
@@ -292,9 +297,10 @@ impl Keeper {
         let mut watched = vec![watch(life.worker.end()), PollFd::new(&self.signals, PollFlags::IN)];
         let thread_end = life.thread_end();
         watched.extend(thread_end.into_iter().chain(life.control()).map(watch));
-        watched.extend(self.ending.iter().map(|worker| watch(worker.end())));
+        watched.extend(self.ending.iter().chain(&self.examined).map(|child| watch(child.end())));
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
-        watched.extend(self.has_outer.then(|| watch(self.channel.as_fd())));
+        // It may bring descriptors, which the sweep of a worker that begins would close.
+        watched.extend((self.has_outer && life.is_ready).then(|| watch(self.channel.as_fd())));
         let mut timeout = self.upgrade.left();
         match &self.link {
             _ if !life.is_ready => {}
@@ -315,15 +321,12 @@ impl Keeper {
 
     /// Waits for the workers of which only the end of their threads was known, as far as they have ended.
     fn reap(&mut self) -> io::Result<()> {
-        let mut at = 0;
-        while at < self.ending.len() {
-            if is_ready(self.ending[at].end(), None)? {
-                let end = self.ending.swap_remove(at).wait()?;
-                tracing::error!("the worker that died was ended by {}", described(end));
-            } else {
-                at += 1;
-            }
+        let has_ended = |child: &mut Child| is_ready(child.end(), None).unwrap_or(true);
+        for worker in self.ending.extract_if(.., has_ended) {
+            tracing::error!("the worker that died was ended by {}", described(worker.wait()?));
         }
+        // One that ended by itself was waited for.
+        self.examined.extract_if(.., has_ended).for_each(|child| _ = child.wait());
         Ok(())
     }
 
@@ -441,9 +444,8 @@ impl Keeper {
             self.quarantined = named;
             how += " while it executed one request alone, which is answered with an error";
         }
-        if let Cause::Fault { .. } = cause
-            && let Some(program) = self.arrival.as_mut().and_then(Arrival::take_before)
-        {
+        let is_fault = matches!(cause, Cause::Fault { .. });
+        if let Some(program) = self.arrival.as_mut().and_then(|arrival| arrival.take_before(is_fault)) {
             tracing::error!("the worker {how}; the program before takes over again");
             let why = format!("its worker {how}; the program before serves on");
             return Ok(Verdict::Execute(Next { program, cause: handover::Cause::GoingBack(why) }, self.going_on()));

@@ -68,7 +68,10 @@ impl Program {
         match forked? {
             Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),
             None => {
-                let executed = process::end_with(Some(keeper))
+                // Here the table is this process's own: until the fork a worker could put another file at the number.
+                let checked = if descriptor::is_sealed(self.0.as_fd()) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) };
+                let executed = checked
+                    .and_then(|()| process::end_with(Some(keeper)))
                     .and_then(|()| pass_capabilities_on())
                     .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
                 // Landlock, where files are restricted (docs/SANDBOX.md).
@@ -127,6 +130,7 @@ impl Examined {
         let finding = match text.split_first() {
             Some((&ABLE, version)) => Ok(String::from_utf8_lossy(version).into_owned()),
             Some((_, why)) => Err(String::from_utf8_lossy(why).into_owned()),
+            // It has ended: that does not wait.
             None if is_ready(self.child.end(), None).unwrap_or(true) => Err(match self.child.wait() {
                 Ok(End::Signal(libc::SIGSYS)) => {
                     "it makes a system call that the running program's sandbox forbids; restart instead".to_owned()
@@ -138,10 +142,9 @@ impl Examined {
             None => return Finding::None(self),
         };
         let _ = self.child.send(Signal::KILL);
-        let _ = self.child.wait();
         match finding {
-            Ok(version) => Finding::Able(self.program, version),
-            Err(why) => Finding::Unable(why),
+            Ok(version) => Finding::Able(self.program, version, self.child),
+            Err(why) => Finding::Unable(why, self.child),
         }
     }
 
@@ -156,10 +159,11 @@ impl Examined {
 pub enum Finding {
     /// Nothing yet.
     None(Examined),
-    /// The program can take over; its version.
-    Able(Program, String),
+    /// The program can take over; its version. The process is still to be waited for: it has a copy of each descriptor, and the host
+    /// may hold up the end of one that has files open.
+    Able(Program, String, Child),
     /// It cannot, for this reason.
-    Unable(String),
+    Unable(String, Child),
 }
 
 #[cfg(test)]

@@ -59,13 +59,18 @@ impl Upgrade {
         }
     }
 
-    /// Goes on, as far as it is time; `is_busy`: the worker has said that it serves on. An error ends the upgrade; it says why.
-    pub fn advance(self, worker: &Child, is_busy: bool) -> Result<Upgrade, String> {
+    /// Goes on, as far as it is time; `is_busy`: the worker has said that it serves on. Adds to `examined` a process that is still to be
+    /// waited for. An error ends the upgrade; it says why.
+    pub fn advance(self, worker: &Child, is_busy: bool, examined: &mut Vec<Child>) -> Result<Upgrade, String> {
         match self {
-            Upgrade::Examined(examined, before) => match examined.finding() {
-                Finding::None(examined) => Ok(Upgrade::Examined(examined, before)),
-                Finding::Unable(why) => Err(why),
-                Finding::Able(program, version) => {
+            Upgrade::Examined(examination, before) => match examination.finding() {
+                Finding::None(examination) => Ok(Upgrade::Examined(examination, before)),
+                Finding::Unable(why, child) => {
+                    examined.push(child);
+                    Err(why)
+                }
+                Finding::Able(program, version, child) => {
+                    examined.push(child);
                     tracing::info!("gatherfsd {version} takes over; the requests in flight are finished first");
                     // It may just have ended, and another one is asked when it is time.
                     let _ = worker.send(Signal::USR2);
@@ -121,8 +126,12 @@ impl Arrival {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// The program to go back to, where this one has not proven that it can serve.
-    pub fn take_before(&mut self) -> Option<Program> {
+    /// The program to go back to, where this one has not proven that it can serve: a worker has ended by a fault, or in any way before
+    /// one was ready.
+    pub fn take_before(&mut self, is_fault: bool) -> Option<Program> {
+        if !is_fault && self.since.is_some() {
+            return None;
+        }
         self.before.take().filter(|_| self.since.is_none_or(|since| since.elapsed() < PROVEN_AFTER))
     }
 

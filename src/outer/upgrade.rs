@@ -52,6 +52,8 @@ pub struct Programs {
     pub default: io::Result<DefaultProgram>,
     /// The one that runs.
     pub running: io::Result<OwnedFd>,
+    /// The one that ran before it.
+    pub before: Option<io::Result<OwnedFd>>,
     /// The keeper's root directory is the share.
     pub is_confined: bool,
 }
@@ -59,7 +61,7 @@ pub struct Programs {
 /// Asks the keeper to go on as `program`, or as the default one, if it can be executed. Returns what it was given. The error is a
 /// sentence.
 pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'_>>) -> Result<OwnedFd, String> {
-    let Programs { default, running, is_confined } = programs;
+    let Programs { default, running, is_confined, .. } = programs;
     let ask = |program: BorrowedFd<'_>| {
         program::check(program, *is_confined).map_err(|e| e.to_string())?;
         let copied = |program| program::sealed(program).map_err(|e| format!("there is no memory for a copy of the program: {e}"));

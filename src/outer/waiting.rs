@@ -52,7 +52,8 @@ impl Outer {
     /// many descriptors.
     pub fn prepare(options: Options) -> io::Result<(Outer, KeeperEnd)> {
         let (channel, keeper) = channel()?;
-        let programs = Programs { default: DefaultProgram::find(), running: program::running(), is_confined: options.is_confined };
+        let programs =
+            Programs { default: DefaultProgram::find(), running: program::running(), before: None, is_confined: options.is_confined };
         Ok((Outer { options, channel, programs, overflow_id: control::overflow_id() }, keeper))
     }
 
@@ -218,14 +219,24 @@ impl Waiting {
 
     /// The upgrade that is under way has ended. What comes when none is counts for nothing.
     fn finish(&mut self, outcome: &Result<String, String>) {
-        let Some(upgrade) = self.upgrade.take() else { return };
+        let Some(upgrade) = self.upgrade.take() else { return self.go_back(outcome) };
         upgrade::log(outcome);
         self.report.upgraded(outcome);
         if let (Ok(_), Some(program)) = (outcome, upgrade.program) {
-            self.programs.running = Ok(program);
+            self.programs.before = Some(std::mem::replace(&mut self.programs.running, Ok(program)));
         }
         if let Asker::Client(number) = upgrade.asker {
             self.answer(number, &upgrade::answer(outcome));
+        }
+    }
+
+    /// The keeper has said how an upgrade ended that was answered before: it has gone back to the other program. Anything else counts
+    /// for nothing.
+    fn go_back(&mut self, outcome: &Result<String, String>) {
+        if let (Err(_), Some(before)) = (outcome, self.programs.before.take()) {
+            self.programs.running = before;
+            upgrade::log(outcome);
+            self.report.upgraded(outcome);
         }
     }
 

@@ -94,7 +94,12 @@ fn install_rules(wanted: Seccomp, root: RootDirectory, rules: Rules) -> Result<(
     // because that of the serving process does not allow seccomp(2).
     seccompiler::apply_filter_all_threads(&clone3)?;
     if root == RootDirectory::Share {
-        let paths = BTreeMap::from([(libc::SYS_openat, one_of(0, [word(libc::AT_FDCWD)].into_iter())?)]);
+        let without_directory = (libc::SYS_openat, one_of(0, [word(libc::AT_FDCWD)].into_iter())?);
+        // Of musl.
+        #[cfg(all(target_env = "musl", target_arch = "x86_64"))]
+        let paths = BTreeMap::from([without_directory, (libc::SYS_open, Vec::new())]);
+        #[cfg(not(all(target_env = "musl", target_arch = "x86_64")))]
+        let paths = BTreeMap::from([without_directory]);
         seccompiler::apply_filter_all_threads(&program(paths, SeccompAction::Allow, WITHOUT_FILE)?)?;
     }
     seccompiler::apply_filter_all_threads(&list)

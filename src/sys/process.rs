@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::process::{DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 /// Which process returned from [`fork`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +56,23 @@ impl End {
 /// A child. It is not ended when this is dropped.
 #[derive(Debug)]
 pub struct Child {
+    /// What to wait for: unlike the descriptor, no other process with the same table can replace it.
+    pid: Pid,
     pidfd: OwnedFd,
 }
 
 impl Child {
+    /// The child `pid`, which an earlier program of this process has started and not waited for. ESRCH where there is none.
+    pub fn of(pid: i32) -> io::Result<Child> {
+        let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        Ok(Child { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
     /// Readable when every thread of the process has ended.
     pub fn end(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -73,7 +86,7 @@ impl Child {
     /// Waits for its end. ECHILD after the first time.
     pub fn wait(&self) -> io::Result<End> {
         loop {
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            match rustix::process::waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED) {
                 Ok(Some(status)) => {
                     let signal = status.terminating_signal().map(End::Signal);
                     return Ok(signal.unwrap_or(End::Exit(status.exit_status().unwrap_or(1))));
@@ -112,8 +125,12 @@ fn clone(shared: libc::c_int) -> io::Result<Option<Child>> {
     match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
-        // SAFETY: a new descriptor, which nobody else owns: the child has not been told its number.
-        _ => Ok(Some(Child { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
+        pid => {
+            // SAFETY: a new descriptor, which nobody else owns: the child has not been told its number.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+            Ok(Some(Child { pid, pidfd }))
+        }
     }
 }
 

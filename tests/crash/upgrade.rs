@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use gatherfs::sys::crash_plan::CrashPlan;
-use gatherfs_support::daemon::{Daemon, Scratch, built_program};
+use gatherfs_support::daemon::{Daemon, Scratch, built_program, eventually};
 use gatherfs_support::guest::client::Client;
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
@@ -41,6 +41,7 @@ fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
         if at as usize == ready {
             // It had said that it serves. It is gone back from all the same.
             assert!(plan.deaths() == 1 && daemon.log().contains("the program before takes over again"), "{name}: {said}{}", daemon.log());
+            assert!(eventually(|| daemon.log().matches("the upgrade is refused").count() == ready + 1), "{name}: {}", daemon.log());
         } else {
             let is_refused = status == Some(1) && said.contains("signal 6 (SIGABRT); the program before serves on");
             assert!(is_refused, "{name}: {status:?} {said}{}", daemon.log());

@@ -10,6 +10,7 @@ use crate::keeper::program::Program;
 use crate::keeper::upgrade::{Next, Upgrade};
 use crate::keeper::worker_end::Beginning;
 use crate::outer::Said;
+use crate::sys::process::Child;
 
 impl Keeper {
     /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
@@ -29,7 +30,7 @@ impl Keeper {
     }
 
     pub(super) fn advance_upgrade(&mut self, life: &mut Life) {
-        match std::mem::take(&mut self.upgrade).advance(&life.worker, std::mem::take(&mut life.is_busy)) {
+        match std::mem::take(&mut self.upgrade).advance(&life.worker, std::mem::take(&mut life.is_busy), &mut self.examined) {
             Ok(upgrade) => self.upgrade = upgrade,
             Err(why) => self.report(Err(why)),
         }
@@ -60,7 +61,8 @@ impl Keeper {
             Link::Connected(relay) => Some(&**relay),
             _ => None,
         };
-        Some(Given { keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
+        let examined = self.examined.iter().map(Child::pid).collect();
+        Some(Given { examined, keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
     }
 
     /// Executes `next`. Returns where that fails.
