@@ -246,7 +246,10 @@ fn what_cannot_be_done_is_said_before_anything_is_built() {
     let in_each = [("--uml", "/nowhere/linux"), ("--on", "/nowhere"), ("--seconds", "0"), ("--seconds", ""), ("--frobnicate", "")];
     let own: [(&str, &[(&str, &str)]); 3] = [
         ("benches/guests/run", &[("--group", "nothing"), ("--rounds", "0"), ("--no-qemu", "")]),
-        ("qemu/torture", &[("--kills", "some"), ("--quiet-seconds", "0"), ("--cpus", "two"), ("--locks", "somewhere")]),
+        (
+            "qemu/torture",
+            &[("--kills", "some"), ("--upgrades", "some"), ("--quiet-seconds", "0"), ("--cpus", "two"), ("--locks", "somewhere")],
+        ),
         ("qemu/two-guests", &[("--part", "nothing")]),
     ];
     for (script, own) in own {

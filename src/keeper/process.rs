@@ -226,6 +226,7 @@ impl Keeper {
             let was_ready = life.is_ready;
             life.hear()?;
             self.advance_upgrade(life);
+            self.arrival.iter_mut().for_each(Arrival::forget_proven);
             if std::mem::take(&mut life.is_alive) {
                 self.channel.say(&Said::Alive);
             }
@@ -301,7 +302,7 @@ impl Keeper {
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
         // It may bring descriptors, which the sweep of a worker that begins would close.
         watched.extend((self.has_outer && life.is_ready).then(|| watch(self.channel.as_fd())));
-        let mut timeout = self.upgrade.left();
+        let mut timeout = self.upgrade.left().into_iter().chain(self.arrival.as_ref().and_then(Arrival::left)).min();
         match &self.link {
             _ if !life.is_ready => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -413,7 +414,7 @@ impl Keeper {
             if end.is_none() {
                 self.ending.push(life.worker);
             }
-            return self.follow_drained();
+            return Ok(self.follow_drained());
         }
         let end = match end {
             // What follows a short life depends on how it has ended.

@@ -63,7 +63,8 @@ impl Program {
         descriptor::keep_over_exec(given.start.listing.as_fd())?;
         let forked = process::fork_watched();
         if !matches!(forked, Ok(None)) {
-            descriptor::close_on_exec()?;
+            // As in `execute`.
+            let _ = descriptor::close_on_exec();
         }
         match forked? {
             Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),

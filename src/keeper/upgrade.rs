@@ -126,13 +126,27 @@ impl Arrival {
         self.since.get_or_insert_with(Instant::now);
     }
 
+    /// The time until there is no going back any more, where there is one.
+    pub fn left(&self) -> Option<Duration> {
+        let since = self.since.filter(|_| self.before.is_some())?;
+        Some(PROVEN_AFTER.saturating_sub(since.elapsed()))
+    }
+
+    /// Closes the program before, once this one has proven that it can serve: its copy takes memory.
+    pub fn forget_proven(&mut self) {
+        if self.left().is_some_and(|left| left.is_zero()) {
+            self.before = None;
+        }
+    }
+
     /// The program to go back to, where this one has not proven that it can serve: a worker has ended by a fault, or in any way before
     /// one was ready.
     pub fn take_before(&mut self, is_fault: bool) -> Option<Program> {
         if !is_fault && self.since.is_some() {
             return None;
         }
-        self.before.take().filter(|_| self.since.is_none_or(|since| since.elapsed() < PROVEN_AFTER))
+        self.forget_proven();
+        self.before.take()
     }
 
     /// Adds the numbers of its descriptors to `named`.

@@ -168,7 +168,7 @@ fn rules(optional: &OptionalCalls) -> Result<Rules, BackendError> {
     // host/share.rs (RLIMIT_AS): reads limits of this process, and sets none.
     let own = SeccompCondition::new(0, Dword, Eq, 0);
     rules.insert(libc::SYS_prlimit64, all(vec![own, SeccompCondition::new(2, Qword, Eq, 0)])?);
-    // signal-hook's handler wakes the thread `signals`, and trace/syslog.rs writes a line: connected sockets, no address.
+    // trace/syslog.rs writes a line, and keeper/handover.rs what an examined program says: connected sockets, no address.
     rules.insert(libc::SYS_sendto, all(vec![SeccompCondition::new(4, Qword, Eq, 0)])?);
     // sys/affinity.rs: a thread that starts binds itself, and no other thread or process.
     if optional.binds_threads {

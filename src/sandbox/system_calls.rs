@@ -85,7 +85,6 @@ pub(super) const CALLS: &[(c_long, Caller)] = &[
     (libc::SYS_read, Here("sys/fanotify.rs", "rustix::io::read(")),
     (libc::SYS_write, Here("sys/event.rs", "rustix::io::write(")),
     (libc::SYS_writev, C("__libc_message: why a corrupted heap or stack ends the process")),
-    (libc::SYS_recvfrom, Crate("signal-hook", "SignalDelivery::flush")),
     // Watching the share (--watch).
     (libc::SYS_fanotify_init, Here("sys/fanotify.rs", "libc::fanotify_init(")),
     (libc::SYS_fanotify_mark, Here("sys/fanotify.rs", "libc::fanotify_mark(")),
@@ -167,6 +166,7 @@ pub(super) const CALLS_OF_KEEPER: &[(c_long, Caller)] = &[
     (libc::SYS_seccomp, Crate("seccompiler", "apply_filter_all_threads")),
     // A program that takes over, and its examination.
     (libc::SYS_execveat, Here("sys/process.rs", "libc::SYS_execveat")),
+    (libc::SYS_recvfrom, Here("keeper/program.rs", "recv(")),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_arch_prctl, C("a program begins")),
     (libc::SYS_set_tid_address, C("a program begins")),
@@ -200,7 +200,7 @@ pub(super) const IOCTLS: &[(u32, Caller)] = &[
 
 /// Requests of ioctl(2) as of [`CALLS_OF_KEEPER`].
 pub(super) const IOCTLS_OF_KEEPER: &[(u32, Caller)] = &[
-    (0x5421, Std("FIONBIO: UnixStream::set_nonblocking, for signal-hook")),
+    (0x5421, Std("FIONBIO: UnixStream::set_nonblocking, keeper/process.rs")),
     (0x5401, Std("TCGETS: IsTerminal, for the log of a program that takes over")),
 ];
 
@@ -216,8 +216,6 @@ pub(super) const FCNTLS: &[(i32, Caller)] = &[
 
 /// Commands of fcntl(2) as of [`CALLS_OF_KEEPER`].
 pub(super) const FCNTLS_OF_KEEPER: &[(i32, Caller)] = &[
-    (libc::F_GETFL, Crate("signal-hook", "pipe::register: whether the pipe is one that blocks")),
-    (libc::F_SETFL, Crate("signal-hook", "pipe::register: a pipe that does not block")),
     (libc::F_SETFD, Here("sys/descriptor.rs", "rustix::io::fcntl_setfd(")),
     (libc::F_GET_SEALS, Here("sys/descriptor.rs", "rustix::fs::fcntl_get_seals(")),
 ];

@@ -89,6 +89,7 @@ pub const OPERATIONS: &[Operation] = &[
     of("SYMLINK", |w, r| w.share.symlink(ROOT, c"new", c"target", &w.create(r, false)?).map(|entry| w.told(&entry))),
     of("SYMLINK, exists", |w, r| w.share.symlink(ROOT, c"link", c"file", &w.create(r, false)?).map(|entry| w.told(&entry))),
     of("LINK", |w, r| w.share.link(w.file, w.sub, c"new", r).map(|entry| w.told(&entry))),
+    of("LINK of a directory to itself", |w, r| w.share.link(w.sub, ROOT, c"sub", r).map(|entry| w.told(&entry))),
     of("LINK, exists", |w, r| w.share.link(w.file, ROOT, c"fresh", r).map(|entry| w.told(&entry))),
     of("CREATE, exclusive", |w, r| create(w, r, c"new", EXCLUSIVE, false)),
     of("CREATE, exclusive, label", |w, r| create(w, r, c"new", EXCLUSIVE, true)),

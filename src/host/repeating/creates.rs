@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode};
 
-use crate::host::inodes::{FileKey, open_path};
+use crate::host::inodes::{FileKey, kind_of, open_path};
 use crate::host::request_context::{Left, RequestContext};
 use crate::host::rights::Caller;
 use crate::host::share::Share;
@@ -81,6 +81,8 @@ impl Share {
             Left::Made(made) => made.map(|_| true)?,
         };
         match stat::at(dir, name) {
+            // A directory never gets another name: the host says which error it is.
+            Ok(there) if kind_of(&there) == libc::S_IFDIR => Ok(false),
             Ok(there) if FileKey::of(&there) == FileKey::of(&stat::of(file)?) => Ok(true),
             Ok(_) => Err(Errno::EEXIST),
             Err(Errno::ENOENT) if !is_made => Ok(false),

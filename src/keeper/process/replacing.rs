@@ -37,16 +37,12 @@ impl Keeper {
     }
 
     /// The worker has ended for the other program.
-    pub(super) fn follow_drained(&mut self) -> io::Result<Verdict> {
-        for worker in self.ending.drain(..) {
-            // Its table of descriptors is the one that the other program gets.
-            worker.wait()?;
-        }
+    pub(super) fn follow_drained(&mut self) -> Verdict {
         let otherwise = self.going_on();
-        Ok(match std::mem::take(&mut self.upgrade) {
+        match std::mem::take(&mut self.upgrade) {
             Upgrade::Draining(next, _) => Verdict::Execute(next, otherwise),
             _ => Verdict::Next(otherwise),
-        })
+        }
     }
 
     /// What a worker begins with that another one has prepared.
@@ -66,7 +62,11 @@ impl Keeper {
     }
 
     /// Executes `next`. Returns where that fails.
-    pub(super) fn execute(&self, next: &Next) -> io::Error {
+    pub(super) fn execute(&mut self, next: &Next) -> io::Error {
+        for worker in self.ending.drain(..) {
+            // Its table of descriptors is the one that the other program gets.
+            let _ = worker.wait();
+        }
         self.given(&next.cause).map_or_else(|| io::Error::from_raw_os_error(libc::EINVAL), |given| next.program.execute(&given))
     }
 

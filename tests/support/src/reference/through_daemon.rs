@@ -235,6 +235,10 @@ impl<'c> ThroughDaemon<'c> {
             }
             Operation::LinkOpen { to, .. } => {
                 let parent = self.directory(to.directory)?;
+                // A guest's kernel ends here where there is something.
+                if self.looks_first && self.look_first(parent, to).is_ok() {
+                    return Ok(Outcome::Errno(libc::EEXIST));
+                }
                 let entry = self.client.link(node, parent, to.name)?;
                 Outcome::Attributes(attributes(&self.count(entry).attr))
             }
