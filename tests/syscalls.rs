@@ -19,8 +19,10 @@ const SERVING_MAX: usize = 16;
 /// thread that looks after the others. Each of these calls belongs to no operation on files.
 const TRANSPORT: &[&str] =
     &["epoll_wait", "epoll_pwait", "epoll_ctl", "write", "futex", "sched_yield", "restart_syscall", "clock_gettime", "getrusage"];
-/// What starting or ending one more thread costs: a traced request is slow, and a slow one gets help.
+/// What starting or ending one more thread costs: a traced request is slow, and a slow one gets help. The first set of capabilities
+/// that a thread reads is a hash set with a seed.
 const THREADS: &[&str] = &[
+    "getrandom",
     "clone",
     "clone3",
     "rseq",
