@@ -350,6 +350,32 @@ fn a_node_lives_until_each_of_its_lookups_is_forgotten() {
     assert_eq!(errno(share.client().getattr(node, None)), libc::ESTALE);
 }
 
+/// What Linux does where a file that it has looked up is gone: it looks the name up once more, and gives up if that file is gone too.
+#[test]
+fn a_file_that_is_replaced_after_each_lookup_is_there_at_the_second_try() {
+    if !share::is_root() {
+        return;
+    }
+    for mut share in Share::with_file_handles() {
+        let replace = |share: &Share, contents: &str| {
+            share.put("next", contents.as_bytes());
+            std::fs::rename(share.path("next"), share.path("file")).unwrap();
+        };
+        replace(&share, "first");
+        let first = share.client().lookup(ROOT, "file").unwrap().nodeid;
+        replace(&share, "second");
+        assert_eq!(errno(share.client().open(first, libc::O_RDWR)), libc::ESTALE);
+        let second = share.client().lookup(ROOT, "file").unwrap().nodeid;
+        replace(&share, "third");
+        assert_eq!(share.client().getattr(second, None).unwrap().attr.size, 6);
+        let file = share.client().open(second, libc::O_RDWR).unwrap().fh;
+        assert_eq!(share.client().read(second, file, 0, 64).unwrap(), b"second");
+        share.client().release(second, file).unwrap();
+        share.client().forget(second, 1).unwrap();
+        assert_eq!(errno(share.client().getattr(second, None)), libc::ESTALE, "held no longer than the guest knows it");
+    }
+}
+
 #[test]
 fn batch_forget_takes_off_every_node_it_names_and_leaves_the_root() {
     let mut share = Share::forgetting();

@@ -27,4 +27,10 @@ impl Share {
             Holdings { nodes: nodes.len(), lookups, handles: files.handle_count(), descriptors: files.budget().held() }
         }
     }
+
+    /// Ends what a file that was gone has begun: that files which are looked up are held for a while.
+    pub fn end_holding(&self) -> impl Fn() + Send + Sync + use<> {
+        let inodes = Arc::clone(&self.inodes);
+        move || inodes.end_holding()
+    }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Holdings, Options, Rights, Support, TmpfilePolicy};
+use gatherfs::host::{CachePolicy, Descriptors, FileHandles, Holdings, Options, Rights, Share, Support, TmpfilePolicy};
 use gatherfs::sys::failpoint::{Fault, Moment, set_hook};
 use gatherfs::types::Errno;
 use gatherfs_support::guest::fuse::init;
@@ -30,6 +30,7 @@ const MASKED: &[(&str, &str, i32, Masked)] = &[
     ("LOOKUP of .", "open_by_handle_at", libc::ESTALE, Masked::Helped),
     ("RENAME", "open_by_handle_at", libc::ESTALE, Masked::Helped),
     ("SETLK", "open_by_handle_at", libc::ESTALE, Masked::Helped),
+    ("SYNCFS", "open_by_handle_at", libc::ESTALE, Masked::Helped),
     // Only whether the file's transfers wait for a disk.
     ("OPEN, direct", "fstatfs", 0, Masked::Helped),
     ("CREATE, direct", "fstatfs", 0, Masked::Helped),
@@ -110,6 +111,7 @@ const WAYS: [Way; 5] = [
 struct Bench {
     device: Device,
     holdings: Box<dyn Fn() -> Holdings>,
+    end_holding: Box<dyn Fn()>,
     way: Way,
     worlds: usize,
 }
@@ -150,10 +152,11 @@ impl Bench {
             ..share_options()
         };
         let descriptors = Descriptors { all: 2000, recent: way.recent };
-        let (mut device, holdings) = Device::start_unmounted((options, descriptors), |share| Box::new(share.holdings()), |service| service);
+        let see = |share: &Share| (Box::new(share.holdings()), Box::new(share.end_holding()));
+        let (mut device, (holdings, end_holding)) = Device::start_unmounted((options, descriptors), see, |service| service);
         // The nodes of a guest that exports nothing are gone with the last lookup.
         device.client().init_with(if way.exports { init::LINUX } else { init::LINUX & !init::EXPORT_SUPPORT }).unwrap();
-        Bench { device, holdings, way, worlds: 0 }
+        Bench { device, holdings, end_holding, way, worlds: 0 }
     }
 
     fn held(&self) -> Holdings {
@@ -173,6 +176,7 @@ impl Bench {
     fn run(&mut self, operation: &Operation, disturbance: Option<Disturbance>, wrong: &mut Vec<String>) -> (Run, Option<Run>) {
         let (held, open) = (self.held(), self.open_files());
         self.worlds += 1;
+        (self.end_holding)();
         let shared = self.device.path("");
         let mut world = World::begin(self.device.client(), &shared, &format!("world{}", self.worlds), self.way.no_open);
         let known = (self.holdings)();
@@ -183,6 +187,7 @@ impl Bench {
             if (now.nodes, now.lookups, now.handles) != (known.nodes, known.lookups, known.handles) {
                 wrong.push(format!("held {known:?} before and {now:?} after it failed"));
             }
+            (self.end_holding)();
             again = Some(carry_out(&mut world, operation, None));
         }
         if let Err(error) = world.end() {

@@ -3,6 +3,7 @@
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
+use super::holding::Holding;
 use super::identity::{FileKey, ino_in_handle};
 use super::mounts::Mounts;
 use super::numbers::InodeNumbers;
@@ -22,6 +23,7 @@ pub(in crate::host) struct Inodes {
     numbers: InodeNumbers,
     pub(super) root: Root,
     pub(super) files: Arc<OpenFiles>,
+    pub(super) holding: Holding,
     /// Generation of every inode but the root; random per session. An NFS client in the guest that uses a node id of an earlier
     /// session gets ESTALE.
     generation: u64,
@@ -53,7 +55,7 @@ impl Inodes {
         let mount_records = Arc::new(mount_records);
         let mounts = Mounts::new(root.identity.mount_id, root_fd, Arc::clone(&mount_records));
         let numbers = InodeNumbers::new(mount_records, Vec::new(), Vec::new());
-        let inodes = Inodes { table, mounts, numbers, root, files, generation: random_generation() };
+        let inodes = Inodes { table, mounts, numbers, root, files, holding: Holding::new(), generation: random_generation() };
         let identity = &inodes.root.identity;
         let path_fd = inodes.files.pinnable_open(path_fd);
         inodes.table.insert_pinned(identity, None, |node| inodes.files.pin_path_fd(node, path_fd))?;
@@ -82,7 +84,7 @@ impl Inodes {
             }
         }
         let numbers = InodeNumbers::new(mount_records, announced, devices);
-        let inodes = Inodes { table, mounts, numbers, root, files, generation };
+        let inodes = Inodes { table, mounts, numbers, root, files, holding: Holding::new(), generation };
         inodes.files.pin_path_fd(NodeId::ROOT, inodes.files.pinnable_open(path_fd));
         for pinned in pinned {
             let node = pinned.node();

@@ -3,6 +3,7 @@
 
 mod adding;
 mod guest_inodes;
+mod holding;
 mod identity;
 mod known;
 mod mounts;

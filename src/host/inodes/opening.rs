@@ -88,16 +88,41 @@ impl Inodes {
         Ok(identity.kind)
     }
 
+    /// Whether a file that is looked up now is to be held.
+    pub fn holds_files(&self) -> bool {
+        self.holding.is_under_way()
+    }
+
+    /// Ends that.
+    #[cfg(feature = "failpoints")]
+    pub fn end_holding(&self) {
+        self.holding.end();
+    }
+
+    /// Holds `node`, of which `fd` is an O_PATH descriptor. One that keeps a descriptor in any case needs no other.
+    pub fn hold(&self, node: NodeId, fd: OwnedFd) {
+        if self.files.path_fd(node).is_none() {
+            self.files.keep_path_fd(node, &Arc::new(fd));
+            self.close_if_forgotten(node);
+        }
+    }
+
     fn open_identity(&self, node: NodeId, identity: &InodeIdentity, flags: i32) -> Result<OwnedFd, Errno> {
         if let (Some(handle), Some(mount)) = (identity.handle, self.mounts.get(identity.mount_id)) {
             // A mount is kept as long as one of its nodes is known: while the node is known, this is its mount, and not a later
             // one with the same number.
             self.table.kind(node)?;
             match file_handle::open(mount.as_fd(), &handle, flags) {
-                // Some file systems do not find a deleted file that is still open; an open handle does.
+                // Deleted. Some file systems do not find a deleted file that is still open, either.
                 Err(Errno::ESTALE) => {
-                    let open = self.files.find(node).ok_or(Errno::ESTALE)?;
-                    return open::again(open.fd(), flags);
+                    if let Some(open) = self.files.find(node) {
+                        return open::again(open.fd(), flags);
+                    }
+                    if let Some(fd) = self.files.path_fd(node) {
+                        return open::again(fd.as_fd(), flags);
+                    }
+                    self.holding.begin();
+                    return Err(Errno::ESTALE);
                 }
                 opened => return opened,
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::host::attributes::Attributes;
 use crate::host::features::Feature;
-use crate::host::inodes::{FileKey, kind_of};
+use crate::host::inodes::{FileKey, kind_of, open_path};
 use crate::host::request_context::{Left, RequestContext};
 use crate::host::share::Share;
 use crate::state::{InodeIdentity, RequestRecord};
@@ -65,7 +65,7 @@ impl Share {
     }
 
     /// Looks `name` up in the directory `within`, which is open behind `parent`, and counts the lookup for the request with `record`:
-    /// one system call for a file that the guest knows.
+    /// one system call for a file that the guest knows, where files are not held (`inodes/holding.rs`).
     ///
     /// # Errors
     /// The errno of statx(2); for a file that the guest does not know, ENFILE where there are too many nodes or descriptors, and
@@ -77,6 +77,12 @@ impl Share {
         name: &CStr,
         record: &RequestRecord,
     ) -> Result<NodeEntry, Errno> {
+        if self.inodes.holds_files() {
+            let fd = open_path(parent, name)?;
+            let entry = self.look_up_open(within, fd.as_fd(), record)?;
+            self.inodes.hold(entry.node, fd);
+            return Ok(entry);
+        }
         let mut room = stat::Room::empty();
         let st = room.at(parent, name)?;
         if let Some(node) = self.inodes.count_lookup(st) {
