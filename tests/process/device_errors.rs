@@ -95,13 +95,17 @@ fn one_of_a_batch_fails(engine: &str) -> bool {
     // A transfer that finds another thread in the ring is a system call.
     assert!(if engine == "sync" { submitted == 0 } else { submitted > BATCH as u64 }, "{engine}: {submitted} on the ring");
 
+    // Not the page before the bad one: the block layer may make one request of both, and Linux' loop device takes a write of which
+    // only the beginning reached its file for a whole one (drivers/block/loop.c, `lo_complete_rq`).
+    let apart: Vec<usize> = order.iter().copied().filter(|page| page + 1 != bad).collect();
+    let expected_apart: Vec<i32> = apart.iter().map(|page| if *page == bad { libc::EIO } else { 0 }).collect();
     for round in 1..5 {
-        let written = batch.run(|batch| order.iter().map(|page| batch.write(*page, &content(*page, round))).collect());
-        assert_eq!(written, expected, "{engine}: WRITE");
+        let written = batch.run(|batch| apart.iter().map(|page| batch.write(*page, &content(*page, round))).collect());
+        assert_eq!(written, expected_apart, "{engine}: WRITE");
         let on_host = fs::File::open(path).expect("the file");
         // Read-ahead would meet the error in pages beside the one that is read.
         rustix::fs::fadvise(&on_host, 0, None, Advice::Random).expect("FADV_RANDOM");
-        for page in good() {
+        for page in apart.iter().copied().filter(|page| *page != bad) {
             let mut bytes = vec![0; PAGE];
             on_host.read_exact_at(&mut bytes, (page * PAGE) as u64).expect("a page that works");
             assert!(bytes == content(page, round), "{engine}: WRITE of page {page}");
