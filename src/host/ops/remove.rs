@@ -14,6 +14,9 @@ use crate::sys::names::{renameat2, unlinkat};
 use crate::sys::stat;
 use crate::types::{Errno, NodeId};
 
+/// The flags of renameat2(2). A later one may need another rule for a rename that is repeated.
+const RENAME_FLAGS: RenameFlags = RenameFlags::NOREPLACE.union(RenameFlags::EXCHANGE).union(RenameFlags::WHITEOUT);
+
 impl Share {
     /// UNLINK: the name of anything but a directory. Errors as in man unlink(2); EROFS on a read-only
     /// share, ESTALE where `parent` is gone, EIO where the request was withdrawn.
@@ -46,7 +49,10 @@ impl Share {
         context: &RequestContext<'_>,
     ) -> Result<(), Errno> {
         self.writable()?;
-        let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+        let flags = RenameFlags::from_bits_retain(flags);
+        if !RENAME_FLAGS.contains(flags) {
+            return Err(Errno::EINVAL);
+        }
         let (from, to) = (self.inodes.path_fd(parent)?, self.inodes.path_fd(new_parent)?);
         context.check_wanted()?;
         let (old, new) = ((from.as_fd(), name), (to.as_fd(), new_name));
