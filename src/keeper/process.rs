@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use super::connection;
 use super::deaths::{Cause, Deaths, SHORT_LIFE};
-use super::handover::{self, Start, Taken};
+use super::handover::{Start, Taken};
 use super::life::{self, Life, Side, described, is_ready};
 use super::relay::Relay;
 use super::upgrade::{Arrival, Next, Upgrade};
@@ -226,7 +226,7 @@ impl Keeper {
             let was_ready = life.is_ready;
             life.hear()?;
             self.advance_upgrade(life);
-            self.arrival.iter_mut().for_each(Arrival::forget_proven);
+            self.arrival.iter_mut().for_each(|arrival| arrival.attend(&life.worker, life.is_ready));
             if std::mem::take(&mut life.is_alive) {
                 self.channel.say(&Said::Alive);
             }
@@ -446,10 +446,8 @@ impl Keeper {
             how += " while it executed one request alone, which is answered with an error";
         }
         let is_fault = matches!(cause, Cause::Fault { .. });
-        if let Some(program) = self.arrival.as_mut().and_then(|arrival| arrival.take_before(is_fault)) {
-            tracing::error!("the worker {how}; the program before takes over again");
-            let why = format!("its worker {how}; the program before serves on");
-            return Ok(Verdict::Execute(Next { program, cause: handover::Cause::GoingBack(why) }, self.going_on()));
+        if let Some(next) = self.arrival.as_mut().and_then(|arrival| arrival.go_back(is_fault, &how)) {
+            return Ok(Verdict::Execute(next, self.going_on()));
         }
         let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {

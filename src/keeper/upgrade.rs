@@ -19,6 +19,9 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const BUSY: &str = "the host has not finished requests of the guest within 1 s, and the worker serves on; try again later";
 /// A program whose worker has served so long is not given up for the one before.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// How long the first worker of a program may take until it is ready, while the guest waits. 1,000,000 inodes take 0.2 s; the rest is for
+/// a host that is slow to close a file, as NFS is where it writes the file back then.
+const BEGIN_MAX: Duration = Duration::from_secs(10);
 
 /// A program to be executed, and what it is told about the reason.
 #[derive(Debug)]
@@ -107,8 +110,12 @@ pub struct Arrival {
     pub outcome: Option<Result<(), String>>,
     /// The program before.
     before: Option<Program>,
+    /// When this one began.
+    began: Instant,
     /// It has served since then.
     since: Option<Instant>,
+    /// Its worker was ended because it was not ready in time.
+    is_overdue: bool,
 }
 
 impl Arrival {
@@ -118,35 +125,50 @@ impl Arrival {
             Cause::Upgrade(before) => (Ok(()), before.and_then(|before| Program::new(before).ok())),
             Cause::GoingBack(why) => (Err(why), None),
         };
-        Arrival { outcome: Some(outcome), before, since: None }
+        Arrival { outcome: Some(outcome), before, began: Instant::now(), since: None, is_overdue: false }
     }
 
     /// A worker of this program's serves.
     pub fn note_ready(&mut self) {
         self.since.get_or_insert_with(Instant::now);
+        // It was ended a moment too late: another one of this program's follows it.
+        self.is_overdue = false;
     }
 
-    /// The time until there is no going back any more, where there is one.
+    /// The time until [`Arrival::attend`] has something to do, where it will have.
     pub fn left(&self) -> Option<Duration> {
-        let since = self.since.filter(|_| self.before.is_some())?;
-        Some(PROVEN_AFTER.saturating_sub(since.elapsed()))
+        let (since, most) = match self.since {
+            _ if self.before.is_none() || self.is_overdue => return None,
+            Some(since) => (since, PROVEN_AFTER),
+            None => (self.began, BEGIN_MAX),
+        };
+        Some(most.saturating_sub(since.elapsed()))
     }
 
-    /// Closes the program before, once this one has proven that it can serve: its copy takes memory.
-    pub fn forget_proven(&mut self) {
-        if self.left().is_some_and(|left| left.is_zero()) {
+    /// Ends a worker that is not ready in time; closes the program before, once this one has proven that it can serve: its copy takes
+    /// memory.
+    pub fn attend(&mut self, worker: &Child, is_ready: bool) {
+        if !self.left().is_some_and(|left| left.is_zero()) {
+            return;
+        }
+        if self.since.is_some() {
             self.before = None;
+        } else if !is_ready {
+            tracing::error!("the worker of the new program is not ready after {} s, and is ended", BEGIN_MAX.as_secs());
+            self.is_overdue = true;
+            // It may just have ended.
+            let _ = worker.send(Signal::KILL);
         }
     }
 
     /// The program to go back to, where this one has not proven that it can serve: a worker has ended by a fault, or in any way before
-    /// one was ready.
-    pub fn take_before(&mut self, is_fault: bool) -> Option<Program> {
-        if !is_fault && self.since.is_some() {
-            return None;
-        }
-        self.forget_proven();
-        self.before.take()
+    /// one was ready. `how` it has ended.
+    pub fn go_back(&mut self, is_fault: bool, how: &str) -> Option<Next> {
+        let has_failed = if self.since.is_some() { is_fault && !self.left()?.is_zero() } else { true };
+        let program = self.before.take_if(|_| has_failed)?;
+        tracing::error!("the worker {how}; the program before takes over again");
+        let late = if self.is_overdue { format!(", for it was not ready after {} s", BEGIN_MAX.as_secs()) } else { String::new() };
+        Some(Next { program, cause: Cause::GoingBack(format!("its worker {how}{late}; the program before serves on")) })
     }
 
     /// Adds the numbers of its descriptors to `named`.

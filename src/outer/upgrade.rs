@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::channel::OuterEnd;
 use super::program::{self, DefaultProgram, Unfit};
 
-/// After which time an upgrade without an answer counts as refused: more than what the keeper waits for in it, 10 s for the new program and
-/// 5 s for the requests in flight.
+/// After which time an upgrade without an answer counts as refused: more than what the keeper waits for in it, 10 s for the examination,
+/// 3 s for the requests in flight and 10 s for the first worker.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
 pub const NO_KEEPER: &str = "an upgrade needs a keeper, and gatherfsd was started with --no-keeper; restart it";

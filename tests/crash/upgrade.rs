@@ -1,4 +1,4 @@
-//! A program that cannot serve: its worker ends at its start, wherever that is, and the program before goes on.
+//! A program that cannot serve: its worker ends at its start, wherever that is, or comes to no end there, and the program before goes on.
 
 use std::process::Command;
 
@@ -49,5 +49,27 @@ fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
         assert_eq!(client.read(node, fh, 0, 100).unwrap_or_else(|e| panic!("{name}: {e}, {}", daemon.log())), b"contents");
         assert_eq!((client.lookup(ROOT, "file").unwrap().nodeid, daemon.keeper()), (node, keeper), "{name}");
     }
+    assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+}
+
+/// A worker that stops itself hangs: nothing lets it go on.
+#[test]
+fn a_program_whose_worker_hangs_is_followed_by_the_one_before() {
+    let scratch = Scratch::on_tmpfs();
+    let path = scratch.join("plan");
+    let plan = CrashPlan::map(&path).unwrap();
+    let daemon = Daemon::start_with(scratch, &["--log-level=info"], &[("GATHERFS_CRASHES", &path)]);
+    let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().unwrap();
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
+    let (node, fh) = (made.entry.nodeid, made.open.fh);
+    client.write(node, fh, 0, b"contents").unwrap();
+    plan.begin(&[(0, libc::SIGSTOP)], false);
+    let (status, said) = upgrade(&daemon);
+    plan.end();
+    let is_refused = status == Some(1) && said.contains("for it was not ready after 10 s; the program before serves on");
+    assert!(is_refused && plan.deaths() == 1, "{status:?} {said}{}", daemon.log());
+    assert_eq!(client.read(node, fh, 0, 100).unwrap_or_else(|e| panic!("{e}, {}", daemon.log())), b"contents");
     assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
 }
