@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// An error number (man errno(3)), never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(i32);
@@ -127,7 +129,7 @@ impl FileHandle {
 pub struct Unique(pub u64);
 
 /// The index of a virtqueue: hiprio is 0, request queues follow (virtio 1.3 section 5.11.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct QueueIndex(pub u16);
 
 impl QueueIndex {

@@ -1,9 +1,12 @@
-//! Workers that died: how long to wait before the next one, and what it may trust.
+//! Workers that died: how long to wait before the next one, and what it may trust. Survives an upgrade.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::worker_end::Beginning;
+use crate::state::RequestName;
 
 /// A life shorter than this that a fault ended is followed by a wait.
 pub const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -67,14 +70,38 @@ pub enum Cause {
 }
 
 /// The deaths so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Deaths {
+    /// Workers that followed one that died.
+    pub restarts: u32,
+    /// The request that has ended two workers last.
+    pub quarantined: Option<RequestName>,
     wait: Duration,
     /// Faults in short lives, one after the other, for which no request could be named.
     faults: u32,
     /// Lives that were ended soon, one after the other.
     quick: u32,
+    #[serde(with = "ages")]
     recent: VecDeque<Instant>,
+}
+
+/// Moments, in ms before the one at which they are handed over.
+mod ages {
+    use std::collections::VecDeque;
+    use std::time::{Duration, Instant};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(moments: &VecDeque<Instant>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(moments.iter().map(|moment| u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<VecDeque<Instant>, D::Error> {
+        let (ages, now) = (Vec::<u64>::deserialize(from)?, Instant::now());
+        // A moment before the clock began is as old as makes no difference.
+        Ok(ages.into_iter().filter_map(|age| now.checked_sub(Duration::from_millis(age))).collect())
+    }
 }
 
 impl Deaths {
@@ -160,6 +187,25 @@ mod tests {
         let waits: Vec<_> = (0..5).map(|_| deaths.note(now, Duration::ZERO, Cause::Killed)).collect();
         assert_eq!(waits, [0, 0, 10, 10, 10].map(|ms| Some((Duration::from_millis(ms), Trust::All))));
         assert_eq!(deaths.note(now, QUICK_LIFE, Cause::Killed), Some((Duration::ZERO, Trust::All)));
+    }
+
+    #[test]
+    fn what_is_handed_over_goes_on_and_what_an_older_program_leaves_out_begins_anew() {
+        let (mut deaths, now) = (Deaths::default(), Instant::now());
+        for _ in 0..9 {
+            deaths.note(now, QUICK_LIFE, Cause::Killed);
+        }
+        deaths.note(now, Duration::ZERO, Cause::Fault { is_named: false });
+        deaths.recent.truncate(9);
+        let name = RequestName { queue: crate::types::QueueIndex(3), sequence: 70 };
+        (deaths.restarts, deaths.quarantined) = (10, Some(name));
+        let mut taken: Deaths = serde_json::from_slice(&serde_json::to_vec(&deaths).unwrap()).unwrap();
+        assert_eq!((taken.restarts, taken.quarantined, taken.recent.len()), (10, Some(name), 9));
+        let next = taken.note(Instant::now(), Duration::ZERO, Cause::Fault { is_named: false });
+        assert_eq!(next, Some((2 * WAIT_MIN, Trust::Files)), "the second fault, and the second wait");
+        assert!(taken.many().is_some_and(|(count, took)| count == MANY && took < MANY_WITHIN));
+        let older: Deaths = serde_json::from_str(r#"{"restarts": 1, "something": []}"#).unwrap();
+        assert_eq!((older.restarts, older.quarantined, older.recent.len()), (1, None, 0));
     }
 
     #[test]

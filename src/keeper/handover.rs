@@ -11,6 +11,7 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
+use super::deaths::Deaths;
 use super::descriptors::{one, optional};
 use super::relay::Relay;
 use crate::sys::descriptor::inherited;
@@ -86,11 +87,14 @@ pub struct Given<'k> {
     pub channel: RawFd,
     /// Processes that have examined a program, and are to be waited for.
     pub examined: Vec<i32>,
+    /// Of workers.
+    pub deaths: &'k Deaths,
 }
 
 impl<'k> Given<'k> {
-    /// Of this program: `start`, `cause`, where frontends connect and the channel to the outer process, and nothing else yet.
-    pub fn new(start: &'k Start, cause: &'k Cause, (listener, channel): (RawFd, RawFd)) -> Given<'k> {
+    /// Of this program: `start`, `cause`, where frontends connect and the channel to the outer process, the deaths of workers, and nothing
+    /// else yet.
+    pub fn new(start: &'k Start, cause: &'k Cause, (listener, channel): (RawFd, RawFd), deaths: &'k Deaths) -> Given<'k> {
         let (version, made_by) = (VERSION, env!("CARGO_PKG_VERSION"));
         Given {
             version,
@@ -104,6 +108,7 @@ impl<'k> Given<'k> {
             is_visible: false,
             channel,
             examined: Vec::new(),
+            deaths,
         }
     }
 
@@ -139,6 +144,9 @@ pub struct Taken {
     /// As [`Given::examined`]. The first program that could be upgraded does not say it.
     #[serde(default)]
     pub examined: Vec<i32>,
+    /// As [`Given::deaths`]. As `examined`.
+    #[serde(default)]
+    pub deaths: Deaths,
 }
 
 /// Why a program cannot take over.

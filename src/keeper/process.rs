@@ -20,7 +20,7 @@ use super::relay::Relay;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::outer::{Asked, KeeperEnd, Said};
-use crate::state::{RequestName, RequestRecords};
+use crate::state::RequestRecords;
 use crate::sys::process::{self, Child, End};
 use crate::sys::signal::{self, Signals};
 use crate::sys::{descriptor, fault, thread};
@@ -51,8 +51,6 @@ pub struct Keeper {
     has_outer: bool,
     /// What the outer process was told of the daemon.
     told: String,
-    /// Workers that followed one that died.
-    restarts: u32,
     /// What was open before there was a worker. Nobody closes it.
     first: Vec<RawFd>,
     /// What another program that takes over needs as well. `None` where none can.
@@ -66,8 +64,6 @@ pub struct Keeper {
     accept_at: Option<Instant>,
     /// By which a worker names the request that it executes alone.
     records: Arc<RequestRecords>,
-    /// The request that has ended two workers last.
-    quarantined: Option<RequestName>,
     deaths: Deaths,
     /// The io_uring rings of workers that died, until another one has waited for them.
     rings: Vec<RawFd>,
@@ -133,7 +129,6 @@ impl Keeper {
             channel,
             has_outer: true,
             told: String::new(),
-            restarts: 0,
             first: descriptor::open_ones(),
             start,
             is_visible,
@@ -142,7 +137,6 @@ impl Keeper {
             link: Link::Awaited,
             accept_at: None,
             records,
-            quarantined: None,
             deaths: Deaths::default(),
             rings: Vec::new(),
             ending: Vec::new(),
@@ -157,19 +151,19 @@ impl Keeper {
     pub fn taking_over(taken: Taken, records: Arc<RequestRecords>, mut first: Vec<RawFd>) -> io::Result<Keeper> {
         first.sort_unstable();
         first.dedup();
-        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel, examined } = taken;
+        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel, examined, deaths } = taken;
         // What is no child any more was waited for.
         let examined = examined.into_iter().filter_map(|pid| Child::of(pid).ok()).collect();
         let keeper = Keeper::new(listener.into(), keep_listening, records, KeeperEnd::of(channel), Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
-        Ok(Keeper { first, is_visible, rings, link, examined, arrival: Some(Arrival::new(cause)), ..keeper })
+        Ok(Keeper { first, is_visible, rings, link, examined, deaths, arrival: Some(Arrival::new(cause)), ..keeper })
     }
 
     /// Starts workers, one after the other, until the last one has ended. Returns in each of them.
     ///
     /// An error where the keeper cannot wait, accept or start a worker; a worker then has to end with this process.
     pub fn run(mut self) -> io::Result<Turn> {
-        let mut beginning = if self.arrival.is_some() { self.going_on() } else { Beginning::First };
+        let mut beginning = self.arrival.as_ref().map_or(Beginning::First, |arrival| self.going_on_after(arrival.is_going_back()));
         loop {
             let mut life = match life::start(self.inheritance(beginning), self.is_visible) {
                 Ok(Side::Keeper(life)) => life,
@@ -210,7 +204,7 @@ impl Keeper {
             relay.name_descriptors(&mut descriptors);
             queues = relay.queues();
         }
-        Inheritance { beginning, descriptors, queues, rings: self.rings.clone(), quarantined: self.quarantined }
+        Inheritance { beginning, descriptors, queues, rings: self.rings.clone(), quarantined: self.deaths.quarantined }
     }
 
     /// Attends to the worker until it has ended. `None` where every thread has, and it is not known yet how.
@@ -234,7 +228,8 @@ impl Keeper {
                 continue;
             }
             self.hear_outer()?;
-            if !was_ready && !life.is_later {
+            // Also where the first worker has died before it was ready. Until then nothing is told.
+            if !was_ready && self.arrival.is_none() && self.told.is_empty() {
                 self.channel.say(&Said::Ready);
             }
             if !was_ready {
@@ -281,7 +276,7 @@ impl Keeper {
             Link::Connected(_) => "a VMM is connected",
             Link::Over => "the VMM has disconnected",
         };
-        let status = match self.restarts {
+        let status = match self.deaths.restarts {
             0 => link.to_owned(),
             1 => format!("{link}; the worker was restarted once"),
             restarts => format!("{link}; the worker was restarted {restarts} times"),
@@ -442,12 +437,12 @@ impl Keeper {
         };
         let mut how = end.map_or_else(|| "died".to_owned(), |end| format!("was ended by {}", described(end)));
         if cause == (Cause::Fault { is_named: true }) {
-            self.quarantined = named;
+            self.deaths.quarantined = named;
             how += " while it executed one request alone, which is answered with an error";
         }
         let is_fault = matches!(cause, Cause::Fault { .. });
         if let Some(next) = self.arrival.as_mut().and_then(|arrival| arrival.go_back(is_fault, &how)) {
-            return Ok(Verdict::Execute(next, self.going_on()));
+            return Ok(Verdict::Execute(next, self.going_on_after(true)));
         }
         let next = self.deaths.note(Instant::now(), lived, cause);
         if let Some((count, time)) = self.deaths.many() {
@@ -462,7 +457,7 @@ impl Keeper {
             _ => (Beginning::Idle, "another one is started"),
         };
         tracing::error!("the worker {how}; {what}");
-        self.restarts = self.restarts.saturating_add(1);
+        self.deaths.restarts = self.deaths.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })
     }
 

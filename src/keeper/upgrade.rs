@@ -128,6 +128,11 @@ impl Arrival {
         Arrival { outcome: Some(outcome), before, began: Instant::now(), since: None, is_overdue: false }
     }
 
+    /// The other program could not serve. Until its outcome is reported.
+    pub fn is_going_back(&self) -> bool {
+        matches!(self.outcome, Some(Err(_)))
+    }
+
     /// A worker of this program's serves.
     pub fn note_ready(&mut self) {
         self.since.get_or_insert_with(Instant::now);

@@ -83,7 +83,9 @@ impl WorkerEnd {
     /// Tells the keeper of the io_uring rings of this worker.
     pub fn say_rings(&self, rings: &[RawFd]) -> io::Result<()> {
         let numbers = rings.iter().take(RINGS_MAX).flat_map(|fd| fd.to_ne_bytes());
-        say(self.control.as_fd(), &[RINGS].into_iter().chain(numbers).collect::<Vec<u8>>())
+        say(self.control.as_fd(), &[RINGS].into_iter().chain(numbers).collect::<Vec<u8>>())?;
+        crash_point!("rings");
+        Ok(())
     }
 
     /// What a thread that lives as long as the process has to tell the keeper.

@@ -20,6 +20,7 @@ const ALIVE: u8 = 3;
 const UPGRADED: u8 = 4;
 const REFUSED: u8 = 5;
 const UPGRADE: u8 = 6;
+const VERSION: u8 = 7;
 
 /// What the keeper says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Said {
     Upgraded(String),
     /// It is not: why, and what to do.
     Refused(String),
+    /// The version of the program that the keeper is now. A program that has not taken another one's place does not say it.
+    Version(String),
 }
 
 /// What the outer process has received.
@@ -103,6 +106,7 @@ impl OuterEnd {
                     ALIVE => Said::Alive,
                     UPGRADED => Said::Upgraded(text),
                     REFUSED => Said::Refused(text),
+                    VERSION => Said::Version(text),
                     _ => return Ok(Heard::Nothing),
                 }))
             }
@@ -132,6 +136,7 @@ impl KeeperEnd {
             Said::Alive => (ALIVE, ""),
             Said::Upgraded(text) => (UPGRADED, text.as_str()),
             Said::Refused(text) => (REFUSED, text.as_str()),
+            Said::Version(text) => (VERSION, text.as_str()),
         };
         let text = &text[..text.floor_char_boundary(TEXT_MAX)];
         let kind = [kind];
@@ -201,6 +206,7 @@ mod tests {
             Said::Alive,
             Said::Upgraded("gatherfs 9".to_owned()),
             Said::Refused("why not".to_owned()),
+            Said::Version("9.0".to_owned()),
         ];
         all.iter().for_each(|said| keeper.say(said));
         for said in all {

@@ -17,6 +17,8 @@ pub struct Report {
     notify: Option<Notify>,
     tag: String,
     since: Instant,
+    /// Of the program that serves.
+    version: String,
     /// What the keeper said last.
     status: String,
     /// How the last upgrade ended.
@@ -37,6 +39,7 @@ impl Report {
             notify,
             tag,
             since: now,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             status: String::new(),
             upgrade: None,
             told: String::new(),
@@ -65,6 +68,11 @@ impl Report {
     /// The keeper said what it does.
     pub fn status(&mut self, text: String) {
         self.status = text;
+    }
+
+    /// The keeper said which version it is now.
+    pub fn version(&mut self, text: String) {
+        self.version = text;
     }
 
     /// The process that serves has shown that it lives. What comes more often than it is to come is not passed on.
@@ -119,14 +127,10 @@ impl Report {
 
     /// The daemon in lines, for a person or a program.
     pub fn lines(&self) -> String {
-        format!(
-            "pid: {}\nversion: {}\ntag: {}\nuptime_s: {}\nstatus: {}",
-            std::process::id(),
-            env!("CARGO_PKG_VERSION"),
-            self.tag,
-            self.since.elapsed().as_secs(),
-            self.line()
-        )
+        let (pid, own, Report { version, tag, .. }) = (std::process::id(), env!("CARGO_PKG_VERSION"), self);
+        // This process goes on as the program that was started.
+        let outer = if version == own { String::new() } else { format!("outer_version: {own}\n") };
+        format!("pid: {pid}\nversion: {version}\n{outer}tag: {tag}\nuptime_s: {}\nstatus: {}", self.since.elapsed().as_secs(), self.line())
     }
 
     fn line(&self) -> String {

@@ -166,6 +166,7 @@ impl Waiting {
                 Heard::Message(Said::Alive) => self.report.alive(),
                 Heard::Message(Said::Upgraded(text)) => self.finish(&Ok(text)),
                 Heard::Message(Said::Refused(text)) => self.finish(&Err(text)),
+                Heard::Message(Said::Version(text)) => self.report.version(text),
                 Heard::Nothing => break,
                 Heard::Closed => self.channel = None,
             }

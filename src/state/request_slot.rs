@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::arena::Record;
 use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
 
@@ -52,7 +54,7 @@ pub(super) fn word_of(sequence: u64, phase: Phase) -> u64 {
 const SEQUENCE_BITS: u32 = 48;
 
 /// Which request of a device: its number in its queue, which no other request of that queue has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestName {
     /// Its queue.
     pub queue: QueueIndex,

@@ -15,7 +15,7 @@ use crate::bench::{BY_HANDLE, Bench};
 use crate::{numbers, served};
 
 /// A LOOKUP of this name is a fault.
-const POISON: &str = "poison";
+pub const POISON: &str = "poison";
 const QUEUES: usize = 2;
 /// READs in each queue, half of them before a LOOKUP of [`POISON`].
 const READS: u64 = 24;

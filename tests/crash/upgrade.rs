@@ -1,12 +1,16 @@
 //! A program that cannot serve: its worker ends at its start, wherever that is, or comes to no end there, and the program before goes on.
 
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
 
 use gatherfs::sys::crash_plan::CrashPlan;
-use gatherfs_support::daemon::{Daemon, Scratch, built_program, eventually};
-use gatherfs_support::guest::client::Client;
+use gatherfs_support::daemon::{Daemon, PATIENCE, Scratch, built_program, eventually};
+use gatherfs_support::guest::client::{CallError, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
+
+use crate::quarantine::POISON;
 
 /// gatherfsctl upgrade to the program that runs: its exit status, and what it printed.
 fn upgrade(daemon: &Daemon) -> (Option<i32>, String) {
@@ -72,4 +76,39 @@ fn a_program_whose_worker_hangs_is_followed_by_the_one_before() {
     assert!(is_refused && plan.deaths() == 1, "{status:?} {said}{}", daemon.log());
     assert_eq!(client.read(node, fh, 0, 100).unwrap_or_else(|e| panic!("{e}, {}", daemon.log())), b"contents");
     assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+}
+
+/// The request may be to blame, and not the program: it ends two workers, of whichever, and no third one.
+#[test]
+fn a_request_that_ends_a_worker_of_each_program_is_answered_with_an_error() {
+    let daemon = Daemon::start_with(Scratch::on_tmpfs(), &["--log-level=info"], &[("GATHERFS_FAULT", Path::new(POISON))]);
+    let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().unwrap();
+    assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+    assert_eq!(client.lookup(ROOT, POISON).map_err(|e| e.to_string()).err(), Some(CallError::Errno(libc::EIO).to_string()));
+    // Behind this line the log has all that was logged before.
+    assert_eq!(daemon.metrics().get("quarantined"), 1);
+    let log = daemon.log();
+    assert_eq!(log.matches("by signal 11 (SIGSEGV); the program before takes over again").count(), 1, "{log}");
+    assert_eq!(log.matches("by signal 11 (SIGSEGV) while it executed one request alone").count(), 1, "{log}");
+    assert_eq!(log.matches("ERROR the worker was ended by signal 11 (SIGSEGV)").count(), 2, "{log}");
+}
+
+/// Whatever becomes of its first worker.
+#[test]
+fn a_service_manager_is_told_that_the_daemon_is_ready_where_the_first_worker_was_not() {
+    let scratch = Scratch::on_tmpfs();
+    let (path, notify) = (scratch.join("plan"), scratch.join("notify"));
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let plan = CrashPlan::map(&path).unwrap();
+    plan.begin(&[(0, libc::SIGKILL)], false);
+    let daemon = Daemon::start_with(scratch, &["--log-level=info"], &[("GATHERFS_CRASHES", &path), ("NOTIFY_SOCKET", &notify)]);
+    daemon.wait_for_line("the worker was ended by signal 9 (SIGKILL)");
+    assert_eq!(plan.passed()[0], "rings");
+    let (mut heard, mut len) = ([0; 4096], 0);
+    while &heard[..len] != b"READY=1" {
+        len = manager.recv(&mut heard).unwrap_or_else(|e| panic!("no READY=1: {e}, {}", daemon.log()));
+    }
 }

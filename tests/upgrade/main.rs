@@ -20,7 +20,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use zerocopy::IntoBytes;
 
-use programs::{ENDLESS, FAULT, FORBIDDEN, linked_statically, of_code, older};
+use programs::{ENDLESS, FAULT, FORBIDDEN, OTHER_VERSION, linked_statically, of_code, of_other_version, older};
 
 /// A sandbox, and the program to upgrade to there.
 fn places() -> Vec<(&'static str, std::path::PathBuf)> {
@@ -215,6 +215,30 @@ fn an_older_build_is_upgraded_and_gone_back_to() {
         assert!(client.setlk(node, &lock(fh, 2, libc::F_WRLCK), false).is_err(), "it is locked: {}", daemon.log());
         client.create(ROOT, &format!("file{round}"), 0o644, libc::O_RDWR).expect("CREATE");
     }
+}
+
+fn status(socket: &Path) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsctl"));
+    let output = command.arg("--socket-path").arg(socket).arg("status").output().expect("gatherfsctl starts");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn status_says_which_version_serves_and_how_often_workers_were_restarted_before() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut client) = mount(daemon.socket());
+    let (own, scratch) = (env!("CARGO_PKG_VERSION"), Scratch::new());
+    let worker = daemon.serving();
+    kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
+    client.lookup(ROOT, "missing").expect_err("ENOENT");
+    let restarted = "the worker was restarted once";
+    assert!(eventually(|| status(daemon.socket()).contains(restarted)));
+    assert_upgraded(&daemon, daemon.socket(), &of_other_version(&scratch));
+    let text = status(daemon.socket());
+    assert!(text.contains(&format!("\nversion: {OTHER_VERSION}\nouter_version: {own}\n")) && text.contains(restarted), "{text}");
+    assert_upgraded(&daemon, daemon.socket(), &built_program());
+    let text = status(daemon.socket());
+    assert!(text.contains(&format!("\nversion: {own}\ntag: ")) && text.contains(restarted), "{text}");
 }
 
 #[test]

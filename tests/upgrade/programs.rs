@@ -29,6 +29,21 @@ pub fn linked_statically() -> &'static Path {
     &PROGRAM
 }
 
+/// gatherfsd, but that it says to be of version [`OTHER_VERSION`].
+pub fn of_other_version(scratch: &Scratch) -> PathBuf {
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    let mut file = fs::read(built_program()).expect("the program");
+    let places: Vec<usize> = file.windows(version.len()).enumerate().filter(|(_, bytes)| *bytes == version).map(|(at, _)| at).collect();
+    places.iter().for_each(|at| file[*at..][..version.len()].copy_from_slice(OTHER_VERSION.as_bytes()));
+    let path = scratch.join("other-version");
+    fs::write(&path, file).expect("a program");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permission to execute it");
+    path
+}
+
+/// As long as the version of this source.
+pub const OTHER_VERSION: &str = "0.9.9";
+
 /// An ELF program that consists of `code`, at most 64 bytes of machine instructions, statically linked.
 pub fn of_code(scratch: &Scratch, name: &str, code: &[u8]) -> PathBuf {
     const BASE: u64 = 0x0040_0000;

@@ -50,9 +50,18 @@ impl Keeper {
         if matches!(self.link, Link::Connected(_)) { Beginning::Recovery } else { Beginning::Idle }
     }
 
+    /// What a worker of this program's begins with where it has taken the place of another one, or of the one before where it is gone back
+    /// to. Then the request may be to blame that the worker of the other one was executing.
+    pub(super) fn going_on_after(&self, is_going_back: bool) -> Beginning {
+        match self.going_on() {
+            Beginning::Recovery if is_going_back => Beginning::OneByOne,
+            beginning => beginning,
+        }
+    }
+
     /// What another program gets. `None` where it could not go on with it.
     fn given<'k>(&'k self, cause: &'k handover::Cause) -> Option<Given<'k>> {
-        let given = Given::new(self.start.as_ref()?, cause, (self.listener.as_raw_fd(), self.channel.as_fd().as_raw_fd()));
+        let given = Given::new(self.start.as_ref()?, cause, (self.listener.as_raw_fd(), self.channel.as_fd().as_raw_fd()), &self.deaths);
         let connection = match &self.link {
             Link::Connected(relay) => Some(&**relay),
             _ => None,
@@ -75,7 +84,9 @@ impl Keeper {
         let Some(arrival) = &mut self.arrival else { return };
         arrival.note_ready();
         if let Some(outcome) = arrival.outcome.take() {
-            self.report(outcome.map(|()| format!("gatherfsd {} serves now", env!("CARGO_PKG_VERSION"))));
+            let version = env!("CARGO_PKG_VERSION");
+            self.channel.say(&Said::Version(version.to_owned()));
+            self.report(outcome.map(|()| format!("gatherfsd {version} serves now")));
         }
     }
 
