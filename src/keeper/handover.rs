@@ -5,14 +5,15 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
 use super::deaths::Deaths;
-use super::descriptors::{one, optional};
+use super::descriptors::one;
+use super::held::{self, Held};
 use super::relay::Relay;
 use crate::sys::descriptor::inherited;
 
@@ -57,7 +58,7 @@ pub struct Start {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Cause {
     /// It was asked for. The program before, to go back to, if there is a descriptor of it.
-    Upgrade(#[serde(with = "optional")] Option<OwnedFd>),
+    Upgrade(#[serde(with = "held::optional")] Option<Held>),
     /// The other one could not serve, for this reason.
     GoingBack(String),
 }
@@ -113,10 +114,10 @@ impl<'k> Given<'k> {
     }
 
     /// A memfd with it. EMFILE, ENFILE or ENOMEM.
-    pub fn write(&self) -> io::Result<OwnedFd> {
+    pub fn write(&self) -> io::Result<Held> {
         let mut file = File::from(rustix::fs::memfd_create(c"gatherfs-handover", MemfdFlags::CLOEXEC)?);
         file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(file.into())
+        Held::new(file.into())
     }
 }
 
@@ -229,8 +230,8 @@ pub fn handed_over() -> Option<(Result<Taken, HandOverError>, Option<Examiner>)>
 }
 
 /// The value of [`VARIABLE`].
-pub fn value(memfd: &OwnedFd, examiner: Option<&OwnedFd>) -> String {
-    let memfd = memfd.as_raw_fd();
+pub fn value(memfd: &Held, examiner: Option<&OwnedFd>) -> String {
+    let memfd = memfd.as_fd().as_raw_fd();
     examiner.map_or_else(|| memfd.to_string(), |examiner| format!("{memfd}:{}", examiner.as_raw_fd()))
 }
 

@@ -12,7 +12,7 @@
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
 //! | `upgrade.rs`, `program.rs` | the course of a live upgrade; the other program, which is examined and executed |
-//! | `handover.rs`, `descriptors.rs` | what the other program gets; descriptors in it |
+//! | `handover.rs`, `descriptors.rs`, `held.rs` | what the other program gets; descriptors in it; those that a worker must not replace |
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -20,6 +20,7 @@ mod control;
 mod deaths;
 mod descriptors;
 mod handover;
+mod held;
 mod incoming;
 mod life;
 mod message;

@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use rustix::process::Signal;
 
 use super::handover::{self, ABLE, Examiner, Given, VARIABLE};
+use super::held::Held;
 use super::life::{described, is_ready};
 use crate::sys::process::{self, Child, End};
 use crate::sys::{descriptor, identity};
@@ -27,22 +28,25 @@ const DYNAMIC: &str = "; where inodes are kept as descriptors, no dynamic linker
 
 /// A program's file.
 #[derive(Debug)]
-pub struct Program(OwnedFd);
+pub struct Program(Held);
 
 impl Program {
     /// Of a sealed memfd. EPERM for another file.
-    pub fn new(file: OwnedFd) -> io::Result<Program> {
+    pub fn new(file: Held) -> io::Result<Program> {
         if descriptor::is_sealed(file.as_fd()) { Ok(Program(file)) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    }
+
+    /// An error where this is not, or `memfd` is not, the file that it was: then it is not executed.
+    fn check(&self, memfd: &Held) -> io::Result<()> {
+        self.0.check()?;
+        memfd.check()
     }
 
     /// Executes it in this process, with what it is to take over. Returns where that fails; this process is then as before.
     pub fn execute(&self, given: &Given<'_>) -> io::Error {
         let executed = || -> io::Result<io::Error> {
-            // Again: the number may be something else's by now.
-            if !descriptor::is_sealed(self.0.as_fd()) {
-                return Err(io::Error::from_raw_os_error(libc::EPERM));
-            }
             let memfd = given.write()?;
+            self.check(&memfd)?;
             descriptor::keep_over_exec(given.start.listing.as_fd())?;
             pass_capabilities_on()?;
             Ok(execute(self.0.as_fd(), &handover::value(&memfd, None)))
@@ -69,9 +73,9 @@ impl Program {
         match forked? {
             Some(child) => Ok(Examined { program: self, child, said, until: Instant::now() + EXAMINATION_MAX }),
             None => {
-                // Here the table is this process's own: until the fork a worker could put another file at the number.
-                let checked = if descriptor::is_sealed(self.0.as_fd()) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) };
-                let executed = checked
+                // Here the table is this process's own: until the fork a worker could put another file at a number.
+                let executed = self
+                    .check(&memfd)
                     .and_then(|()| process::end_with(Some(keeper)))
                     .and_then(|()| pass_capabilities_on())
                     .map_or_else(|e| e, |()| execute(self.0.as_fd(), &handover::value(&memfd, Some(&theirs))));
@@ -151,7 +155,7 @@ impl Examined {
 
     /// Adds the numbers of its descriptors to `named`.
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
-        named.extend([self.program.0.as_raw_fd(), self.child.end().as_raw_fd(), self.said.as_raw_fd()]);
+        named.extend([self.program.as_fd().as_raw_fd(), self.child.end().as_raw_fd(), self.said.as_raw_fd()]);
     }
 }
 
@@ -169,21 +173,52 @@ pub enum Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rustix::fs::{MemfdFlags, SealFlags};
+
+    use super::*;
+    use crate::keeper::deaths::Deaths;
+    use crate::keeper::handover::{Cause, Start};
+
+    fn memfd(seals: SealFlags) -> OwnedFd {
+        let file = rustix::fs::memfd_create(c"program", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::fcntl_add_seals(&file, seals).unwrap();
+        file
+    }
 
     #[test]
     fn only_a_sealed_file_is_a_program() {
-        let made = |seals| {
-            let file = rustix::fs::memfd_create(c"program", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-            rustix::fs::fcntl_add_seals(&file, seals).unwrap();
-            Program::new(file).map_err(|e| e.raw_os_error()).err()
-        };
-        assert_eq!(made(SealFlags::WRITE), None);
+        let made = |file| Program::new(Held::new(file).unwrap()).map_err(|e| e.raw_os_error()).err();
+        assert_eq!(made(memfd(SealFlags::WRITE)), None);
         for seals in [SealFlags::empty(), SealFlags::GROW | SealFlags::SHRINK, SealFlags::FUTURE_WRITE] {
-            assert_eq!(made(seals), Some(Some(libc::EPERM)), "{seals:?}");
+            assert_eq!(made(memfd(seals)), Some(Some(libc::EPERM)), "{seals:?}");
         }
-        let file = std::fs::File::open("/proc/self/exe").unwrap();
-        assert_eq!(Program::new(file.into()).map_err(|e| e.raw_os_error()).err(), Some(Some(libc::EPERM)));
+        assert_eq!(made(std::fs::File::open("/proc/self/exe").unwrap().into()), Some(Some(libc::EPERM)));
+    }
+
+    #[test]
+    fn another_sealed_file_at_the_number_of_the_examined_one_is_not_executed() {
+        let open = |path: &str| -> OwnedFd { std::fs::File::open(path).unwrap().into() };
+        let start = Start {
+            line: Vec::new(),
+            is_root: false,
+            cpus: 1,
+            share: 0,
+            descriptor_dir: 0,
+            listing: open("/proc/self/fd"),
+            watch: None,
+            records: 0,
+            has_landlock: false,
+            syslog: None,
+        };
+        let (cause, deaths) = (Cause::Upgrade(None), Deaths::default());
+        let given = Given::new(&start, &cause, (0, 0), &deaths);
+        let mut program = Program::new(Held::new(memfd(SealFlags::WRITE)).unwrap()).unwrap();
+        let mut handed_over = given.write().unwrap();
+        program.check(&handed_over).unwrap();
+        handed_over.replace_by(open("/dev/null"));
+        assert!(program.check(&handed_over).is_err());
+        program.0.replace_by(memfd(SealFlags::WRITE));
+        let why = program.execute(&given).to_string();
+        assert!(why.contains("another file's by now"), "{why}");
     }
 }

@@ -1,12 +1,13 @@
 //! The course of an upgrade: a program is examined while the worker serves, then the worker drains, then the program is executed. Does
 //! not know who asks for it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::handover::Cause;
+use super::held::Held;
 use super::program::{Examined, Finding, Program};
 use crate::sys::process::Child;
 
@@ -39,7 +40,7 @@ pub enum Upgrade {
     #[default]
     None,
     /// The program is examined. The one that runs, to go back to.
-    Examined(Examined, Option<OwnedFd>),
+    Examined(Examined, Option<Held>),
     /// The worker drains, and has ended at that time.
     Draining(Next, Instant),
 }
@@ -91,12 +92,12 @@ impl Upgrade {
             Upgrade::None => {}
             Upgrade::Examined(examined, before) => {
                 examined.name_descriptors(named);
-                named.extend(before.iter().map(AsRawFd::as_raw_fd));
+                named.extend(before.iter().map(|before| before.as_fd().as_raw_fd()));
             }
             Upgrade::Draining(Next { program, cause }, _) => {
                 named.push(program.as_fd().as_raw_fd());
                 if let Cause::Upgrade(Some(before)) = cause {
-                    named.push(before.as_raw_fd());
+                    named.push(before.as_fd().as_raw_fd());
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::{Keeper, Link, Verdict};
 use crate::keeper::handover::{self, Given};
+use crate::keeper::held::Held;
 use crate::keeper::life::Life;
 use crate::keeper::program::Program;
 use crate::keeper::upgrade::{Next, Upgrade};
@@ -20,8 +21,11 @@ impl Keeper {
             let cause = handover::Cause::Upgrade(None);
             let given =
                 self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
-            let examined = Program::new(file).and_then(|program| program.examine(&given));
-            examined.map(|examined| Upgrade::Examined(examined, before)).map_err(|e| format!("it cannot be examined: {e}"))
+            let examined = || -> io::Result<Upgrade> {
+                let (program, before) = (Held::new(file)?, before.map(Held::new).transpose()?);
+                Ok(Upgrade::Examined(Program::new(program)?.examine(&given)?, before))
+            };
+            examined().map_err(|e| format!("it cannot be examined: {e}"))
         };
         match begun() {
             Ok(upgrade) => self.upgrade = upgrade,
