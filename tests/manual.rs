@@ -89,6 +89,10 @@ fn every_command_of_gatherfsctl_is_in_its_page_with_its_help() {
         let help = in_one_line(&help.expect("help").to_string());
         assert!(help.starts_with("Print ") || page.contains(&help), "{help}\n{page}");
     }
+    for option in commands.iter().flat_map(|command| command.get_arguments()).filter(|option| option.get_long().is_some()) {
+        let known = option.get_id() == "help" || page.contains(&in_one_line(&option.get_help().expect("help").to_string()));
+        assert!(known, "{option:?}\n{page}");
+    }
     for name in commands.iter().map(|command| command.get_name()) {
         assert!(page.contains(&format!("gatherfsctl .BI --socket-path \" PATH\" .B {name}")), "{name}\n{page}");
     }
@@ -97,7 +101,7 @@ fn every_command_of_gatherfsctl_is_in_its_page_with_its_help() {
 #[test]
 fn the_pages_are_set_without_a_warning() {
     let of_daemon = ["gatherfsd(1)", "System Administration", "--shared-dir", "EXIT STATUS", "-device vhost-user-fs-pci,chardev=share"];
-    let of_ctl = ["gatherfsctl(1)", "System Administration", "upgrade [PROGRAM]", "status", "EXIT STATUS"];
+    let of_ctl = ["gatherfsctl(1)", "System Administration", "upgrade [--force] [PROGRAM]", "status", "EXIT STATUS"];
     for (page, expected) in [(manual::page(), of_daemon), (manual::ctl_page(), of_ctl)] {
         let page = page.expect("the page");
         let Some((content, text, said)) = run("groff", &["-man", "-Tascii", "-ww", "-P-c", "-P-b", "-P-u"], &page) else { return };
@@ -112,8 +116,8 @@ fn the_pages_are_set_without_a_warning() {
 #[test]
 fn the_sentences_by_hand_name_options_that_exist() {
     let known: Vec<String> = options().into_iter().map(|(long, _)| format!("--{long}")).collect();
-    // Those of other programs in the examples.
-    let foreign = ["--now"];
+    // Those of other programs in the examples, and of commands of gatherfsctl.
+    let foreign = ["--now", "--force"];
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/manual");
     let mut named = 0;
     for file in fs::read_dir(directory).expect("the sections") {

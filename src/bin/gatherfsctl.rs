@@ -28,13 +28,17 @@ fn ask(arguments: &CtlArguments) -> Result<Answer, String> {
     let path = &arguments.socket_path;
     let answer = match &arguments.action {
         CtlAction::Status => outer::ask(path, outer::STATUS, None),
-        CtlAction::Upgrade { program: None } => outer::ask(path, outer::UPGRADE, None),
-        CtlAction::Upgrade { program: Some(program) } => {
+        CtlAction::Upgrade { program: None, force } => outer::ask(path, request(*force), None),
+        CtlAction::Upgrade { program: Some(program), force } => {
             let file = File::open(program).map_err(|e| format!("cannot open {}: {e}; give the file of a gatherfsd", program.display()))?;
-            outer::ask(path, outer::UPGRADE, Some(file.as_fd()))
+            outer::ask(path, request(*force), Some(file.as_fd()))
         }
     };
     answer.map_err(|e| e.to_string())
+}
+
+fn request(force: bool) -> &'static str {
+    if force { outer::UPGRADE_FORCE } else { outer::UPGRADE }
 }
 
 fn fail(text: &str) -> ExitCode {

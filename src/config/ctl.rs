@@ -28,6 +28,13 @@ pub enum CtlAction {
         /// gatherfsctl opens it, so it may be anywhere. Unless gatherfsd runs with --sandbox none it must be statically linked.
         #[arg(value_name = "PROGRAM")]
         program: Option<PathBuf>,
+
+        /// End the process that serves where requests in flight are not finished within 1 s; else the upgrade is refused then
+        ///
+        /// They are executed again, as after a crash. A process that is in a call which cannot be interrupted ends when the host has
+        /// finished that, and the guest waits as long.
+        #[arg(long)]
+        force: bool,
     },
     /// Print process id, version, mount tag, time since the start and what the daemon does
     Status,

@@ -262,7 +262,7 @@ impl Keeper {
     /// Takes what the outer process asks for.
     fn hear_outer(&mut self) -> io::Result<()> {
         match self.channel.asked()? {
-            Asked::Upgrade { program, before } => self.upgrade(program, before),
+            Asked::Upgrade { program, before, is_forced } => self.upgrade(program, before, is_forced),
             Asked::Closed => self.has_outer = false,
             Asked::Nothing => {}
         }
@@ -402,7 +402,7 @@ impl Keeper {
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
-        if let Upgrade::Draining(..) = self.upgrade
+        if let Upgrade::Draining { .. } = self.upgrade
             && !is_over
             && !is_leaving
         {

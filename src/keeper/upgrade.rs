@@ -17,7 +17,8 @@ pub(super) const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// How much later the worker has said so, or has ended.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// Why an upgrade is given up.
-const BUSY: &str = "the host has not finished requests of the guest within 1 s, and the worker serves on; try again later";
+const BUSY: &str = "the host has not finished requests of the guest within 1 s, and the worker serves on; try again later, or have it ended: \
+                    gatherfsctl upgrade --force";
 /// A program whose worker has served so long is not given up for the one before.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 /// How long the first worker of a program may take until it is ready, while the guest waits. 1,000,000 inodes take 0.2 s; the rest is for
@@ -39,17 +40,31 @@ pub enum Upgrade {
     /// There is none.
     #[default]
     None,
-    /// The program is examined. The one that runs, to go back to.
-    Examined(Examined, Option<Held>),
-    /// The worker drains, and has ended at that time.
-    Draining(Next, Instant),
+    /// The program is examined.
+    Examined {
+        /// It.
+        examined: Examined,
+        /// The one that runs, to go back to.
+        before: Option<Held>,
+        /// A worker that does not finish what is in flight is ended.
+        is_forced: bool,
+    },
+    /// The worker drains.
+    Draining {
+        /// What follows.
+        next: Next,
+        /// When it has ended. `None` where it is being ended.
+        until: Option<Instant>,
+        /// As above.
+        is_forced: bool,
+    },
 }
 
 impl Upgrade {
     /// What to wait for before the next [`Upgrade::advance`].
     pub fn awaited(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Upgrade::Examined(examined, _) => examined.awaited().to_vec(),
+            Upgrade::Examined { examined, .. } => examined.awaited().to_vec(),
             _ => Vec::new(),
         }
     }
@@ -58,8 +73,8 @@ impl Upgrade {
     pub fn left(&self) -> Option<Duration> {
         match self {
             Upgrade::None => None,
-            Upgrade::Examined(examined, _) => Some(examined.left()),
-            Upgrade::Draining(_, until) => Some(until.saturating_duration_since(Instant::now())),
+            Upgrade::Examined { examined, .. } => Some(examined.left()),
+            Upgrade::Draining { until, .. } => until.map(|until| until.saturating_duration_since(Instant::now())),
         }
     }
 
@@ -67,8 +82,8 @@ impl Upgrade {
     /// waited for. An error ends the upgrade; it says why.
     pub fn advance(self, worker: &Child, is_busy: bool, examined: &mut Vec<Child>) -> Result<Upgrade, String> {
         match self {
-            Upgrade::Examined(examination, before) => match examination.finding() {
-                Finding::None(examination) => Ok(Upgrade::Examined(examination, before)),
+            Upgrade::Examined { examined: examination, before, is_forced } => match examination.finding() {
+                Finding::None(examined) => Ok(Upgrade::Examined { examined, before, is_forced }),
                 Finding::Unable(why, child) => {
                     examined.push(child);
                     Err(why)
@@ -78,10 +93,19 @@ impl Upgrade {
                     tracing::info!("gatherfsd {version} takes over; the requests in flight are finished first");
                     // It may just have ended, and another one is asked when it is time.
                     let _ = worker.send(Signal::USR2);
-                    Ok(Upgrade::Draining(Next { program, cause: Cause::Upgrade(before) }, Instant::now() + DRAIN_MAX + DRAIN_GRACE))
+                    let next = Next { program, cause: Cause::Upgrade(before) };
+                    Ok(Upgrade::Draining { next, until: Some(Instant::now() + DRAIN_MAX + DRAIN_GRACE), is_forced })
                 }
             },
-            Upgrade::Draining(_, until) if is_busy || until <= Instant::now() => Err(BUSY.to_owned()),
+            Upgrade::Draining { next, until: Some(until), is_forced } if is_busy || until <= Instant::now() => {
+                if !is_forced {
+                    return Err(BUSY.to_owned());
+                }
+                tracing::warn!("the worker is ended for the upgrade, before it has finished the requests in flight");
+                // As above.
+                let _ = worker.send(Signal::KILL);
+                Ok(Upgrade::Draining { next, until: None, is_forced })
+            }
             other => Ok(other),
         }
     }
@@ -90,11 +114,11 @@ impl Upgrade {
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
         match self {
             Upgrade::None => {}
-            Upgrade::Examined(examined, before) => {
+            Upgrade::Examined { examined, before, .. } => {
                 examined.name_descriptors(named);
                 named.extend(before.iter().map(|before| before.as_fd().as_raw_fd()));
             }
-            Upgrade::Draining(Next { program, cause }, _) => {
+            Upgrade::Draining { next: Next { program, cause }, .. } => {
                 named.push(program.as_fd().as_raw_fd());
                 if let Cause::Upgrade(Some(before)) = cause {
                     named.push(before.as_fd().as_raw_fd());

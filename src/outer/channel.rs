@@ -67,6 +67,8 @@ pub enum Asked {
         program: OwnedFd,
         /// The one that runs, to go back to.
         before: Option<OwnedFd>,
+        /// A worker that does not finish what is in flight is ended.
+        is_forced: bool,
     },
     /// Nothing more for now.
     Nothing,
@@ -83,13 +85,14 @@ pub fn channel() -> io::Result<(OuterEnd, KeeperEnd)> {
 
 impl OuterEnd {
     /// Asks the keeper to execute `program`, a sealed memfd, and to go on with it; `before` is the one that runs, to go back
-    /// to, if it can be executed again. WOULDBLOCK or an error of sendmsg(2) where it does not get to know.
-    pub fn ask_upgrade(&self, program: BorrowedFd<'_>, before: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    /// to, if it can be executed again. With `is_forced` it ends a worker that does not finish what is in flight. WOULDBLOCK or an error of
+    /// sendmsg(2) where it does not get to know.
+    pub fn ask_upgrade(&self, program: BorrowedFd<'_>, before: Option<BorrowedFd<'_>>, is_forced: bool) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<BorrowedFd<'_>> = [program].into_iter().chain(before).collect();
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.0, &[IoSlice::new(&[UPGRADE])], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(&self.0, &[IoSlice::new(&[UPGRADE, is_forced.into()])], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -151,7 +154,7 @@ impl KeeperEnd {
     pub fn asked(&self) -> io::Result<Asked> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut packet = [0; 1];
+        let mut packet = [0; 2];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         match recvmsg(&self.0, &mut [IoSliceMut::new(&mut packet)], &mut control, flags) {
             Ok(received) if received.bytes > 0 => {}
@@ -167,7 +170,7 @@ impl KeeperEnd {
         }
         let mut programs = programs.into_iter();
         match programs.next() {
-            Some(program) if packet[0] == UPGRADE => Ok(Asked::Upgrade { program, before: programs.next() }),
+            Some(program) if packet[0] == UPGRADE => Ok(Asked::Upgrade { program, before: programs.next(), is_forced: packet[1] != 0 }),
             // The kernel had no descriptor for it.
             _ if packet[0] == UPGRADE => {
                 self.say(&Said::Refused("the keeper has no descriptor left for the program; raise --rlimit-nofile".to_owned()));
@@ -230,9 +233,11 @@ mod tests {
         let (outer, keeper) = channel().unwrap();
         assert!(matches!(keeper.asked().unwrap(), Asked::Nothing));
         let program = std::fs::File::open("/proc/self/exe").unwrap();
-        outer.ask_upgrade(program.as_fd(), Some(program.as_fd())).unwrap();
-        let Asked::Upgrade { program: passed, before } = keeper.asked().unwrap() else { panic!("no program came") };
-        assert!(passed.as_raw_fd() != program.as_raw_fd() && before.is_some());
+        for asked in [true, false] {
+            outer.ask_upgrade(program.as_fd(), Some(program.as_fd()), asked).unwrap();
+            let Asked::Upgrade { program: passed, before, is_forced } = keeper.asked().unwrap() else { panic!("no program came") };
+            assert!(passed.as_raw_fd() != program.as_raw_fd() && before.is_some() && is_forced == asked);
+        }
         rustix::io::write(&outer.0, &[99]).unwrap();
         assert!(matches!(keeper.asked().unwrap(), Asked::Nothing));
         rustix::io::write(&keeper.0, &[99, 1, 2]).unwrap();

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use rustix::process::Uid;
 
-use super::protocol::{ANSWER_MAX, REQUEST_MAX, STATUS, UPGRADE};
+use super::protocol::{ANSWER_MAX, REQUEST_MAX, STATUS, UPGRADE, UPGRADE_FORCE};
 
 /// Clients at a time. One more takes the place of the one that has said nothing for the longest time.
 const CLIENTS_MAX: usize = 8;
@@ -27,7 +27,7 @@ const OVERFLOW_ID: u32 = 65534;
 
 const NOT_ALLOWED: &str = "refused only root and the daemon's own user may control it";
 const TOO_MANY: &str = "refused too many clients; try again";
-const NO_REQUEST: &str = "refused no such request; this version knows upgrade and status, so use its own gatherfsctl";
+const NO_REQUEST: &str = "refused no such request; this version knows upgrade, upgrade-force and status, so use its own gatherfsctl";
 
 /// A socket that listens, and where its file is.
 #[derive(Debug)]
@@ -44,7 +44,12 @@ pub struct ControlSocket {
 #[derive(Debug)]
 pub enum Request {
     /// To go on as this program, or as the default one.
-    Upgrade(Option<OwnedFd>),
+    Upgrade {
+        /// The program.
+        program: Option<OwnedFd>,
+        /// A worker that does not finish what is in flight is ended.
+        is_forced: bool,
+    },
     /// What the daemon does.
     Status,
 }
@@ -201,7 +206,8 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<Request>, &'static str> {
         _ => None,
     });
     match &packet[..received.bytes] {
-        words if words == UPGRADE.as_bytes() => Ok(Some(Request::Upgrade(program))),
+        words if words == UPGRADE.as_bytes() => Ok(Some(Request::Upgrade { program, is_forced: false })),
+        words if words == UPGRADE_FORCE.as_bytes() => Ok(Some(Request::Upgrade { program, is_forced: true })),
         words if words == STATUS.as_bytes() => Ok(Some(Request::Status)),
         _ => Err(NO_REQUEST),
     }

@@ -27,5 +27,5 @@ pub use channel::{Asked, Heard, KeeperEnd, OuterEnd, Said, TEXT_MAX, channel};
 pub use control::ControlSocket;
 pub use herald::Herald;
 pub use notify::{Notify, alive_every};
-pub use protocol::{Answer, AskError, STATUS, UPGRADE, ask, path_beside};
+pub use protocol::{Answer, AskError, STATUS, UPGRADE, UPGRADE_FORCE, ask, path_beside};
 pub use waiting::{Options, Outer};

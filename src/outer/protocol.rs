@@ -1,5 +1,5 @@
-//! What goes over the control socket, and the client's side of it. A request is one packet: `upgrade`, with the descriptor of a program or
-//! without, or `status`. The answer is one packet: `ok`, or `refused`, a space, and text.
+//! What goes over the control socket, and the client's side of it. A request is one packet: `upgrade` or
+//! `upgrade-force`, with the descriptor of a program or without, or `status`. The answer is one packet: `ok`, or `refused`, a space, and text.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -14,6 +14,8 @@ use rustix::net::{
 
 /// To go on as another program.
 pub const UPGRADE: &str = "upgrade";
+/// The same, and a worker that does not finish what is in flight is ended.
+pub const UPGRADE_FORCE: &str = "upgrade-force";
 /// What the daemon does.
 pub const STATUS: &str = "status";
 /// Bytes of a request at most: the longest word of this version and of later ones.

@@ -58,9 +58,10 @@ pub struct Programs {
     pub is_confined: bool,
 }
 
-/// Asks the keeper to go on as `program`, or as the default one, if it can be executed. Returns what it was given. The error is a
-/// sentence.
-pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'_>>) -> Result<OwnedFd, String> {
+/// Asks the keeper to go on as `program`, or as the default one, if it can be executed. With `is_forced` the keeper ends a worker that
+/// does not finish what is in flight. Returns what it was given. The error is a sentence. Reads the whole program: as long as the host
+/// takes for that, nothing else is done.
+pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'_>>, is_forced: bool) -> Result<OwnedFd, String> {
     let Programs { default, running, is_confined, .. } = programs;
     let ask = |program: BorrowedFd<'_>| {
         program::check(program, *is_confined).map_err(|e| e.to_string())?;
@@ -69,7 +70,7 @@ pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'
         // In the sandbox the keeper must not execute this one either if it has an interpreter.
         let running = running.as_ref().ok().filter(|running| program::check(running.as_fd(), *is_confined).is_ok());
         let before = running.map(|running| copied(running.as_fd())).transpose()?;
-        let asked = channel.ask_upgrade(program.as_fd(), before.as_ref().map(AsFd::as_fd));
+        let asked = channel.ask_upgrade(program.as_fd(), before.as_ref().map(AsFd::as_fd), is_forced);
         asked.map(|()| program).map_err(|e| format!("the keeper cannot be asked: {e}; see the log"))
     };
     match (program, default) {

@@ -140,7 +140,7 @@ impl Waiting {
     fn take_signals(&mut self) -> io::Result<()> {
         while let Some(arrived) = self.signals.next()? {
             if arrived.signal == libc::SIGUSR2 {
-                self.begin(Asker::Signal, None);
+                self.begin(Asker::Signal, None, false);
                 continue;
             }
             if signal::is_end(arrived.signal) {
@@ -178,15 +178,15 @@ impl Waiting {
         let requests = self.control.as_mut().map_or_else(Vec::new, Control::requests);
         for (number, request) in requests {
             match request {
-                Request::Upgrade(program) => self.begin(Asker::Client(number), program.as_ref().map(AsFd::as_fd)),
+                Request::Upgrade { program, is_forced } => self.begin(Asker::Client(number), program.as_ref().map(AsFd::as_fd), is_forced),
                 Request::Status => self.answer(number, &format!("ok {}", self.report.lines())),
             }
         }
     }
 
-    /// Has the keeper execute `program`, or the default one.
-    fn begin(&mut self, asker: Asker, program: Option<BorrowedFd<'_>>) {
-        match (self.try_to_begin(program), asker) {
+    /// Has the keeper execute `program`, or the default one; `is_forced` as in [`upgrade::ask`].
+    fn begin(&mut self, asker: Asker, program: Option<BorrowedFd<'_>>, is_forced: bool) {
+        match (self.try_to_begin(program, is_forced), asker) {
             (Ok(program), asker) => {
                 self.report.upgrading();
                 self.upgrade = Some(Upgrade::new(asker, Some(program)));
@@ -209,11 +209,11 @@ impl Waiting {
         }
     }
 
-    fn try_to_begin(&self, program: Option<BorrowedFd<'_>>) -> Result<OwnedFd, String> {
+    fn try_to_begin(&self, program: Option<BorrowedFd<'_>>, is_forced: bool) -> Result<OwnedFd, String> {
         match &self.channel {
             _ if !self.has_keeper => Err(upgrade::NO_KEEPER.to_owned()),
             _ if self.upgrade.is_some() => Err(upgrade::UNDER_WAY.to_owned()),
-            Some(channel) => upgrade::ask(channel, &self.programs, program),
+            Some(channel) => upgrade::ask(channel, &self.programs, program, is_forced),
             None => Err(upgrade::NO_ANSWER.to_owned()),
         }
     }

@@ -40,8 +40,13 @@ fn mount(socket: &Path) -> (Arc<Guest>, Client) {
 
 /// gatherfsctl upgrade: its exit status, and what it printed.
 fn upgrade(socket: &Path, program: &Path) -> (Option<i32>, String) {
+    upgrade_with(socket, program, &[])
+}
+
+fn upgrade_with(socket: &Path, program: &Path, options: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsctl"));
-    let output = command.arg("--socket-path").arg(socket).arg("upgrade").arg(program).output().expect("gatherfsctl starts");
+    command.arg("--socket-path").arg(socket).arg("upgrade").arg(program).args(options);
+    let output = command.output().expect("gatherfsctl starts");
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("text"))
 }
 
@@ -288,6 +293,42 @@ fn a_request_that_the_host_holds_up_delays_the_upgrade_and_not_the_guest() {
     slow.let_go(read);
     assert_eq!(client.finish(waiting).expect("an answer").header.error, 0);
     assert_upgraded(&daemon, daemon.socket(), &built_program());
+}
+
+#[test]
+fn a_forced_upgrade_ends_a_worker_that_the_host_holds_up_and_its_request_is_executed_again() {
+    let daemon = Daemon::start(&[]);
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "text")) else { return };
+    let (_guest, mut client) = mount(daemon.socket());
+    let node = client.lookup(ROOT, "slow").expect("LOOKUP").nodeid;
+    let fh = client.open(node, libc::O_RDONLY).expect("OPEN").fh;
+    let request = ReadIn { fh, size: 4, ..ReadIn::default() };
+    let waiting = client.begin(&Call { room: 4, ..Call::new(opcode::READ, node, &[request.as_bytes()]) });
+    let first = slow.wait_for_read();
+    let (status, said) = upgrade_with(daemon.socket(), &built_program(), &["--force"]);
+    assert_eq!((status, said.ends_with(" serves now\n")), (Some(0), true), "{said}{}", daemon.log());
+    assert!(daemon.log().contains("the worker is ended for the upgrade"), "{}", daemon.log());
+    slow.let_go(first);
+    let again = slow.wait_for_read();
+    assert!(!client.is_answered(&waiting), "{}", daemon.log());
+    slow.let_go(again);
+    let reply = client.finish(waiting).expect("an answer");
+    assert_eq!((reply.header.error, &reply.payload[..]), (0, &b"text"[..]), "{}", daemon.log());
+}
+
+/// As one that a guest has taken over, which does not end when it is asked to.
+#[test]
+fn a_worker_that_does_not_drain_vetoes_an_upgrade_and_not_a_forced_one() {
+    let daemon = Daemon::start(&[]);
+    let (_guest, mut client) = mount(daemon.socket());
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    let worker = Pid::from_raw(daemon.serving().cast_signed()).expect("an id");
+    kill_process(worker, Signal::STOP).expect("the process is there");
+    let (status, said) = upgrade(daemon.socket(), &built_program());
+    assert!(status == Some(1) && said.contains("gatherfsctl upgrade --force"), "{said}{}", daemon.log());
+    let (status, said) = upgrade_with(daemon.socket(), &built_program(), &["--force"]);
+    assert_eq!((status, said.ends_with(" serves now\n")), (Some(0), true), "{said}{}", daemon.log());
+    client.write(made.entry.nodeid, made.open.fh, 0, b"text").expect("WRITE");
 }
 
 #[test]

@@ -14,8 +14,9 @@ use crate::outer::Said;
 use crate::sys::process::Child;
 
 impl Keeper {
-    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
-    pub(super) fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>) {
+    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to. With `is_forced` a
+    /// worker that does not finish what is in flight is ended.
+    pub(super) fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>, is_forced: bool) {
         let begun = || -> Result<Upgrade, String> {
             let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
             let cause = handover::Cause::Upgrade(None);
@@ -23,7 +24,7 @@ impl Keeper {
                 self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
             let examined = || -> io::Result<Upgrade> {
                 let (program, before) = (Held::new(file)?, before.map(Held::new).transpose()?);
-                Ok(Upgrade::Examined(Program::new(program)?.examine(&given)?, before))
+                Ok(Upgrade::Examined { examined: Program::new(program)?.examine(&given)?, before, is_forced })
             };
             examined().map_err(|e| format!("it cannot be examined: {e}"))
         };
@@ -44,7 +45,7 @@ impl Keeper {
     pub(super) fn follow_drained(&mut self) -> Verdict {
         let otherwise = self.going_on();
         match std::mem::take(&mut self.upgrade) {
-            Upgrade::Draining(next, _) => Verdict::Execute(next, otherwise),
+            Upgrade::Draining { next, .. } => Verdict::Execute(next, otherwise),
             _ => Verdict::Next(otherwise),
         }
     }
