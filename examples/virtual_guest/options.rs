@@ -128,7 +128,7 @@ pub enum Workload {
         #[arg(long)]
         no_crossing: bool,
     },
-    /// SIGKILL of gatherfsd's worker at random moments, under a load of which every answer is checked; with --queues 4 on four
+    /// SIGKILL of gatherfsd's worker at random moments, and live upgrades, under a load of which every answer is checked; with --queues 4 on four
     /// queues
     ///
     /// Of eight requests in flight five are READs and WRITEs of 1, 4 and 16 pages whose contents are known; one each makes, renames,
@@ -144,6 +144,9 @@ pub struct Kills {
     /// Kills, each of a new worker
     #[arg(long, default_value_t = 200)]
     pub count: usize,
+    /// Live upgrades between the kills, to the file from which the daemon was started. In a sandbox it must be linked statically
+    #[arg(long, default_value_t = 0)]
+    pub upgrades: usize,
     /// Mean time between two kills; one in ten comes within 20 ms of the last one
     #[arg(long, default_value_t = 100)]
     pub every_ms: u64,

@@ -1,7 +1,9 @@
-//! Kills the worker of a daemon at random moments. It knows nothing of the load.
+//! Kills the worker of a daemon at random moments, and upgrades the daemon. It knows nothing of the load.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use gatherfs::outer::{self, Answer};
 use gatherfs_harness::Failure;
 use gatherfs_harness::load::cpu::process_tree;
 use gatherfs_harness::load::random::Random;
@@ -20,16 +22,19 @@ const LOOK: Duration = Duration::from_micros(500);
 /// The keeper of a daemon and the workers that were killed.
 pub struct Killer {
     keeper: u32,
+    socket: PathBuf,
     killed: Vec<u32>,
     random: Random,
 }
 
 impl Killer {
-    /// For the daemon that was started as process `pid`. Its processes are a chain: outer process (not with --sandbox none), keeper,
+    /// For the daemon that was started as process `pid` and listens at `socket`. Its processes are a chain: outer process (not with --sandbox none), keeper,
     /// worker.
-    pub fn of(pid: u32, seed: u64) -> Result<Self, Failure> {
+    pub fn of(pid: u32, socket: &Path, seed: u64) -> Result<Self, Failure> {
         match process_tree(pid)[..] {
-            [.., keeper, _] if status_field(keeper, "Threads") == "1" => Ok(Self { keeper, killed: Vec::new(), random: Random(seed) }),
+            [.., keeper, _] if status_field(keeper, "Threads") == "1" => {
+                Ok(Self { keeper, socket: socket.to_owned(), killed: Vec::new(), random: Random(seed) })
+            }
             _ => Err(format!("process {pid} has no keeper and worker: a daemon with --no-keeper, or another one than gatherfsd").into()),
         }
     }
@@ -54,6 +59,26 @@ impl Killer {
         self.killed.push(worker);
         self.worker()?;
         Ok(moment)
+    }
+
+    /// Upgrades the daemon to the file that now has the path from which it was started: from when to when. Afterwards there is one worker
+    /// and no process that has examined the program.
+    pub fn upgrade(&mut self) -> Result<(Instant, Instant), Failure> {
+        let begin = Instant::now();
+        match outer::ask(&self.socket, outer::UPGRADE, None)? {
+            Answer::Ok(_) => {}
+            Answer::Refused(why) => return Err(format!("the upgrade is refused: {why}").into()),
+        }
+        let span = (begin, Instant::now());
+        // The keeper has waited for the end of every earlier worker.
+        self.killed.clear();
+        while children_of(self.keeper).len() > 1 {
+            if span.1.elapsed() > NEXT_WORKER {
+                return Err(format!("a second process is left for {} s after an upgrade", NEXT_WORKER.as_secs()).into());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(span)
     }
 
     /// The worker that was not killed. Those that were killed last may still be dying.

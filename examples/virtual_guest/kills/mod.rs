@@ -1,4 +1,4 @@
-//! Workers that are killed under load: every answer is checked, and what the guest sees of it is measured.
+//! Workers that are killed, and live upgrades, under load: every answer is checked, and what the guest sees of it is measured.
 
 mod killer;
 mod lanes;
@@ -41,7 +41,7 @@ pub fn kills(daemon: &mut Daemon, share: &Path, setup: &Setup, kills: &Kills) ->
     if !options.indirect && kills.depth * work::DESCRIPTORS_MAX > options.size.into() {
         return Err("the requests in flight need more descriptors than the queue has; see --depth and --queue-size".into());
     }
-    let killer = Killer::of(daemon.pid, kills.seed)?;
+    let killer = Killer::of(daemon.pid, &daemon.socket, kills.seed)?;
     let host = share.join(DIR);
     if host.exists() {
         fs::remove_dir_all(&host)?;
@@ -49,7 +49,7 @@ pub fn kills(daemon: &mut Daemon, share: &Path, setup: &Setup, kills: &Kills) ->
     let dir = daemon.client.mkdir(ROOT, DIR, 0o755)?.nodeid;
     let place = |index: usize| Place::make(&mut daemon.client, (dir, &host), &index.to_string(), kills.depth, setup.direct);
     let places = (0..queues).map(place).collect::<Result<Vec<_>, _>>()?;
-    let mut run = Run { progress: Progress::default(), killer, moments: Vec::new(), phases: Vec::new() };
+    let mut run = Run { progress: Progress::default(), killer, moments: Vec::new(), upgrades: Vec::new(), phases: Vec::new() };
     let before = run.killer.descriptors()?;
     let (gaps, mut failures) = run.under_load(daemon, &places, kills);
     for place in places {
@@ -59,7 +59,10 @@ pub fn kills(daemon: &mut Daemon, share: &Path, setup: &Setup, kills: &Kills) ->
     fs::remove_dir_all(host)?;
     match failures.len() {
         0 => Ok(()),
-        count => Err(format!("{}: {count} errors, {} kills, seed {}", daemon.name, run.moments.len(), kills.seed).into()),
+        count => {
+            let (done, upgrades) = (run.moments.len(), run.upgrades.len());
+            Err(format!("{}: {count} errors, {done} kills, {upgrades} upgrades, seed {}", daemon.name, kills.seed).into())
+        }
     }
 }
 
@@ -77,13 +80,15 @@ struct Run {
     killer: Killer,
     /// When a worker was killed.
     moments: Vec<Instant>,
+    /// From when to when an upgrade took.
+    upgrades: Vec<(Instant, Instant)>,
     phases: Vec<Phase>,
 }
 
 impl Run {
     /// Loads every queue and kills meanwhile. How long each queue had no answer, and what failed.
     fn under_load(&mut self, daemon: &Daemon, places: &[Place], kills: &Kills) -> (Vec<Gaps>, Vec<Failure>) {
-        let Self { progress, killer, moments, phases } = self;
+        let Self { progress, killer, moments, upgrades, phases } = self;
         let progress = &*progress;
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
@@ -104,9 +109,17 @@ impl Run {
             let quiet = phase("without kills", &mut || rest(progress, Duration::from_secs_f64(kills.quiet_seconds)));
             let killed = quiet.and_then(|()| {
                 phase("with kills", &mut || {
-                    for _ in 0..kills.count {
-                        rest(progress, killer.rest(Duration::from_millis(kills.every_ms)))?;
-                        moments.push(killer.kill()?);
+                    // The fewer of them are spread over the more.
+                    let (turns, mean) = (kills.count.max(kills.upgrades), Duration::from_millis(kills.every_ms));
+                    for turn in 1..=turns {
+                        if turn * kills.count / turns > moments.len() {
+                            rest(progress, killer.rest(mean))?;
+                            moments.push(killer.kill()?);
+                        }
+                        if turn * kills.upgrades / turns > upgrades.len() {
+                            rest(progress, killer.rest(mean))?;
+                            upgrades.push(killer.upgrade()?);
+                        }
                     }
                     rest(progress, LAST)
                 })
@@ -124,6 +137,7 @@ impl Run {
 
     fn report(&self, gaps: &[Gaps], failures: &[Failure], (before, after): (usize, usize)) {
         println!("{:<22} {} of a worker, by SIGKILL", "kills", self.moments.len());
+        println!("{:<22} {} of the program, by the control socket", "upgrades", self.upgrades.len());
         println!("{:<22} {}", "errors", failures.len());
         failures.iter().take(PRINTED_MAX).for_each(|failure| println!("{:<22} {failure}", ""));
         for Phase { name, begin, end, answered } in &self.phases {
@@ -134,7 +148,16 @@ impl Run {
             let moments = (1..).map(|turn| quiet.begin + QUIET_EVERY * turn).take_while(|moment| *moment < quiet.end);
             print_pauses("pauses without kills", &Pauses::at(moments, gaps));
         }
-        print_pauses("pauses at kills", &Pauses::at(self.moments.iter().copied(), gaps));
+        if !self.moments.is_empty() {
+            print_pauses("pauses at kills", &Pauses::at(self.moments.iter().copied(), gaps));
+        }
+        if !self.upgrades.is_empty() {
+            print_pauses("pauses at upgrades", &Pauses::within(self.upgrades.iter().copied(), gaps));
+            let mut took: Vec<Duration> = self.upgrades.iter().map(|(begin, end)| *end - *begin).collect();
+            took.sort_unstable();
+            let [median, longest] = [took[took.len() / 2], took[took.len() - 1]].map(|time| time.as_secs_f64() * 1e3);
+            println!("{:<22} median {median:.1} ms, longest {longest:.1} ms, with the examination", "upgrades took");
+        }
         println!("{:<22} {before} at the start, {after} at the end", "open descriptors");
     }
 }

@@ -1,6 +1,6 @@
 //! A daemon under load: started, connected to and mounted, loaded through its guest, ended.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,6 +60,8 @@ pub struct Daemon {
     pub name: String,
     /// Its process id.
     pub pid: u32,
+    /// Where it listens.
+    pub socket: PathBuf,
     child: Option<Started>,
     /// The guest.
     pub guest: Arc<Guest>,
@@ -85,7 +87,7 @@ impl Daemon {
         let mut client = Client::new(&guest, FIRST_REQUEST);
         client.umask = 0;
         client.init()?;
-        Ok(Self { name, pid, child, guest, client, nodeid: 0, fh: 0, file_size: 0, names: Names::default() })
+        Ok(Self { name, pid, socket: socket.to_owned(), child, guest, client, nodeid: 0, fh: 0, file_size: 0, names: Names::default() })
     }
 
     /// Makes the load file and `entries` entries through the daemon, as far as they are missing, and opens the file.

@@ -31,10 +31,10 @@ impl Gaps {
         self.last = now;
     }
 
-    /// The longest gap that was under way at `moment`, or began right after.
-    fn at(&self, moment: Instant) -> Duration {
-        let first = self.long.partition_point(|(_, end)| *end <= moment);
-        let there = self.long[first..].iter().take_while(|(begin, _)| *begin <= moment + WITHIN);
+    /// The longest gap that was under way from `first` to `last`, or began right after.
+    fn within(&self, (first, last): (Instant, Instant)) -> Duration {
+        let from = self.long.partition_point(|(_, end)| *end <= first);
+        let there = self.long[from..].iter().take_while(|(begin, _)| *begin <= last + WITHIN);
         there.map(|(begin, end)| *end - *begin).max().unwrap_or(GAP_MIN)
     }
 }
@@ -46,8 +46,13 @@ pub struct Pauses(Vec<f64>);
 impl Pauses {
     /// The pauses of a guest with these `queues`: at each moment that of the queue which waited longest.
     pub fn at(moments: impl Iterator<Item = Instant>, queues: &[Gaps]) -> Self {
-        let longest = |moment| queues.iter().map(|gaps| gaps.at(moment)).max().unwrap_or(GAP_MIN);
-        let mut pauses: Vec<f64> = moments.map(|moment| longest(moment).as_secs_f64() * 1e3).collect();
+        Self::within(moments.map(|moment| (moment, moment)), queues)
+    }
+
+    /// The same for what lasted from one moment to another.
+    pub fn within(spans: impl Iterator<Item = (Instant, Instant)>, queues: &[Gaps]) -> Self {
+        let longest = |span| queues.iter().map(|gaps| gaps.within(span)).max().unwrap_or(GAP_MIN);
+        let mut pauses: Vec<f64> = spans.map(|span| longest(span).as_secs_f64() * 1e3).collect();
         pauses.sort_by(f64::total_cmp);
         Self(pauses)
     }
@@ -73,8 +78,10 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut gaps = Gaps::begin(start);
         [10, 11, 31, 32, 40].into_iter().for_each(|ms| gaps.end_at(at(ms)));
-        let ms = |moment| gaps.at(at(moment)).as_secs_f64() * 1e3;
+        let ms = |moment| gaps.within((at(moment), at(moment))).as_secs_f64() * 1e3;
         assert_eq!((ms(2), ms(8), ms(12), ms(30), ms(50)), (10.0, 20.0, 20.0, 20.0, 0.1));
+        assert_eq!(gaps.within((at(2), at(3))), Duration::from_millis(10));
+        assert_eq!(gaps.within((at(2), at(12))), Duration::from_millis(20), "what lasts longer has the longest of its gaps");
     }
 
     #[test]
