@@ -2,9 +2,9 @@
 #
 #   awk -v phase=PHASE -f pauses.awk MOMENTS OUTPUT
 #
-# MOMENTS has the host's times, one a line, in seconds, or two: a moment that lasts from the one to the other; OUTPUT the lines of qemu/guest/pauses.c, each after the word PHASE. The pause at
-# a moment is the longest request that was under way then or began within 5 ms. Without moments: as if there had been one each
-# half second.
+# MOMENTS has the host's times, one a line, in seconds, or two: a moment that lasts from the one to the other; OUTPUT the lines of
+# qemu/guest/pauses.c, each after the word PHASE. The pause at a moment is the longest request that was under way then or began within
+# 5 ms. Without moments: as if there had been one each half second.
 BEGIN { WITHIN = 0.005; EVERY = 0.5 }
 FNR == NR && FILENAME == ARGV[1] { moment[++moments] = $1; lasts[moments] = NF > 1 ? $2 - $1 : 0; next }
 $1 == phase && $2 == "offset" { offset = $3; precision = $4 }
