@@ -1,7 +1,9 @@
 //! Live upgrade: the keeper goes on as another program, and the guest notices a pause. What cannot take over is refused, and the worker
 //! serves on.
 
+mod descriptors;
 mod programs;
+mod syslog;
 
 use std::fs;
 use std::os::unix::fs::chown;
