@@ -72,7 +72,7 @@ pub mod optional {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use std::fs::File;
 
     use super::*;
