@@ -402,9 +402,10 @@ impl Keeper {
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
+        // One that was ended for the upgrade has no order of its own.
         if let Upgrade::Draining { .. } = self.upgrade
             && !is_over
-            && !is_leaving
+            && (!is_leaving || matches!(end, Some(End::Signal(_))))
         {
             if end.is_none() {
                 self.ending.push(life.worker);
