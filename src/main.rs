@@ -264,7 +264,8 @@ fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
     share.name_descriptors(&mut first);
     first.extend(start.watch.into_iter().map(|(fd, _)| fd).chain(start.syslog.map(|(fd, _)| fd)));
     let exported = Exported { checked, share, whole, has_landlock: start.has_landlock, records };
-    Ok((Keeper::taking_over(taken, Arc::clone(&exported.records), first)?, exported))
+    let keeper = Keeper::taking_over(taken, Arc::clone(&exported.records), first)?;
+    Ok((keeper.retaining(exported.checked.reconnect_timeout), exported))
 }
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
@@ -275,14 +276,14 @@ fn start_keeper(
     channel: KeeperEnd,
     start: Option<Start>,
 ) -> Result<ExitCode, AnyError> {
-    let keep_listening = exported.checked.keep_listening;
+    let Checked { keep_listening, reconnect_timeout, .. } = exported.checked;
     let started = || -> Result<Keeper, AnyError> {
         if let Listening::Path { .. } = exported.checked.listening {
             // A connection that waits may be gone when it is accepted.
             listener.set_nonblocking(true)?;
         }
         sandbox::seal_keeper(exported.checked.sandbox.seccomp, exported.checked.sandbox.mode.root())?;
-        Ok(Keeper::new(listener, keep_listening, Arc::clone(&exported.records), channel, start)?)
+        Ok(Keeper::new(listener, keep_listening, Arc::clone(&exported.records), channel, start)?.retaining(reconnect_timeout))
     };
     run(started()?, Some(socket), exported)
 }

@@ -32,6 +32,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
     parsed.ok_or_else(|| "expected a number of seconds, 0 or more, for example 0.5".to_owned())
 }
 
+/// Longest `--reconnect-timeout`: nobody waits longer for a VMM to come back, and until then the files and locks of its guest are held.
+const RECONNECT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// As [`seconds`], at most [`RECONNECT_MAX`].
+fn reconnect_time(text: &str) -> Result<Duration, String> {
+    let time = seconds(text).ok().filter(|time| *time <= RECONNECT_MAX);
+    time.ok_or_else(|| format!("expected a number of seconds from 0 to {}, for example 0.5", RECONNECT_MAX.as_secs()))
+}
+
 /// Longest `--poll-us`: a thread that looks for a second keeps its CPU busy all the time, and longer looks add nothing to that.
 const POLL_US_MAX: u64 = 1_000_000;
 
@@ -119,6 +128,14 @@ pub struct Arguments {
     /// Do not exit when the VMM disconnects: wait for the next one
     #[arg(long, help_heading = SOCKET_AND_DEVICE)]
     pub keep_listening: bool,
+
+    /// Limit for a VMM to connect again and go on [default: 10]
+    ///
+    /// In seconds, for example 0.5; 0: it cannot. Until then the guest's files and locks are kept after the VMM disconnects, and the
+    /// daemon does not exit. Only for a VMM that asks for it (INFLIGHT_SHMFD), as Cloud Hypervisor does; QEMU does not. Not with
+    /// --no-keeper.
+    #[arg(long, value_name = "TIME", value_parser = reconnect_time, help_heading = SOCKET_AND_DEVICE)]
+    pub reconnect_timeout: Option<Duration>,
 
     /// Mount tag offered to the VMM [default: gatherfs]
     ///

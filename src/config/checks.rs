@@ -1,6 +1,7 @@
 //! Options that exclude each other, and the defaults of those that were not given.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::arguments::Arguments;
 use super::control_socket::{ControlPath, ControlPlace};
@@ -15,6 +16,8 @@ use crate::sandbox::{self, Capabilities, CapabilityError, IdMaps, Mode, parse_id
 
 /// The mount tag when none was given.
 const TAG_DEFAULT: &str = "gatherfs";
+/// Cloud Hypervisor connects again as soon as it sees that the connection ended, and tries each 0.1 s; its host may be under load.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options that do not go together, and what to give instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,9 @@ pub enum ConfigError {
     /// A control socket without a keeper.
     #[error("--control-socket needs a keeper; leave out --no-keeper, or give --control-socket none")]
     ControlWithoutKeeper,
+    /// A VMM that may connect again without a keeper.
+    #[error("--reconnect-timeout needs a keeper; leave out --no-keeper, or give --reconnect-timeout 0")]
+    ReconnectWithoutKeeper,
     /// Not a descriptor, or standard output or error.
     #[error("invalid value '{0}' for --fd: expected the number of an inherited socket, 0 or 3 and higher")]
     BadFd(i32),
@@ -117,6 +123,8 @@ pub struct Checked {
     pub watch: bool,
     /// Whether to wait for the next VMM after one disconnects.
     pub keep_listening: bool,
+    /// How long a VMM may take to connect again.
+    pub reconnect_timeout: Duration,
     /// Whether a keeper owns the VMM's connection, and another process serves.
     pub has_keeper: bool,
     /// How file data is read and written.
@@ -253,6 +261,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         open_files: a.rlimit_nofile,
         watch: a.watch,
         keep_listening: a.keep_listening,
+        reconnect_timeout: reconnect_timeout(a)?,
         has_keeper: !a.no_keeper,
         io: io_options(a, queues)?,
         summary: policy_summary(a),
@@ -266,6 +275,13 @@ fn control(a: &Arguments, listening: &Listening) -> Result<ControlPlace, ConfigE
         (None, Listening::Path { path, .. }) if !a.no_keeper => ControlPlace::Beside(crate::outer::path_beside(path)),
         _ => ControlPlace::None,
     })
+}
+
+fn reconnect_timeout(a: &Arguments) -> Result<Duration, ConfigError> {
+    match a.reconnect_timeout {
+        Some(time) if a.no_keeper && !time.is_zero() => Err(ConfigError::ReconnectWithoutKeeper),
+        time => Ok(time.unwrap_or(RECONNECT_TIMEOUT)),
+    }
 }
 
 fn io_options(a: &Arguments, queues: u16) -> Result<IoOptions, ConfigError> {
@@ -347,7 +363,6 @@ fn sandbox_of(a: &Arguments, is_root: bool) -> Result<sandbox::Options, ConfigEr
 mod tests {
     use super::*;
     use crate::config::command_line::parse;
-    use std::time::Duration;
 
     fn parsed_by(is_root: bool, line: &str) -> Result<Checked, ConfigError> {
         let arguments = std::iter::once("gatherfsd").chain(line.split_whitespace()).map(Into::into);
@@ -420,6 +435,16 @@ mod tests {
         assert!(!c.share.host_locks, "virtiofsd has locks in the guest only");
         assert!(c.config_space.is_none());
         assert_eq!(c.device, DeviceOptions { cpus: 4, ..DeviceOptions::default() });
+    }
+
+    #[test]
+    fn how_long_a_vmm_may_take_to_connect_again_needs_a_keeper() {
+        let time = |options: &str| parsed(&format!("--shared-dir /d --fd 5 {options}")).map(|checked| checked.reconnect_timeout);
+        assert_eq!(time(""), Ok(Duration::from_secs(10)));
+        assert_eq!(time("--reconnect-timeout 0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("--reconnect-timeout 86400"), Ok(Duration::from_secs(86400)));
+        assert_eq!(time("--reconnect-timeout 0 --no-keeper"), Ok(Duration::ZERO));
+        assert_eq!(time("--reconnect-timeout 1 --no-keeper"), Err(ConfigError::ReconnectWithoutKeeper));
     }
 
     #[test]

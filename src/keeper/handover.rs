@@ -15,6 +15,7 @@ use super::deaths::Deaths;
 use super::descriptors::one;
 use super::held::{self, Held};
 use super::relay::Relay;
+use super::retention::Retained;
 use crate::sys::descriptor::inherited;
 
 /// The variable of the environment that names the memfd, and behind a colon the socket for what an examined program says.
@@ -80,6 +81,8 @@ pub struct Given<'k> {
     pub keep_listening: bool,
     /// The frontend's connection, if there is one.
     pub connection: Option<&'k Relay>,
+    /// The session of one that may connect again.
+    pub retained: Option<&'k Retained>,
     /// The io_uring rings of workers that have ended.
     pub rings: &'k [RawFd],
     /// Processes of the same user may look into a worker.
@@ -105,6 +108,7 @@ impl<'k> Given<'k> {
             listener,
             keep_listening: false,
             connection: None,
+            retained: None,
             rings: &[],
             is_visible: false,
             channel,
@@ -135,6 +139,9 @@ pub struct Taken {
     pub keep_listening: bool,
     /// As [`Given::connection`].
     pub connection: Option<Box<Relay>>,
+    /// As [`Given::retained`]. As `examined`.
+    #[serde(default)]
+    pub retained: Option<Retained>,
     /// As [`Given::rings`].
     pub rings: Vec<RawFd>,
     /// As [`Given::is_visible`].

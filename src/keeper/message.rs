@@ -20,7 +20,7 @@ pub const FDS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
 const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 0x3;
 /// The message answers the request of its number.
-const REPLY: u32 = 1 << 2;
+pub const REPLY: u32 = 1 << 2;
 /// The frontend asks for an answer (REPLY_ACK).
 const NEED_REPLY: u32 = 1 << 3;
 /// Version, reply, and need for a reply; the others are reserved.
@@ -34,6 +34,11 @@ pub struct Message {
     /// The descriptors that came with them.
     #[serde(with = "several")]
     pub fds: Vec<OwnedFd>,
+}
+
+/// The 16-bit number at byte `at`; 0 where there is none.
+pub fn half_word(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u16::from_ne_bytes(*word))
 }
 
 /// The 32-bit number at byte `at`; 0 where there is none.
@@ -109,6 +114,13 @@ impl Message {
     /// Whether it is an answer of the worker's.
     pub fn is_reply(&self) -> bool {
         word(&self.bytes, 4) & REPLY != 0
+    }
+
+    /// Changes the payload where it begins with a 64-bit number.
+    pub fn change_long_word(&mut self, change: impl FnOnce(u64) -> u64) {
+        if let Some(word) = self.bytes.get_mut(HEADER_LEN..).and_then(|payload| payload.first_chunk_mut()) {
+            *word = change(u64::from_ne_bytes(*word)).to_ne_bytes();
+        }
     }
 
     /// What follows the header.

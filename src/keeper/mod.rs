@@ -10,6 +10,7 @@
 //! | `watching.rs` | in a process that serves: signals, and the sign that it lives |
 //! | `relay.rs`, `connection.rs` | two directions of messages with their descriptors; a connection whose other end can be accepted |
 //! | `message.rs`, `incoming.rs`, `outgoing.rs` | a message of vhost-user; from and to a socket that must not block |
+//! | `inflight.rs`, `retention.rs` | the feature by which a frontend is known again; a session that waits for it |
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
 //! | `upgrade.rs`, `program.rs` | the course of a live upgrade; the other program, which is examined and executed |
 //! | `handover.rs`, `descriptors.rs`, `held.rs` | what the other program gets; descriptors in it; those that a worker must not replace |
@@ -22,6 +23,7 @@ mod descriptors;
 mod handover;
 mod held;
 mod incoming;
+mod inflight;
 mod life;
 mod message;
 mod outgoing;
@@ -29,6 +31,7 @@ mod pending;
 mod process;
 mod program;
 mod relay;
+mod retention;
 mod ring;
 mod session;
 mod upgrade;

@@ -51,6 +51,11 @@ impl Pending {
         }
     }
 
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// They, in order.
     pub fn messages(&self) -> impl Iterator<Item = &Message> {
         self.0.iter().map(|request| &request.message)

@@ -1,6 +1,7 @@
 //! The keeper's process: starts a worker, hands it the frontends that connect, passes signals on, and starts another one when it has
 //! died. One thread, one wait for everything.
 
+mod reconnecting;
 mod replacing;
 
 use std::io;
@@ -17,6 +18,7 @@ use super::deaths::{Cause, Deaths, SHORT_LIFE};
 use super::handover::{Start, Taken};
 use super::life::{self, Life, Side, described, is_ready};
 use super::relay::Relay;
+use super::retention::Retention;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::outer::{Asked, KeeperEnd, Said};
@@ -61,6 +63,8 @@ pub struct Keeper {
     /// Where this program has taken the place of another one.
     arrival: Option<Arrival>,
     link: Link,
+    /// The session of a frontend that may connect again.
+    retention: Retention,
     accept_at: Option<Instant>,
     /// By which a worker names the request that it executes alone.
     records: Arc<RequestRecords>,
@@ -135,6 +139,7 @@ impl Keeper {
             upgrade: Upgrade::None,
             arrival: None,
             link: Link::Awaited,
+            retention: Retention::default(),
             accept_at: None,
             records,
             deaths: Deaths::default(),
@@ -151,11 +156,12 @@ impl Keeper {
     pub fn taking_over(taken: Taken, records: Arc<RequestRecords>, mut first: Vec<RawFd>) -> io::Result<Keeper> {
         first.sort_unstable();
         first.dedup();
-        let Taken { start, cause, listener, keep_listening, connection, rings, is_visible, channel, examined, deaths } = taken;
+        let Taken { start, cause, listener, keep_listening, connection, retained, rings, is_visible, channel, examined, deaths } = taken;
         // What is no child any more was waited for.
         let examined = examined.into_iter().filter_map(|pid| Child::of(pid).ok()).collect();
-        let keeper = Keeper::new(listener.into(), keep_listening, records, KeeperEnd::of(channel), Some(start))?;
+        let mut keeper = Keeper::new(listener.into(), keep_listening, records, KeeperEnd::of(channel), Some(start))?;
         let link = connection.map_or(Link::Awaited, Link::Connected);
+        keeper.retention.retained = retained;
         Ok(Keeper { first, is_visible, rings, link, examined, deaths, arrival: Some(Arrival::new(cause)), ..keeper })
     }
 
@@ -199,11 +205,11 @@ impl Keeper {
         descriptors.extend(self.start.iter().map(|start| start.listing.as_raw_fd()));
         self.upgrade.name_descriptors(&mut descriptors);
         self.arrival.iter().for_each(|arrival| arrival.name_descriptors(&mut descriptors));
-        let mut queues = Vec::new();
+        self.retention.name_descriptors(&mut descriptors);
         if let Link::Connected(relay) = &self.link {
             relay.name_descriptors(&mut descriptors);
-            queues = relay.queues();
         }
+        let queues = self.queues();
         Inheritance { beginning, descriptors, queues, rings: self.rings.clone(), quarantined: self.deaths.quarantined }
     }
 
@@ -240,18 +246,14 @@ impl Keeper {
                 }
                 self.note_arrival();
             }
+            self.end_overdue(life);
             match &mut self.link {
                 Link::Awaited if self.accept_at.is_none_or(|at| at <= Instant::now()) && is_ready(self.listener.as_fd(), None)? => {
                     self.connect(life)?;
                 }
                 Link::Connected(relay) => {
-                    let passed = relay.pass();
-                    if !matches!(passed, Ok(true)) {
-                        if let Err(e) = passed {
-                            tracing::error!("the connection to the VMM failed: {e}");
-                        }
-                        self.hang_up();
-                    }
+                    let passed = relay.pass(&mut self.retention.retained);
+                    self.follow_frontend(life, passed);
                 }
                 _ => {}
             }
@@ -272,6 +274,7 @@ impl Keeper {
     /// Tells the outer process what the daemon does, where that has changed.
     fn tell_status(&mut self) {
         let link = match &self.link {
+            Link::Awaited if self.retention.retained.is_some() => "the VMM has disconnected, and may connect again",
             Link::Awaited => "waiting for a VMM",
             Link::Connected(_) => "a VMM is connected",
             Link::Over => "the VMM has disconnected",
@@ -297,7 +300,8 @@ impl Keeper {
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
         // It may bring descriptors, which the sweep of a worker that begins would close.
         watched.extend((self.has_outer && life.is_ready).then(|| watch(self.channel.as_fd())));
-        let mut timeout = self.upgrade.left().into_iter().chain(self.arrival.as_ref().and_then(Arrival::left)).min();
+        let retained = self.retention.left().filter(|_| life.is_ready);
+        let mut timeout = self.upgrade.left().into_iter().chain(self.arrival.as_ref().and_then(Arrival::left)).chain(retained).min();
         match &self.link {
             _ if !life.is_ready => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -319,7 +323,10 @@ impl Keeper {
     fn reap(&mut self) -> io::Result<()> {
         let has_ended = |child: &mut Child| is_ready(child.end(), None).unwrap_or(true);
         for worker in self.ending.extract_if(.., has_ended) {
-            tracing::error!("the worker that died was ended by {}", described(worker.wait()?));
+            let (is_expected, end) = (self.retention.has_expected(worker.pid()), worker.wait()?);
+            if !is_expected {
+                tracing::error!("the worker that died was ended by {}", described(end));
+            }
         }
         // One that ended by itself was waited for.
         self.examined.extract_if(.., has_ended).for_each(|child| _ = child.wait());
@@ -355,7 +362,7 @@ impl Keeper {
             frontend.set_nonblocking(false)?;
             let (worker, acceptable) = connection::acceptable()?;
             life.hand_over(acceptable.as_fd())?;
-            Ok(Relay::new(frontend.into(), worker))
+            Ok(Relay::new(frontend.into(), worker, self.retention.is_offered()))
         };
         match connected() {
             Ok(relay) => {
@@ -402,6 +409,9 @@ impl Keeper {
         self.rings.extend(&life.rings);
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
+        if let Some(next) = self.retention.take_dismissed() {
+            return self.follow_dismissed(life, end, next);
+        }
         // One that was ended for the upgrade has no order of its own.
         if let Upgrade::Draining { .. } = self.upgrade
             && !is_over
@@ -453,10 +463,7 @@ impl Keeper {
             tracing::error!("the worker {how}, soon after it began, as those before it; gatherfsd ends");
             return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
         };
-        let (beginning, what) = match self.link {
-            Link::Connected(_) => trust.beginning(),
-            _ => (Beginning::Idle, "another one is started"),
-        };
+        let (beginning, what) = if self.has_session() { trust.beginning() } else { (Beginning::Idle, "another one is started") };
         tracing::error!("the worker {how}; {what}");
         self.deaths.restarts = self.deaths.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })

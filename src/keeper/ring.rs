@@ -18,6 +18,9 @@ pub struct Ring {
     pub addresses: Vec<u8>,
     /// The avail index from which it is served.
     pub base: u32,
+    /// The frontend has said so. A program that does not tell says it in any case.
+    #[serde(default = "said")]
+    pub has_base: bool,
     /// By SET_VRING_ENABLE; `None` where the frontend does not use it.
     pub enabled: Option<bool>,
     /// The frontend's kick.
@@ -31,10 +34,20 @@ pub struct Ring {
     pub err: Option<OwnedFd>,
 }
 
+fn said() -> bool {
+    true
+}
+
 impl Ring {
+    /// Sets where it is served from.
+    pub fn set_base(&mut self, base: u32) {
+        self.base = base;
+        self.has_base = true;
+    }
+
     /// Stops it at `base`; kick and call have to be set again (the specification's "Ring states").
     pub fn stop(&mut self, base: u32) {
-        self.base = base;
+        self.set_base(base);
         self.kick = None;
         self.call = None;
     }
@@ -48,7 +61,10 @@ impl Ring {
         if self.size > 0 {
             say(FrontendReq::SET_VRING_NUM, state(self.size), Vec::new());
         }
-        say(FrontendReq::SET_VRING_BASE, state(self.base), Vec::new());
+        // The worker takes the first for one that was said before.
+        if self.has_base {
+            say(FrontendReq::SET_VRING_BASE, state(self.base), Vec::new());
+        }
         // Index and flags, of 4 bytes each; then the addresses of the descriptors, the used and the avail ring.
         if !self.addresses.is_empty() && [8, 16, 24].iter().all(|at| is_known(long_word(&self.addresses, *at))) {
             say(FrontendReq::SET_VRING_ADDR, self.addresses.clone(), Vec::new());

@@ -140,7 +140,7 @@ impl Session {
             }
             FrontendReq::SET_BACKEND_REQ_FD => self.backend_channel = fds.next(),
             FrontendReq::SET_VRING_NUM => self.change_ring(payload, |ring, size| ring.size = size),
-            FrontendReq::SET_VRING_BASE => self.change_ring(payload, |ring, base| ring.base = base),
+            FrontendReq::SET_VRING_BASE => self.change_ring(payload, |ring, base| ring.set_base(base)),
             FrontendReq::SET_VRING_ENABLE => self.change_ring(payload, |ring, enable| ring.enabled = Some(enable != 0)),
             FrontendReq::SET_VRING_ADDR => {
                 let addresses = payload.to_vec();

@@ -118,6 +118,18 @@ fn a_time_to_poll_that_is_none_is_refused_with_one_that_is() {
 }
 
 #[test]
+fn a_time_to_connect_again_that_is_none_is_refused_with_one_that_is() {
+    for time in ["soon", "-1", "inf", "86401", ""] {
+        let (status, said) = refused(gatherfsd().arg(format!("--reconnect-timeout={time}")));
+        assert_eq!(status.code(), USAGE, "{time}: {said}");
+        assert!(said.contains("--reconnect-timeout") && said.contains("a number of seconds from 0 to 86400"), "{said}");
+    }
+    let (status, said) = refused(gatherfsd().args("--shared-dir /tmp --fd 3 --no-keeper --reconnect-timeout 5".split(' ')));
+    assert_eq!(status.code(), USAGE);
+    assert!(said.contains("leave out --no-keeper, or give --reconnect-timeout 0"), "{said}");
+}
+
+#[test]
 fn wishes_that_contradict_each_other_are_refused_with_what_to_write() {
     let long_tag = "t".repeat(37);
     let whole = ["--shared-dir", "/tmp", "--socket-path", "/tmp/gfs-none"];

@@ -16,6 +16,7 @@ fn the_device_offers_what_it_has_logic_for_and_nothing_else() {
         | Protocol::REPLY_ACK
         | Protocol::CONFIGURE_MEM_SLOTS
         | Protocol::LOG_SHMFD
+        | Protocol::INFLIGHT_SHMFD
         | Protocol::RESET_DEVICE
         | Protocol::BACKEND_REQ;
     assert_eq!(guest.info().protocol_offered, protocol);

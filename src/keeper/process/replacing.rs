@@ -52,7 +52,7 @@ impl Keeper {
 
     /// What a worker begins with that another one has prepared.
     pub(super) fn going_on(&self) -> Beginning {
-        if matches!(self.link, Link::Connected(_)) { Beginning::Recovery } else { Beginning::Idle }
+        if self.has_session() { Beginning::Recovery } else { Beginning::Idle }
     }
 
     /// What a worker of this program's begins with where it has taken the place of another one, or of the one before where it is gone back
@@ -72,7 +72,8 @@ impl Keeper {
             _ => None,
         };
         let examined = self.examined.iter().map(Child::pid).collect();
-        Some(Given { examined, keep_listening: self.keep_listening, connection, rings: &self.rings, is_visible: self.is_visible, ..given })
+        let (retained, is_visible) = (self.retention.retained.as_ref(), self.is_visible);
+        Some(Given { examined, keep_listening: self.keep_listening, connection, retained, rings: &self.rings, is_visible, ..given })
     }
 
     /// Executes `next`. Returns where that fails.

@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, Vhos
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 
+use super::cloud_hypervisor::Inflight;
 use super::memory::{Memory, PAGE_SIZE, Region};
 use super::ring::{Ring, RingOptions};
 
@@ -34,7 +35,7 @@ pub const HIPRIO: usize = 0;
 pub const FIRST_REQUEST: usize = 1;
 
 /// How long the daemon may take to answer a vhost-user message.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a socket may take to appear and accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
@@ -104,7 +105,9 @@ pub struct DeviceInfo {
 /// A guest with one virtio-fs device. Dropping it closes the connection.
 pub struct Guest {
     session: Mutex<Frontend>,
-    socket: Arc<OwnedFd>,
+    socket: Mutex<Arc<OwnedFd>>,
+    /// What GET_INFLIGHT_FD gave, where INFLIGHT_SHMFD was agreed on.
+    pub(super) inflight: Mutex<Option<Inflight>>,
     peer_pid: Option<u32>,
     memory: Arc<Memory>,
     rings: Vec<Mutex<Ring>>,
@@ -152,7 +155,8 @@ impl Guest {
         let rings = (0..queues).map(ring).collect::<io::Result<Vec<_>>>()?;
         let guest = Self {
             session: Mutex::new(session),
-            socket,
+            socket: Mutex::new(socket),
+            inflight: Mutex::default(),
             peer_pid: peer.map(|peer| peer.pid.as_raw_nonzero().get().cast_unsigned()),
             memory,
             rings,
@@ -206,6 +210,9 @@ impl Guest {
 
     /// Tells the daemon features and memory, and starts every ring at 0.
     fn start(&self) -> Result<()> {
+        if self.info.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+            return self.start_as_cloud_hypervisor();
+        }
         {
             let session = self.session();
             session.set_features(self.info.accepted)?;
@@ -231,9 +238,20 @@ impl Guest {
             Ok(())
         };
         again(&mut next).map_err(io::Error::other)?;
-        let before = std::mem::replace(&mut *self.session(), next);
+        let before = self.use_connection(next, &socket);
         self.say_again(&socket, base).map_err(io::Error::other)?;
         Ok(before)
+    }
+
+    /// The connection by `socket` takes the place of the present one, which is returned.
+    pub(super) fn use_connection(&self, session: Frontend, socket: &Arc<OwnedFd>) -> Frontend {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(socket);
+        std::mem::replace(&mut *self.session(), session)
+    }
+
+    /// Ends the connection, as at the VMM's death. Whoever still holds a ring holds the socket, too.
+    pub fn disconnect(&self) {
+        let _ = rustix::net::shutdown(&**self.socket.lock().unwrap_or_else(PoisonError::into_inner), rustix::net::Shutdown::Both);
     }
 
     fn say_again(&self, socket: &Arc<OwnedFd>, base: u16) -> Result<()> {
@@ -366,13 +384,12 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Whoever still holds a ring holds the socket too; the connection ends all the same.
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        self.disconnect();
     }
 }
 
 /// Connects as soon as somebody listens on `path`.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     loop {
         match UnixStream::connect(path) {
@@ -432,7 +449,7 @@ fn region_info(region: &Region) -> VhostUserMemoryRegionInfo {
 }
 
 /// SET_VRING_ADDR of `ring`; with `log`, used-ring writes are logged at its guest address.
-fn addresses(ring: &Ring, log: bool) -> VringConfigData {
+pub(super) fn addresses(ring: &Ring, log: bool) -> VringConfigData {
     let (desc_table_addr, avail_ring_addr, used_ring_addr) = ring.user_addresses();
     VringConfigData {
         queue_max_size: ring.options().size,

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod client;
+mod cloud_hypervisor;
 pub mod frontend;
 pub mod fuse;
 pub mod memory;
