@@ -68,6 +68,13 @@ fn kill_worker(daemon: &Daemon) {
     kill_process(worker, Signal::KILL).expect("the process is there");
 }
 
+/// As `kill_worker`, and returns when there is another one.
+fn replace_worker(daemon: &Daemon) {
+    let workers = children_of(daemon.keeper());
+    kill_worker(daemon);
+    assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if !workers.contains(&next))), "{}", daemon.log());
+}
+
 fn begin_write(client: &mut Client, (node, fh): (u64, u64), offset: u64, data: &[u8], flags: i32) -> Pending {
     let write = WriteIn { fh, offset, size: data.len() as u32, flags: flags as u32, ..WriteIn::default() };
     client.begin(&Call { room: 8, ..Call::new(opcode::WRITE, node, &[write.as_bytes(), data]) })
@@ -242,13 +249,30 @@ fn a_worker_that_dies_before_every_message_of_the_frontend_loses_no_position() {
     let read = ReadIn { fh: file.1, size: SIZE, ..ReadIn::default() };
     let read = client.begin(&Call { room: SIZE, ..Call::new(opcode::READ, file.0, &[read.as_bytes()]) });
     guest.connect_again(daemon.socket()).expect("a connection");
-    let kill = || {
-        let worker = children_of(daemon.keeper());
-        kill_worker(&daemon);
-        assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if !worker.contains(&next))));
-    };
-    guest.say_all(kill).expect("the daemon takes it back");
+    guest.say_all(|| replace_worker(&daemon)).expect("the daemon takes it back");
     assert_eq!(client.finish(read).expect("READ").payload, [7; SIZE as usize], "{}", daemon.log());
+}
+
+#[test]
+fn a_worker_that_dies_before_every_message_of_another_guest_takes_nothing_for_its_own() {
+    let (daemon, guest, mut client, file) = started(&["--keep-listening"]);
+    client.setlk(file.0, &lock_of(file, 1, libc::F_WRLCK), false).expect("SETLK");
+    let _wait = client.begin(&Call::new(opcode::SETLKW, file.0, &[lock_of(file, 2, libc::F_WRLCK).as_bytes()]));
+    assert!(eventually(|| daemon.metrics().get("parked") == 1));
+    guest.disconnect();
+    daemon.wait_for_line("its session is kept");
+    // Another one in the memory of this one.
+    for index in [HIPRIO, FIRST_REQUEST] {
+        guest.lock(index).reset();
+    }
+    *guest.inflight() = None;
+    guest.connect_again(daemon.socket()).expect("a connection");
+    guest.say_all(|| replace_worker(&daemon)).expect("the daemon serves it");
+    assert!(client.getattr(file.0, Some(file.1)).is_err());
+    client.init().expect("INIT");
+    assert!(client.lookup(ROOT, "file").is_ok() && is_free(&daemon));
+    let ring = guest.lock(FIRST_REQUEST);
+    assert_eq!(ring.used_idx(), ring.avail_idx(), "nothing of before was answered: {}", daemon.log());
 }
 
 #[test]

@@ -342,7 +342,7 @@ impl Keeper {
             self.is_stopping |= signal::is_end(arrived.signal);
             // One that waits for the host to close a file does not listen yet.
             if self.is_stopping && life.is_later && !life.is_ready {
-                let _ = life.worker.send(Signal::KILL);
+                self.dismiss(life, Beginning::Idle);
             }
             // The kernel sent ^C to the worker too.
             if !arrived.by_kernel

@@ -74,9 +74,9 @@ impl Keeper {
         }
     }
 
-    /// Comes before its connection is closed, of which it would take the end for that of the session: what it hears from now on does not
-    /// leave the kernel.
-    fn dismiss(&mut self, life: &Life, next: Beginning) {
+    /// Ends the worker. Comes before its connection is closed, of which it would take the end for that of the session: what it hears from now
+    /// on does not leave the kernel.
+    pub(super) fn dismiss(&mut self, life: &Life, next: Beginning) {
         self.retention.dismiss(next);
         // It may just have ended.
         let _ = life.worker.send(Signal::KILL);
