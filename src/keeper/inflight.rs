@@ -5,13 +5,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::fs::{AtFlags, MemfdFlags, StatxFlags};
+use rustix::fs::{AtFlags, MemfdFlags, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use super::descriptors::one;
 use super::message::{Message, half_word, long_word};
-use crate::sys::stat;
 
 /// Queues of one file at most, as many as a kick can name.
 const QUEUES_MAX: u16 = 256;
@@ -28,29 +27,44 @@ const PAYLOAD_MIN: usize = 20;
 
 /// The file of one device. No two have the same, so that it tells that a frontend is the one that got it.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Region(#[serde(with = "one")] OwnedFd);
+pub struct Region {
+    #[serde(with = "one")]
+    file: OwnedFd,
+    /// A worker that a guest has taken over can put another file at the number of this one.
+    identity: Identity,
+}
+
+/// Which file: its device and its number there. No other file has them as long as this one is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    device: (u32, u32),
+    ino: u64,
+}
+
+impl Identity {
+    /// The file system is not asked: it may be one that does not respond. No failpoint either, which are for workers.
+    fn of(file: BorrowedFd<'_>) -> io::Result<Identity> {
+        let st = statx(file, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+        Ok(Identity { device: (st.stx_dev_major, st.stx_dev_minor), ino: st.stx_ino })
+    }
+}
 
 impl Region {
     /// Takes no memory. EMFILE, ENFILE or ENOMEM; EFBIG where RLIMIT_FSIZE is lower.
     fn new(len: u64) -> io::Result<Region> {
         let file = rustix::fs::memfd_create(c"gatherfs-inflight", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, len)?;
-        Ok(Region(file))
+        Ok(Region { identity: Identity::of(file.as_fd())?, file })
     }
 
-    /// Whether `file` is this one. Its file system is not asked: it may be one that does not respond.
+    /// Whether `file` is this one.
     pub fn is(&self, file: BorrowedFd<'_>) -> bool {
-        let place = |file| {
-            let st = stat::of_with(file, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
-            Some((st.stx_dev_major, st.stx_dev_minor, st.stx_ino))
-        };
-        place(file).is_some_and(|found| Some(found) == place(self.0.as_fd()))
+        Identity::of(file).is_ok_and(|identity| identity == self.identity)
     }
 
     /// Adds the number of its descriptor to `named`.
     pub fn name_descriptors(&self, named: &mut Vec<RawFd>) {
-        named.push(self.0.as_raw_fd());
+        named.push(self.file.as_raw_fd());
     }
 }
 
@@ -93,7 +107,7 @@ impl Inflight {
     pub fn give(&mut self, request: &Message) -> Message {
         let made = layout(request.payload()).map(|len| {
             let region = Region::new(len)?;
-            let copy = region.0.try_clone()?;
+            let copy = region.file.try_clone()?;
             self.region = Some(region);
             Ok((len, copy))
         });
