@@ -63,16 +63,18 @@ fn open_files(daemon: &Daemon) -> usize {
     fds.filter_map(|fd| fs::read_link(fd.expect("an entry").path()).ok()).filter(|path| below(path.clone())).count()
 }
 
-fn kill_worker(daemon: &Daemon) {
-    let worker = Pid::from_raw(children_of(daemon.keeper())[0].cast_signed()).expect("a process id");
-    kill_process(worker, Signal::KILL).expect("the process is there");
+/// Kills the only worker: where the keeper has just ended it, another one follows in any case.
+fn kill_worker(daemon: &Daemon) -> u32 {
+    assert!(eventually(|| children_of(daemon.keeper()).len() == 1), "{}", daemon.log());
+    let worker = children_of(daemon.keeper())[0];
+    let _ = kill_process(Pid::from_raw(worker.cast_signed()).expect("a process id"), Signal::KILL);
+    worker
 }
 
 /// As `kill_worker`, and returns when there is another one.
 fn replace_worker(daemon: &Daemon) {
-    let workers = children_of(daemon.keeper());
-    kill_worker(daemon);
-    assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if !workers.contains(&next))), "{}", daemon.log());
+    let worker = kill_worker(daemon);
+    assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if next != worker)), "{}", daemon.log());
 }
 
 fn begin_write(client: &mut Client, (node, fh): (u64, u64), offset: u64, data: &[u8], flags: i32) -> Pending {
