@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,15 +13,15 @@ use std::sync::Arc;
 
 use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
 use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions};
-use gatherfs::host::{Descriptors, FileSystemWatch, Share};
+use gatherfs::host::{Descriptors, FileSystemWatch, Lost, Share};
 use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{self, Beginning, Examiner, Inheritance, Keeper, Start, Taken, Turn, Watching, WorkerEnd};
+use gatherfs::keeper::{self, Beginning, Examiner, Inheritance, Keeper, Kept, Start, Taken, Turn, Watching, WorkerEnd};
 use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
 use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
 use gatherfs::state::RequestRecords;
 use gatherfs::sys::signal::{self, Signals};
 use gatherfs::sys::working_dir::DescriptorDir;
-use gatherfs::sys::{descriptor, identity, thread};
+use gatherfs::sys::{descriptor, identity, stat, thread};
 use gatherfs::trace::{self, Destination};
 
 /// Exit status of a command line that makes no sense.
@@ -30,6 +30,9 @@ const EXIT_USAGE: u8 = 2;
 /// Descriptors that the process's table has room for from the start, at most: 32 KiB of the kernel's memory. A daemon that opens
 /// more waits for the kernel each time that their number doubles.
 const ROOM_MAX: usize = 4096;
+
+/// Descriptors of a session, with their numbers in it.
+type KeptDescriptors = Vec<(usize, OwnedFd)>;
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         let printed = std::io::stdout().write_all(config::capabilities().as_bytes());
         return printed.map_or_else(|e| fail(&e, 1), |()| ExitCode::SUCCESS);
     }
+    let kept = config::kept_descriptors();
     let syslog = start_log(&arguments);
     for deprecation in config::deprecations(&arguments) {
         match deprecation {
@@ -67,7 +71,7 @@ fn main() -> ExitCode {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let begun = config::with_inherited_socket(arguments).and_then(|arguments| {
         let checked = config::check(&arguments, is_root, cpus)?;
-        Ok((checked, Origin { line: arguments.line, is_root, cpus, syslog }))
+        Ok((checked, Origin { line: arguments.line, is_root, cpus, syslog, kept }))
     });
     let (checked, origin) = match begun {
         Ok(begun) => begun,
@@ -86,6 +90,8 @@ struct Origin {
     is_root: bool,
     cpus: usize,
     syslog: Option<(RawFd, u32)>,
+    /// The session of an earlier process, as a service manager has kept it.
+    kept: KeptDescriptors,
 }
 
 /// Starts the log. Returns the socket of the syslog daemon, and the id by which that one knows this process.
@@ -118,23 +124,23 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
     }
     let is_confined = checked.sandbox.mode != Mode::None;
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
-        let ways = outer_or_herald(&checked, is_confined, control, notify)?;
+        let ways = outer_or_herald(&checked, is_confined, control, notify, origin.kept.last().map_or(0, |(number, _)| number + 1))?;
         Ok((ways, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
     });
     let (channel, herald, jail, descriptors) = match entered {
         Ok((Ways::Alone(herald), Entered::Inside(jail), descriptors)) => (None, herald, jail, descriptors),
-        Ok((Ways::WithOuter(outer, channel), Entered::Inside(jail), descriptors)) => {
+        Ok((Ways::WithOuter(outer, channel, store), Entered::Inside(jail), descriptors)) => {
             drop(outer);
             socket.leave();
             if checked.has_keeper {
-                (Some(channel), Herald::Nobody, jail, descriptors)
+                (Some((channel, store)), Herald::Nobody, jail, descriptors)
             } else {
                 (None, Herald::Outer(channel), jail, descriptors)
             }
         }
         Ok((ways, Entered::Outside(inside), _)) => {
             // The other process's: the socket refuses connections when that has ended.
-            drop((listener, whole));
+            drop((listener, whole, origin));
             return wait_outside(ways, &inside, socket);
         }
         Err(e) => {
@@ -142,15 +148,16 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
             return Err(e);
         }
     };
-    let (exported, start) = match export(checked, descriptors, jail, whole, &socket, origin) {
+    let (exported, start, kept) = match export(checked, descriptors, jail, whole, &socket, origin) {
         Ok(exported) => exported,
         Err(e) => {
             socket.remove();
             return Err(e);
         }
     };
-    if let Some(channel) = channel {
-        return start_keeper(listener, socket, exported, channel, start);
+    if let Some((channel, store)) = channel {
+        let start = start.map(|start| Start { store, ..start });
+        return start_keeper((listener, socket), exported, channel, start, kept);
     }
     let served = serve(&listener, exported, None, herald);
     socket.remove();
@@ -161,29 +168,36 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
 enum Ways {
     /// This one.
     Alone(Herald),
-    /// This one outside and another one inside, which has the other end of the channel.
-    WithOuter(Box<Outer>, KeeperEnd),
+    /// This one outside and another one inside, which has the other end of the channel, and where descriptors are given to be kept.
+    WithOuter(Box<Outer>, KeeperEnd, Option<OwnedFd>),
 }
 
-fn outer_or_herald(checked: &Checked, is_confined: bool, control: Option<ControlSocket>, notify: Option<Notify>) -> std::io::Result<Ways> {
+fn outer_or_herald(
+    checked: &Checked,
+    is_confined: bool,
+    control: Option<ControlSocket>,
+    notify: Option<Notify>,
+    kept: usize,
+) -> std::io::Result<Ways> {
     if !is_confined && !checked.sandbox.has_outer {
         return Ok(Ways::Alone(notify.map_or(Herald::Nobody, |notify| Herald::Manager(notify.into()))));
     }
-    let (outer, channel) = Outer::prepare(outer::Options {
+    let (outer, channel, store) = Outer::prepare(outer::Options {
         has_keeper: checked.has_keeper,
         is_confined,
         in_user_namespace: checked.sandbox.mode == Mode::Namespace && !rustix::process::geteuid().is_root(),
         tag: checked.tag.clone(),
         control,
         notify,
+        kept,
     })?;
-    Ok(Ways::WithOuter(Box::new(outer), channel))
+    Ok(Ways::WithOuter(Box::new(outer), channel, store))
 }
 
 /// Waits for the end of the process inside, whose status becomes the exit status.
 fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
-    let Ways::WithOuter(outer, channel) = ways else { return Err("there is no outer process".into()) };
-    drop(channel);
+    let Ways::WithOuter(outer, channel, store) = ways else { return Err("there is no outer process".into()) };
+    drop((channel, store));
     let ended = outer.wait_for(inside.process);
     socket.remove();
     Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
@@ -207,7 +221,7 @@ fn export(
     whole: Option<FileSystemWatch>,
     socket: &SocketFile,
     origin: Origin,
-) -> Result<(Exported, Option<Start>), AnyError> {
+) -> Result<(Exported, Option<Start>, KeptDescriptors), AnyError> {
     let root = jail.share.try_clone()?;
     let listing = jail.descriptor_dir.listing()?;
     let (share_fd, descriptor_dir) = (jail.share.as_raw_fd(), jail.descriptor_dir.number());
@@ -215,8 +229,9 @@ fn export(
     let share = Share::export(checked.share.clone(), descriptors, jail.share, jail.descriptor_dir)?;
     let reach = Reach { share: root.as_fd(), by_handle: share.opens_handles(), removable: socket.directory() };
     let has_landlock = sandbox::restrict_files(&reach)?;
+    let Origin { line, is_root, cpus, syslog, kept } = origin;
+    let root = stat::of(root.as_fd()).ok().map(|st| (stat::device(&st), st.stx_ino, stat::birth_ns(&st)));
     let records = RequestRecords::new()?;
-    let Origin { line, is_root, cpus, syslog } = origin;
     let start = records.descriptor().map(|fd| Start {
         line,
         is_root,
@@ -228,8 +243,24 @@ fn export(
         records: fd.as_raw_fd(),
         has_landlock,
         syslog,
+        root,
+        store: None,
     });
-    Ok((Exported { checked, share, whole, has_landlock, records }, start))
+    Ok((Exported { checked, share, whole, has_landlock, records }, start, kept))
+}
+
+/// Has `exported` and `start` be those of the session of an earlier process, which `kept` makes up, if that can be gone on with.
+fn go_on(kept: KeptDescriptors, exported: &mut Exported, start: &mut Start) -> Option<Kept> {
+    let root = start.root.filter(|_| !kept.is_empty())?;
+    let kept = Kept::take(kept, &start.line, root)
+        .inspect_err(|e| {
+            tracing::warn!("the session that the service manager has kept is not gone on with: {e}; the VMM has to connect again");
+        })
+        .ok()?;
+    tracing::warn!("the daemon before has died; its VMM's session goes on");
+    start.records = kept.records.descriptor()?.as_raw_fd();
+    exported.records = Arc::clone(&kept.records);
+    Some(kept)
 }
 
 /// Goes on where another program has stopped, or says to `examiner` that this one can.
@@ -270,20 +301,25 @@ fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
 
 /// Becomes the keeper, which starts workers, which serve. Each descriptor belongs to one process: they share their table.
 fn start_keeper(
-    listener: UnixListener,
-    socket: SocketFile,
-    exported: Exported,
+    (listener, socket): (UnixListener, SocketFile),
+    mut exported: Exported,
     channel: KeeperEnd,
-    start: Option<Start>,
+    mut start: Option<Start>,
+    kept: KeptDescriptors,
 ) -> Result<ExitCode, AnyError> {
     let Checked { keep_listening, reconnect_timeout, .. } = exported.checked;
-    let started = || -> Result<Keeper, AnyError> {
-        if let Listening::Path { .. } = exported.checked.listening {
+    let going_on = &mut exported;
+    let started = move || -> Result<Keeper, AnyError> {
+        if let Listening::Path { .. } = going_on.checked.listening {
             // A connection that waits may be gone when it is accepted.
             listener.set_nonblocking(true)?;
         }
-        sandbox::seal_keeper(exported.checked.sandbox.seccomp, exported.checked.sandbox.mode.root())?;
-        Ok(Keeper::new(listener, keep_listening, Arc::clone(&exported.records), channel, start)?.retaining(reconnect_timeout))
+        let sandbox = &going_on.checked.sandbox;
+        sandbox::seal_keeper(sandbox.seccomp, sandbox.mode.root())?;
+        // Under the list of system calls: a worker that a guest has taken over may have made it up.
+        let kept = start.as_mut().and_then(|start| go_on(kept, going_on, start));
+        let keeper = Keeper::new(listener, keep_listening, Arc::clone(&going_on.records), channel, start)?.retaining(reconnect_timeout);
+        Ok(if let Some(kept) = kept { keeper.restoring(kept) } else { keeper })
     };
     run(started()?, Some(socket), exported)
 }
@@ -314,6 +350,14 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
     let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
     let trusts = goes_on && *beginning != Beginning::Fresh;
     let recovered = match trusts.then(|| records.inherit_share_arena()).flatten() {
+        Some(arena) if *beginning == Beginning::Restored => model
+            .restored(&arena, &kept)
+            .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
+            .ok()
+            .map(|(share, Lost { inodes, handles, locks })| {
+                tracing::warn!("{inodes} inodes, {handles} open files and {locks} locks of the guest are lost");
+                share
+            }),
         Some(arena) => model
             .recovered(arena, &kept)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))

@@ -311,13 +311,14 @@ fn inside(words: &[String]) -> ExitCode {
     unsafe { signal_hook::low_level::register(libc::SIGSYS, handler) }.unwrap();
     let beside = CString::new(format!("{share}/../beside")).unwrap();
     let (handle, _) = file_handle::of(rustix::fs::CWD, &beside).unwrap().expect("a file system with handles");
-    let (outer, _channel) = Outer::prepare(outer::Options {
+    let (outer, _channel, _) = Outer::prepare(outer::Options {
         has_keeper: false,
         is_confined: true,
         in_user_namespace: false,
         tag: String::new(),
         control: None,
         notify: None,
+        kept: 0,
     })
     .unwrap();
     let jail = match sandbox::enter(&options, Path::new(share)).unwrap() {

@@ -1,10 +1,14 @@
-//! A listening socket passed by a service manager (LISTEN_PID and LISTEN_FDS, man sd_listen_fds(3)), used if neither
-//! `--socket-path` nor `--fd` is given.
+//! Descriptors passed by a service manager (LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, man sd_listen_fds(3)): a listening socket, used if
+//! neither `--socket-path` nor `--fd` is given, and what an earlier process of this service had it keep.
 
+use std::env::var_os;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 
 use super::arguments::Arguments;
 use super::checks::ConfigError;
+use crate::outer::NAME_BEGIN;
+use crate::sys::descriptor::inherited;
 
 /// SD_LISTEN_FDS_START.
 const FIRST: i32 = 3;
@@ -15,22 +19,57 @@ const FIRST: i32 = 3;
 /// [`ConfigError::ListenFds`] if the number of sockets passed to this process is neither 0 nor 1.
 pub fn with_inherited_socket(mut arguments: Arguments) -> Result<Arguments, ConfigError> {
     if arguments.socket_path.is_none() && arguments.socket.is_none() && arguments.fd.is_none() {
-        arguments.fd = inherited_by(std::process::id(), std::env::var_os("LISTEN_PID"), std::env::var_os("LISTEN_FDS"))?;
+        let passed = passed_to(std::process::id(), var_os("LISTEN_PID"), var_os("LISTEN_FDS"), var_os("LISTEN_FDNAMES"));
+        arguments.fd = one_socket(passed)?;
         arguments.line.extend(arguments.fd.map(|fd| format!("--fd={fd}").into()));
     }
     Ok(arguments)
 }
 
-/// The descriptor passed to process `pid`. Variables for another process are ignored.
-fn inherited_by(pid: u32, listen_pid: Option<OsString>, listen_fds: Option<OsString>) -> Result<Option<i32>, ConfigError> {
+/// What an earlier process of this service had the service manager keep, in the order of the numbers in their names. To be called once,
+/// before any descriptor is opened.
+pub fn kept_descriptors() -> Vec<(usize, OwnedFd)> {
+    let passed = passed_to(std::process::id(), var_os("LISTEN_PID"), var_os("LISTEN_FDS"), var_os("LISTEN_FDNAMES"));
+    let mut kept: Vec<(usize, OwnedFd)> = passed.kept.into_iter().filter_map(|(number, fd)| Some((number, inherited(fd).ok()?))).collect();
+    kept.sort_by_key(|(number, _)| *number);
+    kept
+}
+
+/// Descriptors that were passed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Passed {
+    /// LISTEN_FDS, where it is a number.
+    count: Option<String>,
+    /// Those that are no sockets of a kept session.
+    sockets: Vec<i32>,
+    /// Those that were kept, with the numbers in their names.
+    kept: Vec<(usize, i32)>,
+}
+
+/// The descriptors passed to process `pid`. Variables for another process are ignored.
+fn passed_to(pid: u32, listen_pid: Option<OsString>, listen_fds: Option<OsString>, names: Option<OsString>) -> Passed {
     let is_ours = listen_pid.and_then(|pid| pid.to_str()?.parse().ok()) == Some(pid);
-    match listen_fds {
-        Some(count) if is_ours => match count.to_str() {
-            Some("0") => Ok(None),
-            Some("1") => Ok(Some(FIRST)),
-            _ => Err(ConfigError::ListenFds(count.to_string_lossy().into_owned())),
-        },
-        _ => Ok(None),
+    let Some(text) = listen_fds.filter(|_| is_ours).map(|count| count.to_string_lossy().into_owned()) else { return Passed::default() };
+    let names = names.unwrap_or_default().to_string_lossy().into_owned();
+    let mut names = names.split(':');
+    let mut passed = Passed { count: Some(text.clone()), ..Passed::default() };
+    for fd in (FIRST..).take(text.parse::<u16>().unwrap_or(0).into()) {
+        let name = names.next().unwrap_or_default();
+        match name.strip_prefix(NAME_BEGIN).and_then(|number| number.parse().ok()) {
+            Some(number) => passed.kept.push((number, fd)),
+            None => passed.sockets.push(fd),
+        }
+    }
+    passed
+}
+
+/// The socket to listen on, if there is one.
+fn one_socket(passed: Passed) -> Result<Option<i32>, ConfigError> {
+    match (passed.count, &passed.sockets[..]) {
+        (None, _) => Ok(None),
+        (Some(_), [fd]) => Ok(Some(*fd)),
+        (Some(count), []) if count == "0" || !passed.kept.is_empty() => Ok(None),
+        (Some(count), _) => Err(ConfigError::ListenFds(count)),
     }
 }
 
@@ -40,7 +79,7 @@ mod tests {
 
     #[test]
     fn one_socket_for_this_process_is_taken_and_others_are_not() {
-        let passed = |pid: Option<&str>, fds: Option<&str>| inherited_by(42, pid.map(Into::into), fds.map(Into::into));
+        let passed = |pid: Option<&str>, fds: Option<&str>| one_socket(passed_to(42, pid.map(Into::into), fds.map(Into::into), None));
         assert_eq!(passed(Some("42"), Some("1")), Ok(Some(3)));
         let nothing =
             [(None, None), (Some("42"), None), (None, Some("1")), (Some("43"), Some("1")), (Some("x"), Some("2")), (Some("42"), Some("0"))];
@@ -51,5 +90,14 @@ mod tests {
             let said = passed(Some("42"), Some(fds)).unwrap_err().to_string();
             assert!(said.contains(&format!("LISTEN_FDS={fds} ")) && said.contains("ListenStream"), "{said}");
         }
+    }
+    #[test]
+    fn what_was_kept_is_no_socket_to_listen_on() {
+        let names = "gatherfs-session-1:gatherfsd@a.socket:gatherfs-session-0";
+        let passed = passed_to(42, Some("42".into()), Some("3".into()), Some(names.into()));
+        assert_eq!((&passed.sockets[..], &passed.kept[..]), (&[4][..], &[(1, 3), (0, 5)][..]));
+        assert_eq!(one_socket(passed), Ok(Some(4)));
+        let passed = passed_to(42, Some("42".into()), Some("1".into()), Some("gatherfs-session-0".into()));
+        assert_eq!(one_socket(passed), Ok(None));
     }
 }

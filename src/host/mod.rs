@@ -9,6 +9,7 @@
 //! | `rights` | credentials, ids, extended attributes |
 //! | `caching` | what the guest may cache, and changes by other processes |
 //! | `repeating` | what a process that died has done of a request that is executed again |
+//! | `restored.rs` | the share of a process that is gone with its descriptors |
 //! | `session.rs`, `policy.rs` | what INIT negotiated; what is in force of the options |
 //!
 //! [`Share`] puts them together. `ops/` holds one file for each family of operations, all of them methods of [`Share`].
@@ -30,6 +31,7 @@ mod options;
 mod policy;
 mod repeating;
 mod request_context;
+mod restored;
 mod rights;
 mod session;
 mod share;
@@ -52,6 +54,7 @@ pub use ops::{
 pub use options::{Options, TmpfilePolicy};
 pub use repeating::Appended;
 pub use request_context::{Left, Pending, RequestContext};
+pub use restored::Lost;
 pub use rights::{
     CATCH_ALL, IdMap, IdRule, IdRuleError, KillPriv, Rights, Support, Translation, UnsupportedGuest, XattrMap, XattrMapError,
 };

@@ -197,6 +197,19 @@ impl Share {
         again().map_err(|fault| ShareError::of(fault, self.path()))
     }
 
+    pub(super) fn inodes(&self) -> &Inodes {
+        &self.inodes
+    }
+
+    pub(super) fn descriptor_dir(&self) -> &DescriptorDir {
+        &self.descriptor_dir
+    }
+
+    /// Descriptors of the root for another table of records: of its mount, and an O_PATH one.
+    pub(super) fn root_descriptors(&self) -> Result<(OwnedFd, OwnedFd), ShareError> {
+        self.inodes.root_descriptors().map_err(|fault| ShareError::of(fault, self.path()))
+    }
+
     /// The shared directory's path, for messages.
     pub fn path(&self) -> &Path {
         &self.policy.path

@@ -12,7 +12,7 @@ use rustix::net::{SendFlags, send};
 use serde::{Deserialize, Serialize};
 
 use super::deaths::Deaths;
-use super::descriptors::one;
+use super::descriptors::{one, optional};
 use super::held::{self, Held};
 use super::relay::Relay;
 use super::retention::Retained;
@@ -28,6 +28,9 @@ const LEN_MAX: u64 = 1 << 20;
 pub const ABLE: u8 = b'+';
 /// What it says if not; the reason follows.
 pub const UNABLE: u8 = b'-';
+
+/// What tells a file from any other one of the same host: device, inode number, and when it was born, in nanoseconds.
+pub type FileIdentity = (u64, u64, u64);
 
 /// What the process has had since its start. Descriptors by their numbers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +56,12 @@ pub struct Start {
     pub has_landlock: bool,
     /// The socket of the syslog daemon, and the id of the process as it is named there.
     pub syslog: Option<(RawFd, u32)>,
+    /// What is shared. An older program does not say it.
+    #[serde(default)]
+    pub root: Option<FileIdentity>,
+    /// Where descriptors are given to be kept for another process, if they are.
+    #[serde(default, with = "optional")]
+    pub store: Option<OwnedFd>,
 }
 
 /// Why a program takes the place of another one.

@@ -14,6 +14,7 @@
 //! | `session.rs`, `ring.rs`, `pending.rs` | what the frontend has set up: features, memory, log, rings; what is not answered yet |
 //! | `upgrade.rs`, `program.rs` | the course of a live upgrade; the other program, which is examined and executed |
 //! | `handover.rs`, `descriptors.rs`, `held.rs` | what the other program gets; descriptors in it; those that a worker must not replace |
+//! | `keeping.rs` | the session, as it is kept for a process that follows this one's death |
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -24,6 +25,7 @@ mod handover;
 mod held;
 mod incoming;
 mod inflight;
+mod keeping;
 mod life;
 mod message;
 mod outgoing;
@@ -38,7 +40,8 @@ mod upgrade;
 mod watching;
 mod worker_end;
 
-pub use handover::{Cause, Examiner, HandOverError, Start, Taken, handed_over};
+pub use handover::{Cause, Examiner, FileIdentity, HandOverError, Start, Taken, handed_over};
+pub use keeping::{Kept, KeptError};
 pub use process::{Keeper, Turn};
 pub use ring::Ring;
 pub use session::{DirtyLog, Region, Session};

@@ -1,8 +1,10 @@
 //! The keeper's process: starts a worker, hands it the frontends that connect, passes signals on, and starts another one when it has
 //! died. One thread, one wait for everything.
 
+mod keeping;
 mod reconnecting;
 mod replacing;
+mod telling;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -16,6 +18,7 @@ use rustix::process::Signal;
 use super::connection;
 use super::deaths::{Cause, Deaths, SHORT_LIFE};
 use super::handover::{Start, Taken};
+use super::keeping::Keeping;
 use super::life::{self, Life, Side, described, is_ready};
 use super::relay::Relay;
 use super::retention::Retention;
@@ -76,6 +79,8 @@ pub struct Keeper {
     /// Processes that have examined a program, and end.
     examined: Vec<Child>,
     is_stopping: bool,
+    /// The session as another process would get it.
+    keeping: Keeping,
 }
 
 /// What ended a wait.
@@ -126,6 +131,7 @@ impl Keeper {
         let signals = Signals::new()?;
         thread::record_threads()?;
         fault::share_note()?;
+        let keeping = Keeping::new(&records)?;
         Ok(Keeper {
             listener,
             keep_listening,
@@ -147,6 +153,7 @@ impl Keeper {
             ending: Vec::new(),
             examined: Vec::new(),
             is_stopping: false,
+            keeping,
         })
     }
 
@@ -169,7 +176,11 @@ impl Keeper {
     ///
     /// An error where the keeper cannot wait, accept or start a worker; a worker then has to end with this process.
     pub fn run(mut self) -> io::Result<Turn> {
-        let mut beginning = self.arrival.as_ref().map_or(Beginning::First, |arrival| self.going_on_after(arrival.is_going_back()));
+        let mut beginning = match &self.arrival {
+            Some(arrival) => self.going_on_after(arrival.is_going_back()),
+            None if self.keeping.taken_over.is_some() => self.going_on(),
+            None => Beginning::First,
+        };
         loop {
             let mut life = match life::start(self.inheritance(beginning), self.is_visible) {
                 Ok(Side::Keeper(life)) => life,
@@ -192,7 +203,10 @@ impl Keeper {
                     self.report(Err(format!("it cannot be executed: {e}")));
                     beginning = otherwise;
                 }
-                Verdict::End(end) => return Ok(Turn::Ended(end)),
+                Verdict::End(end) => {
+                    self.forget_session();
+                    return Ok(Turn::Ended(end));
+                }
             }
             thread::note_all_ended();
         }
@@ -202,7 +216,8 @@ impl Keeper {
         let mut descriptors = self.first.clone();
         descriptors.extend([self.listener.as_raw_fd(), self.signals.as_fd().as_raw_fd(), self.channel.as_fd().as_raw_fd()]);
         descriptors.extend(self.ending.iter().chain(&self.examined).map(|child| child.end().as_raw_fd()));
-        descriptors.extend(self.start.iter().map(|start| start.listing.as_raw_fd()));
+        descriptors.extend(self.start.iter().flat_map(|start| [&start.listing].into_iter().chain(&start.store)).map(AsRawFd::as_raw_fd));
+        self.keeping.name_descriptors(&self.records, &mut descriptors);
         self.upgrade.name_descriptors(&mut descriptors);
         self.arrival.iter().for_each(|arrival| arrival.name_descriptors(&mut descriptors));
         self.retention.name_descriptors(&mut descriptors);
@@ -239,6 +254,7 @@ impl Keeper {
                 self.channel.say(&Said::Ready);
             }
             if !was_ready {
+                self.keeping.taken_over = None;
                 if let Err(e) = self.resume(life) {
                     tracing::error!("a worker cannot be given the VMM's connection: {e}; it is tried with another one");
                     // It may just have ended.
@@ -252,12 +268,16 @@ impl Keeper {
                     self.connect(life)?;
                 }
                 Link::Connected(relay) => {
+                    if relay.brings_more()? {
+                        self.records.note_change();
+                    }
                     let passed = relay.pass(&mut self.retention.retained);
                     self.follow_frontend(life, passed);
                 }
                 _ => {}
             }
             self.tell_status();
+            self.keep_session(life);
         }
     }
 
@@ -271,25 +291,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Tells the outer process what the daemon does, where that has changed.
-    fn tell_status(&mut self) {
-        let link = match &self.link {
-            Link::Awaited if self.retention.retained.is_some() => "the VMM has disconnected, and may connect again",
-            Link::Awaited => "waiting for a VMM",
-            Link::Connected(_) => "a VMM is connected",
-            Link::Over => "the VMM has disconnected",
-        };
-        let status = match self.deaths.restarts {
-            0 => link.to_owned(),
-            1 => format!("{link}; the worker was restarted once"),
-            restarts => format!("{link}; the worker was restarted {restarts} times"),
-        };
-        if status != self.told {
-            self.channel.say(&Said::Status(status.clone()));
-            self.told = status;
-        }
-    }
-
     /// Sleeps until there is something to do.
     fn wait(&self, life: &Life) -> io::Result<Wake> {
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
@@ -300,8 +301,10 @@ impl Keeper {
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
         // It may bring descriptors, which the sweep of a worker that begins would close.
         watched.extend((self.has_outer && life.is_ready).then(|| watch(self.channel.as_fd())));
-        let retained = self.retention.left().filter(|_| life.is_ready);
-        let mut timeout = self.upgrade.left().into_iter().chain(self.arrival.as_ref().and_then(Arrival::left)).chain(retained).min();
+        watched.extend(life.is_ready.then(|| watch(self.keeping.awaited())));
+        let settled = self.retention.left().into_iter().chain(self.keeping.left()).min().filter(|_| life.is_ready);
+        let times = [self.upgrade.left(), self.arrival.as_ref().and_then(Arrival::left), settled];
+        let mut timeout = times.into_iter().flatten().min();
         match &self.link {
             _ if !life.is_ready => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -464,6 +467,7 @@ impl Keeper {
             return Ok(Verdict::End(end.unwrap_or(End::Exit(1))));
         };
         let (beginning, what) = if self.has_session() { trust.beginning() } else { (Beginning::Idle, "another one is started") };
+        let beginning = self.in_this_table(beginning);
         tracing::error!("the worker {how}; {what}");
         self.deaths.restarts = self.deaths.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })

@@ -209,6 +209,8 @@ mod tests {
             records: 0,
             has_landlock: false,
             syslog: None,
+            root: None,
+            store: None,
         };
         let (cause, deaths) = (Cause::Upgrade(None), Deaths::default());
         let given = Given::new(&start, &cause, (0, 0), &deaths);

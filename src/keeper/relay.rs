@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::FrontendReq;
@@ -18,6 +18,7 @@ use vhost::vhost_user::message::FrontendReq;
 use super::descriptors::one;
 use super::incoming::{Incoming, Received};
 use super::inflight::{self, Inflight, Region};
+use super::life::is_ready;
 use super::message::{Message, REPLY, word};
 use super::outgoing::Outgoing;
 use super::pending::Pending;
@@ -279,6 +280,25 @@ impl Relay {
         self.requests.outgoing = again.into_iter().chain(unanswered).map(Outgoing::new).chain(unsent).collect();
         self.worker = Some(worker);
         Ok(())
+    }
+
+    /// Whether the next [`Relay::pass`] reads something of the frontend's.
+    pub fn brings_more(&self) -> io::Result<bool> {
+        Ok(self.worker.is_some() && self.requests.wants_input() && is_ready(self.frontend.as_fd(), None)?)
+    }
+
+    /// Whether the session is all that there is of this connection: no message is on its way, and neither side has hung up.
+    pub fn is_quiet(&self) -> bool {
+        let is_empty = |direction: &Direction| direction.outgoing.is_empty() && direction.incoming.beginning().bytes.is_empty();
+        let has_all = is_empty(&self.requests) && is_empty(&self.replies) && self.held.is_none();
+        has_all && self.is_under_way() && self.repeated == 0 && self.repeated_answers.is_empty() && self.pending.messages().next().is_none()
+    }
+
+    /// Whether the frontend has gone.
+    pub fn has_hung_up(&self) -> io::Result<bool> {
+        let mut watched = [PollFd::new(&self.frontend, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(poll(&mut watched, Some(&now))? > 0)
     }
 
     /// The queues of which the frontend has said where they are served from, and which ran before it connected again.

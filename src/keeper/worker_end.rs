@@ -21,6 +21,8 @@ pub enum Beginning {
     Idle,
     /// An earlier worker has died in the middle of a session, which goes on.
     Recovery,
+    /// As in a recovery, but the earlier worker was another keeper's: the records name no descriptor of this table.
+    Restored,
     /// As in a recovery, but a fault has ended the earlier one: what was left unfinished is executed one request after the other.
     OneByOne,
     /// As in a recovery, but workers have died soon after they began, and which request did that is not known: what was left unfinished

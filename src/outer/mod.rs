@@ -10,6 +10,7 @@
 //! | `program.rs` | the program of an upgrade: which it is, and whether it can be executed |
 //! | `channel.rs`, `herald.rs` | messages between the outer process and the keeper, or a process that serves without one |
 //! | `control.rs`, `protocol.rs` | clients of the control socket; what they and the daemon say to each other |
+//! | `store.rs` | descriptors that the service manager keeps for the next process |
 //! | `report.rs`, `notify.rs` | what is known of the daemon and when it is told; datagrams to the service manager |
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod notify;
 mod program;
 mod protocol;
 mod report;
+mod store;
 mod upgrade;
 mod waiting;
 
@@ -28,4 +30,5 @@ pub use control::ControlSocket;
 pub use herald::Herald;
 pub use notify::{Notify, alive_every};
 pub use protocol::{Answer, AskError, STATUS, UPGRADE, UPGRADE_FORCE, ask, path_beside};
+pub use store::{NAME_BEGIN, keep};
 pub use waiting::{Options, Outer};

@@ -5,14 +5,16 @@
 use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::sys::process;
 
@@ -21,6 +23,8 @@ use crate::sys::process;
 const UNSENT_MAX: usize = 16;
 
 const SOCKET: &str = "NOTIFY_SOCKET";
+/// Set by systemd 254 and later, from FileDescriptorStoreMax=.
+const KEEPS: &str = "FDSTORE";
 const WATCHDOG_TIME: &str = "WATCHDOG_USEC";
 const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 
@@ -28,7 +32,15 @@ const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 #[derive(Debug)]
 pub struct Notify {
     socket: UnixDatagram,
-    unsent: VecDeque<String>,
+    unsent: VecDeque<Datagram>,
+    /// Descriptors that the manager keeps at most.
+    pub keeps: usize,
+}
+
+#[derive(Debug)]
+struct Datagram {
+    lines: String,
+    fd: Option<OwnedFd>,
 }
 
 impl Notify {
@@ -36,8 +48,9 @@ impl Notify {
     /// but for WATCHDOG_USEC where the manager expects signs of life from it (see [`alive_every`]). To be called while the process has one
     /// thread.
     pub fn from_environment() -> Option<Notify> {
+        let keeps = env::var(KEEPS).ok().and_then(|number| number.parse().ok()).unwrap_or(0);
         let notify = env::var_os(SOCKET).and_then(|name| match connect(&name) {
-            Ok(socket) => Some(Notify { socket, unsent: VecDeque::new() }),
+            Ok(socket) => Some(Notify { socket, unsent: VecDeque::new(), keeps }),
             Err(e) => {
                 tracing::warn!("{SOCKET}={}: {e}; the service manager is told nothing", name.display());
                 None
@@ -45,7 +58,7 @@ impl Notify {
         });
         let process = env::var(WATCHDOG_PROCESS).ok();
         let is_watched = notify.is_some() && process.is_none_or(|pid| pid.parse() == Ok(std::process::id()));
-        let gone = [(SOCKET, true), (WATCHDOG_PROCESS, true), (WATCHDOG_TIME, !is_watched)];
+        let gone = [(SOCKET, true), (KEEPS, true), (WATCHDOG_PROCESS, true), (WATCHDOG_TIME, !is_watched)];
         for (name, _) in gone.into_iter().filter(|(_, is_gone)| *is_gone) {
             if let Err(e) = process::forget_variable(name) {
                 tracing::debug!("{name} stays in the environment: {e}");
@@ -57,17 +70,36 @@ impl Notify {
     /// Sends `lines`, such as READY=1, after what could not be sent yet. Does not wait.
     pub fn say(&mut self, lines: String) {
         if self.unsent.len() < UNSENT_MAX {
-            self.unsent.push_back(lines);
+            self.unsent.push_back(Datagram { lines, fd: None });
         }
+        self.send_on();
+    }
+
+    /// Has the manager keep `fd` by `name`, for the next process, also where it is a socket whose other end is closed. Is not lost where the
+    /// manager does not read: the caller bounds what there is.
+    pub fn keep(&mut self, name: &str, fd: OwnedFd) {
+        self.unsent.push_back(Datagram { lines: format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), fd: Some(fd) });
+        self.send_on();
+    }
+
+    /// Has the manager close what it keeps by `name`. As [`Notify::keep`].
+    pub fn forget(&mut self, name: &str) {
+        self.unsent.push_back(Datagram { lines: format!("FDSTOREREMOVE=1\nFDNAME={name}"), fd: None });
         self.send_on();
     }
 
     /// Sends what could not be sent yet, as far as there is room.
     pub fn send_on(&mut self) {
-        while let Some(lines) = self.unsent.front() {
-            match self.socket.send(lines.as_bytes()) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+        while let Some(Datagram { lines, fd }) = self.unsent.front() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+            }
+            match sendmsg(&self.socket, &[IoSlice::new(lines.as_bytes())], &mut control, SendFlags::NOSIGNAL) {
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(e) => tracing::debug!("the service manager is not told: {e}"),
                 Ok(_) => {}
             }
@@ -122,7 +154,7 @@ mod tests {
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         manager.set_nonblocking(true).unwrap();
         let socket = connect(OsStr::from_bytes(&[b"@", &name[..]].concat())).unwrap();
-        (manager, Notify { socket, unsent: VecDeque::new() })
+        (manager, Notify { socket, unsent: VecDeque::new(), keeps: 0 })
     }
 
     fn received(manager: &UnixDatagram) -> Option<String> {

@@ -13,6 +13,7 @@ use super::control::{self, Control, ControlSocket, Request};
 use super::notify::Notify;
 use super::program::{self, DefaultProgram};
 use super::report::Report;
+use super::store::{Store, store};
 use super::upgrade::{self, Asker, Programs, Upgrade};
 use crate::sys::process;
 use crate::sys::signal::{self, Signals};
@@ -36,6 +37,8 @@ pub struct Options {
     pub control: Option<ControlSocket>,
     /// The service manager, if there is one.
     pub notify: Option<Notify>,
+    /// Descriptors of an earlier process that the manager keeps.
+    pub kept: usize,
 }
 
 /// What the outer process opens before the sandbox. The process inside drops it.
@@ -44,17 +47,26 @@ pub struct Outer {
     options: Options,
     channel: OuterEnd,
     programs: Programs,
+    store: Option<Store>,
     overflow_id: u32,
 }
 
 impl Outer {
-    /// Opens what is out of reach later, and a channel whose other end is for the process inside. EMFILE or ENFILE where there are too
-    /// many descriptors.
-    pub fn prepare(options: Options) -> io::Result<(Outer, KeeperEnd)> {
+    /// Opens what is out of reach later, and a channel whose other end is for the process inside; where the service manager keeps
+    /// descriptors, another one for these. EMFILE or ENFILE where there are too many descriptors.
+    pub fn prepare(options: Options) -> io::Result<(Outer, KeeperEnd, Option<OwnedFd>)> {
         let (channel, keeper) = channel()?;
+        let keeps = options.notify.as_ref().map_or(0, |notify| notify.keeps);
+        // Also where there is only something to be forgotten.
+        let (store, of_keeper) = if keeps > 0 || options.kept > 0 {
+            let (store, of_keeper) = store(keeps, options.kept)?;
+            (Some(store), Some(of_keeper))
+        } else {
+            (None, None)
+        };
         let programs =
             Programs { default: DefaultProgram::find(), running: program::running(), before: None, is_confined: options.is_confined };
-        Ok((Outer { options, channel, programs, overflow_id: control::overflow_id() }, keeper))
+        Ok((Outer { options, channel, programs, store, overflow_id: control::overflow_id() }, keeper, of_keeper))
     }
 
     /// Waits for the end of `inside`, a child of this process: its exit status as a shell reports it. The watched signals must be blocked
@@ -62,9 +74,9 @@ impl Outer {
     ///
     /// An error where the kernel refuses to watch signals or the process.
     pub fn wait_for(self, inside: Pid) -> io::Result<i32> {
-        let Outer { options, channel, programs, overflow_id } = self;
+        let Outer { options, channel, programs, store, overflow_id } = self;
         let overflow_id = options.in_user_namespace.then_some(overflow_id);
-        let waiting = Waiting {
+        let mut waiting = Waiting {
             inside,
             end: rustix::process::pidfd_open(inside, PidfdFlags::empty())?,
             signals: Signals::new()?,
@@ -74,7 +86,12 @@ impl Outer {
             programs,
             has_keeper: options.has_keeper,
             upgrade: None,
+            store,
         };
+        // The process inside has it, or cannot go on with it: what ends it is not to meet it again.
+        if let (Some(store), Some(notify)) = (&mut waiting.store, waiting.report.notify()) {
+            store.forget(notify);
+        }
         waiting.run()
     }
 }
@@ -93,6 +110,7 @@ struct Waiting {
     has_keeper: bool,
     /// The one that is under way.
     upgrade: Option<Upgrade>,
+    store: Option<Store>,
 }
 
 impl Waiting {
@@ -107,6 +125,9 @@ impl Waiting {
                     );
                 }
                 self.report.stopping();
+                if let (Some(store), Some(notify)) = (&mut self.store, self.report.notify()) {
+                    store.hear_rest(notify);
+                }
                 return Ok(status);
             }
             self.take_signals()?;
@@ -115,9 +136,19 @@ impl Waiting {
                 self.finish(&Err(upgrade::NO_ANSWER.to_owned()));
             }
             self.take_requests();
+            self.store_on();
             if let Some(notify) = self.report.notify() {
                 notify.send_on();
             }
+        }
+    }
+
+    /// Passes on what the keeper wants to be kept, as fast as the manager reads.
+    fn store_on(&mut self) {
+        let (Some(store), Some(notify)) = (&mut self.store, self.report.notify()) else { return };
+        let mut left = MESSAGES_AT_ONCE;
+        while left > 0 && notify.awaited().is_none() && store.hear(notify) {
+            left -= 1;
         }
     }
 
@@ -128,8 +159,14 @@ impl Waiting {
         watched.extend(self.channel.iter().map(|channel| watch(channel.as_fd())));
         watched.extend(self.control.iter().flat_map(Control::awaited).map(watch));
         let manager = self.report.awaited().and_then(Notify::awaited);
+        watched.extend(self.store.as_ref().filter(|_| manager.is_none()).and_then(Store::awaited).map(watch));
         watched.extend(manager.map(|manager| PollFd::from_borrowed_fd(manager, PollFlags::OUT)));
-        let times = [time, self.upgrade.as_ref().map(Upgrade::left), self.control.as_ref().and_then(Control::left)];
+        let times = [
+            time,
+            self.upgrade.as_ref().map(Upgrade::left),
+            self.control.as_ref().and_then(Control::left),
+            self.store.as_ref().and_then(Store::left),
+        ];
         let left = times.into_iter().flatten().min();
         match poll(&mut watched, left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

@@ -210,6 +210,44 @@ mod tests {
         }
     }
 
+    /// Another table of descriptors, other ids of mounts: twice, as where a process dies in the first.
+    #[test]
+    fn what_is_made_over_keeps_ids_and_loses_what_cannot_be_found() {
+        let budget = budget();
+        let arena = Arena::new(inodes_len(INODES_MAX) + HANDLES_LEN).unwrap();
+        let records = InodeRecords::new(&arena, 0, INODES_MAX);
+        let root = identity(1);
+        let elsewhere = InodeIdentity { mount_id: 9, ..identity(3) };
+        let pinned = InodeIdentity { handle: None, ..identity(4) };
+        let nodes = [root, identity(2), elsewhere].map(|identity| look_up(&records, &identity));
+        let pinned = records.create(&pinned, Some(0)).unwrap();
+        let table = HandleTable::new(&arena, inodes_len(INODES_MAX), Arc::clone(&budget));
+        let open = |node: NodeId, flags: i32| {
+            let file = std::fs::File::open("/dev/null").unwrap().into();
+            table.insert(file, node, flags, budget.reserve(1, 0).unwrap(), |_| ()).unwrap()
+        };
+        let handles = [(nodes[1], libc::O_APPEND), (nodes[2], 0), (pinned, 0)].map(|(node, flags)| open(node, flags));
+        std::mem::forget(table);
+        let memfd = || rustix::io::fcntl_dupfd_cloexec(arena.descriptor().unwrap(), 0).unwrap();
+        let there = InodeIdentity { mount_id: 5, ..root };
+        for (round, lost) in [(1, (2, 2)), (2, (0, 0))] {
+            let tables = Arena::attach(memfd()).unwrap();
+            let inodes = InodeRecords::make_over(&tables, &there).unwrap();
+            let again = |node, flags| {
+                assert!(node != nodes[1] || flags == libc::O_APPEND);
+                (node == nodes[1]).then(|| std::fs::File::open("/dev/null").unwrap().into())
+            };
+            assert_eq!((inodes, HandleTable::make_over(&tables, again).unwrap()), lost, "round {round}");
+        }
+        let (attached, table) = attach(memfd()).unwrap();
+        assert_eq!(attached.identity(nodes[1]), Some(InodeIdentity { mount_id: 5, ..identity(2) }));
+        assert_eq!([nodes[2], pinned].map(|node| attached.identity(node)), [None, None]);
+        assert_eq!(look_up(&attached, &InodeIdentity { mount_id: 5, ..identity(2) }), nodes[1]);
+        assert_eq!(handles.map(|handle| table.get(handle).is_some()), [true, false, false]);
+        let other = InodeIdentity { ino: 77, ..there };
+        assert!(matches!(InodeRecords::make_over(&Arena::attach(memfd()).unwrap(), &other), Err(ArenaError::Unusable(_))));
+    }
+
     #[test]
     fn an_arena_of_another_length_is_refused() {
         for cut in [true, false] {

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashMap;
 
-use super::arena::{Arena, ArenaError, Records, generation_of};
+use super::arena::{Arena, ArenaError, Records, generation_of, slot_of};
 use super::attached::Refused;
 use super::index::{Chained, Index};
-use super::inodes::{IDLE, INODES_MAX, InodeRecord, InodeRecords, LIVE, RETAINED, TYPE_SEEN};
+use super::inodes::{IDLE, INODES_MAX, InodeIdentity, InodeRecord, InodeRecords, LIVE, RETAINED, TYPE_SEEN};
 use super::slots::{SlotUse, Slots};
 use crate::sys::descriptor::is_open;
 use crate::types::NodeId;
@@ -58,8 +58,7 @@ impl InodeRecords {
     /// [`ArenaError::Unusable`] where the table, or the record of the root, cannot be used.
     pub fn attach(arena: &Arc<Arena>) -> Result<AttachedInodes, ArenaError> {
         let records: Records<InodeRecord> = arena.attached_table()?;
-        let inodes_max = u32::try_from(records.count()).ok().filter(|max| (2..=INODES_MAX).contains(max));
-        let inodes_max = inodes_max.ok_or(ArenaError::Unusable("the table of inodes has another size"))?;
+        let inodes_max = size_of_table(&records)?;
         let index = Index::anew(arena, inodes_max)?;
         let begin = generation_of(records.generation(0, |record| &record.state));
         let (mut used, mut indexed, mut refused) = (Vec::new(), Vec::new(), Refused::new("inode", begin));
@@ -75,7 +74,7 @@ impl InodeRecords {
                 used.push((slot, SlotUse::Free(generation_of(state))));
                 continue;
             }
-            let is_whole = state & 0xffff_ffff & !TYPE_SEEN == LIVE && record.checked(slot, state) == record.check.load(Ordering::Relaxed);
+            let is_whole = is_whole(record, slot, state);
             let named = record.pinned();
             if !is_whole || named.is_some_and(|fd| !is_open(fd)) {
                 refused.add(slot, generation_of(state));
@@ -119,6 +118,60 @@ impl InodeRecords {
         }
         Ok(AttachedInodes { records, pinned, retained, by_mount })
     }
+
+    /// Makes the table in `arena`, before it is attached, one of a process with another table of descriptors, in which mounts have other
+    /// ids. Keeps nodes with a handle on the mount of `root`, which is the root as this process has it. Frees the others: those that kept
+    /// a descriptor, and those on other mounts. Returns how many of them the guest knew. May be called once more where a process died in it.
+    /// [`ArenaError::Unusable`] where the table cannot be used, or was made for another root.
+    pub fn make_over(arena: &Arc<Arena>, root: &InodeIdentity) -> Result<u64, ArenaError> {
+        let records: Records<InodeRecord> = arena.attached_table()?;
+        size_of_table(&records)?;
+        let root_slot = slot_of(NodeId::ROOT.0);
+        let of_root = records.at(root_slot);
+        let (key, birth_ns) = (of_root.key(), of_root.birth_ns.load(Ordering::Relaxed));
+        let is_root = is_whole(of_root, root_slot, of_root.state.load(Ordering::Acquire))
+            && (key.device, key.ino, birth_ns) == (root.device, root.ino, root.birth_ns)
+            && u32::from(of_root.kind.load(Ordering::Relaxed)) == root.kind
+            && of_root.has_handle() == root.handle.is_some();
+        if !is_root {
+            return Err(ArenaError::Unusable("they are of another share"));
+        }
+        let move_to_mount = |record: &InodeRecord, slot, state| {
+            record.mount_id.store(root.mount_id, Ordering::Relaxed);
+            record.check.store(record.checked(slot, state), Ordering::Relaxed);
+        };
+        let mut lost = 0;
+        for slot in records.with_memory()?.into_iter().flatten().filter(|slot| *slot > 0 && *slot != root_slot) {
+            let record = records.at(slot);
+            let state = record.state.load(Ordering::Acquire);
+            if state & 0xffff_ffff == 0 || !is_whole(record, slot, state) {
+                continue;
+            }
+            // The second: this was done before.
+            let at = record.key();
+            let is_on_mount = at.mount_id == key.mount_id || at.mount_id == root.mount_id && at.device == root.device;
+            if is_on_mount && record.has_handle() {
+                move_to_mount(record, slot, state);
+            } else {
+                lost += u64::from(record.lookups.load(Ordering::Relaxed) > 0);
+                record.state.store((state & !0xffff_ffff).wrapping_add(1 << 32), Ordering::Relaxed);
+            }
+        }
+        // Last: until here it says which mount that of the others is.
+        move_to_mount(of_root, root_slot, of_root.state.load(Ordering::Relaxed));
+        Ok(lost)
+    }
+}
+
+/// Slots of the table.
+fn size_of_table(records: &Records<InodeRecord>) -> Result<u32, ArenaError> {
+    let count = u32::try_from(records.count()).ok().filter(|max| (2..=INODES_MAX).contains(max));
+    count.ok_or(ArenaError::Unusable("the table of inodes has another size"))
+}
+
+/// Whether the record with `state` in `slot` is that of a node, and what it was when it was made.
+fn is_whole(record: &InodeRecord, slot: u32, state: u64) -> bool {
+    state & 0xffff_ffff & !TYPE_SEEN == LIVE && record.checked(slot, state) == record.check.load(Ordering::Relaxed)
 }
 
 /// Adds the record of `slot` to the index. Of two with one key, whose file is a later one with the same inode number, the index has

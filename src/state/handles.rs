@@ -171,6 +171,34 @@ impl HandleTable {
         Ok(table)
     }
 
+    /// Makes the table in `arena`, before it is attached, one of a process with another table of descriptors: each file is opened again by
+    /// `open`, which gets its node and flags. A handle of which that fails is gone. Returns how many are. May be called once more where
+    /// a process died in it. [`ArenaError::Unusable`] where the table has another size.
+    pub fn make_over(arena: &Arc<Arena>, open: impl Fn(NodeId, i32) -> Option<OwnedFd>) -> Result<u64, ArenaError> {
+        let records: Records<HandleRecord> = arena.attached_table()?;
+        let mut lost = 0;
+        for slot in records.with_memory()?.into_iter().flatten().filter(|slot| *slot > 0) {
+            let record = records.at(slot);
+            let state = record.state.load(Ordering::Acquire);
+            // Not the last: `attach` drops it.
+            if state & (LIVE | USERS) == 0 || record.checked(slot, state) != record.check.load(Ordering::Relaxed) {
+                continue;
+            }
+            let (node, flags) = (NodeId(record.node.load(Ordering::Relaxed)), record.flags.load(Ordering::Relaxed).cast_signed());
+            let file = (state & LIVE != 0).then(|| open(node, flags)).flatten();
+            record.buffered_fd.store(NO_FD, Ordering::Relaxed);
+            let is_open = file.is_some();
+            record.fd.store(file.map_or(NO_FD, OwnedFd::into_raw_fd), Ordering::Relaxed);
+            if is_open {
+                record.check.store(record.checked(slot, state), Ordering::Relaxed);
+            } else {
+                lost += u64::from(state & LIVE != 0);
+                record.state.store((state & !0xffff_ffff).wrapping_add(1 << 32), Ordering::Relaxed);
+            }
+        }
+        Ok(lost)
+    }
+
     /// Every handle with the flags that its file was opened with.
     pub fn open(&self) -> impl Iterator<Item = (FileHandle, i32)> + '_ {
         self.slots.taken().filter_map(|slot| {

@@ -64,11 +64,11 @@ pub struct InodeRecord {
     pub(super) lookups: AtomicU64,
     device: AtomicU64,
     ino: AtomicU64,
-    mount_id: AtomicU64,
+    pub(super) mount_id: AtomicU64,
     /// Changes under the lock of the index.
     pub(super) birth_ns: AtomicU64,
     /// S_IFMT bits.
-    kind: AtomicU16,
+    pub(super) kind: AtomicU16,
     /// RETAINED, SETTLED and IDLE. Changes under the lock of the index.
     pub(super) marks: AtomicU8,
     /// 0: no handle.

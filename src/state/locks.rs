@@ -224,6 +224,16 @@ impl LockRecords {
         Ok(AttachedLocks { records: LockRecords { owners, owner_slots, ranges, range_slots }, owners: found })
     }
 
+    /// Forgets the locks in `arena`, before it is attached: they ended with the descriptors of a process that is gone. Returns how many
+    /// ranges were held.
+    pub fn make_over(arena: &Arc<Arena>) -> Result<u64, ArenaError> {
+        let (owners, ranges) = (arena.attached_table::<OwnerRecord>()?, arena.attached_table::<RangeRecord>()?);
+        let used = owners.with_memory()?.into_iter().flatten();
+        used.for_each(|slot| owners.at(slot).state.store(0, Ordering::Relaxed));
+        let used = ranges.with_memory()?.into_iter().flatten();
+        Ok(used.map(|slot| u64::from(ranges.at(slot).state.swap(0, Ordering::Relaxed) != 0)).sum())
+    }
+
     /// Records an owner, whose description is open as `fd`. [`TableFull`] where no slot is free.
     pub fn add_owner(&self, note: &OwnerNote, fd: RawFd) -> Result<OwnerSlot, TableFull> {
         let slot = OwnerSlot(self.owner_slots.take()?);

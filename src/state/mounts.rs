@@ -180,6 +180,15 @@ impl MountRecords {
         Ok(AttachedMounts { records: MountRecords { mounts, slots, devices }, open, announced, by_descriptor, devices: found })
     }
 
+    /// Forgets the mounts in `arena`, before it is attached: their ids and descriptors are those of a process that is gone. Indexes of
+    /// devices stay.
+    pub fn make_over(arena: &Arc<Arena>) -> Result<(), ArenaError> {
+        let mounts = arena.attached_table::<MountRecord>()?;
+        let used = mounts.with_memory()?.into_iter().flatten();
+        used.for_each(|slot| mounts.at(slot).state.store(0, Ordering::Relaxed));
+        Ok(())
+    }
+
     /// Records `note`, before what it says can be seen.
     pub fn add(&self, note: MountNote) -> MountSlot {
         let Ok(slot) = self.slots.take() else {

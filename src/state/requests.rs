@@ -4,8 +4,8 @@
 //! Each store is a Release: another process reads the records after this one's end, and then has a prefix of each thread's stores.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
 use super::request_slot::{Phase, RequestName, RequestSlot, Unfinished, UsedElement, word_of};
@@ -50,10 +50,13 @@ unsafe impl Record for QueueSlot {
 #[derive(Debug)]
 pub struct RequestRecords {
     /// The first: the number of the present share arena's descriptor, plus 1; 0 for none. The second: the request that is executed
-    /// alone, as a [`RequestName`]; 0 for none.
+    /// alone, as a [`RequestName`]; 0 for none. The third: changes of what the session is, counted by twos, so that a copy of
+    /// it that is kept elsewhere can be told to be old; odd from before the first is another one until after it.
     words: Records<AtomicU64>,
     queues: Records<QueueSlot>,
     requests: Records<RequestSlot>,
+    /// Where a byte is written when there is another share arena.
+    notice: OnceLock<OwnedFd>,
 }
 
 impl RequestRecords {
@@ -63,13 +66,14 @@ impl RequestRecords {
         let arena = Arena::new(LEN)?;
         let (words, queues) = (arena.table(0, WORDS), arena.table(QUEUES_OFFSET, QUEUES_MAX as usize));
         let requests = arena.table(REQUESTS_OFFSET, (QUEUES_MAX * HEADS_MAX) as usize);
-        Ok(Arc::new(RequestRecords { words, queues, requests }))
+        Ok(Arc::new(RequestRecords { words, queues, requests, notice: OnceLock::new() }))
     }
 
     /// The arena that another program in this process has made. The errors of [`Arena::attach`].
     pub fn attach(memfd: OwnedFd) -> Result<Arc<RequestRecords>, ArenaError> {
         let arena = Arena::attach(memfd)?;
-        let records = RequestRecords { words: arena.attached_table()?, queues: arena.attached_table()?, requests: arena.attached_table()? };
+        let (words, queues, requests) = (arena.attached_table()?, arena.attached_table()?, arena.attached_table()?);
+        let records = RequestRecords { words, queues, requests, notice: OnceLock::new() };
         let counts = [records.words.count(), records.queues.count(), records.requests.count()];
         let least = [WORDS, QUEUES_MAX as usize, (QUEUES_MAX * HEADS_MAX) as usize];
         if counts == least { Ok(Arc::new(records)) } else { Err(ArenaError::Unusable("a table has another length")) }
@@ -83,7 +87,38 @@ impl RequestRecords {
     /// Names the arena of the present share. To be called when that arena has all that another process needs of it.
     pub fn set_share_arena(&self, arena: Option<BorrowedFd<'_>>) {
         let word = arena.and_then(|fd| u64::try_from(fd.as_raw_fd()).ok()).map_or(0, |fd| fd + 1);
+        let changes = self.words.at(2);
+        if self.words.at(0).load(Ordering::Acquire) == word && changes.load(Ordering::Acquire).is_multiple_of(2) {
+            return;
+        }
+        changes.fetch_or(1, Ordering::AcqRel);
         self.words.at(0).store(word, Ordering::Release);
+        changes.fetch_add(1, Ordering::AcqRel);
+        if let Some(notice) = self.notice.get() {
+            // Where there is no room, the keeper has not read the bytes of before.
+            let _ = rustix::io::write(notice, &[1]);
+        }
+    }
+
+    /// From now on a byte is written to `notice`, which does not block, when another share arena is named, in this process and in those
+    /// that are split off it. Only the first one counts.
+    pub fn set_notice(&self, notice: OwnedFd) {
+        let _ = self.notice.set(notice);
+    }
+
+    /// The number of [`RequestRecords::set_notice`].
+    pub fn notice(&self) -> Option<RawFd> {
+        self.notice.get().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The session is about to be another one: the frontend says something, or there is another share arena.
+    pub fn note_change(&self) {
+        self.words.at(2).fetch_add(2, Ordering::AcqRel);
+    }
+
+    /// A number that grows with each change; `None` while there is going to be another share arena.
+    pub fn changes(&self) -> Option<u64> {
+        Some(self.words.at(2).load(Ordering::Acquire)).filter(|changes| changes.is_multiple_of(2))
     }
 
     /// Another descriptor of the arena of the share of a process that died. The number that is named is not used otherwise: where that

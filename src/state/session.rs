@@ -1,7 +1,7 @@
 //! The record of a FUSE session, in the first page of its arena: the descriptors of the share's root, the generation of node ids, and
 //! what INIT agreed. Does not know what that means.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
@@ -101,6 +101,20 @@ impl SessionRecord {
         let path_fd = unsafe { OwnedFd::from_raw_fd(path_fd) };
         let generation = fields.generation.load(Ordering::Relaxed);
         Ok((record, AttachedRoot { root_fd, path_fd, generation }))
+    }
+
+    /// Makes the record in `arena`, before it is attached, name other descriptors of the root. [`ArenaError::Unusable`] where it is damaged;
+    /// they are then closed.
+    pub fn make_over(arena: &Arc<Arena>, root_fd: OwnedFd, path_fd: OwnedFd) -> Result<(), ArenaError> {
+        let record = SessionRecord(arena.session());
+        let fields = record.fields();
+        if fields.check.load(Ordering::Relaxed) != fields.checked() {
+            return Err(ArenaError::Unusable("the record of the session is damaged"));
+        }
+        fields.root_fd.store(root_fd.into_raw_fd(), Ordering::Relaxed);
+        fields.root_path_fd.store(path_fd.into_raw_fd(), Ordering::Relaxed);
+        fields.check.store(fields.checked(), Ordering::Release);
+        Ok(())
     }
 
     fn fields(&self) -> &Fields {

@@ -55,6 +55,17 @@ impl Room {
     }
 }
 
+/// The device of the file: major in the upper half, minor in the lower.
+pub fn device(st: &Statx) -> u64 {
+    u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor)
+}
+
+/// When the file was born, in nanoseconds; 0 where the file system does not say so.
+pub fn birth_ns(st: &Statx) -> u64 {
+    let t = &st.stx_btime;
+    t.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.tv_nsec))
+}
+
 /// As [`Room::at`].
 pub fn at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
     Room::empty().at(dir, name).copied()

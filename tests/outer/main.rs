@@ -3,6 +3,7 @@
 
 mod control;
 mod notify;
+mod store;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 pub(in crate::host) use crate::state::FileKey;
 use crate::state::InodeIdentity;
 use crate::sys::file_handle::Handle;
-use crate::sys::stat::Statx;
+use crate::sys::stat::{self, Statx};
 
 impl FileKey {
     /// The key of the file that `st` describes.
@@ -19,7 +19,7 @@ impl FileKey {
 
 /// Device: major in the upper half, minor in the lower.
 pub(in crate::host) fn device_of(st: &Statx) -> u64 {
-    u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor)
+    stat::device(st)
 }
 
 /// S_IFMT bits.
@@ -29,8 +29,7 @@ pub(in crate::host) fn kind_of(st: &Statx) -> u32 {
 
 /// Birth time in nanoseconds; 0 where the file system has none.
 pub(super) fn birth_ns(st: &Statx) -> u64 {
-    let t = &st.stx_btime;
-    t.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.tv_nsec))
+    stat::birth_ns(st)
 }
 
 /// The identity of a file of which `st` and `handle` were taken through one descriptor.

@@ -52,7 +52,7 @@ impl Keeper {
 
     /// What a worker begins with that another one has prepared.
     pub(super) fn going_on(&self) -> Beginning {
-        if self.has_session() { Beginning::Recovery } else { Beginning::Idle }
+        self.in_this_table(if self.has_session() { Beginning::Recovery } else { Beginning::Idle })
     }
 
     /// What a worker of this program's begins with where it has taken the place of another one, or of the one before where it is gone back
