@@ -11,7 +11,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use gatherfs::config::{self, Arguments, Checked, Deprecation, IoOptions, Listening, ParseError, PolicySummary, SocketFile};
+use gatherfs::config::{
+    self, Arguments, Checked, Deprecation, IoOptions, KeptDescriptors, Listening, ParseError, PolicySummary, SocketFile,
+};
 use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions};
 use gatherfs::host::{Descriptors, FileSystemWatch, Lost, Share};
 use gatherfs::io::{Rings, Which};
@@ -30,10 +32,6 @@ const EXIT_USAGE: u8 = 2;
 /// Descriptors that the process's table has room for from the start, at most: 32 KiB of the kernel's memory. A daemon that opens
 /// more waits for the kernel each time that their number doubles.
 const ROOM_MAX: usize = 4096;
-
-/// Descriptors of a session, with their numbers in it.
-type KeptDescriptors = Vec<(usize, OwnedFd)>;
-
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -140,8 +138,8 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
         }
         Ok((ways, Entered::Outside(inside), _)) => {
             // The other process's: the socket refuses connections when that has ended.
-            drop((listener, whole, origin));
-            return wait_outside(ways, &inside, socket);
+            drop((listener, whole));
+            return wait_outside(ways, &inside, socket, origin);
         }
         Err(e) => {
             socket.remove();
@@ -159,6 +157,12 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
         let start = start.map(|start| Start { store, ..start });
         return start_keeper((listener, socket), exported, channel, start, kept);
     }
+    if !kept.is_empty() {
+        tracing::warn!(
+            "the session that the service manager has kept is not gone on with: there is no keeper; the VMM has to connect again"
+        );
+    }
+    drop(kept);
     let served = serve(&listener, exported, None, herald);
     socket.remove();
     served.map(|()| ExitCode::SUCCESS)
@@ -176,10 +180,11 @@ fn outer_or_herald(
     checked: &Checked,
     is_confined: bool,
     control: Option<ControlSocket>,
-    notify: Option<Notify>,
+    mut notify: Option<Notify>,
     kept: usize,
 ) -> std::io::Result<Ways> {
     if !is_confined && !checked.sandbox.has_outer {
+        notify.iter_mut().for_each(|notify| outer::forget(notify, 0..kept));
         return Ok(Ways::Alone(notify.map_or(Herald::Nobody, |notify| Herald::Manager(notify.into()))));
     }
     let (outer, channel, store) = Outer::prepare(outer::Options {
@@ -195,9 +200,10 @@ fn outer_or_herald(
 }
 
 /// Waits for the end of the process inside, whose status becomes the exit status.
-fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile) -> Result<ExitCode, AnyError> {
-    let Ways::WithOuter(outer, channel, store) = ways else { return Err("there is no outer process".into()) };
-    drop((channel, store));
+fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile, origin: Origin) -> Result<ExitCode, AnyError> {
+    let Ways::WithOuter(mut outer, channel, store) = ways else { return Err("there is no outer process".into()) };
+    outer.forget_kept();
+    drop((channel, store, origin));
     let ended = outer.wait_for(inside.process);
     socket.remove();
     Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use super::arguments::Arguments;
 use super::checks::ConfigError;
-use crate::outer::NAME_BEGIN;
+use crate::outer::{KEPT_MAX, NAME_BEGIN};
 use crate::sys::descriptor::inherited;
 
 /// SD_LISTEN_FDS_START.
@@ -26,11 +26,14 @@ pub fn with_inherited_socket(mut arguments: Arguments) -> Result<Arguments, Conf
     Ok(arguments)
 }
 
+/// Descriptors of a session, with their numbers in it.
+pub type KeptDescriptors = Vec<(usize, OwnedFd)>;
+
 /// What an earlier process of this service had the service manager keep, in the order of the numbers in their names. To be called once,
 /// before any descriptor is opened.
-pub fn kept_descriptors() -> Vec<(usize, OwnedFd)> {
+pub fn kept_descriptors() -> KeptDescriptors {
     let passed = passed_to(std::process::id(), var_os("LISTEN_PID"), var_os("LISTEN_FDS"), var_os("LISTEN_FDNAMES"));
-    let mut kept: Vec<(usize, OwnedFd)> = passed.kept.into_iter().filter_map(|(number, fd)| Some((number, inherited(fd).ok()?))).collect();
+    let mut kept: KeptDescriptors = passed.kept.into_iter().filter_map(|(number, fd)| Some((number, inherited(fd).ok()?))).collect();
     kept.sort_by_key(|(number, _)| *number);
     kept
 }
@@ -55,7 +58,7 @@ fn passed_to(pid: u32, listen_pid: Option<OsString>, listen_fds: Option<OsString
     let mut passed = Passed { count: Some(text.clone()), ..Passed::default() };
     for fd in (FIRST..).take(text.parse::<u16>().unwrap_or(0).into()) {
         let name = names.next().unwrap_or_default();
-        match name.strip_prefix(NAME_BEGIN).and_then(|number| number.parse().ok()) {
+        match name.strip_prefix(NAME_BEGIN).and_then(|number| number.parse().ok()).filter(|number| *number < KEPT_MAX) {
             Some(number) => passed.kept.push((number, fd)),
             None => passed.sockets.push(fd),
         }
@@ -91,6 +94,7 @@ mod tests {
             assert!(said.contains(&format!("LISTEN_FDS={fds} ")) && said.contains("ListenStream"), "{said}");
         }
     }
+
     #[test]
     fn what_was_kept_is_no_socket_to_listen_on() {
         let names = "gatherfs-session-1:gatherfsd@a.socket:gatherfs-session-0";
@@ -99,5 +103,9 @@ mod tests {
         assert_eq!(one_socket(passed), Ok(Some(4)));
         let passed = passed_to(42, Some("42".into()), Some("1".into()), Some("gatherfs-session-0".into()));
         assert_eq!(one_socket(passed), Ok(None));
+        // Nobody has given such a name to be kept.
+        let names = format!("gatherfs-session-{}", usize::MAX);
+        let passed = passed_to(42, Some("42".into()), Some("1".into()), Some(names.into()));
+        assert_eq!((&passed.sockets[..], &passed.kept[..]), (&[3][..], &[][..]));
     }
 }

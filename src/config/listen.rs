@@ -233,25 +233,22 @@ fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     }
 }
 
-/// In the flags of /proc/net/unix: the socket listens (__SO_ACCEPTCON).
-const LISTENS: u32 = 1 << 16;
+/// Type and state in /proc/net/unix of a connection: SOCK_STREAM, SS_CONNECTED.
+const CONNECTED: [&[u8]; 2] = [b"0001", b"03"];
 
-/// Whether a process listens on a socket bound to `path`. A connection attempt would use up the only connection of a daemon without
-/// `--keep-listening`. A connection that was accepted there has the path too: a service manager may have kept one of a daemon that died.
+/// Whether a process has a socket bound to `path`. A connection attempt would use up the only connection of a daemon without
+/// `--keep-listening`. A connection that was accepted there has the path too, and does not count: a service manager may have kept one of a
+/// daemon that died.
 fn is_bound(path: &Path) -> io::Result<bool> {
     // Columns: address, references, protocol, flags, type, state, inode, path.
     let sockets = fs::read("/proc/net/unix")?;
     let path_of = |line: &[u8]| {
-        let (mut rest, mut listens) = (line, false);
-        for column in 0..7 {
+        let (mut rest, mut columns) = (line, [&line[..0]; 7]);
+        for column in &mut columns {
             rest = rest.trim_ascii_start();
-            let end = rest.iter().position(|&b| b == b' ')?;
-            if column == 3 {
-                listens = u32::from_str_radix(str::from_utf8(&rest[..end]).ok()?, 16).ok()? & LISTENS != 0;
-            }
-            rest = &rest[end..];
+            (*column, rest) = rest.split_at(rest.iter().position(|&b| b == b' ')?);
         }
-        rest.get(1..).filter(|_| listens).map(<[u8]>::to_vec)
+        rest.get(1..).filter(|_| columns[4..6] != CONNECTED).map(<[u8]>::to_vec)
     };
     let wanted = [path.as_os_str().as_bytes().to_vec(), fs::canonicalize(path)?.as_os_str().as_bytes().to_vec()];
     Ok(sockets.split(|&b| b == b'\n').filter_map(path_of).any(|bound| wanted.contains(&bound)))

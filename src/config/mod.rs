@@ -33,7 +33,7 @@ pub use config_file::FileError;
 pub use control_socket::{ControlError, ControlPath, ControlPlace};
 pub use ctl::{CtlAction, CtlArguments, ctl_command};
 pub use deprecations::{Deprecation, deprecations};
-pub use inherited_socket::{kept_descriptors, with_inherited_socket};
+pub use inherited_socket::{KeptDescriptors, kept_descriptors, with_inherited_socket};
 pub use listen::{ListenError, Listening, SocketFile, listen};
 pub use policy_summary::PolicySummary;
 pub use queue_cpus::{CpuLists, CpuListsError, QueueCpusError};

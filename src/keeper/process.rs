@@ -268,10 +268,11 @@ impl Keeper {
                     self.connect(life)?;
                 }
                 Link::Connected(relay) => {
-                    if relay.brings_more()? {
+                    let reads = relay.brings_more()?;
+                    if reads {
                         self.records.note_change();
                     }
-                    let passed = relay.pass(&mut self.retention.retained);
+                    let passed = relay.pass(&mut self.retention.retained, reads);
                     self.follow_frontend(life, passed);
                 }
                 _ => {}
@@ -413,7 +414,9 @@ impl Keeper {
         let is_over = self.is_stopping || matches!(self.link, Link::Over);
         let (named, noted) = (self.records.take_alone(), fault::take_note().map(End::Signal));
         if let Some(next) = self.retention.take_dismissed() {
-            return self.follow_dismissed(life, end, next);
+            let verdict = self.follow_dismissed(life, end, next)?;
+            let is_drained = matches!((&verdict, &self.upgrade), (Verdict::Next(_), Upgrade::Draining { .. }));
+            return Ok(if is_drained { self.follow_drained() } else { verdict });
         }
         // One that was ended for the upgrade has no order of its own.
         if let Upgrade::Draining { .. } = self.upgrade

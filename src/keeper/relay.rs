@@ -165,9 +165,11 @@ impl Relay {
 
     /// Passes at most one new message in each direction, and nothing while there is no worker. `retained` is the session that goes on if
     /// the frontend shows that it is its own, before it starts a ring: then it is taken.
-    pub fn pass(&mut self, retained: &mut Option<Retained>) -> io::Result<Passed> {
+    /// Reads from the frontend with `reads` only ([`Relay::brings_more`]).
+    pub fn pass(&mut self, retained: &mut Option<Retained>, reads: bool) -> io::Result<Passed> {
         let Some(to_worker) = self.worker.as_ref().map(AsFd::as_fd) else { return Ok(Passed::More) };
-        if self.held.is_none()
+        if reads
+            && self.held.is_none()
             && self.requests.wants_input()
             && let Read::Message(mut request) = self.requests.receive(self.frontend.as_fd())?
         {
@@ -347,7 +349,7 @@ mod tests {
     fn drain(relay: &mut Relay, socket: &UnixStream) -> Vec<u32> {
         let (mut incoming, mut seen) = (Incoming::default(), Vec::new());
         for _ in 0..10_000 {
-            relay.pass(&mut None).unwrap();
+            relay.pass(&mut None, true).unwrap();
             while let Ok(received) = incoming.receive(socket.as_fd()) {
                 match received {
                     Received::Message(message) => seen.push(message.number()),
@@ -377,7 +379,7 @@ mod tests {
         drop(first);
         let (worker, second) = pair();
         relay.join_worker(worker).unwrap();
-        assert_eq!(relay.pass(&mut None).unwrap(), Passed::More);
+        assert_eq!(relay.pass(&mut None, true).unwrap(), Passed::More);
         assert!(relay.repeated > 0, "the socket took all");
         relay.leave_worker().unwrap();
         drop(second);
@@ -435,7 +437,7 @@ mod tests {
         fn pass(&mut self, retained: &mut Option<Retained>) -> (Passed, Vec<Message>, Vec<Message>) {
             let mut seen = [Vec::new(), Vec::new()];
             for _ in 0..20 {
-                let passed = self.relay.pass(retained).unwrap();
+                let passed = self.relay.pass(retained, true).unwrap();
                 for (at, socket) in [&self.frontend, &self.worker].into_iter().enumerate() {
                     loop {
                         match self.incoming[at].receive(socket.as_fd()).unwrap() {

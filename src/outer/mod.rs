@@ -30,5 +30,5 @@ pub use control::ControlSocket;
 pub use herald::Herald;
 pub use notify::{Notify, alive_every};
 pub use protocol::{Answer, AskError, STATUS, UPGRADE, UPGRADE_FORCE, ask, path_beside};
-pub use store::{NAME_BEGIN, keep};
+pub use store::{KEPT_MAX, NAME_BEGIN, forget, keep};
 pub use waiting::{Options, Outer};

@@ -4,22 +4,25 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recvmsg, sendmsg, socketpair,
+    SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
 use super::notify::Notify;
+use crate::sys::descriptor;
 
 /// How the names of these descriptors begin. A socket that systemd passes on has the name of its unit, as "gatherfsd@NAME.socket".
 pub const NAME_BEGIN: &str = "gatherfs-session-";
 /// Descriptors in a packet: the kernel takes at most 253.
 const AT_ONCE: usize = 64;
 /// Descriptors that are kept at most: a session of 509 regions and 256 rings has fewer.
-const KEPT_MAX: usize = 2048;
+pub const KEPT_MAX: usize = 2048;
 
 /// Packets that are taken in [`WINDOW`] at most: a worker that a guest has taken over can send them without a pause, and the manager has
 /// other services. A usual session is two.
@@ -43,7 +46,7 @@ pub struct Store {
     room: usize,
     /// The keeper was told that there is no room.
     has_warned: bool,
-    /// What comes belongs to more than there is room for.
+    /// What comes belongs to more than there is room for, or the manager is not to have it.
     is_too_much: bool,
     /// The keeper has closed its end.
     is_closed: bool,
@@ -62,7 +65,7 @@ pub fn store(room: usize, kept: usize) -> io::Result<(Store, OwnedFd)> {
 impl Store {
     /// The manager forgets what it has: whatever follows, it was taken over or cannot be.
     pub fn forget(&mut self, notify: &mut Notify) {
-        (0..std::mem::take(&mut self.kept)).for_each(|number| notify.forget(&format!("{NAME_BEGIN}{number}")));
+        forget(notify, 0..std::mem::take(&mut self.kept));
     }
 
     /// Readable when the keeper has something to be kept.
@@ -117,6 +120,16 @@ impl Store {
                     );
                 }
             }
+            (1, [MORE, ..]) if !self.is_too_much && !fds.iter().all(answers_at_once) => {
+                self.forget(notify);
+                self.is_too_much = true;
+                if !std::mem::replace(&mut self.has_warned, true) {
+                    tracing::warn!(
+                        "the session has a file on a file system, for which the service manager might have to wait: a death of this process \
+                         ends it; give guest memory as a memfd, or on tmpfs or hugetlbfs"
+                    );
+                }
+            }
             (1, [MORE, ..]) if !self.is_too_much => {
                 for fd in fds {
                     if self.kept >= self.room.min(KEPT_MAX) {
@@ -134,6 +147,21 @@ impl Store {
     }
 }
 
+/// Whether the service manager may have `fd`: memory, a socket, or an eventfd. It asks for the attributes of what it keeps, and a file on
+/// another file system may not answer it. This question waits for nobody (man statx(2), AT_STATX_DONT_SYNC).
+fn answers_at_once(fd: &OwnedFd) -> bool {
+    let is_nameless = || {
+        let st = statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+        st.is_ok_and(|st| u32::from(st.stx_mode) & libc::S_IFMT == 0)
+    };
+    descriptor::is_memory(fd.as_fd()) || sockopt::socket_type(fd).is_ok() || is_nameless()
+}
+
+/// Has the manager forget what it keeps by `numbers`.
+pub fn forget(notify: &mut Notify, numbers: Range<usize>) {
+    numbers.for_each(|number| notify.forget(&format!("{NAME_BEGIN}{number}")));
+}
+
 /// Has the manager keep `fds`, numbered in this order, and forget what it has. An error of sendmsg(2) where the outer process does not
 /// get them, such as WOULDBLOCK; what it has then is not complete.
 pub fn keep(store: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -147,4 +175,26 @@ pub fn keep(store: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         sendmsg(store, &[IoSlice::new(&[MORE])], &mut control, SendFlags::NOSIGNAL)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn the_manager_gets_memory_sockets_and_events_only() {
+        let memory = memfd_create(c"memory", MemfdFlags::CLOEXEC).unwrap();
+        for fd in [memory, eventfd(0, EventfdFlags::CLOEXEC).unwrap(), UnixStream::pair().unwrap().0.into()] {
+            assert!(answers_at_once(&fd));
+        }
+        for path in ["/proc/self/exe", "/proc/self/status", "/dev/null", "/"] {
+            assert!(!answers_at_once(&File::open(path).unwrap().into()), "{path}");
+        }
+    }
 }

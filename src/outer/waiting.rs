@@ -69,6 +69,14 @@ impl Outer {
         Ok((Outer { options, channel, programs, store, overflow_id: control::overflow_id() }, keeper, of_keeper))
     }
 
+    /// Has the service manager forget what it has kept of an earlier process. To be called before this one closes its own descriptors of
+    /// that, for which the host may take long.
+    pub fn forget_kept(&mut self) {
+        if let (Some(store), Some(notify)) = (&mut self.store, &mut self.options.notify) {
+            store.forget(notify);
+        }
+    }
+
     /// Waits for the end of `inside`, a child of this process: its exit status as a shell reports it. The watched signals must be blocked
     /// (`sys/signal.rs`).
     ///

@@ -41,6 +41,20 @@ fn a_socket_that_somebody_listens_on_is_refused_and_the_other_goes_on() {
     assert_eq!(first.metrics().get("connections"), 1, "the first one was not bothered");
 }
 
+#[test]
+fn a_socket_of_another_kind_is_refused_and_left_alone() {
+    let scratch = Scratch::new();
+    std::fs::create_dir_all(scratch.join("share")).expect("a directory");
+    let other = std::os::unix::net::UnixDatagram::bind(scratch.join("s")).expect("a socket");
+    let mut daemon = gatherfsd();
+    daemon.arg("--shared-dir").arg(scratch.join("share")).arg("--socket-path").arg(scratch.join("s")).args(["--sandbox", "none"]);
+    let (status, _) = refused(&mut daemon);
+    assert_eq!(status.code(), Some(1));
+    let client = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+    client.send_to(b"x", scratch.join("s")).expect("it is still there");
+    drop(other);
+}
+
 /// The list of sockets in /proc is one network namespace's: from another the living daemon shows by its process id file.
 #[test]
 fn a_daemon_in_another_network_namespace_keeps_its_socket() {

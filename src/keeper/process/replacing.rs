@@ -78,6 +78,9 @@ impl Keeper {
 
     /// Executes `next`. Returns where that fails.
     pub(super) fn execute(&mut self, next: &Next) -> io::Error {
+        // The other program keeps it anew, or does not know how.
+        self.forget_session();
+        self.records.note_change();
         for worker in self.ending.drain(..) {
             // Its table of descriptors is the one that the other program gets.
             let _ = worker.wait();
