@@ -42,8 +42,8 @@ pub fn listed<T>(fds: Vec<OwnedFd>, read: impl FnOnce() -> T) -> T {
 
 impl List {
     fn place(&mut self, fd: &OwnedFd) -> std::io::Result<RawFd> {
-        // No failpoint, which are for workers.
-        let st = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::INO)?;
+        // No failpoint, which are for workers. A frontend's file may be on a server that does not answer.
+        let st = statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE | StatxFlags::INO)?;
         let is_file = u32::from(st.stx_mode) & libc::S_IFMT == libc::S_IFREG;
         let file = is_file.then(|| (device(&st), st.stx_ino));
         if let Some(at) = self.files.iter().position(|other| file.is_some() && *other == file) {

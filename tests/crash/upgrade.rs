@@ -19,8 +19,8 @@ fn upgrade(daemon: &Daemon) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
-#[test]
-fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
+/// A daemon whose workers die as the plan says, and a guest that has a file open.
+fn started() -> (CrashPlan, Daemon, Client, (u64, u64)) {
     let scratch = Scratch::on_tmpfs();
     let path = scratch.join("plan");
     let plan = CrashPlan::map(&path).unwrap();
@@ -29,8 +29,14 @@ fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
     let mut client = Client::new(&guest, FIRST_REQUEST);
     client.init().unwrap();
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
-    let (node, fh) = (made.entry.nodeid, made.open.fh);
-    client.write(node, fh, 0, b"contents").unwrap();
+    let file = (made.entry.nodeid, made.open.fh);
+    client.write(file.0, file.1, 0, b"contents").unwrap();
+    (plan, daemon, client, file)
+}
+
+#[test]
+fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
+    let (plan, daemon, mut client, (node, fh)) = started();
     plan.begin(&[], false);
     assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
     let points = plan.passed();
@@ -59,16 +65,7 @@ fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
 /// A worker that stops itself hangs: nothing lets it go on.
 #[test]
 fn a_program_whose_worker_hangs_is_followed_by_the_one_before() {
-    let scratch = Scratch::on_tmpfs();
-    let path = scratch.join("plan");
-    let plan = CrashPlan::map(&path).unwrap();
-    let daemon = Daemon::start_with(scratch, &["--log-level=info"], &[("GATHERFS_CRASHES", &path)]);
-    let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
-    let mut client = Client::new(&guest, FIRST_REQUEST);
-    client.init().unwrap();
-    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
-    let (node, fh) = (made.entry.nodeid, made.open.fh);
-    client.write(node, fh, 0, b"contents").unwrap();
+    let (plan, daemon, mut client, (node, fh)) = started();
     plan.begin(&[(0, libc::SIGSTOP)], false);
     let (status, said) = upgrade(&daemon);
     plan.end();

@@ -324,23 +324,27 @@ fn an_end_in_order_or_of_the_vmm_leaves_nothing_behind() {
     manager.wait_for_session();
 }
 
-#[test]
-fn a_guest_that_mounts_again_is_kept_with_its_new_files() {
-    let Some(scratch) = share("a kept session") else { return };
-    let manager = Manager::start(&scratch);
-    let options = ["--sandbox", "none"];
-    let mut process = Process::spawn(&mut manager.command(&scratch, "share", &options));
-    let (_guest, mut client) = mount(&scratch.join("s"));
-    manager.wait_for_session();
+/// Begins another session of FUSE, ends `process`, and finds the new session's file open in the next one: what was kept before is old.
+fn assert_new_session_is_kept(manager: &Manager, scratch: &Scratch, client: &mut Client, mut process: Process) {
     client.destroy().expect("DESTROY");
     client.init().expect("INIT");
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
     client.write(made.entry.nodeid, made.open.fh, 0, b"text").expect("WRITE");
     manager.wait_for_session();
     end(&mut process);
-    let process = Process::spawn(&mut manager.command(&scratch, "share", &options));
+    let process = Process::spawn(&mut manager.command(scratch, "share", &["--sandbox", "none"]));
     let read = client.read(made.entry.nodeid, made.open.fh, 0, 10);
     assert_eq!(read.unwrap_or_else(|e| panic!("{e}: {}", process.log())), b"text");
+}
+
+#[test]
+fn a_guest_that_mounts_again_is_kept_with_its_new_files() {
+    let Some(scratch) = share("a kept session") else { return };
+    let manager = Manager::start(&scratch);
+    let process = Process::spawn(&mut manager.command(&scratch, "share", &["--sandbox", "none"]));
+    let (_guest, mut client) = mount(&scratch.join("s"));
+    manager.wait_for_session();
+    assert_new_session_is_kept(&manager, &scratch, &mut client, process);
 }
 
 #[test]
@@ -358,20 +362,10 @@ fn nothing_is_kept_where_the_manager_keeps_too_little() {
 fn a_program_that_was_upgraded_to_has_the_session_kept() {
     let Some(scratch) = share("a kept session") else { return };
     let manager = Manager::start(&scratch);
-    let options = ["--sandbox", "none"];
-    let mut process = Process::spawn(&mut manager.command(&scratch, "share", &options));
+    let process = Process::spawn(&mut manager.command(&scratch, "share", &["--sandbox", "none"]));
     let (_guest, mut client) = mount(&scratch.join("s"));
     manager.wait_for_session();
     let (status, said) = control(&scratch.join("s"), &["upgrade"]);
     assert_eq!(status, Some(0), "{said}");
-    // Another session of FUSE: what was kept before is an old one.
-    client.destroy().expect("DESTROY");
-    client.init().expect("INIT");
-    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
-    client.write(made.entry.nodeid, made.open.fh, 0, b"text").expect("WRITE");
-    manager.wait_for_session();
-    end(&mut process);
-    let process = Process::spawn(&mut manager.command(&scratch, "share", &options));
-    let read = client.read(made.entry.nodeid, made.open.fh, 0, 10);
-    assert_eq!(read.unwrap_or_else(|e| panic!("{e}: {}", process.log())), b"text");
+    assert_new_session_is_kept(&manager, &scratch, &mut client, process);
 }
