@@ -12,6 +12,7 @@
 //! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
 //! | `spares.rs` | storage that threads keep for requests to come |
 //! | `queue_cpus.rs` | the CPUs on which the threads of each queue run |
+//! | `calling.rs`, `collecting.rs` | when the call is signalled, of a request queue and of hiprio |
 //! | `polling.rs` | whether and how long a leader looks at its ring before it sleeps |
 //! | `serve.rs`, `transfer.rs` | a request becomes an operation on the share, or a transfer of an I/O engine |
 //! | `answer.rs`, `reply.rs` | a result becomes the answer; its bytes in guest memory |
@@ -21,6 +22,7 @@
 mod activity;
 mod alone;
 mod answer;
+mod calling;
 mod claim;
 mod collecting;
 mod config_space;

@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 /// Requests are slow when they take longer, on average, than waking another thread on the same CPU does.
-const SLOW_REQUEST: Duration = Duration::from_micros(10);
+const SLOW_NS: u32 = 10_000;
 /// What one request counts at most, so that a single one that was interrupted does not make those after it slow.
-const TIME_MAX: Duration = Duration::from_micros(60);
+const TIME_MAX_NS: u32 = 60_000;
 /// The last request has one part in so many of each average.
 const SMOOTHING: u32 = 8;
 /// The share of requests that waited, where all of them did.
@@ -19,8 +19,8 @@ const ALL: u32 = 1024;
 /// The pace of a queue's requests. Kept under the queue's lock.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The time of a request, on average.
-    time: Duration,
+    /// The time of a request, on average. In nanoseconds: arithmetic with a `Duration` divides several times.
+    time_ns: u32,
     /// Of the slow ones that were observed, the share that waited, on average.
     waited: u32,
 }
@@ -28,7 +28,7 @@ pub(super) struct Pace {
 impl Pace {
     /// Whether the next request is expected to be slow.
     pub fn is_slow(&self) -> bool {
-        self.time > SLOW_REQUEST
+        self.time_ns > SLOW_NS
     }
 
     /// Whether the next request is expected to be slow because it waits for the host.
@@ -36,10 +36,17 @@ impl Pace {
         self.is_slow() && self.waited > ALL / 2
     }
 
+    /// How many requests are served in `time`, as far as is known; at least one.
+    pub fn count_in(&self, time: Duration) -> u16 {
+        let time_ns = u32::try_from(time.as_nanos()).unwrap_or(u32::MAX);
+        u16::try_from(time_ns / self.time_ns.max(1)).unwrap_or(u16::MAX).max(1)
+    }
+
     /// A request took `time`. `has_waited`: whether its thread slept meanwhile, where that was observed.
     pub fn note(&mut self, time: Duration, has_waited: Option<bool>) {
-        self.time = (self.time * (SMOOTHING - 1) + time.min(TIME_MAX)) / SMOOTHING;
-        if let Some(has_waited) = has_waited.filter(|_| time > SLOW_REQUEST) {
+        let time_ns = u32::try_from(time.as_nanos()).unwrap_or(u32::MAX);
+        self.time_ns = (self.time_ns * (SMOOTHING - 1) + time_ns.min(TIME_MAX_NS)) / SMOOTHING;
+        if let Some(has_waited) = has_waited.filter(|_| time_ns > SLOW_NS) {
             self.waited = (self.waited * (SMOOTHING - 1) + if has_waited { ALL } else { 0 }) / SMOOTHING;
         }
     }
@@ -71,6 +78,14 @@ mod tests {
             assert!(mixed.is_slow(), "one miss of the cache in four");
         }
         assert!(!after(30, QUICK, None, mixed).is_slow());
+    }
+
+    #[test]
+    fn quick_requests_are_counted_in_a_time_and_one_slow_one_is_at_least() {
+        let time = Duration::from_micros(20);
+        assert!((9..=11).contains(&after(100, QUICK, None, Pace::default()).count_in(time)));
+        assert_eq!(after(100, SLOW, None, Pace::default()).count_in(time), 1);
+        assert!(Pace::default().count_in(time) > 1000, "nothing is known yet");
     }
 
     #[test]

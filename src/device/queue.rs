@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::activity::Activity;
+use super::calling::Calling;
 use super::in_flight::{InFlight, SuspendedKey};
 use super::in_flight_table::InFlightTable;
 use super::leadership::{Leadership, Next};
@@ -106,8 +107,7 @@ pub(super) struct State {
     pub polling: Polling,
     pub pace: Pace,
     pub in_flight: InFlightTable,
-    /// When the call eventfd was last signalled, or the guest found not to want it.
-    pub last_call_at: Option<Instant>,
+    pub calling: Calling,
     /// The guest wanted a call while the frontend had none set: it gets it with the next one.
     is_call_owed: bool,
     /// Answers to suspended requests that are to be given.
@@ -279,8 +279,8 @@ impl State {
 
     /// The call to signal, where the guest wants one for the answers since the last one. `now` is about the present time.
     fn take_call(&mut self, now: Instant) -> Option<Arc<OwnedFd>> {
-        self.last_call_at = Some(now);
         let wanted = self.ring.as_mut().is_some_and(Ring::needs_call) | std::mem::take(&mut self.is_call_due);
+        self.calling.note_call(wanted, now);
         self.is_call_owed |= wanted && self.setup.call.is_none();
         if wanted { self.setup.call.clone() } else { None }
     }

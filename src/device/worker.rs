@@ -1,7 +1,7 @@
 //! The threads that serve a queue: each is a [`Station`] of the leader protocol (`leadership.rs`).
 //!
-//! Quick requests are served one after the other; each answer is in the used ring at once, and the call is signalled for the
-//! first of a burst and then now and then.
+//! Quick requests are served one after the other; each answer is in the used ring at once, and the call is signalled for several
+//! of them (`calling.rs`).
 
 use std::sync::Arc;
 use std::thread::ThreadId;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::calling::{ANSWERS_MAX, WAKE_UP};
 use super::collecting::{COLLECT_TIME, Collecting, enough};
 use super::in_flight::{InFlight, SlotIndex, UsedEntry, Vacant};
 use super::leadership::{self, Leadership, Next, Station, Term};
@@ -22,6 +23,7 @@ use super::spares::Spares;
 use super::transfer;
 use crate::io::{Engine, Finished};
 use crate::state::HeadTwice;
+use crate::sys::affinity::Cpus;
 use crate::sys::{process, thread};
 use crate::types::QueueIndex;
 use crate::warn_limited;
@@ -30,10 +32,6 @@ use crate::warn_limited;
 const HIPRIO_THREADS_MAX: u16 = 2;
 /// A follower without work leaves after this.
 const FOLLOWER_IDLE_MAX: Duration = Duration::from_secs(10);
-/// Answers that one call covers at most.
-const BATCH_LEN_MAX: u16 = 32;
-/// Time between calls at most, while quick requests follow each other.
-const BATCH_TIME_MAX: Duration = Duration::from_micros(50);
 /// Threads that may be stuck in the host, with requests that were withdrawn. With more no thread is started: a host that does not
 /// answer would otherwise take threads and memory at each reset of the VM.
 const STUCK_MAX: u64 = 512;
@@ -216,6 +214,12 @@ impl Worker<'_> {
         self.bound.index == QueueIndex::HIPRIO
     }
 
+    /// CPUs on which the queue's threads may run. Asked for each time: a running process can be moved to others.
+    fn cpus(&self) -> u16 {
+        let of_process = self.bound.service.options.cpus;
+        Cpus::allowed().map_or(of_process, |cpus| cpus.count().min(of_process))
+    }
+
     /// Waits for more FORGETs, if that was found worth it, and then signals the call. True if there may be something to do.
     fn collect(&mut self, guard: &mut Guard<'_>) -> bool {
         if !std::mem::take(&mut self.is_collecting) {
@@ -309,7 +313,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         let waiting = matches!(chain, Work::New { waiting, .. } if *waiting > 0);
         let (service, serving) = (&self.bound.service, guard.leadership.serving());
         self.is_watched = guard.pace.is_slow() && (waiting || serving > 1);
-        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < service.options.cpus.max(2));
+        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < self.cpus());
         if gives_up {
             service.metrics.followers_woken.increment();
         }
@@ -331,6 +335,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         }
         let (slot, request) = match chain {
             Work::New { popped, waiting } => {
+                guard.calling.note_taken(waiting);
                 let spare = self.spares.take(guard);
                 guard.in_flight.begin(spare.slot(), popped.head, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
@@ -394,9 +399,12 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         // Guest memory that was replaced while this request used it.
         guard.follow_memory(service);
         let leads = guard.leadership.leads(term);
-        // The first answer of a burst wakes the guest, which then finds the others while it is awake.
-        let is_due = !self.is_hiprio() && guard.last_call_at.is_none_or(|at| done.saturating_duration_since(at) > BATCH_TIME_MAX);
-        if !leads || guard.unsignalled() >= BATCH_LEN_MAX || is_due || guard.pace.waits() {
+        let unsignalled = guard.unsignalled();
+        let is_due = match self.is_hiprio() {
+            true => unsignalled >= ANSWERS_MAX,
+            false => guard.calling.is_due(unsignalled, done, || guard.pace.count_in(WAKE_UP)),
+        };
+        if !leads || guard.pace.waits() || is_due {
             self.signal(guard);
         }
         self.queue.note_answered(guard);
@@ -433,6 +441,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         guard.polling.note(look, now);
         let counter = if look == Look::Found { &service.metrics.polls_found } else { &service.metrics.polls_in_vain };
         counter.increment();
+        guard.calling.note_look(look == Look::Found);
         look == Look::Found
     }
 

@@ -101,7 +101,7 @@ pub(super) const CALLS: &[(c_long, Caller)] = &[
     (libc::SYS_futex, Crate("parking_lot_core", "ThreadParker")),
     (libc::SYS_set_robust_list, C("a thread starts")),
     (libc::SYS_rseq, C("a thread starts")),
-    (libc::SYS_sched_getaffinity, C("pthread_getattr_np, when a thread starts; malloc, to count the CPUs")),
+    (libc::SYS_sched_getaffinity, Here("sys/affinity.rs", "sched_getaffinity(")),
     (libc::SYS_sched_yield, Crate("parking_lot_core", "SpinWait")),
     (libc::SYS_gettid, Std("a thread starts")),
     (libc::SYS_getrusage, Here("sys/process.rs", "libc::getrusage(")),

@@ -46,9 +46,14 @@ impl Cpus {
         Ok(sched_setaffinity(None, &self.0)?)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.0.count()).unwrap_or(u16::MAX)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.count() == 0
+        self.count() == 0
     }
 
     /// Those that are in both sets.
