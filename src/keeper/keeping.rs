@@ -27,6 +27,9 @@ const VERSION: u32 = 1;
 const LEN_MAX: u64 = 1 << 20;
 /// How long the session has to stay as it is before it is kept: a VMM sends some hundred messages, one after the other.
 const SETTLE: Duration = Duration::from_millis(50);
+/// How long at most, where it changes again and again: each time that it is kept costs the service manager some work, and a guest can
+/// change it as often as it sends INIT.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// How long processes that are killed are waited for. One that the host holds up for longer may still write for a guest's request.
 const END_WAIT: Duration = Duration::from_secs(30);
 
@@ -186,6 +189,26 @@ fn await_hang_up(witness: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// How long the session has to stay as it is: twice as long each time that it is kept again soon.
+#[derive(Debug, Default)]
+struct Settle {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Settle {
+    fn time(&self, now: Instant) -> Duration {
+        match self.last {
+            Some((at, time)) if now.saturating_duration_since(at) <= 2 * SETTLE_MAX => (2 * time).min(SETTLE_MAX),
+            _ => SETTLE,
+        }
+    }
+
+    /// The session is kept.
+    fn note_kept(&mut self, now: Instant) {
+        self.last = Some((now, self.time(now)));
+    }
+}
+
 /// What is kept of the session, as far as this process knows.
 #[derive(Debug)]
 pub struct Keeping {
@@ -196,6 +219,7 @@ pub struct Keeping {
     kept: Option<u64>,
     /// Those of the present one, and when it is kept if it stays so.
     settling: Option<(u64, Instant)>,
+    settle: Settle,
     /// Processes that have ended in this session.
     pub restarts: u32,
     /// From when this process has taken a session over until a worker has.
@@ -208,7 +232,7 @@ impl Keeping {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (witness, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         records.set_notice(other);
-        Ok(Keeping { witness, kept: None, settling: None, restarts: 0, taken_over: None })
+        Ok(Keeping { witness, kept: None, settling: None, settle: Settle::default(), restarts: 0, taken_over: None })
     }
 
     /// Readable when there may be something to keep.
@@ -268,11 +292,12 @@ impl Keeping {
                 self.settling = None;
                 // Once, whatever comes of it: a change will try again.
                 self.kept = Some(changes);
+                self.settle.note_kept(now);
                 if let Err(e) = self.give(store, (start, root, changes), records, connection) {
                     tracing::warn!("the session is not kept for the case that this process dies: {e}");
                 }
             }
-            _ => self.settling = Some((changes, now + SETTLE)),
+            _ => self.settling = Some((changes, now + self.settle.time(now))),
         }
     }
 
@@ -304,5 +329,24 @@ impl Keeping {
         memfd.write_all(&text?)?;
         let all: Vec<BorrowedFd<'_>> = [memfd.as_fd()].into_iter().chain(fds.iter().map(AsFd::as_fd)).collect();
         outer::keep(store.as_fd(), &all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_changes_again_and_again_is_kept_once_a_second() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        let (mut now, mut kept) = (start, 0);
+        // It changes at once each time that it was kept.
+        while now < start + Duration::from_secs(20) {
+            now += settle.time(now);
+            settle.note_kept(now);
+            kept += 1;
+        }
+        assert!((20..=25).contains(&kept), "{kept}");
+        assert_eq!(settle.time(now + 3 * SETTLE_MAX), SETTLE, "and at once after a pause");
     }
 }
