@@ -380,9 +380,8 @@ fn a_frontend_that_is_away_is_in_the_status_and_outlives_an_upgrade() {
     let (daemon, guest, mut client, file) = started(&[]);
     client.setlk(file.0, &lock_of(file, 1, libc::F_WRLCK), false).expect("SETLK");
     guest.disconnect();
-    assert!(eventually(
-        || control(&daemon, &["status"]).contains("status: the VMM has disconnected, and may connect again within 10 s of that")
-    ));
+    assert!(eventually(|| control(&daemon, &["status"])
+        .contains("status: the VMM has disconnected, and may connect again within 10 s of the disconnection")));
     let program = gatherfs_support::daemon::program().to_str().expect("text");
     control(&daemon, &["upgrade", program]);
     assert!(!is_free(&daemon));

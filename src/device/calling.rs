@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 /// Answers that one call covers at most.
 pub(super) const ANSWERS_MAX: u16 = 32;
-/// Time between calls at most. Also what wakes a guest up for the first answer of a burst after a pause.
+/// Time between calls at most, where answers are given. Also what wakes a guest up for the first answer of a burst after a pause.
 const TIME_MAX: Duration = Duration::from_micros(50);
 /// About what passes from a call until a guest that slept sends its next request. A guest that wakes up later is waited for; one that
 /// wakes up earlier has fewer answers to take.
 pub(super) const WAKE_UP: Duration = Duration::from_micros(25);
+/// Between two calls at least, while requests wait: a guest that wakes up at once would get a call for each answer otherwise.
+const GAP_MIN: Duration = Duration::from_micros(10);
 
 /// Decides when the call is signalled. Kept under the queue's lock.
 #[derive(Debug, Default)]
@@ -37,9 +39,9 @@ impl Calling {
         self.waiting = waiting;
     }
 
-    /// A look at the ring has ended.
-    pub fn note_look(&mut self, has_found: bool) {
-        self.runs_beside = has_found;
+    /// A look at the ring has ended; `has_arrived`: by a request.
+    pub fn note_look(&mut self, has_arrived: bool) {
+        self.runs_beside = has_arrived;
     }
 
     /// The call is signalled, or the guest found not to want it.
@@ -52,9 +54,9 @@ impl Calling {
     /// Whether the call is due for `unsignalled` answers, the last of which was given at `now`. `soon` tells how many requests are
     /// served in [`WAKE_UP`].
     pub fn is_due(&self, unsignalled: u16, now: Instant, soon: impl FnOnce() -> u16) -> bool {
-        unsignalled >= ANSWERS_MAX
-            || self.last_at.is_none_or(|at| now.saturating_duration_since(at) > TIME_MAX)
-            || self.has_new && self.runs_beside && self.was_wanted && self.waiting <= soon()
+        let gap = self.last_at.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+        let is_early = || self.has_new && self.runs_beside && self.was_wanted && gap >= GAP_MIN && self.waiting <= soon();
+        unsignalled > 0 && (unsignalled >= ANSWERS_MAX || gap > TIME_MAX || is_early())
     }
 }
 
@@ -81,7 +83,7 @@ mod tests {
     fn called(runs_beside: bool, was_wanted: bool, at: Instant) -> Calling {
         let mut calling = Calling::default();
         calling.note_look(runs_beside);
-        calling.note_call(was_wanted, at);
+        calling.note_call(was_wanted, at - GAP_MIN);
         calling
     }
 
@@ -93,7 +95,8 @@ mod tests {
         assert_eq!(calls(&mut called(true, true, start), start, 1, 1, true), [1]);
         let mut again = called(true, true, start);
         assert_eq!(calls(&mut again, start, 8, 3, true), [5]);
-        assert_eq!(calls(&mut again, start, 8, 3, true), [5], "more have arrived since");
+        assert_eq!(calls(&mut again, start + 2 * GAP_MIN, 8, 3, true), [5], "more have arrived since");
+        assert_eq!(calls(&mut again, start + 2 * GAP_MIN + Duration::from_micros(8), 8, 8, true), [7], "not at once");
     }
 
     #[test]
@@ -104,9 +107,9 @@ mod tests {
         assert!(calling.is_due(1, start, || 8));
         calling.note_call(true, start);
         calling.note_taken(1);
-        assert!(!calling.is_due(1, start, || 8), "the guest was called for those");
+        assert!(!calling.is_due(1, start + GAP_MIN, || 8), "the guest was called for those");
         calling.note_taken(1);
-        assert!(calling.is_due(2, start, || 8));
+        assert!(calling.is_due(2, start + GAP_MIN, || 8) && !calling.is_due(0, start + GAP_MIN, || 8));
     }
 
     #[test]
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn the_first_answer_of_a_burst_is_called_for() {
         let start = Instant::now();
-        let late = start + TIME_MAX;
+        let late = start + TIME_MAX - GAP_MIN;
         assert_eq!(calls(&mut called(false, false, start), late, 16, 1, true), [1]);
         assert_eq!(calls(&mut Calling::default(), start, 16, 1, true), [1], "and the first of all");
     }

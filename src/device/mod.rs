@@ -9,7 +9,7 @@
 //! | `alone.rs` | requests that are executed one after the other, behind a process that a fault has ended |
 //! | `in_flight.rs`, `in_flight_table.rs`, `claim.rs` | a request from its pop to its answer; the list of them; who answers |
 //! | `leadership.rs`, `worker.rs`, `watchdog.rs` | which thread watches the ring; the threads; relief of a slow leader |
-//! | `pace.rs` | how slow a queue's requests are, and whether they wait for the host |
+//! | `pace.rs`, `overlap.rs` | how slow a queue's requests are, and whether they wait for the host; how many threads serve them |
 //! | `spares.rs` | storage that threads keep for requests to come |
 //! | `queue_cpus.rs` | the CPUs on which the threads of each queue run |
 //! | `calling.rs`, `collecting.rs` | when the call is signalled, of a request queue and of hiprio |
@@ -32,6 +32,7 @@ mod in_flight;
 mod in_flight_table;
 mod late;
 mod leadership;
+mod overlap;
 mod pace;
 mod polling;
 mod queue;

@@ -15,6 +15,8 @@ const TIME_MAX_NS: u32 = 60_000;
 const SMOOTHING: u32 = 8;
 /// The share of requests that waited, where all of them did.
 const ALL: u32 = 1024;
+/// The share of requests that waited from which on the next one may: copies have next to none.
+const SOME: u32 = ALL / 8;
 
 /// The pace of a queue's requests. Kept under the queue's lock.
 #[derive(Debug, Default)]
@@ -34,6 +36,11 @@ impl Pace {
     /// Whether the next request is expected to be slow because it waits for the host.
     pub fn waits(&self) -> bool {
         self.is_slow() && self.waited > ALL / 2
+    }
+
+    /// Whether the next request may well wait for the host, if it is slow.
+    pub fn may_wait(&self) -> bool {
+        self.waited > SOME
     }
 
     /// How many requests are served in `time`, as far as is known; at least one.
@@ -86,6 +93,17 @@ mod tests {
         assert!((9..=11).contains(&after(100, QUICK, None, Pace::default()).count_in(time)));
         assert_eq!(after(100, SLOW, None, Pace::default()).count_in(time), 1);
         assert!(Pace::default().count_in(time) > 1000, "nothing is known yet");
+    }
+
+    #[test]
+    fn slow_requests_of_which_some_wait_may_overlap_and_copies_may_not() {
+        let copies = after(100, SLOW, Some(false), Pace::default());
+        assert!(!copies.may_wait());
+        let mut mixed = copies;
+        for i in 0..100 {
+            mixed.note(SLOW, Some(i % 4 == 0));
+            assert!(!mixed.waits() && (i < 16 || mixed.may_wait()), "one in four waits");
+        }
     }
 
     #[test]

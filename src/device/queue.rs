@@ -158,7 +158,12 @@ impl State {
 
     /// Makes the ring fit the setup and the present memory. False where it does not run.
     pub fn prepare(&mut self, service: &Service) -> bool {
-        self.is_runnable() && !self.is_paused && self.fit_ring(service)
+        self.may_pop() && self.fit_ring(service)
+    }
+
+    /// Whether frontend and service let chains be popped.
+    pub fn may_pop(&self) -> bool {
+        self.is_runnable() && !self.is_paused
     }
 
     /// The same, whether the frontend lets the queue run or not.
@@ -228,6 +233,7 @@ impl State {
                 return Next::Empty;
             }
         };
+        self.calling.note_taken(waiting - 1);
         match recorded::pop(ring, records) {
             Some(Ok(popped)) => Next::Chain(Work::New { popped, waiting: waiting - 1 }),
             Some(Err(twice)) => Next::Chain(Work::Dropped(twice)),
@@ -279,6 +285,9 @@ impl State {
 
     /// The call to signal, where the guest wants one for the answers since the last one. `now` is about the present time.
     fn take_call(&mut self, now: Instant) -> Option<Arc<OwnedFd>> {
+        if self.unsignalled() == 0 {
+            return None;
+        }
         let wanted = self.ring.as_mut().is_some_and(Ring::needs_call) | std::mem::take(&mut self.is_call_due);
         self.calling.note_call(wanted, now);
         self.is_call_owed |= wanted && self.setup.call.is_none();

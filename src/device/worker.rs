@@ -13,6 +13,7 @@ use super::calling::{ANSWERS_MAX, WAKE_UP};
 use super::collecting::{COLLECT_TIME, Collecting, enough};
 use super::in_flight::{InFlight, SlotIndex, UsedEntry, Vacant};
 use super::leadership::{self, Leadership, Next, Station, Term};
+use super::overlap::Overlap;
 use super::polling::Look;
 use super::queue::{Bound, Queue, State, Work, signal_call};
 use super::queue_cpus::OfQueue;
@@ -23,7 +24,6 @@ use super::spares::Spares;
 use super::transfer;
 use crate::io::{Engine, Finished};
 use crate::state::HeadTwice;
-use crate::sys::affinity::Cpus;
 use crate::sys::{process, thread};
 use crate::types::QueueIndex;
 use crate::warn_limited;
@@ -122,6 +122,7 @@ fn serve_queue(queue: &Arc<Queue>) {
         now: Instant::now(),
         is_now_old: false,
         had_company: false,
+        overlap: Overlap::of_cpus(bound.service.options.cpus),
         collecting: Collecting::default(),
         is_collecting: false,
     };
@@ -160,6 +161,7 @@ struct Worker<'q> {
     is_now_old: bool,
     /// Others arrived while the last request was served.
     had_company: bool,
+    overlap: Overlap,
     collecting: Collecting,
     /// More FORGETs are to be waited for before the call is signalled.
     is_collecting: bool,
@@ -214,10 +216,9 @@ impl Worker<'_> {
         self.bound.index == QueueIndex::HIPRIO
     }
 
-    /// CPUs on which the queue's threads may run. Asked for each time: a running process can be moved to others.
-    fn cpus(&self) -> u16 {
-        let of_process = self.bound.service.options.cpus;
-        Cpus::allowed().map_or(of_process, |cpus| cpus.count().min(of_process))
+    /// Whether one more thread may serve slow requests.
+    fn has_room(&self, state: &State) -> bool {
+        self.overlap.has_room(&state.pace, state.leadership.serving(), self.now)
     }
 
     /// Waits for more FORGETs, if that was found worth it, and then signals the call. True if there may be something to do.
@@ -311,18 +312,17 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn gives_up(&mut self, guard: &mut Guard<'g>, chain: &Work) -> bool {
         let waiting = matches!(chain, Work::New { waiting, .. } if *waiting > 0);
-        let (service, serving) = (&self.bound.service, guard.leadership.serving());
-        self.is_watched = guard.pace.is_slow() && (waiting || serving > 1);
-        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && serving < self.cpus());
+        self.is_watched = guard.pace.is_slow() && (waiting || guard.leadership.serving() > 1);
+        let gives_up = waiting && (guard.pace.waits() || guard.pace.is_slow() && self.has_room(guard));
         if gives_up {
-            service.metrics.followers_woken.increment();
+            self.bound.service.metrics.followers_woken.increment();
         }
         gives_up
     }
 
     fn goes_on(&self, guard: &mut Guard<'g>) -> bool {
         // Before it was known that requests wait for the host, a leader may have begun one with others behind it.
-        guard.pace.is_slow() && (!guard.pace.waits() || self.has_learned) && guard.has_waiting()
+        guard.has_waiting() && if guard.pace.waits() { self.has_learned } else { guard.pace.is_slow() && self.has_room(guard) }
     }
 
     fn serve(&mut self, guard: &mut Guard<'g>, chain: Work, term: Term) {
@@ -335,7 +335,6 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         }
         let (slot, request) = match chain {
             Work::New { popped, waiting } => {
-                guard.calling.note_taken(waiting);
                 let spare = self.spares.take(guard);
                 guard.in_flight.begin(spare.slot(), popped.head, self.now, self.thread);
                 (spare.slot(), Ok((spare, popped, waiting == 0 && !self.had_company)))
@@ -412,7 +411,7 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
 
     fn call(&mut self, guard: &mut Guard<'g>) -> bool {
         let (has_any, has_started) = (guard.unsignalled() > 0, self.flush(guard));
-        if has_any && self.is_hiprio() && guard.is_runnable() && self.collecting.is_worth_it(self.now) {
+        if has_any && self.is_hiprio() && guard.may_pop() && self.collecting.is_worth_it(self.now) {
             self.is_collecting = true;
             return false;
         }
@@ -441,7 +440,8 @@ impl<'g> Station<Guard<'g>> for Worker<'_> {
         guard.polling.note(look, now);
         let counter = if look == Look::Found { &service.metrics.polls_found } else { &service.metrics.polls_in_vain };
         counter.increment();
-        guard.calling.note_look(look == Look::Found);
+        let has_arrived = look == Look::Found && guard.has_waiting();
+        guard.calling.note_look(has_arrived);
         look == Look::Found
     }
 

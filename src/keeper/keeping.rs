@@ -27,9 +27,9 @@ const VERSION: u32 = 1;
 const LEN_MAX: u64 = 1 << 20;
 /// How long the session has to stay as it is before it is kept: a VMM sends some hundred messages, one after the other.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How long at most, where it changes again and again: each time that it is kept costs the service manager some work, and a guest can
+/// From one time that it is kept to the next, where it changes again and again: it costs the service manager some work, and a guest can
 /// change it as often as it sends INIT.
-const SETTLE_MAX: Duration = Duration::from_secs(1);
+const GAP_MAX: Duration = Duration::from_secs(1);
 /// How long processes that are killed are waited for. One that the host holds up for longer may still write for a guest's request.
 const END_WAIT: Duration = Duration::from_secs(30);
 
@@ -189,23 +189,24 @@ fn await_hang_up(witness: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// How long the session has to stay as it is: twice as long each time that it is kept again soon.
+/// When the session is kept: as soon as it has settled, but the less often the more often it changes.
 #[derive(Debug, Default)]
-struct Settle {
-    last: Option<(Instant, Duration)>,
+struct Rate {
+    last: Option<Instant>,
+    gap: Duration,
 }
 
-impl Settle {
-    fn time(&self, now: Instant) -> Duration {
-        match self.last {
-            Some((at, time)) if now.saturating_duration_since(at) <= 2 * SETTLE_MAX => (2 * time).min(SETTLE_MAX),
-            _ => SETTLE,
-        }
+impl Rate {
+    /// When it is kept if it does not change after `now`.
+    fn due(&self, now: Instant) -> Instant {
+        self.last.map_or(now, |last| last + self.gap).max(now + SETTLE)
     }
 
-    /// The session is kept.
+    /// It is kept.
     fn note_kept(&mut self, now: Instant) {
-        self.last = Some((now, self.time(now)));
+        let is_soon = self.last.is_some_and(|last| now.saturating_duration_since(last) <= 2 * GAP_MAX);
+        self.gap = if is_soon { (2 * self.gap).clamp(SETTLE, GAP_MAX) } else { Duration::ZERO };
+        self.last = Some(now);
     }
 }
 
@@ -219,7 +220,7 @@ pub struct Keeping {
     kept: Option<u64>,
     /// Those of the present one, and when it is kept if it stays so.
     settling: Option<(u64, Instant)>,
-    settle: Settle,
+    rate: Rate,
     /// Processes that have ended in this session.
     pub restarts: u32,
     /// From when this process has taken a session over until a worker has.
@@ -232,7 +233,7 @@ impl Keeping {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (witness, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         records.set_notice(other);
-        Ok(Keeping { witness, kept: None, settling: None, settle: Settle::default(), restarts: 0, taken_over: None })
+        Ok(Keeping { witness, kept: None, settling: None, rate: Rate::default(), restarts: 0, taken_over: None })
     }
 
     /// Readable when there may be something to keep.
@@ -271,7 +272,7 @@ impl Keeping {
     pub fn keep(&mut self, start: &Start, records: &RequestRecords, connection: Option<&Relay>) {
         let (Some(store), Some(root)) = (&start.store, start.root) else { return };
         let Some(connection) = connection else {
-            (self.settling, self.restarts) = (None, 0);
+            (self.settling, self.restarts, self.rate) = (None, 0, Rate::default());
             if self.kept.take().is_some()
                 && let Err(e) = outer::keep(store.as_fd(), &[])
             {
@@ -292,12 +293,12 @@ impl Keeping {
                 self.settling = None;
                 // Once, whatever comes of it: a change will try again.
                 self.kept = Some(changes);
-                self.settle.note_kept(now);
+                self.rate.note_kept(now);
                 if let Err(e) = self.give(store, (start, root, changes), records, connection) {
                     tracing::warn!("the session is not kept for the case that this process dies: {e}");
                 }
             }
-            _ => self.settling = Some((changes, now + self.settle.time(now))),
+            _ => self.settling = Some((changes, self.rate.due(now))),
         }
     }
 
@@ -336,17 +337,37 @@ impl Keeping {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_session_that_changes_again_and_again_is_kept_once_a_second() {
-        let (mut settle, start) = (Settle::default(), Instant::now());
-        let (mut now, mut kept) = (start, 0);
-        // It changes at once each time that it was kept.
-        while now < start + Duration::from_secs(20) {
-            now += settle.time(now);
-            settle.note_kept(now);
-            kept += 1;
+    /// How often a session is kept that changes once in `every`, in 20 s.
+    fn kept(every: Duration) -> usize {
+        let (mut rate, start) = (Rate::default(), Instant::now());
+        let (mut kept, mut due) = (0, None);
+        for ms in 0..20_000 {
+            let now = start + Duration::from_millis(ms);
+            if due.is_some_and(|at| at <= now) {
+                rate.note_kept(now);
+                (kept, due) = (kept + 1, None);
+            }
+            if Duration::from_millis(ms % every.as_millis() as u64).is_zero() {
+                due = Some(rate.due(now));
+            }
         }
-        assert!((20..=25).contains(&kept), "{kept}");
-        assert_eq!(settle.time(now + 3 * SETTLE_MAX), SETTLE, "and at once after a pause");
+        kept
+    }
+
+    #[test]
+    fn a_session_that_changes_again_and_again_is_kept_about_once_a_second() {
+        for (every_ms, least, most) in [(60, 20, 30), (300, 15, 30), (1200, 16, 17), (5000, 4, 4)] {
+            let kept = kept(Duration::from_millis(every_ms));
+            assert!((least..=most).contains(&kept), "{kept} times, where it changes every {every_ms} ms");
+        }
+        assert_eq!(kept(Duration::from_millis(20)), 0, "it never settles");
+    }
+
+    #[test]
+    fn a_change_after_a_pause_is_kept_at_once() {
+        let (mut rate, start) = (Rate::default(), Instant::now());
+        assert_eq!(rate.due(start), start + SETTLE);
+        rate.note_kept(start);
+        assert_eq!(rate.due(start + GAP_MAX), start + GAP_MAX + SETTLE);
     }
 }

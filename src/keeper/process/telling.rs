@@ -7,9 +7,10 @@ impl Keeper {
     /// Tells the outer process what the daemon does, where that has changed.
     pub(super) fn tell_status(&mut self) {
         let link = match &self.link {
-            Link::Awaited if self.retention.retained.is_some() => {
-                &format!("the VMM has disconnected, and may connect again within {} s of that", self.retention.time().as_secs_f64())
-            }
+            Link::Awaited if self.retention.retained.is_some() => &format!(
+                "the VMM has disconnected, and may connect again within {} s of the disconnection",
+                self.retention.time().as_secs_f64()
+            ),
             Link::Awaited => "waiting for a VMM",
             Link::Connected(_) => "a VMM is connected",
             Link::Over => "the VMM has disconnected",

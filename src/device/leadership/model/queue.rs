@@ -326,7 +326,7 @@ impl<'q> Station<Guard<'q>> for Worker {
     }
 
     fn gives_up(&mut self, _guard: &mut Guard<'q>, chain: &Chain) -> bool {
-        self.queue.plan.is_slow && chain.waiting > 0
+        self.queue.plan.is_slow && chain.waiting > 0 && is_likely()
     }
 
     fn goes_on(&self, guard: &mut Guard<'q>) -> bool {
