@@ -5,7 +5,7 @@
 # packed. Only QEMU and the C compiler are installed, and only where they are missing.
 #
 # What lies in target/guest/ afterwards:
-#   kernel/     vmlinux, its release and its module for overlayfs
+#   kernel/     vmlinux, the vmlinuz of which it is, its release and its module for overlayfs
 #   tools/      unpacked packages; `tool NAME` runs a program from there
 #   bin/        the C programs of qemu/guest/ and tests/guest/
 #   base.cpio   initramfs: busybox, init
@@ -224,7 +224,7 @@ newest_kernel_package() {
 prepare_kernel() {
     local dir=$guest_dir/kernel package work
     kernel_file=$dir/vmlinux
-    [[ -f $kernel_file && -f $dir/config && -f $dir/overlay.ko ]] && return
+    [[ -f $kernel_file && -f $dir/vmlinuz && -f $dir/config && -f $dir/overlay.ko ]] && return
     apt_ready
     package=$(newest_kernel_package)
     [[ -n $package ]] || die "no linux-image-cloud-amd64 of $KERNEL_MIN or newer in this release; give one with --kernel FILE."
@@ -247,6 +247,7 @@ prepare_kernel() {
     fi
     unpack_kernel "$image" "$dir/vmlinux.new"
     keep_module overlay "$work/root" "$dir"
+    cp "$image" "$dir/vmlinuz"
     cp "${config:-/dev/null}" "$dir/config"
     echo "${package#linux-image-}" >"$dir/release"
     rm -rf "$work"
