@@ -15,7 +15,7 @@ use gatherfs::config::{
     self, Arguments, Checked, Deprecation, IoOptions, KeptDescriptors, Listening, ParseError, PolicySummary, SocketFile,
 };
 use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions};
-use gatherfs::host::{Descriptors, FileSystemWatch, Lost, Share};
+use gatherfs::host::{Descriptors, FileSystemWatch, Share};
 use gatherfs::io::{Rings, Which};
 use gatherfs::keeper::{self, Beginning, Examiner, Inheritance, Keeper, Kept, Start, Taken, Turn, Watching, WorkerEnd};
 use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
@@ -360,8 +360,8 @@ fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]
             .restored(&arena, &kept)
             .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
             .ok()
-            .map(|(share, Lost { inodes, handles, locks })| {
-                tracing::warn!("{inodes} inodes, {handles} open files and {locks} locks of the guest are lost");
+            .map(|(share, lost)| {
+                tracing::warn!("{lost}");
                 share
             }),
         Some(arena) => model

@@ -2,6 +2,7 @@
 //! its records are made over for the descriptors that this process opens, and then they are recovered as any others. Nodes are found by
 //! their file handles; what had none, and locks, are lost.
 
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::fs::OFlags;
@@ -25,6 +26,15 @@ pub struct Lost {
     pub handles: u64,
     /// Locks, without notice.
     pub locks: u64,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lost { inodes: 0, handles: 0, locks: 0 } => write!(f, "nothing that the guest had is lost"),
+            Lost { inodes, handles, locks } => write!(f, "{inodes} inodes, {handles} open files and {locks} locks of the guest are lost"),
+        }
+    }
 }
 
 impl Share {
