@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use gatherfs_support::daemon::{Scratch, eventually};
 use gatherfs_support::guest::client::Client;
@@ -81,8 +82,8 @@ fn a_session_outlives_kills_reloads_and_the_watchdog_and_ends_with_its_vm() {
         assert_eq!(property("NRestarts"), kills.to_string());
         let text = if kills == 1 { "outlived the daemon once".to_owned() } else { format!("outlived the daemon {kills} times") };
         assert!(eventually(|| property("StatusText").contains(&text)), "{}", property("StatusText"));
-        // What is kept of this one, too.
-        assert!(eventually(|| property("NFileDescriptorStore") != "0"));
+        // It is kept of this one 50 ms after its last change; nothing tells when.
+        std::thread::sleep(Duration::from_millis(500));
     }
 
     let before = property("MainPID");
