@@ -3,6 +3,7 @@
 
 use caps::{CapSet, Capability};
 
+use super::failpoint::fail_call;
 use crate::types::{Errno, HostGid, HostUid};
 
 /// Leaves an id unchanged.
@@ -20,6 +21,7 @@ fn new_id(id: u32) -> Result<libc::c_long, Errno> {
 /// Sets the thread's effective user id. EPERM without CAP_SETUID, EINVAL for an id that is not mapped.
 pub fn set_effective_uid(uid: HostUid) -> Result<(), Errno> {
     let uid = new_id(uid.0)?;
+    fail_call!("setresuid");
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) })
 }
@@ -27,6 +29,7 @@ pub fn set_effective_uid(uid: HostUid) -> Result<(), Errno> {
 /// Sets the thread's effective group id. EPERM without CAP_SETGID, EINVAL for an id that is not mapped.
 pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
     let gid = new_id(gid.0)?;
+    fail_call!("setresgid");
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })
 }
@@ -34,6 +37,7 @@ pub fn set_effective_gid(gid: HostGid) -> Result<(), Errno> {
 /// Sets the thread's supplementary groups to `group`, or to none. EPERM without CAP_SETGID or where the user namespace denies
 /// it, EINVAL for an id that is not mapped.
 pub fn set_group(group: Option<HostGid>) -> Result<(), Errno> {
+    fail_call!("setgroups");
     let id: libc::gid_t = group.map_or(0, |group| group.0);
     // SAFETY: the kernel reads at most one id from the pointer.
     check(unsafe { libc::syscall(libc::SYS_setgroups, usize::from(group.is_some()), &raw const id) })

@@ -2,6 +2,7 @@
 //! who takes the process over can open files through it, where seccomp(2) does not look.
 
 mod buffers;
+mod faults;
 mod in_flight;
 mod leftover;
 

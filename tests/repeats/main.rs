@@ -17,7 +17,8 @@ use std::sync::Once;
 use gatherfs::host::FileHandles;
 use gatherfs::state::RequestRecord;
 use gatherfs::sys::failpoint::{Fault, Moment, set_hook};
-use gatherfs::types::Errno;
+use gatherfs::sys::identity;
+use gatherfs::types::{Errno, HostGid, HostUid};
 
 use operations::{OPERATIONS, Operation};
 use world::{Holds, Tree, World, left_of};
@@ -66,8 +67,21 @@ fn dying_at<R>(at: usize, named: Option<Point>, act: impl FnOnce() -> R) -> Opti
     NAMED.set(None);
     match result {
         Ok(result) => Some(result),
-        Err(cause) if cause.is::<Death>() => None,
+        Err(cause) if cause.is::<Death>() => {
+            take_own_credentials();
+            None
+        }
         Err(cause) => resume_unwind(cause),
+    }
+}
+
+/// The thread has its own credentials again, where it died with those of a user of the guest: the thread of a process that dies needs
+/// none any more.
+fn take_own_credentials() {
+    let (uid, gid) = (HostUid(rustix::process::getuid().as_raw()), HostGid(rustix::process::getgid().as_raw()));
+    if identity::effective() != (uid, gid) {
+        identity::set_effective_uid(uid).unwrap();
+        identity::set_effective_gid(gid).unwrap();
     }
 }
 

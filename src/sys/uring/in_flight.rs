@@ -12,6 +12,7 @@ use std::time::Duration;
 use io_uring::{EnterFlags, opcode, squeue, types};
 use parking_lot::Mutex;
 
+use super::faults::{completed, fail_transfer};
 use super::{Rights, Uring};
 use crate::sys::vectored::Segments;
 use crate::types::Errno;
@@ -24,31 +25,35 @@ const RETRY_AFTER: Duration = Duration::from_millis(1);
 pub struct Request<'v> {
     entry: squeue::Entry,
     rights: Rights,
+    /// The errno with which a failpoint has it complete, or 0.
+    fails_with: u32,
     refers_to: PhantomData<&'v ()>,
 }
 
 impl<'v> Request<'v> {
-    fn new(entry: squeue::Entry, rights: Rights) -> Request<'v> {
-        Request { entry, rights, refers_to: PhantomData }
+    fn new(entry: squeue::Entry, rights: Rights, fails_with: u32) -> Request<'v> {
+        Request { entry, rights, fails_with, refers_to: PhantomData }
     }
 
     /// As preadv2(2).
     pub fn read(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64) -> Request<'v> {
-        let (first, count) = raw(pages);
-        Request::new(opcode::Readv::new(types::Fd(file.as_raw_fd()), first, count).offset(offset).build(), Rights::Own)
+        let ((first, count), fails_with) = fail_transfer("uring_read", raw(pages));
+        let entry = opcode::Readv::new(types::Fd(file.as_raw_fd()), first, count).offset(offset);
+        Request::new(entry.build(), Rights::Own, fails_with)
     }
 
     /// As pwritev2(2), with RWF_ `flags`.
     pub fn write(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64, (flags, rights): (i32, Rights)) -> Request<'v> {
-        let (first, count) = raw(pages);
-        Request::new(opcode::Writev::new(types::Fd(file.as_raw_fd()), first, count).offset(offset).rw_flags(flags).build(), rights)
+        let ((first, count), fails_with) = fail_transfer("uring_write", raw(pages));
+        let entry = opcode::Writev::new(types::Fd(file.as_raw_fd()), first, count).offset(offset).rw_flags(flags);
+        Request::new(entry.build(), rights, fails_with)
     }
 
     /// As [`Request::read`], of pages that are all in the registered buffer number `buffer`. EFAULT where they are not.
     pub fn read_registered(file: BorrowedFd<'v>, pages: &'v (impl Segments + ?Sized), offset: u64, buffer: u16) -> Request<'v> {
-        let (first, count) = raw(pages);
+        let ((first, count), fails_with) = fail_transfer("uring_read", raw(pages));
         let entry = opcode::ReadvFixed::new(types::Fd(file.as_raw_fd()), first, count, buffer).offset(offset);
-        Request::new(entry.build(), Rights::Own)
+        Request::new(entry.build(), Rights::Own, fails_with)
     }
 
     /// As [`Request::write`], of pages that are all in the registered buffer number `buffer`. EFAULT where they are not.
@@ -59,15 +64,16 @@ impl<'v> Request<'v> {
         (flags, rights): (i32, Rights),
         buffer: u16,
     ) -> Request<'v> {
-        let (first, count) = raw(pages);
+        let ((first, count), fails_with) = fail_transfer("uring_write", raw(pages));
         let entry = opcode::WritevFixed::new(types::Fd(file.as_raw_fd()), first, count, buffer).offset(offset).rw_flags(flags);
-        Request::new(entry.build(), rights)
+        Request::new(entry.build(), rights, fails_with)
     }
 
     /// As fsync(2), or fdatasync(2).
     pub fn sync(file: BorrowedFd<'v>, data_only: bool) -> Request<'v> {
+        let (_, fails_with) = fail_transfer("uring_fsync", (std::ptr::null(), 0));
         let flags = if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
-        Request::new(opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(flags).build(), Rights::Own)
+        Request::new(opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(flags).build(), Rights::Own, fails_with)
     }
 }
 
@@ -118,8 +124,9 @@ impl<T> Ring<T> {
         let Some(index) = free.pop() else { return Err(value) };
         // SAFETY: the slot is free, so neither the kernel nor another thread uses it. The lock is held.
         let slot = unsafe { &mut *self.slots[index].get() };
-        let Request { entry, rights, .. } = request_of(slot.insert(value));
-        let entry = entry.personality(self.uring.personality(rights)).user_data(index as u64);
+        let Request { entry, rights, fails_with, .. } = request_of(slot.insert(value));
+        let user_data = index as u64 | u64::from(fails_with) << 32;
+        let entry = entry.personality(self.uring.personality(rights)).user_data(user_data);
         // SAFETY: the lock is held, so there is no other view of the queue.
         let mut queue = unsafe { self.uring.ring.submission_shared() };
         // SAFETY: the entry refers to a file and to memory that are borrowed from the value. It stays where it is, untouched,
@@ -206,13 +213,13 @@ impl<T> Ring<T> {
         let queue = unsafe { self.uring.ring.completion_shared() };
         let mut count = 0;
         for completion in queue {
-            let index = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
+            let (user_data, result) = completed(completion.user_data(), completion.result());
+            let index = usize::try_from(user_data).unwrap_or(usize::MAX);
             let Some(slot) = self.slots.get(index) else { continue };
             // SAFETY: the kernel is done with the slot, which is not free. The lock is held.
             let Some(value) = unsafe { &mut *slot.get() }.take() else { continue };
             free.push(index);
             count += 1;
-            let result = completion.result();
             each(value, usize::try_from(result).map_err(|_| Errno::from_raw(-result)));
         }
         self.in_flight.fetch_sub(count, Ordering::Relaxed);

@@ -12,6 +12,8 @@ use world::{LEN, World};
 
 /// A user of the guest's who is not root.
 const USER: u32 = 1000;
+/// A group of the user's beside its own.
+const GROUP: u32 = 4321;
 const GET_FLAGS: u32 = 0x8008_6601;
 const SET_FLAGS: u32 = 0x4008_6602;
 const GET_ATTRIBUTES: u32 = 0x801c_581f;
@@ -37,6 +39,14 @@ fn as_user(w: &mut World<'_>, act: fn(&mut World<'_>) -> Result<String>) -> Resu
     (w.client.caller.uid, w.client.caller.gid) = (USER, USER);
     let result = act(w);
     (w.client.caller.uid, w.client.caller.gid) = (0, 0);
+    result
+}
+
+/// Does `act` as a user with a supplementary group, which the guest sends.
+fn as_member(w: &mut World<'_>, act: fn(&mut World<'_>) -> Result<String>) -> Result<String> {
+    w.client.groups = vec![GROUP];
+    let result = as_user(w, act);
+    w.client.groups.clear();
     result
 }
 
@@ -122,6 +132,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("MKNOD, label", |w| labelled(w, |w| w.client.mknod(w.dir, "new", libc::S_IFREG | 0o644, 0).map(|entry| w.knows(&entry)))),
     ("MKDIR", |w| w.client.mkdir(w.dir, "new", 0o755).map(|entry| w.knows(&entry))),
     ("MKDIR of a user", |w| as_user(w, |w| w.client.mkdir(w.dir, "new", 0o755).map(|entry| w.knows(&entry)))),
+    ("MKDIR of a user in a group", |w| as_member(w, |w| w.client.mkdir(w.dir, "new", 0o755).map(|entry| w.knows(&entry)))),
     ("MKDIR, label", |w| labelled(w, |w| w.client.mkdir(w.dir, "new", 0o755).map(|entry| w.knows(&entry)))),
     ("CREATE", |w| create(w, "new", libc::O_RDWR | libc::O_EXCL)),
     ("CREATE of a user", |w| as_user(w, |w| create(w, "new", libc::O_RDWR | libc::O_EXCL))),
