@@ -204,7 +204,7 @@ fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile, origin: O
     let Ways::WithOuter(mut outer, channel, store) = ways else { return Err("there is no outer process".into()) };
     outer.forget_kept();
     drop((channel, store, origin));
-    let ended = outer.wait_for(inside.process);
+    let ended = outer.wait_for(inside.process, inside.oom_score);
     socket.remove();
     Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
 }

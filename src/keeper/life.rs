@@ -19,7 +19,10 @@ use crate::sys::process::{self, Child, End};
 use crate::sys::{fault, identity, thread};
 
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
-const THREADS_LOOK_AGAIN: Duration = Duration::from_micros(200);
+/// Later an eighth of the time since, up to the second.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(100));
+/// The host holds a thread up: worth a line in the log, after this time, and then one each of the second.
+const HELD_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Bytes of what the worker says at most.
 const SAID_MAX: usize = 1 + RINGS_MAX * size_of::<u32>();
@@ -43,8 +46,19 @@ pub struct Life {
     pub is_alive: bool,
     /// It was to drain, and serves on. Reset by who reads it.
     pub is_busy: bool,
-    /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9.
+    /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9, and when it is known.
     thread: Option<OwnedFd>,
+    /// A thread has ended, and the process is not about to end in order.
+    death: Option<Death>,
+}
+
+/// A worker whose threads end.
+#[derive(Debug)]
+struct Death {
+    since: Instant,
+    /// When it is worth a line in the log that one has not.
+    tell_at: Instant,
+    is_told: bool,
 }
 
 /// Which process returned from [`start`].
@@ -77,9 +91,9 @@ pub fn start(mut inheritance: Inheritance, is_visible: bool) -> io::Result<Side>
             let number = worker.end().as_raw_fd().to_ne_bytes();
             let is_later = inheritance.beginning != Beginning::First;
             let since = Instant::now();
-            let (rings, thread) = (Vec::new(), None);
+            let (rings, thread, death) = (Vec::new(), None, None);
             let (is_ready, is_leaving, is_alive, is_busy) = (false, false, false, false);
-            let life = Life { worker, control: ours, since, is_later, is_ready, is_leaving, rings, is_alive, is_busy, thread };
+            let life = Life { worker, control: ours, since, is_later, is_ready, is_leaving, rings, is_alive, is_busy, thread, death };
             let begun = || -> io::Result<()> {
                 identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
                 sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
@@ -185,16 +199,44 @@ impl Life {
         self.thread.as_ref().filter(|_| !self.is_leaving).map(AsFd::as_fd)
     }
 
-    /// A thread has ended. Waits until every one has, or the process: false then, and where the end is in order.
-    pub fn await_threads(&mut self) -> io::Result<bool> {
+    /// A thread has ended: if the worker has not said that it is about to end, the others end, too.
+    pub fn note_thread_end(&mut self) -> io::Result<()> {
         self.hear()?;
         self.thread = None;
-        while !self.is_leaving && !thread::have_all_ended() {
-            if is_ready(self.worker.end(), Some(THREADS_LOOK_AGAIN))? {
-                return Ok(false);
-            }
+        let since = Instant::now();
+        self.death = (!self.is_leaving).then(|| Death { since, tell_at: since + HELD_UP.0, is_told: false });
+        Ok(())
+    }
+
+    /// Whether it serves: it is ready, and none of its threads has ended.
+    pub fn serves(&self) -> bool {
+        self.is_ready && self.death.is_none()
+    }
+
+    /// Whether every thread has ended after one has: none of their system calls is in progress. Logs now and then that the host holds
+    /// one up.
+    pub fn have_threads_ended(&mut self) -> bool {
+        let Some(death) = self.death.as_mut().filter(|_| !self.is_leaving) else { return false };
+        let have_ended = thread::have_all_ended();
+        if !have_ended && death.tell_at <= Instant::now() {
+            (death.tell_at, death.is_told) = (Instant::now() + HELD_UP.1, true);
+            tracing::error!(
+                "the worker died {} s ago, and the host has not finished a system call of one of its threads (a server or a disk that \
+                 does not respond?); the guest waits for it",
+                death.since.elapsed().as_secs()
+            );
         }
-        Ok(!self.is_leaving)
+        have_ended
+    }
+
+    /// Whether the log says that the host holds a thread up.
+    pub fn is_held_up(&self) -> bool {
+        self.death.as_ref().is_some_and(|death| death.is_told)
+    }
+
+    /// When to look at the threads again, if one has ended.
+    pub fn look_again(&self) -> Option<Duration> {
+        self.death.as_ref().map(|death| (death.since.elapsed() / 8).clamp(LOOK_AGAIN.0, LOOK_AGAIN.1))
     }
 
     /// Gives the worker a socket on which a frontend's connection is accepted.

@@ -24,7 +24,7 @@ use super::relay::Relay;
 use super::retention::Retention;
 use super::upgrade::{Arrival, Next, Upgrade};
 use super::worker_end::{Beginning, Inheritance, WorkerEnd};
-use crate::outer::{Asked, KeeperEnd, Said};
+use crate::outer::{KeeperEnd, Said};
 use crate::state::RequestRecords;
 use crate::sys::process::{self, Child, End};
 use crate::sys::signal::{self, Signals};
@@ -195,6 +195,7 @@ impl Keeper {
                     return Ok(Turn::Worker(end));
                 }
             };
+            self.channel.say(&Said::Begun);
             let end = self.attend(&mut life)?;
             match self.follow(life, end)? {
                 Verdict::Next(next) => beginning = next,
@@ -233,8 +234,9 @@ impl Keeper {
         loop {
             match self.wait(life)? {
                 Wake::Ended => return life.worker.wait().map(Some),
-                Wake::ThreadEnded if life.await_threads()? => return Ok(None),
-                _ => {}
+                Wake::ThreadEnded => life.note_thread_end()?,
+                Wake::Other if life.have_threads_ended() => return Ok(None),
+                Wake::Other => {}
             }
             self.reap()?;
             self.pass_signals(life)?;
@@ -245,7 +247,8 @@ impl Keeper {
             if std::mem::take(&mut life.is_alive) {
                 self.channel.say(&Said::Alive);
             }
-            if !life.is_ready {
+            if !life.serves() {
+                self.tell_delay(life);
                 continue;
             }
             self.hear_outer()?;
@@ -282,16 +285,6 @@ impl Keeper {
         }
     }
 
-    /// Takes what the outer process asks for.
-    fn hear_outer(&mut self) -> io::Result<()> {
-        match self.channel.asked()? {
-            Asked::Upgrade { program, before, is_forced } => self.upgrade(program, before, is_forced),
-            Asked::Closed => self.has_outer = false,
-            Asked::Nothing => {}
-        }
-        Ok(())
-    }
-
     /// Sleeps until there is something to do.
     fn wait(&self, life: &Life) -> io::Result<Wake> {
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
@@ -301,13 +294,13 @@ impl Keeper {
         watched.extend(self.ending.iter().chain(&self.examined).map(|child| watch(child.end())));
         watched.extend(self.upgrade.awaited().into_iter().map(watch));
         // It may bring descriptors, which the sweep of a worker that begins would close.
-        watched.extend((self.has_outer && life.is_ready).then(|| watch(self.channel.as_fd())));
-        watched.extend(life.is_ready.then(|| watch(self.keeping.awaited())));
-        let settled = self.retention.left().into_iter().chain(self.keeping.left()).min().filter(|_| life.is_ready);
-        let times = [self.upgrade.left(), self.arrival.as_ref().and_then(Arrival::left), settled];
+        watched.extend((self.has_outer && life.serves()).then(|| watch(self.channel.as_fd())));
+        watched.extend(life.serves().then(|| watch(self.keeping.awaited())));
+        let settled = self.retention.left().into_iter().chain(self.keeping.left()).min().filter(|_| life.serves());
+        let times = [self.upgrade.left(), self.arrival.as_ref().and_then(Arrival::left), life.look_again(), settled];
         let mut timeout = times.into_iter().flatten().min();
         match &self.link {
-            _ if !life.is_ready => {}
+            _ if !life.serves() => {}
             Link::Awaited => match self.accept_at.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(left) if !left.is_zero() => timeout = Some(timeout.map_or(left, |time| time.min(left))),
                 _ => watched.push(PollFd::new(&self.listener, PollFlags::IN)),

@@ -21,10 +21,13 @@ const UPGRADED: u8 = 4;
 const REFUSED: u8 = 5;
 const UPGRADE: u8 = 6;
 const VERSION: u8 = 7;
+const BEGUN: u8 = 8;
 
 /// What the keeper says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
+    /// A worker begins.
+    Begun,
     /// The first worker is ready, and the socket listens.
     Ready,
     /// What the daemon does now, for a person.
@@ -110,6 +113,7 @@ impl OuterEnd {
                     UPGRADED => Said::Upgraded(text),
                     REFUSED => Said::Refused(text),
                     VERSION => Said::Version(text),
+                    BEGUN => Said::Begun,
                     _ => return Ok(Heard::Nothing),
                 }))
             }
@@ -134,6 +138,7 @@ impl KeeperEnd {
     /// Tells the outer process. What it has no room for is lost, as where it is stopped by a debugger.
     pub fn say(&self, what: &Said) {
         let (kind, text) = match what {
+            Said::Begun => (BEGUN, ""),
             Said::Ready => (READY, ""),
             Said::Status(text) => (STATUS, text.as_str()),
             Said::Alive => (ALIVE, ""),
@@ -204,6 +209,7 @@ mod tests {
         let (outer, keeper) = channel().unwrap();
         assert_eq!(outer.hear().unwrap(), Heard::Nothing);
         let all = [
+            Said::Begun,
             Said::Ready,
             Said::Status("waiting for a VMM".to_owned()),
             Said::Alive,

@@ -15,6 +15,7 @@ use super::program::{self, DefaultProgram};
 use super::report::Report;
 use super::store::{Store, store};
 use super::upgrade::{self, Asker, Programs, Upgrade};
+use crate::sys::oom::Proc;
 use crate::sys::process;
 use crate::sys::signal::{self, Signals};
 
@@ -49,6 +50,8 @@ pub struct Outer {
     programs: Programs,
     store: Option<Store>,
     overflow_id: u32,
+    /// `None` where workers are not to be found there.
+    proc: Option<Proc>,
 }
 
 impl Outer {
@@ -66,7 +69,8 @@ impl Outer {
         };
         let programs =
             Programs { default: DefaultProgram::find(), running: program::running(), before: None, is_confined: options.is_confined };
-        Ok((Outer { options, channel, programs, store, overflow_id: control::overflow_id() }, keeper, of_keeper))
+        let proc = if options.has_keeper { Proc::open().ok() } else { None };
+        Ok((Outer { options, channel, programs, store, overflow_id: control::overflow_id(), proc }, keeper, of_keeper))
     }
 
     /// Has the service manager forget what it has kept of an earlier process. To be called before this one closes its own descriptors of
@@ -78,14 +82,16 @@ impl Outer {
     }
 
     /// Waits for the end of `inside`, a child of this process: its exit status as a shell reports it. The watched signals must be blocked
-    /// (`sys/signal.rs`).
+    /// (`sys/signal.rs`). Where the kernel spares `inside` when memory is short, its children get `oom_score`, so that it does not spare
+    /// them.
     ///
     /// An error where the kernel refuses to watch signals or the process.
-    pub fn wait_for(self, inside: Pid) -> io::Result<i32> {
-        let Outer { options, channel, programs, store, overflow_id } = self;
+    pub fn wait_for(self, inside: Pid, oom_score: Option<i16>) -> io::Result<i32> {
+        let Outer { options, channel, programs, store, overflow_id, proc } = self;
         let overflow_id = options.in_user_namespace.then_some(overflow_id);
         let mut waiting = Waiting {
             inside,
+            oom_score: proc.zip(oom_score),
             end: rustix::process::pidfd_open(inside, PidfdFlags::empty())?,
             signals: Signals::new()?,
             channel: Some(channel),
@@ -107,6 +113,8 @@ impl Outer {
 /// The wait.
 struct Waiting {
     inside: Pid,
+    /// That of workers, and where it is set.
+    oom_score: Option<(Proc, i16)>,
     /// Readable when the process inside has ended.
     end: OwnedFd,
     signals: Signals,
@@ -205,7 +213,12 @@ impl Waiting {
     fn hear(&mut self) -> io::Result<()> {
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(channel) = &self.channel else { break };
-            match channel.hear()? {
+            let heard = channel.hear()?;
+            if let Heard::Message(Said::Begun | Said::Ready | Said::Status(_) | Said::Version(_)) = heard {
+                self.rate_workers();
+            }
+            match heard {
+                Heard::Message(Said::Begun) => {}
                 Heard::Message(Said::Ready) => self.report.ready(),
                 Heard::Message(Said::Status(text)) => self.report.status(text),
                 Heard::Message(Said::Alive) => self.report.alive(),
@@ -217,6 +230,15 @@ impl Waiting {
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel end a worker and not this process or the keeper when memory is short. Not only where one begins, for a keeper of an
+    /// earlier version does not say so.
+    fn rate_workers(&self) {
+        let Some((proc, oom_score)) = &self.oom_score else { return };
+        if let Err(e) = proc.set_of_children(self.inside, *oom_score) {
+            tracing::debug!("the kernel spares the worker when memory is short: {e}");
+        }
     }
 
     fn take_requests(&mut self) {

@@ -15,6 +15,7 @@ use super::id_map::IdMaps;
 use super::namespace;
 use super::seccomp::{RootDirectory, Seccomp};
 use super::user_namespace;
+use crate::sys::oom;
 use crate::sys::process::{self, Side};
 use crate::sys::working_dir::DescriptorDir;
 
@@ -75,6 +76,9 @@ pub enum Entered {
 pub struct Confined {
     /// Its process id.
     pub process: Pid,
+    /// The kernel spares it and the process outside when memory is short; this is what the processes that serve are to have instead
+    /// (man proc_pid_oom_score_adj(5)). `None` where the kernel spares nobody.
+    pub oom_score: Option<i16>,
     /// The other end is the confined process's, which by it learns of a parent that ended early.
     _alive: OwnedFd,
 }
@@ -105,12 +109,16 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
         Mode::Namespace => namespace::leave_host()?,
         _ => {}
     }
+    // By the kernel when memory is short: the guest's mount ends with either process, and neither has much memory if the confined one
+    // does not serve. Only root can give those that serve another value.
+    let is_spared = options.has_outer && rustix::process::geteuid().is_root();
     // The parent's end closes when it ends. PR_SET_PDEATHSIG alone misses a parent that ended before the call.
     let (outer, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match process::fork().step("start the serving process")? {
         Side::Parent(process) => {
+            let oom_score = if is_spared { oom::spare() } else { None };
             capabilities::confine_outside()?;
-            Ok(Entered::Outside(Confined { process, _alive: alive }))
+            Ok(Entered::Outside(Confined { process, oom_score, _alive: alive }))
         }
         Side::Child => {
             if in_user_namespace {
@@ -119,6 +127,9 @@ pub fn enter(options: &Options, shared: &Path) -> Result<Entered, JailError> {
             }
             // The serving process ends with its parent, whose process id the user knows.
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("request a signal for the end of the parent")?;
+            if is_spared {
+                let _ = oom::spare();
+            }
             drop(alive);
             if outer_has_ended(&outer) {
                 return Err(JailError::Step {

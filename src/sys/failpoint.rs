@@ -39,7 +39,8 @@ macro_rules! crash_point {
 
 pub(crate) use crash_point;
 
-/// Marks a point at which a request names something. The process faults where GATHERFS_FAULT in the environment is that name.
+/// Marks a point at which a request names something. The process faults where GATHERFS_FAULT in the environment is that name, and makes
+/// a system call that no worker may make where GATHERFS_FORBIDDEN is.
 macro_rules! fault_point {
     ($name:expr) => {
         #[cfg(feature = "failpoints")]
@@ -147,8 +148,15 @@ mod hooked {
     /// The name with which a request ends the process.
     static FAULTY_NAME: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("GATHERFS_FAULT"));
 
+    /// The name with which a request has the process make a forbidden system call.
+    static FORBIDDEN_NAME: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("GATHERFS_FORBIDDEN"));
+
     /// A request names `name`.
     pub fn reach_name(name: &CStr) {
+        if FORBIDDEN_NAME.as_deref().is_some_and(|forbidden| forbidden.as_bytes() == name.to_bytes()) {
+            // SAFETY: takes a number, and changes nothing where it is allowed.
+            unsafe { libc::syscall(libc::SYS_getpgid, 0) };
+        }
         if FAULTY_NAME.as_deref().is_some_and(|faulty| faulty.as_bytes() == name.to_bytes()) {
             // SAFETY: the kernel chooses the place of a new mapping.
             let page = unsafe { mmap_anonymous(std::ptr::null_mut(), 1, ProtFlags::empty(), MapFlags::PRIVATE) };

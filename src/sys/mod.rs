@@ -19,6 +19,7 @@ pub mod lock;
 pub mod mode;
 pub mod mount;
 pub mod names;
+pub mod oom;
 pub mod open;
 pub mod process;
 pub mod signal;

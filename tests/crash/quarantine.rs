@@ -102,6 +102,28 @@ fn the_request_that_ends_workers_is_answered_with_an_error_and_every_other_one_a
     }
 }
 
+/// The filter of system calls ends the process without a handler: in a life of a second or more that is not told from SIGKILL, in the
+/// short lives after it, it is a fault.
+#[test]
+fn a_request_that_makes_a_forbidden_call_is_answered_with_an_error_and_the_share_is_served() {
+    let options = ["--seccomp", "kill", "--log-level=info"];
+    let daemon = Daemon::start_with(Scratch::on_tmpfs(), &options, &[("GATHERFS_FORBIDDEN", Path::new(POISON))]);
+    let guest = Guest::connect(daemon.socket(), &GuestOptions::default()).unwrap();
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().unwrap();
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
+    for (lived, deaths) in [(Duration::ZERO, 2), (SHORT_LIFE, 3)] {
+        std::thread::sleep(lived);
+        let died = || daemon.log().matches("; another one goes on with the guest's session").count();
+        let before = died();
+        let lookup = begin_lookup(&mut client, POISON);
+        assert_eq!(client.finish(lookup).unwrap().header.error, -libc::EIO, "{}", daemon.log());
+        assert_eq!(died() - before, deaths, "{}", daemon.log());
+        assert!(daemon.log().contains("the worker was ended by signal 31 (SIGSYS)"), "{}", daemon.log());
+        assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"contents"), Ok(8));
+    }
+}
+
 /// A fault while one request is in flight, and then a second death at each point of the recovery.
 #[test]
 fn a_request_is_blamed_for_a_fault_while_it_is_executed_alone_and_never_for_sigkill() {

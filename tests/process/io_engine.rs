@@ -159,7 +159,7 @@ fn where_io_uring_is_forbidden_it_is_said_once_and_served_without_or_refused() {
 }
 
 /// Has `command` run with at most `len` bytes of locked memory, which root cannot raise again.
-fn with_locked_memory(command: &mut Command, len: u64) -> &mut Command {
+pub(super) fn with_locked_memory(command: &mut Command, len: u64) -> &mut Command {
     let limit = move || {
         for set in [CapSet::Effective, CapSet::Permitted, CapSet::Bounding] {
             // A user other than root does not have it.

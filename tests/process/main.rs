@@ -4,6 +4,7 @@ mod arguments;
 mod bindfs;
 mod connections;
 mod dead_host;
+mod deaths;
 mod descriptors;
 mod device_errors;
 mod file_systems;

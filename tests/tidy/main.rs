@@ -360,13 +360,13 @@ fn every_yes_of_the_comparison_names_a_test_that_exists_and_every_no_says_what_t
     assert!(yes > 80 && no > 20, "{yes} rows say yes, {no} say no");
 }
 
-/// Words with three underscores or more; options and system calls have fewer.
-#[test]
-fn each_line_of_the_threat_model_names_tests_that_exist_or_says_why_there_is_none() {
-    let model = fs::read_to_string(repository().join("docs/THREAT_MODEL.md")).unwrap();
+/// The rows of the tables of `document` whose last column is "test": how many name tests there, and how many say "none: why". What is
+/// wrong is added to `found`: a test that does not exist, or neither. A word in quotes that `is_name` takes is a test.
+fn rows_with_tests(document: &str, is_name: fn(&str) -> bool, found: &mut Vec<String>) -> (usize, usize) {
+    let text = fs::read_to_string(repository().join(document)).unwrap();
     let written = tests_written();
-    let (mut held, mut bare, mut found, mut is_counted) = (0, 0, Vec::new(), false);
-    for (at, line) in model.lines().enumerate() {
+    let (mut held, mut bare, mut is_counted) = (0, 0, false);
+    for (at, line) in text.lines().enumerate() {
         let last = line.trim_end_matches('|').rsplit('|').next().unwrap().trim();
         if !line.starts_with('|') || last == "test" {
             // A table begins, or ends.
@@ -376,20 +376,36 @@ fn each_line_of_the_threat_model_names_tests_that_exist_or_says_why_there_is_non
         if !is_counted || line.starts_with("|---") {
             continue;
         }
-        let named: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|word| is_name_of_a_test(word)).collect();
+        let named: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|word| is_name(word)).collect();
         let missing = named.iter().filter(|name| !written.contains(&format!("fn {name}(")));
-        found.extend(missing.map(|name| format!("docs/THREAT_MODEL.md:{}: there is no test {name}", at + 1)));
+        found.extend(missing.map(|name| format!("{document}:{}: there is no test {name}", at + 1)));
         let is_bare = last.strip_prefix("none: ").is_some_and(|why| !why.is_empty());
         if is_bare == (last.starts_with('`') && !named.is_empty()) {
-            found.push(format!("docs/THREAT_MODEL.md:{}: neither tests nor \"none: why\"", at + 1));
+            found.push(format!("{document}:{}: neither tests nor \"none: why\"", at + 1));
         }
         held += usize::from(!is_bare);
         bare += usize::from(is_bare);
     }
+    (held, bare)
+}
+
+#[test]
+fn each_line_of_the_threat_model_names_tests_that_exist_or_says_why_there_is_none() {
+    let mut found = Vec::new();
+    let (held, bare) = rows_with_tests("docs/THREAT_MODEL.md", is_name_of_a_test, &mut found);
     fail_with("lines of the threat model", &found);
     assert!(held > 25 && bare > 0, "{held} lines have a test, {bare} have none");
 }
 
+#[test]
+fn each_state_that_is_to_survive_names_tests_that_exist_or_says_why_there_is_none() {
+    let mut found = Vec::new();
+    let (held, bare) = rows_with_tests("docs/RECOVERY.md", |word| word.contains('_'), &mut found);
+    fail_with("states in docs/RECOVERY.md", &found);
+    assert!(held > 35 && bare > 0, "{held} states have a test, {bare} have none");
+}
+
+/// Words with three underscores or more; options and system calls have fewer.
 fn is_name_of_a_test(word: &str) -> bool {
     word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }

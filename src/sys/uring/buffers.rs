@@ -1,6 +1,7 @@
 //! Memory that is registered with rings: its pages are pinned once, and a request that names it saves the kernel their look-up.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::types::CloneBuffersFlags;
 use io_uring::{Probe, Submitter, opcode};
@@ -29,6 +30,28 @@ pub(super) fn prepare(submitter: &Submitter<'_>) -> io::Result<bool> {
         submitter.register_buffers_sparse(u32::try_from(BUFFERS_MAX).unwrap_or(0))?;
     }
     Ok(has_them)
+}
+
+/// `struct io_uring_rsrc_update2` of linux/io_uring.h.
+#[repr(C)]
+struct Update {
+    first: u32,
+    reserved: u32,
+    buffers: *const libc::iovec,
+    tags: u64,
+    count: u32,
+    reserved2: u32,
+}
+
+/// Has the ring of a process that died register no memory any more: until then the kernel counts it as locked, and another ring cannot
+/// register it where the limit has room for it once. Without effect on a ring that has no table of buffers.
+pub(super) fn unregister_left(ring: BorrowedFd<'_>) {
+    let none = [NONE; BUFFERS_MAX];
+    let count = u32::try_from(BUFFERS_MAX).unwrap_or(0);
+    let update = Update { first: 0, reserved: 0, buffers: none.as_ptr(), tags: 0, count, reserved2: 0 };
+    let (number, len) = (ring.as_raw_fd(), size_of::<Update>());
+    // SAFETY: the kernel reads one structure of `len` bytes, and `count` entries, which are empty.
+    unsafe { libc::syscall(libc::SYS_io_uring_register, number, u32::from(IORING_REGISTER_BUFFERS_UPDATE), &raw const update, len) };
 }
 
 impl Uring {

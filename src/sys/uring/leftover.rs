@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::buffers::unregister_left;
+
 /// Between two looks at a ring that is not done.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
 /// The host is slow: worth a line in the log.
@@ -39,7 +41,8 @@ const CQE_LEN: usize = 16;
 /// IORING_OFF_SQ_RING: both queues, with one mapping (IORING_FEAT_SINGLE_MMAP, Linux 5.4).
 const QUEUES: u64 = 0;
 
-/// Waits until the kernel has finished everything that it took off `rings`, which had `entries` requests each. A descriptor that is no
+/// Waits until the kernel has finished everything that it took off `rings`, which had `entries` requests each, and has them let go of
+/// the memory that is registered with them. A descriptor that is no
 /// ring is passed over: its process died before it said so.
 ///
 /// # Errors
@@ -48,10 +51,12 @@ pub fn wait_for_leftover(rings: &[RawFd], entries: u32) -> io::Result<()> {
     let Some(entries) = NonZeroU32::new(entries).filter(|_| !rings.is_empty()) else { return Ok(()) };
     let layout = Layout::of(entries)?;
     for ring in rings {
-        // SAFETY: the number is only mapped; the kernel answers EBADF where it is not open.
-        match layout.wait_for(unsafe { BorrowedFd::borrow_raw(*ring) }) {
+        // SAFETY: the number is only handed to the kernel, which answers EBADF where it is not open.
+        let ring = unsafe { BorrowedFd::borrow_raw(*ring) };
+        match layout.wait_for(ring) {
+            Ok(()) => unregister_left(ring),
             Err(e) if e.raw_os_error() == Some(libc::ENOMEM) => return Err(e),
-            _ => {}
+            Err(_) => {}
         }
     }
     Ok(())
