@@ -323,7 +323,9 @@ fn inside(words: &[String]) -> ExitCode {
     .unwrap();
     let jail = match sandbox::enter(&options, Path::new(share)).unwrap() {
         Entered::Inside(jail) => jail,
-        Entered::Outside(inside) => return ExitCode::from(u8::try_from(outer.wait_for(inside.process, inside.oom_score).unwrap()).unwrap()),
+        Entered::Outside(inside) => {
+            return ExitCode::from(u8::try_from(outer.wait_for(inside.process, inside.oom_score).unwrap()).unwrap());
+        }
     };
     let rings = ring_parts().map(|parts| (Rings::new(1, false).expect("rings, where there is io_uring"), parts));
     let calls = OptionalCalls { rings: rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors()), ..OptionalCalls::default() };
