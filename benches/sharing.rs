@@ -96,7 +96,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn main() -> Result<(), Failure> {
     let scratch = Scratch::on_tmpfs();
     let root = File::open(scratch.path())?.into();
-    let share = Share::export(share_options(), Descriptors::of(4096), root, DescriptorDir::open()?)?;
+    let share = Share::export(share_options(), Descriptors::of(4096, None), root, DescriptorDir::open()?)?;
     share.begin_session(Features::default(), 1);
     share.enter_thread()?;
     let files = [open(&share, &scratch, "a")?, open(&share, &scratch, "b")?];

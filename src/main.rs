@@ -2,29 +2,27 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+mod serving;
+
 use std::ffi::OsString;
 use std::io::Write;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use gatherfs::config::{
-    self, Arguments, Checked, Deprecation, IoOptions, KeptDescriptors, Listening, ParseError, PolicySummary, SocketFile,
-};
-use gatherfs::device::{Finishing, Frontends, Resumed, Server, ServerOptions};
+use gatherfs::config::{self, Arguments, Checked, Deprecation, KeptDescriptors, Listening, ParseError, SocketFile};
 use gatherfs::host::{Descriptors, FileSystemWatch, Share};
-use gatherfs::io::{Rings, Which};
-use gatherfs::keeper::{self, Beginning, Examiner, Inheritance, Keeper, Kept, Start, Taken, Turn, Watching, WorkerEnd};
+use gatherfs::keeper::{self, Examiner, Keeper, Kept, Start, Taken, Turn};
 use gatherfs::outer::{self, ControlSocket, Herald, KeeperEnd, Notify, Outer};
-use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, OptionalCalls, Reach, RootDirectory};
+use gatherfs::sandbox::{self, Confined, Entered, Jail, Mode, Reach};
 use gatherfs::state::RequestRecords;
-use gatherfs::sys::signal::{self, Signals};
 use gatherfs::sys::working_dir::DescriptorDir;
-use gatherfs::sys::{descriptor, identity, stat, thread};
+use gatherfs::sys::{descriptor, identity, signal, stat};
 use gatherfs::trace::{self, Destination};
+
+use serving::{AnyError, Exported, serve, status_of};
 
 /// Exit status of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -32,7 +30,6 @@ const EXIT_USAGE: u8 = 2;
 /// Descriptors that the process's table has room for from the start, at most: 32 KiB of the kernel's memory. A daemon that opens
 /// more waits for the kernel each time that their number doubles.
 const ROOM_MAX: usize = 4096;
-type AnyError = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     // Our own bug. A VMM that sees its connection closed is better off than one with a queue that hangs.
@@ -123,7 +120,7 @@ fn start(checked: Checked, origin: Origin) -> Result<ExitCode, AnyError> {
     let is_confined = checked.sandbox.mode != Mode::None;
     let entered = open_files.map_err(AnyError::from).and_then(|open_files| {
         let ways = outer_or_herald(&checked, is_confined, control, notify, origin.kept.last().map_or(0, |(number, _)| number + 1))?;
-        Ok((ways, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files)))
+        Ok((ways, sandbox::enter(&checked.sandbox, &checked.share.shared_dir)?, Descriptors::of(open_files, checked.queues)))
     });
     let (channel, herald, jail, descriptors) = match entered {
         Ok((Ways::Alone(herald), Entered::Inside(jail), descriptors)) => (None, herald, jail, descriptors),
@@ -209,16 +206,6 @@ fn wait_outside(ways: Ways, inside: &Confined, mut socket: SocketFile, origin: O
     Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
 }
 
-/// A share, with what else is made before this process splits.
-struct Exported {
-    checked: Checked,
-    share: Share,
-    whole: Option<FileSystemWatch>,
-    has_landlock: bool,
-    /// In memory that all processes after the split have in common.
-    records: Arc<RequestRecords>,
-}
-
 /// Opens the share, and gives up files outside of it.
 fn export(
     checked: Checked,
@@ -292,7 +279,7 @@ fn prepare(taken: Taken, logs: bool) -> Result<(Keeper, Exported), AnyError> {
     trace::start(if logs { arguments.log_level().as_str() } else { "off" }, destination)?;
     let checked = config::check(&arguments, start.is_root, start.cpus)?;
     let (root, descriptor_dir) = (descriptor::inherited(start.share)?, descriptor::inherited(start.descriptor_dir)?);
-    let descriptors = Descriptors::of(sandbox::open_files());
+    let descriptors = Descriptors::of(sandbox::open_files(), checked.queues);
     let share = Share::export(checked.share.clone(), descriptors, root, DescriptorDir::of(descriptor_dir))?;
     let records = RequestRecords::attach(descriptor::inherited(start.records)?)?;
     let watch = |(fd, device)| descriptor::inherited(fd).map(|group| FileSystemWatch::of(group, device));
@@ -338,7 +325,9 @@ fn run(keeper: Keeper, socket: Option<SocketFile>, exported: Exported) -> Result
             std::mem::forget(socket);
             let served = serve(&end, exported, Some(&end), Herald::Nobody);
             end.say_leaving()?;
-            served.map(|()| ExitCode::SUCCESS)
+            // What was handed over and not taken is for the next worker, too.
+            std::mem::forget(end);
+            Ok(served.map_or_else(|e| fail(e.as_ref(), status_of(e.as_ref())), |()| ExitCode::SUCCESS))
         }
         Turn::Ended(end) => {
             // The worker's.
@@ -346,155 +335,4 @@ fn run(keeper: Keeper, socket: Option<SocketFile>, exported: Exported) -> Result
             Ok(ExitCode::from(u8::try_from(end.shell_status()).unwrap_or(1)))
         }
     }
-}
-
-/// The share that a worker serves, made as `model` is, and what its first session goes on with, where an earlier worker has begun it.
-/// Closes what that one has left open; `own` is what this one has opened.
-fn begin(end: &WorkerEnd, model: &Share, records: &RequestRecords, own: &[RawFd]) -> Result<(Share, Option<Resumed>), AnyError> {
-    let Inheritance { beginning, descriptors, queues, quarantined, .. } = end.inheritance();
-    let mut kept = [descriptors, own].concat();
-    let goes_on = !matches!(beginning, Beginning::First | Beginning::Idle);
-    let trusts = goes_on && *beginning != Beginning::Fresh;
-    let recovered = match trusts.then(|| records.inherit_share_arena()).flatten() {
-        Some(arena) if *beginning == Beginning::Restored => model
-            .restored(&arena, &kept)
-            .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
-            .ok()
-            .map(|(share, lost)| {
-                tracing::warn!("{lost}");
-                share
-            }),
-        Some(arena) => model
-            .recovered(arena, &kept)
-            .inspect_err(|e| tracing::error!("the records of the guest's files cannot be used: {e}; what it has open is lost"))
-            .ok(),
-        None if goes_on => {
-            tracing::error!("no records of the guest's files are used; what it has open is lost");
-            None
-        }
-        None => None,
-    };
-    let share = recovered.map_or_else(|| model.renewed(), Ok)?;
-    // Before the number that was named is closed.
-    records.set_share_arena(share.arena());
-    if *beginning != Beginning::First {
-        share.name_descriptors(&mut kept);
-        descriptor::close_others(&mut kept)?;
-    }
-    end.say_ready()?;
-    let finishing = match beginning {
-        Beginning::OneByOne => Finishing::OneByOne,
-        Beginning::Careful | Beginning::Fresh => Finishing::GivenUp,
-        _ => Finishing::AtOnce,
-    };
-    Ok((share, goes_on.then(|| Resumed { rings: queues.clone(), finishing, quarantined: *quarantined })))
-}
-
-/// Serves one VMM after the other, or only the first. `end` leads to the keeper, if there is one; else `herald` is told.
-fn serve(frontends: &impl Frontends, exported: Exported, end: Option<&WorkerEnd>, herald: Herald) -> Result<(), AnyError> {
-    let Exported { checked, share, whole, has_landlock, records } = exported;
-    // What was open when the keeper started its first worker stays open for the next one.
-    let (share, whole) = (ManuallyDrop::new(share), ManuallyDrop::new(whole));
-    let (device, config_space, keep_listening) = (checked.device, checked.config_space, checked.keep_listening);
-    if let Some(end) = end {
-        Rings::wait_for_leftover(&end.inheritance().rings)?;
-    }
-    let rings = make_rings(checked.io)?;
-    let descriptors = rings.as_ref().map_or_else(Vec::new, |(rings, _)| rings.descriptors());
-    let optional = OptionalCalls {
-        registers_memory: rings.as_ref().is_some_and(|(rings, _)| rings.pins_memory()),
-        binds_threads: !checked.queue_cpus.is_empty(),
-        rings: descriptors.clone(),
-    };
-    let signals = Signals::new()?;
-    let root = if end.is_some() { RootDirectory::Host } else { checked.sandbox.mode.root() };
-    sandbox::seal(checked.sandbox.seccomp, root, &optional)?;
-    // An earlier worker's records are read under the list of system calls that this one has for the guest's requests.
-    let (share, resumed) = match end {
-        Some(end) => {
-            end.say_rings(&descriptors)?;
-            begin(end, &share, &records, &[&descriptors[..], &[signals.as_fd().as_raw_fd()]].concat())?
-        }
-        None => (ManuallyDrop::into_inner(share), None),
-    };
-    let is_first = resumed.is_none();
-    let server = Server::new(
-        share,
-        ServerOptions { device, config_space, keep_listening, rings, queue_cpus: checked.queue_cpus, records, resumed },
-    )?;
-    let share = server.share();
-    if checked.watch
-        && let Err(e) = share.start_watch(ManuallyDrop::into_inner(whole))
-    {
-        return Err(format!("--watch: changes on the host cannot be watched here: {e}; it takes Linux 5.13, else leave it out").into());
-    }
-    let herald = Arc::new(herald);
-    let watching = Watching {
-        stopper: server.stopper(),
-        metrics: Arc::clone(server.metrics()),
-        witness: end.map(WorkerEnd::witness).transpose()?,
-        herald: Arc::clone(&herald),
-    };
-    thread::start("signals", move || watching.run(&signals))?;
-    if is_first {
-        let place = match &checked.listening {
-            Listening::Path { path, .. } => path.display().to_string(),
-            Listening::Inherited(fd) => format!("inherited socket {fd}"),
-        };
-        log_start(&share, &checked.tag, &place);
-        if checked.watch {
-            tracing::info!("--watch sees {}", share.watch_sees());
-        }
-        log_policies(checked.summary, &share, has_landlock);
-        // Kata Containers waits for this line.
-        tracing::info!("Waiting for vhost-user socket connection...");
-    }
-    // The first session's; from the second on it is another one.
-    drop(share);
-    herald.ready();
-    let served = server.serve(frontends);
-    herald.stopping();
-    served?;
-    tracing::debug!("metrics {}", server.metrics().to_json());
-    Ok(())
-}
-
-/// Logs what is shared, where, and what its file system lacks.
-fn log_start(share: &Share, tag: &str, place: &str) {
-    let kept = if share.is_by_handle() { "file handles" } else { "descriptors" };
-    tracing::info!("sharing {} as \"{tag}\" on {place} (inodes as {kept})", share.path().display());
-    if !share.fs_limits().is_empty() {
-        let limits: Vec<String> = share.fs_limits().iter().map(ToString::to_string).collect();
-        tracing::info!("the file system of {} has no {}", share.path().display(), limits.join(", no "));
-    }
-}
-
-/// The rings of the request queues; none where the kernel forbids io_uring, which is an error where it is required.
-fn make_rings(options: IoOptions) -> Result<Option<(Arc<Rings>, Which)>, AnyError> {
-    if options.rings == 0 {
-        return Ok(None);
-    }
-    match Rings::new(options.rings, options.pins_memory) {
-        Ok(rings) => Ok(Some((Arc::new(rings), options.which))),
-        Err(e) if options.is_required() => Err(format!("--io-engine uring: {e}; else leave it out").into()),
-        Err(e) => {
-            tracing::warn!(
-                "direct I/O is done without io_uring, which cannot be used: {e}; --io-engine sync turns it off without this warning"
-            );
-            Ok(None)
-        }
-    }
-}
-
-/// Logs the policies in force, and what is turned off, by an option or because the host does not have it.
-fn log_policies(summary: PolicySummary, share: &Share, has_landlock: bool) {
-    let mut off = summary.turned_off;
-    if share.refuses_handles() {
-        off.push("file handles (the host refuses open_by_handle_at; each inode that the guest knows keeps a descriptor open)".to_owned());
-    }
-    if !has_landlock {
-        off.push("Landlock (the kernel has none)".to_owned());
-    }
-    let off = if off.is_empty() { "nothing".to_owned() } else { off.join(", ") };
-    tracing::info!("{}; turned off: {off}", summary.policies);
 }

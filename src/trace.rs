@@ -1,6 +1,7 @@
 //! The log: its destination and its rate limits. Knows nothing of the messages.
 #![forbid(unsafe_code)]
 
+mod standard_error;
 mod syslog;
 
 use std::io::IsTerminal;
@@ -15,6 +16,8 @@ use tracing_subscriber::fmt::SubscriberBuilder;
 use tracing_subscriber::fmt::format::{DefaultFields, Format};
 
 use syslog::Syslog;
+
+pub use standard_error::StandardError;
 
 /// The most lines of one call site in a second, so that a guest cannot fill the log.
 const LINES_PER_SECOND_MAX: u64 = 5;
@@ -56,7 +59,7 @@ pub fn start(level: &str, destination: Destination<'_>) -> std::io::Result<Optio
         None => {
             let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
             let is_terminal = std::io::stderr().is_terminal();
-            log(asked.as_deref().unwrap_or(level)).with_writer(std::io::stderr).with_ansi(is_terminal).try_init()
+            log(asked.as_deref().unwrap_or(level)).with_writer(StandardError::new).with_ansi(is_terminal).try_init()
         }
     };
     result

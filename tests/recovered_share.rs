@@ -50,7 +50,7 @@ struct Lives {
 
 impl Lives {
     fn new(directory: &Path, options: Options) -> Lives {
-        Lives::with(directory, options, Descriptors::of(4096))
+        Lives::with(directory, options, Descriptors::of(4096, None))
     }
 
     fn with(directory: &Path, options: Options, descriptors: Descriptors) -> Lives {

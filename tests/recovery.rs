@@ -89,7 +89,7 @@ impl Lives {
         std::fs::write(shared_dir.join("file"), content).unwrap();
         let root = std::fs::File::open(&shared_dir).unwrap().into();
         let share_options = Options { shared_dir, host_locks: true, ..share_options() };
-        let share = Share::export(share_options, Descriptors::of(4096), root, DescriptorDir::open().unwrap()).unwrap();
+        let share = Share::export(share_options, Descriptors::of(4096, None), root, DescriptorDir::open().unwrap()).unwrap();
         let config_space = Some(ConfigSpace::new("tag", options.request_queues as u16).unwrap());
         let records = RequestRecords::new().unwrap();
         let (device, queue_cpus) = Default::default();

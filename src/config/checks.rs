@@ -111,6 +111,8 @@ pub struct Checked {
     pub tag: String,
     /// Limits of queues, requests and threads.
     pub device: DeviceOptions,
+    /// Queues of the device, with that for FORGET, where the number was given.
+    pub queues: Option<u16>,
     /// CPUs of the threads that serve each request queue.
     pub queue_cpus: QueueCpus,
     /// The sandbox.
@@ -222,6 +224,7 @@ pub fn check(arguments: &Arguments, is_root: bool, cpus: usize) -> Result<Checke
         config_space: is_asked_for.then_some(config_space),
         tag,
         device: device_options(a, cpus),
+        queues: a.num_request_queues.map(|queues| queues + 1),
         queue_cpus: queue_cpus(a.queue_cpus.as_ref(), a.num_request_queues)?,
         sandbox: sandbox_of(a, is_root)?,
         share: Options {

@@ -2,6 +2,7 @@
 //! exported directory, counters and bounds. Knows nothing of command lines, signals or confinement.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use crate::host::{Export, Share};
 use crate::io::{Rings, Which};
 use crate::metrics::Metrics;
 use crate::state::RequestRecords;
+use crate::sys::shortage;
 
 /// Between two looks whether requests are finished, while the guest waits.
 const DRAIN_LOOK_AGAIN: Duration = Duration::from_micros(200);
@@ -31,6 +33,11 @@ pub trait Frontends {
 
     /// The socket on which it is accepted.
     fn listener(&self) -> io::Result<UnixListener>;
+
+    /// Whether another process goes on with a session for which this one lacks something.
+    fn is_replaced(&self) -> bool {
+        false
+    }
 }
 
 impl Frontends for UnixListener {
@@ -73,6 +80,16 @@ pub enum ServeError {
     Session(#[from] SessionError),
 }
 
+impl ServeError {
+    /// Whether the host lacks a thread, memory or a descriptor at the moment, and nothing else is wrong.
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            ServeError::Wait(e) => shortage::is_one(e),
+            ServeError::Session(e) => e.is_shortage(),
+        }
+    }
+}
+
 /// An exported directory with all that its sessions share.
 #[derive(Debug)]
 pub struct Server {
@@ -87,7 +104,10 @@ impl Server {
     pub fn new(share: Share, options: ServerOptions) -> io::Result<Server> {
         let metrics = Arc::new(Metrics::new(&share.path().to_string_lossy(), &Opcode::NAMES));
         options.records.set_share_arena(share.arena());
-        Ok(Server { export: Arc::new(Export::new(share)), metrics, options, stop: Arc::new(Stop::new()?) })
+        // Where that fails nothing is dropped: what the guest has open is for the next worker.
+        let export = ManuallyDrop::new(Arc::new(Export::new(share)));
+        let stop = Arc::new(Stop::new()?);
+        Ok(Server { export: ManuallyDrop::into_inner(export), metrics, options, stop })
     }
 
     /// The share of the present FUSE session, or of the next one.
@@ -128,7 +148,8 @@ impl Server {
                 None => service,
             };
             match self.serve_one(frontends, &Arc::new(change(service))) {
-                Err(e) if options.keep_listening => tracing::error!("{e}"),
+                // The keeper starts another worker, which goes on with the session.
+                Err(e) if options.keep_listening && !(frontends.is_replaced() && e.is_shortage()) => tracing::error!("{e}"),
                 Err(e) => return Err(e),
                 Ok(()) => {}
             }
@@ -141,7 +162,7 @@ impl Server {
 
     /// Serves the frontend that connects next.
     fn serve_one(&self, frontends: &impl Frontends, service: &Arc<Service>) -> Result<(), ServeError> {
-        let session = Session::accept(frontends.listener()?, service, self.options.config_space.clone())?;
+        let session = Session::accept(frontends.listener()?, service, self.options.config_space.clone(), frontends.is_replaced())?;
         tracing::info!("a VMM connected");
         self.stop.set_session(session.stopper().map(|stopper| (stopper, Arc::downgrade(service))));
         let ended = session.wait();
@@ -166,15 +187,15 @@ impl ServerStopper {
         self.0.stop()
     }
 
-    /// For another process that is to go on: takes no more requests, and waits for those in flight, at most for `time`. If some are
-    /// left then, takes requests again, and returns their number.
-    pub fn drain(&self, time: Duration) -> u32 {
+    /// For another process that is to go on: takes no more requests, and waits until no thread is in the host for the guest, at most for
+    /// `time`. If some are then, takes requests again, and returns their number.
+    pub fn drain(&self, time: Duration) -> u64 {
         let service = self.0.session.lock().as_ref().and_then(|(_, service)| service.upgrade());
         let Some(service) = service else { return 0 };
         service.set_paused(true);
         let until = Instant::now() + time;
         loop {
-            match service.requests_in_flight() {
+            match service.in_host() {
                 0 => return 0,
                 left if Instant::now() >= until => {
                     service.set_paused(false);

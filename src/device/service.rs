@@ -210,6 +210,12 @@ impl Service {
         self.metrics.stuck.get().saturating_sub(self.metrics.stuck_returned.get())
     }
 
+    /// What a thread of this process does in the host for the guest: requests in flight, requests that were given up, files of sessions that
+    /// ended. The process cannot end before it is done.
+    pub(super) fn in_host(&self) -> u64 {
+        u64::from(self.requests_in_flight()) + self.stuck_threads() + self.export.closing() as u64
+    }
+
     /// How many request queues the frontend has started.
     pub(super) fn running_request_queues(&self) -> usize {
         let request_queues = self.queues.get().into_iter().flatten().skip(1);

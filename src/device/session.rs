@@ -23,7 +23,7 @@ use super::service::{Finishing, Service, SessionQueue};
 use super::vring::{HookedVring, Memory, collect_queues};
 use super::watchdog;
 use crate::guest::{DirtyLog, GuestMap, MappedMemory};
-use crate::sys::thread;
+use crate::sys::{shortage, thread};
 use crate::types::QueueIndex;
 
 /// The largest queue that virtio allows (virtio 1.3 section 2.7).
@@ -41,6 +41,13 @@ pub enum SessionError {
     /// The frontend broke the vhost-user protocol.
     #[error("the frontend broke the vhost-user protocol: {0}")]
     Protocol(DaemonError),
+}
+
+impl SessionError {
+    /// Whether the host lacks a thread, memory or a descriptor at the moment, and nothing else is wrong.
+    pub(super) fn is_shortage(&self) -> bool {
+        matches!(self, SessionError::Start(e) | SessionError::Accept(DaemonError::StartDaemon(e)) if shortage::is_one(e))
+    }
 }
 
 /// The backend object that the crate calls.
@@ -201,8 +208,14 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Waits for a frontend on `listener` and serves it. A configuration space is offered if there is one.
-    pub fn accept(listener: UnixListener, service: &Arc<Service>, config: Option<ConfigSpace>) -> Result<Session, SessionError> {
+    /// Waits for a frontend on `listener` and serves it. A configuration space is offered if there is one. With `is_replaced` a frontend
+    /// that cannot be served for lack of a thread does not notice: `listener` stays open for the process that goes on.
+    pub fn accept(
+        listener: UnixListener,
+        service: &Arc<Service>,
+        config: Option<ConfigSpace>,
+        is_replaced: bool,
+    ) -> Result<Session, SessionError> {
         if !service.is_resuming() {
             service.records.clear();
         }
@@ -211,7 +224,7 @@ impl Session {
         let memory = Memory::new(MappedMemory::new());
         // Drop queues that a failed attempt left behind.
         drop(collect_queues());
-        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
+        let daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&device), memory).map_err(SessionError::Accept)?;
         let queues = collect_queues();
         let activity = Arc::new(Activity::default());
         for (index, queue) in (0..).zip(&queues) {
@@ -221,19 +234,26 @@ impl Session {
         }
         let _ = device.queues.set(queues.clone());
         service.set_queues(queues.iter().map(|queue| Arc::downgrade(queue) as Weak<dyn SessionQueue>).collect());
-        daemon.start(&mut Listener::from(listener)).map_err(SessionError::Accept)?;
+        let (watchdog, one_by_one) = match start_threads(service, &queues, &activity) {
+            Ok(threads) => threads,
+            Err(e) => {
+                activity.end();
+                if is_replaced {
+                    std::mem::forget(listener);
+                }
+                return Err(e.into());
+            }
+        };
+        let mut session = Session { daemon, device, activity, watchdog: Some(watchdog), one_by_one };
+        if let Err(e) = session.daemon.start(&mut Listener::from(listener)) {
+            if is_replaced {
+                // Its end would be that of what the guest has open.
+                std::mem::forget(session);
+            }
+            return Err(SessionError::Accept(e));
+        }
         service.metrics.connections.increment();
-        let one_by_one = if service.finishing() == Finishing::OneByOne {
-            let (service, queues) = (Arc::clone(service), queues.clone());
-            Some(thread::start("one by one", move || alone::run(&service, &queues))?)
-        } else {
-            None
-        };
-        let watchdog = {
-            let (activity, every) = (Arc::clone(&activity), service.options.relieve_after);
-            thread::start("watchdog", move || watchdog::run(&activity, &queues, every))?
-        };
-        Ok(Session { daemon, device, activity, watchdog: Some(watchdog), one_by_one })
+        Ok(session)
     }
 
     /// What ends this session from another thread.
@@ -265,6 +285,26 @@ impl Session {
         // Guest memory that is pinned is released.
         self.device.service.set_memory(GuestMap::empty());
     }
+}
+
+/// The watchdog, and the thread that has requests executed one by one where that is to be.
+type Threads = (JoinHandle<()>, Option<JoinHandle<()>>);
+
+/// Starts the threads of a session. An error where there is no room for one.
+fn start_threads(service: &Arc<Service>, queues: &[Arc<Queue>], activity: &Arc<Activity>) -> io::Result<Threads> {
+    let one_by_one = if service.finishing() == Finishing::OneByOne {
+        let (service, queues) = (Arc::clone(service), queues.to_vec());
+        Some(thread::start("one by one", move || alone::run(&service, &queues))?)
+    } else {
+        None
+    };
+    let watchdog = {
+        let (activity, queues, every) = (Arc::clone(activity), queues.to_vec(), service.options.relieve_after);
+        thread::start("watchdog", move || watchdog::run(&activity, &queues, every))?
+    };
+    // The crate closes the connection where it cannot start its thread: whether there is room for one more is seen before.
+    let _ = thread::start("room", || ())?.join();
+    Ok((watchdog, one_by_one))
 }
 
 impl Drop for Session {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::activity::Activity;
 use super::leadership::Look;
 use super::queue::Queue;
-use super::worker::relieve;
+use super::worker::{add_missing, relieve};
 
 /// Checks without any leader awake after which the thread sleeps.
 const QUIET_LOOKS_MAX: u32 = 25;
@@ -47,6 +47,7 @@ fn look(queues: &[Arc<Queue>], turns_seen: &mut [u64]) -> bool {
             // Under the same lock as the check: a leader that has returned and sleeps must not lose the lead.
             relieve(queue, &mut state);
         }
+        is_any_awake |= add_missing(queue, &mut state);
     }
     is_any_awake
 }

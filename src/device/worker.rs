@@ -38,24 +38,31 @@ const STUCK_MAX: u64 = 512;
 
 /// Starts the queue's first thread once the frontend starts the queue.
 pub(super) fn ensure_served(queue: &Arc<Queue>) {
-    let mut state = queue.state.lock();
-    if state.setup.ready && state.leadership.threads() == 0 && queue.watch().is_some() {
-        if let Some(Bound { index, service, .. }) = queue.bound()
-            && service.cpus.of(*index) == OfQueue::Missing
-        {
-            let index = index.0;
-            warn_limited!(
-                service.limiter;
-                "--queue-cpus has no list for queue {index}, whose threads are not bound; give as many lists as the VMM has request queues"
-            );
-        }
-        add_thread(queue, &mut state);
+    if add_missing(queue, &mut queue.state.lock())
+        && let Some(Bound { index, service, .. }) = queue.bound()
+        && service.cpus.of(*index) == OfQueue::Missing
+    {
+        let index = index.0;
+        warn_limited!(
+            service.limiter;
+            "--queue-cpus has no list for queue {index}, whose threads are not bound; give as many lists as the VMM has request queues"
+        );
     }
+}
+
+/// Starts the queue's first thread where the queue is to be served and has none, perhaps since there was no room for one. Whether it had
+/// none. The state is the caller's locked one.
+pub(super) fn add_missing(queue: &Arc<Queue>, state: &mut State) -> bool {
+    let lacks_one = state.setup.ready && state.leadership.threads() == 0 && queue.watch().is_some();
+    if lacks_one {
+        add_thread(queue, state);
+    }
+    lacks_one
 }
 
 /// Starts one more thread for `queue` if it may have one. The state is the caller's locked one.
 fn add_thread(queue: &Arc<Queue>, state: &mut State) {
-    let Some(Bound { index, service, .. }) = queue.bound() else { return };
+    let Some(Bound { index, service, activity }) = queue.bound() else { return };
     if service.stuck_threads() >= STUCK_MAX {
         warn_limited!(service.limiter; "the host does not finish {STUCK_MAX} requests that were given up: no more threads are started until it does");
         return;
@@ -78,7 +85,8 @@ fn add_thread(queue: &Arc<Queue>, state: &mut State) {
         Err(e) => {
             state.leadership.end_thread();
             if state.leadership.threads() == 0 {
-                tracing::error!("cannot start a thread for queue {}: {e}; it is not served", index.0);
+                warn_limited!(service.limiter; "cannot start a thread for queue {}: {e}; it is tried again, and the queue waits", index.0);
+                activity.note();
             } else {
                 // The threads that are there go on serving.
                 tracing::debug!("cannot start another thread for queue {}: {e}", index.0);

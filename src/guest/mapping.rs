@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use vm_memory::FileOffset;
 
 /// A shared mapping of a part of the guest's memory file.
@@ -38,6 +38,7 @@ impl Mapping {
         // SAFETY: the kernel chooses an unused address range for the new mapping.
         let host = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, file.file(), file.start()) }?;
         let host = NonNull::new(host.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        leave_out_of_dumps(host, len);
         Ok(Mapping { host, len, cuts: AtomicUsize::new(0) })
     }
 
@@ -111,6 +112,13 @@ impl Mapping {
         // SAFETY: as in `replace_by_zeroes`.
         let _ = unsafe { rustix::mm::mmap_anonymous(shared.as_ptr().cast(), range.len(), ProtFlags::empty(), flags) };
     }
+}
+
+/// Has a core dump of the process not contain the `len` bytes that are mapped from `host` on: it would have the guest's memory, and the
+/// next worker cannot begin before the dump is written. An error is ignored.
+pub(super) fn leave_out_of_dumps(host: NonNull<u8>, len: usize) {
+    // SAFETY: the advice does not change the contents.
+    let _ = unsafe { rustix::mm::madvise(host.as_ptr().cast(), len, Advice::LinuxDontDump) };
 }
 
 /// The whole pages in `ranges` below `len`, merged and in ascending order.

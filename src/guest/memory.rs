@@ -15,7 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::copy;
 use super::dirty::DirtyLog;
-use super::mapping::Mapping;
+use super::mapping::{Mapping, leave_out_of_dumps};
 use super::region::{Bounds, Part, RegionIndex};
 
 /// The mappings that vhost-user-backend made.
@@ -87,6 +87,7 @@ impl GuestMap {
             .iter()
             .filter_map(|region| {
                 let len = usize::try_from(region.len()).ok()?;
+                leave_out_of_dumps(NonNull::new(region.as_ptr())?, len);
                 let own = region.file_offset().map(|file| Mapping::new(file, len)).transpose();
                 let own = own.inspect_err(|e| tracing::warn!("guest memory cannot be mapped twice: {e}")).unwrap_or_default();
                 let host = own.as_ref().map_or(NonNull::new(region.as_ptr())?, Mapping::host);

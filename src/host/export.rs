@@ -74,6 +74,13 @@ impl Export {
     }
 }
 
+impl Export {
+    /// Sessions that ended, and whose files the host has not closed yet.
+    pub fn closing(&self) -> usize {
+        self.ended.lock().len()
+    }
+}
+
 /// The files of a session that ended, while a thread closes them.
 #[derive(Debug)]
 #[must_use]

@@ -1,9 +1,11 @@
 //! Why a directory or file cannot be shared: the cause, and what to do instead.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::inodes::RootFault;
 use crate::state::ArenaError;
+use crate::sys::shortage;
 use crate::types::Errno;
 
 /// Why a directory or file cannot be shared.
@@ -38,6 +40,19 @@ pub enum ShareError {
         /// The errno of the system call.
         errno: Errno,
     },
+}
+
+impl ShareError {
+    /// Whether the host lacks memory or a descriptor at the moment, and nothing else is wrong.
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            ShareError::Arena(ArenaError::Map { source, .. }) => shortage::is_one(source),
+            ShareError::Arena(ArenaError::Unreadable(errno)) | ShareError::Root { errno, .. } => {
+                shortage::is_one(&io::Error::from_raw_os_error(errno.raw()))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl ShareError {

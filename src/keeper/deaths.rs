@@ -67,7 +67,14 @@ pub enum Cause {
     },
     /// SIGKILL: somebody's wish, or the machine was out of memory.
     Killed,
+    /// It has said that the host lacked something that it needed.
+    Shortage,
 }
+
+/// The exit status of a worker that the host had no thread, memory or descriptor for (EX_TEMPFAIL of sysexits.h).
+pub const SHORTAGE: u8 = 75;
+/// The first wait after that; each is twice the one before, up to [`WAIT_MAX`].
+const SHORTAGE_WAIT_MIN: Duration = Duration::from_millis(50);
 
 /// The deaths so far.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -122,6 +129,10 @@ impl Deaths {
                 self.wait
             }
             Cause::Killed if self.quick > QUICK_MAX => WAIT_MIN,
+            Cause::Shortage => {
+                self.wait = (self.wait * 2).clamp(SHORTAGE_WAIT_MIN, WAIT_MAX);
+                self.wait
+            }
             _ => Duration::ZERO,
         };
         self.recent.push_back(now);
@@ -129,7 +140,7 @@ impl Deaths {
             self.recent.pop_front();
         }
         let trust = match (self.faults / FAULTS_MAX, cause) {
-            (0, Cause::Killed) => Trust::All,
+            (0, Cause::Killed | Cause::Shortage) => Trust::All,
             (0, Cause::Fault { .. }) => Trust::OneByOne,
             (1, _) => Trust::Files,
             (2, _) => Trust::Nothing,

@@ -311,7 +311,7 @@ impl Keeping {
         connection: &Relay,
     ) -> io::Result<()> {
         let no_memfd = || io::Error::new(io::ErrorKind::NotFound, "the records have no file (RLIMIT_FSIZE is too low)");
-        let share_arena = records.inherit_share_arena().ok_or_else(no_memfd)?;
+        let share_arena = records.inherit_share_arena()?.ok_or_else(no_memfd)?;
         let own_records = records.descriptor().ok_or_else(no_memfd)?.try_clone_to_owned()?;
         let given = Given {
             version: VERSION,

@@ -21,7 +21,7 @@ use crate::sys::{fault, identity, thread};
 /// Between two looks whether the other threads have ended, when one has: they end within milliseconds, if the host does not hold one up.
 /// Later an eighth of the time since, up to the second.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(100));
-/// The host holds a thread up: worth a line in the log, after this time, and then one each of the second.
+/// The host holds a worker up: worth a line in the log, after this time, and then one each of the second.
 const HELD_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Bytes of what the worker says at most.
@@ -48,15 +48,9 @@ pub struct Life {
     pub is_busy: bool,
     /// Readable when one thread of the worker's, not its first, has ended. `None` before Linux 6.9, and when it is known.
     thread: Option<OwnedFd>,
-    /// A thread has ended, and the process is not about to end in order.
-    death: Option<Death>,
-}
-
-/// A worker whose threads end.
-#[derive(Debug)]
-struct Death {
-    since: Instant,
-    /// When it is worth a line in the log that one has not.
+    /// Since when threads end, where the process is not about to end in order.
+    died: Option<Instant>,
+    /// When it is worth a line in the log that it does not serve.
     tell_at: Instant,
     is_told: bool,
 }
@@ -91,9 +85,11 @@ pub fn start(mut inheritance: Inheritance, is_visible: bool) -> io::Result<Side>
             let number = worker.end().as_raw_fd().to_ne_bytes();
             let is_later = inheritance.beginning != Beginning::First;
             let since = Instant::now();
-            let (rings, thread, death) = (Vec::new(), None, None);
-            let (is_ready, is_leaving, is_alive, is_busy) = (false, false, false, false);
-            let life = Life { worker, control: ours, since, is_later, is_ready, is_leaving, rings, is_alive, is_busy, thread, death };
+            let (rings, thread, died, tell_at) = (Vec::new(), None, None, since + HELD_UP.0);
+            let [is_ready, is_leaving, is_alive, is_busy, is_told] = [false; 5];
+            let control = ours;
+            let life =
+                Life { worker, control, since, is_later, is_ready, is_leaving, rings, is_alive, is_busy, thread, died, tell_at, is_told };
             let begun = || -> io::Result<()> {
                 identity::lay_down_capabilities().map_err(|errno| io::Error::from_raw_os_error(errno.raw()))?;
                 sendmsg(&life.control, &[IoSlice::new(&number)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
@@ -203,40 +199,54 @@ impl Life {
     pub fn note_thread_end(&mut self) -> io::Result<()> {
         self.hear()?;
         self.thread = None;
-        let since = Instant::now();
-        self.death = (!self.is_leaving).then(|| Death { since, tell_at: since + HELD_UP.0, is_told: false });
+        if !self.is_leaving {
+            self.died = Some(Instant::now());
+            (self.tell_at, self.is_told) = (Instant::now() + HELD_UP.0, false);
+        }
         Ok(())
     }
 
     /// Whether it serves: it is ready, and none of its threads has ended.
     pub fn serves(&self) -> bool {
-        self.is_ready && self.death.is_none()
+        self.is_ready && self.died.is_none()
     }
 
-    /// Whether every thread has ended after one has: none of their system calls is in progress. Logs now and then that the host holds
-    /// one up.
-    pub fn have_threads_ended(&mut self) -> bool {
-        let Some(death) = self.death.as_mut().filter(|_| !self.is_leaving) else { return false };
-        let have_ended = thread::have_all_ended();
-        if !have_ended && death.tell_at <= Instant::now() {
-            (death.tell_at, death.is_told) = (Instant::now() + HELD_UP.1, true);
-            tracing::error!(
-                "the worker died {} s ago, and the host has not finished a system call of one of its threads (a server or a disk that \
-                 does not respond?); the guest waits for it",
-                death.since.elapsed().as_secs()
-            );
-        }
-        have_ended
+    /// Whether every thread has ended after one has: none of their system calls is in progress.
+    pub fn have_threads_ended(&self) -> bool {
+        self.died.is_some() && !self.is_leaving && thread::have_all_ended()
     }
 
-    /// Whether the log says that the host holds a thread up.
+    /// Whether it has died a while ago, and the host has not finished what one of its threads does.
     pub fn is_held_up(&self) -> bool {
-        self.death.as_ref().is_some_and(|death| death.is_told)
+        self.died.is_some() && self.is_told
     }
 
-    /// When to look at the threads again, if one has ended.
+    /// Where it does not serve for longer than the host usually takes, what the status says of that. Logs it now and then.
+    pub fn tell_delay(&mut self) -> Option<&'static str> {
+        let (log, status) = match self.died {
+            Some(_) => (
+                "the worker has died, and the host has not finished a system call of one of its threads",
+                "the worker has died, and the host has not finished what a thread of it does",
+            ),
+            None => (
+                "a worker has begun and is not ready: the host has not finished what it needs, or what an earlier one has left",
+                "a worker has begun and is not ready",
+            ),
+        };
+        if self.tell_at <= Instant::now() {
+            (self.tell_at, self.is_told) = (Instant::now() + HELD_UP.1, true);
+            let time = self.died.unwrap_or(self.since).elapsed().as_secs();
+            tracing::error!("{log}, for {time} s (a server or a disk that does not respond?); the guest waits for it");
+        }
+        self.is_told.then_some(status)
+    }
+
+    /// When to look at it again, where it does not serve.
     pub fn look_again(&self) -> Option<Duration> {
-        self.death.as_ref().map(|death| (death.since.elapsed() / 8).clamp(LOOK_AGAIN.0, LOOK_AGAIN.1))
+        match self.died {
+            Some(since) => Some((since.elapsed() / 8).clamp(LOOK_AGAIN.0, LOOK_AGAIN.1)),
+            None => (!self.is_ready).then_some(HELD_UP.0),
+        }
     }
 
     /// Gives the worker a socket on which a frontend's connection is accepted.

@@ -40,6 +40,7 @@ mod upgrade;
 mod watching;
 mod worker_end;
 
+pub use deaths::SHORTAGE;
 pub use handover::{Cause, Examiner, FileIdentity, HandOverError, Start, Taken, handed_over};
 pub use keeping::{Kept, KeptError};
 pub use process::{Keeper, Turn};

@@ -4,6 +4,7 @@
 mod keeping;
 mod reconnecting;
 mod replacing;
+mod signals;
 mod telling;
 
 use std::io;
@@ -16,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::connection;
-use super::deaths::{Cause, Deaths, SHORT_LIFE};
+use super::deaths::{Cause, Deaths, SHORT_LIFE, SHORTAGE};
 use super::handover::{Start, Taken};
 use super::keeping::Keeping;
 use super::life::{self, Life, Side, described, is_ready};
@@ -27,11 +28,9 @@ use super::worker_end::{Beginning, Inheritance, WorkerEnd};
 use crate::outer::{KeeperEnd, Said};
 use crate::state::RequestRecords;
 use crate::sys::process::{self, Child, End};
-use crate::sys::signal::{self, Signals};
+use crate::sys::signal::Signals;
 use crate::sys::{descriptor, fault, thread};
 
-/// How long after one could not be started another worker is.
-const START_AGAIN: Duration = Duration::from_millis(100);
 /// How long no connection is accepted after one could not be: what was missing, descriptors for example, will still be missing at once.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -72,6 +71,8 @@ pub struct Keeper {
     /// By which a worker names the request that it executes alone.
     records: Arc<RequestRecords>,
     deaths: Deaths,
+    /// How long was waited after a worker could not be started, and when that is worth a line in the log again.
+    failed_starts: Option<(Duration, Instant)>,
     /// The io_uring rings of workers that died, until another one has waited for them.
     rings: Vec<RawFd>,
     /// Workers of which every thread has ended, until the kernel has taken down their memory.
@@ -149,6 +150,7 @@ impl Keeper {
             accept_at: None,
             records,
             deaths: Deaths::default(),
+            failed_starts: None,
             rings: Vec::new(),
             ending: Vec::new(),
             examined: Vec::new(),
@@ -185,8 +187,12 @@ impl Keeper {
             let mut life = match life::start(self.inheritance(beginning), self.is_visible) {
                 Ok(Side::Keeper(life)) => life,
                 Err(e) if beginning != Beginning::First => {
-                    tracing::error!("cannot start another worker: {e}; it is tried again");
-                    if self.rest(START_AGAIN)? { continue } else { return Ok(Turn::Ended(End::Exit(0))) }
+                    let wait = self.note_failed_start(&e);
+                    if self.rest(wait)? {
+                        continue;
+                    }
+                    self.forget_session();
+                    return Ok(Turn::Ended(End::Exit(0)));
                 }
                 Err(e) => return Err(e),
                 Ok(Side::Worker(end)) => {
@@ -195,6 +201,7 @@ impl Keeper {
                     return Ok(Turn::Worker(end));
                 }
             };
+            self.failed_starts = None;
             self.channel.say(&Said::Begun);
             let end = self.attend(&mut life)?;
             match self.follow(life, end)? {
@@ -233,13 +240,18 @@ impl Keeper {
     fn attend(&mut self, life: &mut Life) -> io::Result<Option<End>> {
         loop {
             match self.wait(life)? {
-                Wake::Ended => return life.worker.wait().map(Some),
+                Wake::Ended => {
+                    self.pass_signals(life)?;
+                    return life.worker.wait().map(Some);
+                }
                 Wake::ThreadEnded => life.note_thread_end()?,
-                Wake::Other if life.have_threads_ended() => return Ok(None),
                 Wake::Other => {}
             }
             self.reap()?;
             self.pass_signals(life)?;
+            if life.have_threads_ended() {
+                return Ok(None);
+            }
             let was_ready = life.is_ready;
             life.hear()?;
             self.advance_upgrade(life);
@@ -330,28 +342,6 @@ impl Keeper {
         Ok(())
     }
 
-    fn pass_signals(&mut self, life: &Life) -> io::Result<()> {
-        while let Some(arrived) = self.signals.next()? {
-            if arrived.signal == libc::SIGUSR2 {
-                tracing::warn!("SIGUSR2 to the keeper is ignored: send it to the process that was started");
-                continue;
-            }
-            self.is_stopping |= signal::is_end(arrived.signal);
-            // One that waits for the host to close a file does not listen yet.
-            if self.is_stopping && life.is_later && !life.is_ready {
-                self.dismiss(life, Beginning::Idle);
-            }
-            // The kernel sent ^C to the worker too.
-            if !arrived.by_kernel
-                && let Some(signal) = Signal::from_named_raw(arrived.signal)
-            {
-                // It may just have ended.
-                let _ = life.worker.send(signal);
-            }
-        }
-        Ok(())
-    }
-
     /// Accepts the frontend that waits, and gives the worker its end of a connection to it.
     fn connect(&mut self, life: &Life) -> io::Result<()> {
         let connected = || -> io::Result<Relay> {
@@ -421,6 +411,7 @@ impl Keeper {
             }
             return Ok(self.follow_drained());
         }
+        let was_held_up = life.is_held_up();
         let end = match end {
             // What follows a short life depends on how it has ended.
             None if is_over || lived < SHORT_LIFE && noted.is_none() => Some(life.worker.wait()?),
@@ -431,6 +422,7 @@ impl Keeper {
             end => end,
         };
         let cause = match end {
+            Some(End::Exit(status)) if status == i32::from(SHORTAGE) && (is_later || was_ready) && !is_over => Cause::Shortage,
             // It has said itself what was wrong, which may be another thing the next time.
             Some(End::Exit(status)) if status != 0 && !was_ready && !is_over && is_later => Cause::Fault { is_named: false },
             // The guest had not got it yet.
@@ -438,6 +430,8 @@ impl Keeper {
             // Somebody had it drain for a program that does not come.
             Some(End::Exit(0)) if !is_leaving && !is_over => Cause::Killed,
             Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
+            // It had died before that was asked for, by whatever.
+            None | Some(End::Signal(libc::SIGKILL)) if self.is_stopping && was_held_up => return Ok(Verdict::End(End::Exit(0))),
             Some(end) if is_over => {
                 tracing::error!("the worker was ended by {} while it stopped; gatherfsd ends too", described(end));
                 return Ok(Verdict::End(end));
@@ -467,26 +461,5 @@ impl Keeper {
         tracing::error!("the worker {how}; {what}");
         self.deaths.restarts = self.deaths.restarts.saturating_add(1);
         Ok(if self.rest(wait)? { Verdict::Next(beginning) } else { Verdict::End(End::Exit(0)) })
-    }
-
-    /// Waits before a worker is started. False where gatherfsd is to end instead.
-    fn rest(&mut self, time: Duration) -> io::Result<bool> {
-        let until = Instant::now() + time;
-        loop {
-            while let Some(arrived) = self.signals.next()? {
-                if signal::is_end(arrived.signal) {
-                    return Ok(false);
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(true);
-            }
-            let mut watched = [PollFd::new(&self.signals, PollFlags::IN)];
-            match poll(&mut watched, Timespec::try_from(left).ok().as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
     }
 }

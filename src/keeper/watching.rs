@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::outer::{Herald, alive_every};
 use crate::sys::process;
 use crate::sys::signal::Signals;
+use crate::trace::StandardError;
 
 /// How long the lock of a queue may be held by whoever works on it: it is never held over a system call that can wait.
 const RESPONSE_MAX: Duration = Duration::from_secs(1);
@@ -67,9 +68,9 @@ impl Watching {
     fn act_on(&self, signal: i32) {
         match signal {
             libc::SIGUSR1 => {
-                // In one write, so that no other line comes in between. The reader of standard error may have gone.
+                // In one write, so that no other line comes in between.
                 let line = self.metrics.to_json() + "\n";
-                let _ = std::io::stderr().write_all(line.as_bytes());
+                let _ = StandardError.write_all(line.as_bytes());
             }
             libc::SIGUSR2 if self.witness.is_some() => {
                 if self.stopper.drain(DRAIN_MAX) == 0 {

@@ -124,6 +124,10 @@ impl Witness {
 }
 
 impl Frontends for WorkerEnd {
+    fn is_replaced(&self) -> bool {
+        true
+    }
+
     fn readiness(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
     }

@@ -424,7 +424,8 @@ mod tests {
                 }
                 let (records, buckets) = tables.sizes();
                 prop_assert_eq!(records as usize, model.len());
-                prop_assert!(buckets >= (records * BUCKETS_WANTED).min(SHARDS * tables.index.buckets_max));
+                // Where the table is almost full, some of the shards are: they have got more than their part.
+                prop_assert!(buckets >= (records * BUCKETS_WANTED).min(SHARDS * tables.index.buckets_max / 4 * 3));
                 prop_assert!(buckets <= records * BUCKETS_KEPT + SHARDS * FIRST_BUCKETS);
                 for (ino, slot) in &model {
                     prop_assert_eq!(tables.find(*ino), Some(*slot));

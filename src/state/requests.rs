@@ -3,6 +3,7 @@
 //!
 //! Each store is a Release: another process reads the records after this one's end, and then has a prefix of each thread's stores.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,7 @@ use super::arena::{Arena, ArenaError, PAGE_LEN_MAX, Record, Records};
 use super::request_slot::{Phase, RequestName, RequestSlot, Unfinished, UsedElement, word_of};
 use crate::sys::descriptor::duplicate;
 use crate::sys::failpoint::crash_point;
-use crate::types::{FileHandle, NodeId, QueueIndex, Unique};
+use crate::types::{Errno, FileHandle, NodeId, QueueIndex, Unique};
 
 /// Queues of a device: hiprio, and 64 request queues.
 const QUEUES_MAX: u32 = 65;
@@ -122,10 +123,16 @@ impl RequestRecords {
     }
 
     /// Another descriptor of the arena of the share of a process that died. The number that is named is not used otherwise: where that
-    /// process died early, it may be something else by now. `None` where none was named, or where there is no descriptor left.
-    pub fn inherit_share_arena(&self) -> Option<OwnedFd> {
+    /// process died early, it may be something else by now. `None` where none was named, or it is not open. EMFILE where there is no
+    /// descriptor left.
+    pub fn inherit_share_arena(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(fd) = self.share_arena() else { return Ok(None) };
         // SAFETY: the number is only duplicated; the kernel answers EBADF where it is not open.
-        self.share_arena().and_then(|fd| duplicate(unsafe { BorrowedFd::borrow_raw(fd) }).ok())
+        match duplicate(unsafe { BorrowedFd::borrow_raw(fd) }) {
+            Ok(arena) => Ok(Some(arena)),
+            Err(Errno::EBADF) => Ok(None),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno.raw())),
+        }
     }
 
     /// The descriptor of the present share's arena; `None` where none was named.

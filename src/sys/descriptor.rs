@@ -76,12 +76,24 @@ pub fn close_others(kept: &mut [RawFd]) -> io::Result<()> {
             let (first, last): (libc::c_uint, libc::c_uint) = (next, if fd == u32::MAX { fd } else { fd - 1 });
             // SAFETY: no memory is touched, and nobody uses these descriptors, as the caller says. No flags: one unshares the table.
             if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
-                return Err(io::Error::last_os_error());
+                // Linux before 5.9, or a filter around the daemon that does not know it.
+                close_each(first, last)?;
             }
         }
         next = fd.saturating_add(1);
     }
     crash_point!("swept");
+    Ok(())
+}
+
+/// Closes the descriptors from `first` to `last`, one after the other. An error where it is not known how many there may be.
+fn close_each(first: u32, last: u32) -> io::Result<()> {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let end = most.and_then(|most| u32::try_from(most).ok()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
+    for fd in first..end.min(last.saturating_add(1)) {
+        // SAFETY: nobody uses it, as the caller of `close_others` says. A number that is not open is EBADF.
+        unsafe { libc::close(fd.cast_signed()) };
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ pub mod names;
 pub mod oom;
 pub mod open;
 pub mod process;
+pub mod shortage;
 pub mod signal;
 pub mod space;
 pub mod stat;

@@ -37,7 +37,8 @@ fn open_all(client: &mut Client, node: u64) -> (Vec<u64>, Option<CallError>) {
 #[test]
 fn inodes_take_the_descriptors_that_nobody_else_needs() {
     const LIMIT: usize = 1024;
-    let daemon = Daemon::start(&["--inode-file-handles", "never", "--rlimit-nofile", "1024", "--keep-listening"]);
+    let daemon =
+        Daemon::start(&["--inode-file-handles", "never", "--rlimit-nofile", "1024", "--num-request-queues", "1", "--keep-listening"]);
     for i in 0..LIMIT {
         daemon.put(&format!("file{i}"), "content");
     }
@@ -75,7 +76,7 @@ fn recently_used_inodes_give_way_to_open_files() {
         println!("skipped: inodes are kept as descriptors here");
         return;
     }
-    let daemon = Daemon::start_in(scratch, &["--rlimit-nofile", "1024"]);
+    let daemon = Daemon::start_in(scratch, &["--rlimit-nofile", "1024", "--num-request-queues", "1"]);
     let (_guest, mut client) = mount(daemon.socket());
     // Each directory that is looked into is kept open for a while.
     for i in 0..64 {

@@ -75,7 +75,7 @@ impl World {
         let options =
             Options { shared_dir: scratch.path().to_owned(), xattr: true, tmpfile: TmpfilePolicy::Always, file_handles, ..share_options() };
         let root = std::fs::File::open(scratch.path()).unwrap().into();
-        let share = Share::export(options, Descriptors::of(4096), root, DescriptorDir::open().unwrap()).unwrap();
+        let share = Share::export(options, Descriptors::of(4096, None), root, DescriptorDir::open().unwrap()).unwrap();
         share.enter_thread().unwrap();
         share.begin_session(Features::default(), 1);
         let (file, fh) = (NodeId::ROOT, FileHandle::NONE);

@@ -111,7 +111,7 @@ fn a_rebooted_guest_mounts_anew_and_what_it_had_open_is_closed() {
 
 #[test]
 fn a_guest_that_held_every_descriptor_mounts_anew() {
-    let (daemon, guest, mut client) = mounted(&["--rlimit-nofile", "256"], &GuestOptions::default());
+    let (daemon, guest, mut client) = mounted(&["--rlimit-nofile", "256", "--num-request-queues", "1"], &GuestOptions::default());
     for _ in 0..3 {
         let node = client.lookup(ROOT, FILE).expect("LOOKUP").nodeid;
         let opened = (0..256).map_while(|_| client.open(node, libc::O_RDONLY).ok()).count();

@@ -1,10 +1,16 @@
 //! What the keeper and the outer process tell each other.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::{Keeper, Link};
 use crate::keeper::life::Life;
 use crate::outer::{Asked, Said};
+
+/// How long after one could not be started another worker is: at first, and at most.
+const START_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Between two lines of the log about that.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 impl Keeper {
     /// Takes what the outer process asks for.
@@ -22,11 +28,29 @@ impl Keeper {
         self.tell(self.status());
     }
 
-    /// The same, where the worker has died and the host holds one of its threads up. Not before a worker was ready.
-    pub(super) fn tell_delay(&mut self, life: &Life) {
-        if life.is_held_up() && !self.told.is_empty() {
-            self.tell(self.status() + "; the worker has died, and the host has not finished what a thread of it does");
+    /// The same, where the worker does not serve and the host holds it up. Not before a worker was ready. The service manager hears that
+    /// this process lives: it is not to end it for what the host does.
+    pub(super) fn tell_delay(&mut self, life: &mut Life) {
+        let Some(what) = life.tell_delay() else { return };
+        self.channel.say(&Said::Alive);
+        if !self.told.is_empty() {
+            self.tell(format!("{}; {what}", self.status()));
         }
+    }
+
+    /// A worker could not be started: how long to wait until it is tried again.
+    pub(super) fn note_failed_start(&mut self, e: &io::Error) -> Duration {
+        let now = Instant::now();
+        let (wait, tell_at) = self.failed_starts.map_or((START_AGAIN.0, now), |(wait, tell_at)| ((wait * 2).min(START_AGAIN.1), tell_at));
+        self.failed_starts = Some((wait, if tell_at <= now { now + TELL_AGAIN } else { tell_at }));
+        if tell_at <= now {
+            tracing::error!("cannot start another worker: {e}; the guest waits, and it is tried again");
+        }
+        self.channel.say(&Said::Alive);
+        if !self.told.is_empty() {
+            self.tell(format!("{}; no worker can be started: {e}", self.status()));
+        }
+        wait
     }
 
     fn tell(&mut self, status: String) {

@@ -54,7 +54,7 @@ pub fn share_options() -> Options {
 impl Device {
     /// Starts a device that shares a new directory on tmpfs; `change` may give the service other parts.
     pub fn start(options: Options, change: impl Fn(Service) -> Service + Send + 'static) -> Device {
-        let (mut device, ()) = Device::start_unmounted((options, Descriptors::of(4096)), |_| (), change);
+        let (mut device, ()) = Device::start_unmounted((options, Descriptors::of(4096, None)), |_| (), change);
         device.client().init().expect("INIT");
         device
     }
