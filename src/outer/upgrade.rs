@@ -14,7 +14,8 @@ const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
 pub const NO_KEEPER: &str = "an upgrade needs a keeper, and gatherfsd was started with --no-keeper; restart it";
 pub const UNDER_WAY: &str = "another upgrade is under way; wait for its end";
-pub const NO_ANSWER: &str = "the keeper does not answer; see the log, and restart gatherfsd";
+pub const NO_ANSWER: &str =
+    "the keeper does not answer; where it waits for the host (gatherfsctl status), the upgrade is made when that goes on; else see the log";
 
 /// Who asked for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -92,6 +92,7 @@ impl Outer {
         let mut waiting = Waiting {
             inside,
             oom_score: proc.zip(oom_score),
+            is_unrated_told: false,
             end: rustix::process::pidfd_open(inside, PidfdFlags::empty())?,
             signals: Signals::new()?,
             channel: Some(channel),
@@ -115,6 +116,8 @@ struct Waiting {
     inside: Pid,
     /// That of workers, and where it is set.
     oom_score: Option<(Proc, i16)>,
+    /// The log has that it cannot be set.
+    is_unrated_told: bool,
     /// Readable when the process inside has ended.
     end: OwnedFd,
     signals: Signals,
@@ -234,10 +237,16 @@ impl Waiting {
 
     /// Has the kernel end a worker and not this process or the keeper when memory is short. Not only where one begins, for a keeper of an
     /// earlier version does not say so.
-    fn rate_workers(&self) {
+    fn rate_workers(&mut self) {
         let Some((proc, oom_score)) = &self.oom_score else { return };
-        if let Err(e) = proc.set_of_children(self.inside, *oom_score) {
-            tracing::debug!("the kernel spares the worker when memory is short: {e}");
+        match proc.set_of_children(self.inside, *oom_score) {
+            Ok(()) => self.is_unrated_told = false,
+            // A worker that ends meanwhile is none.
+            Err(e) if !self.is_unrated_told => {
+                self.is_unrated_told = true;
+                tracing::warn!("when memory is short the kernel does not end the worker, as its oom_score_adj cannot be set: {e}");
+            }
+            Err(_) => {}
         }
     }
 

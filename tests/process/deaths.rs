@@ -11,7 +11,7 @@ use std::time::Duration;
 use gatherfs_support::daemon::{Daemon, Process, Scratch, children_of, eventually, is_root, status_field};
 use gatherfs_support::guest::client::{Call, Caller, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
-use gatherfs_support::guest::fuse::{ROOT, ReadIn, opcode};
+use gatherfs_support::guest::fuse::{ROOT, ReadIn, WriteIn, opcode};
 use gatherfs_support::guest::ring::Segment;
 use gatherfs_support::private_mounts::{self, Mount};
 use rustix::fs::{Advice, fadvise};
@@ -399,4 +399,91 @@ fn the_daemon_survives_where_its_worker_is_ended_for_memory_that_stays_taken() {
         group.set_limit(256 << 20);
     });
     assert!(eventually(is_rated), "the next worker, too");
+}
+
+/// A group of processes that limits how many there are.
+struct ProcessGroup(PathBuf);
+
+impl ProcessGroup {
+    /// `None`, with the reason printed, where there can be none.
+    fn new() -> Option<ProcessGroup> {
+        for root in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
+            let path = Path::new(root).join(format!("gatherfs-test-pids-{}", std::process::id()));
+            if fs::create_dir(&path).is_ok() {
+                if path.join("pids.max").exists() {
+                    return Some(ProcessGroup(path));
+                }
+                let _ = fs::remove_dir(&path);
+            }
+        }
+        println!("skipped: no group with a limit of processes can be made here");
+        None
+    }
+
+    fn set_limit(&self, limit: &str) {
+        fs::write(self.0.join("pids.max"), limit).expect("a limit");
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        eventually(|| fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// From no room for the next worker at all to room for all of its threads but one: the guest waits until there is room.
+#[test]
+fn a_worker_for_whose_threads_there_is_no_room_is_waited_for() {
+    if !is_root("a group of processes") {
+        return;
+    }
+    let Some(group) = ProcessGroup::new() else { return };
+    let daemon = Daemon::start_in(Scratch::on_disk(), &["--keep-listening"]);
+    let (_guest, mut client) = mount(daemon.socket());
+    let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+    let (node, fh) = (made.entry.nodeid, made.open.fh);
+    for pid in [daemon.pid(), daemon.keeper(), children_of(daemon.keeper())[0]] {
+        fs::write(group.0.join("cgroup.procs"), pid.to_string()).expect("a process can be moved");
+    }
+    let tasks = || fs::read_to_string(group.0.join("pids.current")).expect("a number").trim().parse::<u32>().expect("a number");
+    let all = tasks();
+    assert!(all >= 7, "{all} tasks");
+    for room in 2..all {
+        group.set_limit(&room.to_string());
+        kill_worker(&daemon);
+        let write = client.begin(&Call {
+            room: 8,
+            ..Call::new(opcode::WRITE, node, &[WriteIn { fh, size: 4, ..WriteIn::default() }.as_bytes(), b"data"])
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        group.set_limit("max");
+        assert_eq!(client.finish(write).expect("an answer").header.error, 0, "room for {room}: {}", daemon.log());
+        assert!(eventually(|| tasks() >= all), "room for {room}: {} tasks of {all}", tasks());
+    }
+    assert!(!daemon.log().contains("is lost"), "{}", daemon.log());
+    assert_serves(&mut client, "directory");
+}
+
+/// Whoever reads the log may hang, as a journal or a program behind a pipe.
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_the_next_worker_nor_the_end() {
+    let scratch = Scratch::new();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    // One page, of which the first lines leave little.
+    rustix::pipe::fcntl_setpipe_size(&write, 4096).expect("a small pipe");
+    let mut daemon = command(&scratch, &["--log-level", "debug"]).stderr(write).spawn().expect("the program starts");
+    let socket = scratch.join("s");
+    assert!(eventually(|| socket.exists()));
+    let (_guest, mut client) = mount(&socket);
+    let keeper = || children_of(daemon.id()).first().copied().unwrap_or_default();
+    for _ in 0..20 {
+        let worker = children_of(keeper())[0];
+        kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::USR1).expect("the process is there");
+        kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
+        assert_serves(&mut client, "directory");
+        assert!(eventually(|| matches!(children_of(keeper())[..], [next] if next != worker)));
+    }
+    kill_process(Pid::from_child(&daemon), Signal::TERM).expect("the process is there");
+    assert!(daemon.wait().expect("our child").success());
+    drop(read);
 }
