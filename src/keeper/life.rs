@@ -236,7 +236,7 @@ impl Life {
         if self.tell_at <= Instant::now() {
             (self.tell_at, self.is_told) = (Instant::now() + HELD_UP.1, true);
             let time = self.died.unwrap_or(self.since).elapsed().as_secs();
-            tracing::error!("{log}, for {time} s (a server or a disk that does not respond?); the guest waits for it");
+            tracing::warn!("{log}, for {time} s (a server or a disk that does not respond?); the guest waits for it");
         }
         self.is_told.then_some(status)
     }

@@ -429,7 +429,8 @@ impl Keeper {
             Some(_) if self.is_stopping && is_later && !was_ready => return Ok(Verdict::End(End::Exit(0))),
             // Somebody had it drain for a program that does not come.
             Some(End::Exit(0)) if !is_leaving && !is_over => Cause::Killed,
-            Some(end @ End::Exit(_)) => return Ok(Verdict::End(end)),
+            // What it says to the keeper is nothing to whoever started the daemon.
+            Some(End::Exit(status)) => return Ok(Verdict::End(End::Exit(if status == i32::from(SHORTAGE) { 1 } else { status }))),
             // It had died before that was asked for, by whatever.
             None | Some(End::Signal(libc::SIGKILL)) if self.is_stopping && was_held_up => return Ok(Verdict::End(End::Exit(0))),
             Some(end) if is_over => {

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Bytes of a line at most. So much is written to a pipe without waiting when poll(2) finds it writable (PIPE_BUF of man pipe(7)).
-const LINE_MAX: usize = 4096;
+/// So many bytes are written to a pipe without waiting when poll(2) finds it writable (PIPE_BUF of man pipe(7)).
+const PART_LEN: usize = 4096;
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Lines that were lost since the last one that was written.
@@ -45,15 +45,13 @@ fn write_to<F: Write + std::os::fd::AsFd>(file: &mut F, line: &[u8], lost: &mut 
         let _ = file.write_all(format!("{lost} lines of the log were lost: their reader did not read\n").as_bytes());
         *lost = 0;
     }
-    if !has_room(file) {
-        *lost += 1;
-        return;
-    }
-    let cut = line.len().min(LINE_MAX);
-    // The reader may have gone.
-    let _ = file.write_all(&line[..cut]);
-    if cut < line.len() {
-        let _ = file.write_all(b"\n");
+    for part in line.chunks(PART_LEN) {
+        if !has_room(file) {
+            *lost += 1;
+            return;
+        }
+        // The reader may have gone.
+        let _ = file.write_all(part);
     }
 }
 
@@ -84,13 +82,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_cut() {
+    fn a_long_line_is_written_whole() {
         let (read, write) = rustix::pipe::pipe().unwrap();
         let (mut read, mut write, mut lost) = (File::from(read), File::from(write), 0);
-        write_to(&mut write, &[b'x'; 5000], &mut lost);
-        drop((write, lost));
+        write_to(&mut write, &[b'x'; 3 * PART_LEN + 1], &mut lost);
+        drop(write);
         let mut line = String::new();
         read.read_to_string(&mut line).unwrap();
-        assert_eq!((line.len(), line.ends_with("x\n")), (LINE_MAX + 1, true));
+        assert_eq!((line.len(), lost), (3 * PART_LEN + 1, 0));
     }
 }
