@@ -101,6 +101,7 @@ impl Outer {
             programs,
             has_keeper: options.has_keeper,
             upgrade: None,
+            late: None,
             store,
         };
         // The process inside has it, or cannot go on with it: what ends it is not to meet it again.
@@ -129,6 +130,8 @@ struct Waiting {
     has_keeper: bool,
     /// The one that is under way.
     upgrade: Option<Upgrade>,
+    /// The program of the last one, to which the keeper has not answered in time.
+    late: Option<OwnedFd>,
     store: Option<Store>,
 }
 
@@ -151,7 +154,8 @@ impl Waiting {
             }
             self.take_signals()?;
             self.hear()?;
-            if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.left().is_zero()) {
+            if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.left().is_zero()) {
+                self.late = upgrade.program.take();
                 self.finish(&Err(upgrade::NO_ANSWER.to_owned()));
             }
             self.take_requests();
@@ -296,7 +300,7 @@ impl Waiting {
 
     /// The upgrade that is under way has ended. What comes when none is counts for nothing.
     fn finish(&mut self, outcome: &Result<String, String>) {
-        let Some(upgrade) = self.upgrade.take() else { return self.go_back(outcome) };
+        let Some(upgrade) = self.upgrade.take() else { return self.amend(outcome) };
         upgrade::log(outcome);
         self.report.upgraded(outcome);
         if let (Ok(_), Some(program)) = (outcome, upgrade.program) {
@@ -307,14 +311,19 @@ impl Waiting {
         }
     }
 
-    /// The keeper has said how an upgrade ended that was answered before: it has gone back to the other program. Anything else counts
-    /// for nothing.
-    fn go_back(&mut self, outcome: &Result<String, String>) {
-        if let (Err(_), Some(before)) = (outcome, self.programs.before.take()) {
-            self.programs.running = before;
-            upgrade::log(outcome);
-            self.report.upgraded(outcome);
+    /// The keeper has said how an upgrade ended that was answered before: it was made after all, when the keeper could go on, or it has
+    /// gone back to the other program. Anything else counts for nothing.
+    fn amend(&mut self, outcome: &Result<String, String>) {
+        match (outcome, self.late.take()) {
+            (Ok(_), Some(program)) => self.programs.before = Some(std::mem::replace(&mut self.programs.running, Ok(program))),
+            (Err(_), None) => match self.programs.before.take() {
+                Some(before) => self.programs.running = before,
+                None => return,
+            },
+            _ => return,
         }
+        upgrade::log(outcome);
+        self.report.upgraded(outcome);
     }
 
     fn answer(&mut self, number: u64, text: &str) {
