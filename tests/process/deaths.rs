@@ -487,3 +487,23 @@ fn a_log_that_nobody_reads_holds_up_neither_the_next_worker_nor_the_end() {
     assert!(daemon.wait().expect("our child").success());
     drop(read);
 }
+
+/// A core dump with the guest's memory would hold the next worker up.
+#[test]
+fn no_guest_memory_is_in_a_core_dump() {
+    let daemon = Daemon::start(&[]);
+    let (guest, mut client) = mount(daemon.socket());
+    assert_serves(&mut client, "directory");
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", children_of(daemon.keeper())[0])).expect("the process is there");
+    let lens: Vec<u64> = GuestOptions::default().layout.iter().map(|(_, len)| *len / 1024).collect();
+    // The size and the flags of each mapping (man proc_pid_smaps(5)).
+    let value = |line: &str, name: &str| line.strip_prefix(name).map(|value| value.trim().to_owned());
+    let sizes = maps.lines().filter_map(|line| value(line, "Size:"));
+    let flags = maps.lines().filter_map(|line| value(line, "VmFlags:"));
+    let of_guest =
+        sizes.zip(flags).filter(|(size, _)| size.strip_suffix(" kB").is_some_and(|size| lens.iter().any(|len| size == len.to_string())));
+    let of_guest: Vec<(String, String)> = of_guest.filter(|(_, flags)| flags.split(' ').any(|flag| flag == "sh")).collect();
+    assert!(of_guest.len() >= 2 * lens.len(), "{of_guest:?}");
+    assert!(of_guest.iter().all(|(_, flags)| flags.split(' ').any(|flag| flag == "dd")), "{of_guest:?}");
+    drop(guest);
+}

@@ -2,10 +2,12 @@
 
 use std::fs;
 
-use gatherfs_support::daemon::{Daemon, Scratch};
+use gatherfs_support::daemon::{Daemon, Scratch, children_of, eventually};
 use gatherfs_support::guest::client::{CallError, Client};
+use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
 use gatherfs_support::places::is_served_by_handles;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{assert_serves, mount};
 
@@ -94,6 +96,26 @@ fn recently_used_inodes_give_way_to_open_files() {
         client.release(node, handle).expect("RELEASE");
     }
     assert_serves(&mut client, "dir");
+}
+
+/// A worker that follows one that died needs descriptors before it has closed what that one had: there are some for each queue.
+#[test]
+fn a_guest_that_holds_every_descriptor_keeps_its_session_when_the_worker_dies() {
+    let daemon = Daemon::start(&["--rlimit-nofile", "1024"]);
+    daemon.put("file", "content");
+    let options = GuestOptions { request_queues: 16, ..GuestOptions::default() };
+    let guest = Guest::connect(daemon.socket(), &options).expect("a connection");
+    let mut client = Client::new(&guest, FIRST_REQUEST);
+    client.init().expect("INIT");
+    let node = client.lookup(ROOT, "file").expect("LOOKUP").nodeid;
+    let (handles, refusal) = open_all(&mut client, node);
+    assert_eq!(refusal, ENFILE);
+    for _ in 0..3 {
+        let worker = children_of(daemon.keeper())[0];
+        kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
+        assert_eq!(client.read(node, handles[0], 0, 100).as_deref(), Ok(&b"content"[..]), "{}", daemon.log());
+        assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if next != worker)), "{}", daemon.log());
+    }
 }
 
 /// How many descriptors the daemon has open.
