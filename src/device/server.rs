@@ -81,7 +81,7 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    /// Whether the host lacks a thread, memory or a descriptor at the moment, and nothing else is wrong.
+    /// Whether the host lacks a thread, memory or an open file at the moment, and nothing else is wrong.
     pub fn is_shortage(&self) -> bool {
         match self {
             ServeError::Wait(e) => shortage::is_one(e),

@@ -44,7 +44,7 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Whether the host lacks a thread, memory or a descriptor at the moment, and nothing else is wrong.
+    /// Whether the host lacks a thread, memory or an open file at the moment, and nothing else is wrong.
     pub(super) fn is_shortage(&self) -> bool {
         matches!(self, SessionError::Start(e) | SessionError::Accept(DaemonError::StartDaemon(e)) if shortage::is_one(e))
     }

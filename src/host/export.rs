@@ -72,9 +72,7 @@ impl Export {
         self.generation.fetch_add(1, Ordering::Release);
         Some(new)
     }
-}
 
-impl Export {
     /// Sessions that ended, and whose files the host has not closed yet.
     pub fn closing(&self) -> usize {
         self.ended.lock().len()

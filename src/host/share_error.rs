@@ -43,7 +43,7 @@ pub enum ShareError {
 }
 
 impl ShareError {
-    /// Whether the host lacks memory or a descriptor at the moment, and nothing else is wrong.
+    /// Whether the host lacks memory or an open file at the moment, and nothing else is wrong.
     pub fn is_shortage(&self) -> bool {
         match self {
             ShareError::Arena(ArenaError::Map { source, .. }) => shortage::is_one(source),

@@ -71,7 +71,7 @@ pub enum Cause {
     Shortage,
 }
 
-/// The exit status of a worker that the host had no thread, memory or descriptor for (EX_TEMPFAIL of sysexits.h).
+/// The exit status of a worker that the host had no thread, memory or open file for (EX_TEMPFAIL of sysexits.h).
 pub const SHORTAGE: u8 = 75;
 /// The first wait after that; each is twice the one before, up to [`WAIT_MAX`].
 const SHORTAGE_WAIT_MIN: Duration = Duration::from_millis(50);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::chown;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use zerocopy::IntoBytes;
 
 use super::bindfs::Fuse;
-use super::io_engine::{has_io_uring, with_locked_memory};
+use super::io_engine::{has_io_uring, with_locked_memory, without};
 use super::{assert_serves, command, mount};
 
 const PAGE: u32 = 4096;
@@ -101,9 +102,14 @@ struct SlowReader {
 impl SlowReader {
     /// `None`, with the reason printed, where there can be none.
     fn start(options: &[&str]) -> Option<SlowReader> {
+        SlowReader::start_with(options, &[])
+    }
+
+    /// The same, with variables of the daemon's environment.
+    fn start_with(options: &[&str], variables: &[(&str, &Path)]) -> Option<SlowReader> {
         let (scratch, fuse, disk) = on_slow_disk()?;
         let image = scratch.join("fuse/image");
-        let daemon = Daemon::start_in(scratch, &[&["--allow-direct-io"], options].concat());
+        let daemon = Daemon::start_with(scratch, &[&["--allow-direct-io"], options].concat(), variables);
         let (_, mut client) = mount(daemon.socket());
         let (file, at) = open_direct(&mut client);
         Some(SlowReader { daemon, client, fuse, image, file, at, _disk: disk })
@@ -185,7 +191,12 @@ fn requests_that_waited_for_room_on_the_ring_are_served_by_the_next_worker() {
 #[test]
 fn a_thread_that_the_host_holds_up_delays_the_next_worker() {
     const TOLD: &str = "the host has not finished a system call of one of its threads";
-    let Some(mut reader) = SlowReader::start(&["--io-engine", "sync"]) else { return };
+    let at = Scratch::new();
+    let manager = UnixDatagram::bind(at.join("notify")).expect("a socket");
+    manager.set_nonblocking(true).expect("a flag");
+    // Two seconds.
+    let variables = [("NOTIFY_SOCKET", &*at.join("notify")), ("WATCHDOG_USEC", Path::new("2000000"))];
+    let Some(mut reader) = SlowReader::start_with(&["--io-engine", "sync"], &variables) else { return };
     let hold_up = |reader: &mut SlowReader| {
         let before = reader.daemon.metrics().get("host_reads");
         reader.pause();
@@ -200,6 +211,11 @@ fn a_thread_that_the_host_holds_up_delays_the_next_worker() {
     let pending = hold_up(&mut reader);
     let said = status(&reader.daemon);
     assert!(said.contains("the worker has died, and the host has not finished what a thread of it does\n"), "{said}");
+    // What the host does is no reason for the manager to end the daemon.
+    let mut message = [0; 1024];
+    while manager.recv(&mut message).is_ok() {}
+    let mut has_sign = || manager.recv(&mut message).is_ok_and(|len| message[..len].starts_with(b"WATCHDOG=1"));
+    assert!((0..2).all(|_| eventually(&mut has_sign)), "signs of life");
     // A keeper that looked all the time would take a CPU from the others.
     let wake_ups = || status_field(reader.daemon.keeper(), "voluntary_ctxt_switches").parse::<u64>().expect("a number");
     let before = wake_ups();
@@ -506,4 +522,27 @@ fn no_guest_memory_is_in_a_core_dump() {
     assert!(of_guest.len() >= 2 * lens.len(), "{of_guest:?}");
     assert!(of_guest.iter().all(|(_, flags)| flags.split(' ').any(|flag| flag == "dd")), "{of_guest:?}");
     drop(guest);
+}
+
+/// A filter around the daemon may be older than close_range(2), by which a worker closes what the one before has left open.
+#[test]
+fn a_filter_without_close_range_costs_no_session() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let scratch = Scratch::new();
+        let process = Process::spawn(without(&mut command(&scratch, &["--rlimit-nofile", "4096"]), libc::SYS_close_range, errno));
+        process.wait_for_line("Waiting for");
+        let (_guest, mut client) = mount(&scratch.join("s"));
+        let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
+        let open = || fs::read_dir(format!("/proc/{}/fd", process.keeper())).expect("the process is there").count();
+        let mut counts = Vec::new();
+        for _ in 0..4 {
+            let worker = children_of(process.keeper())[0];
+            kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
+            assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"data"), Ok(4), "{}", process.log());
+            assert!(eventually(|| matches!(children_of(process.keeper())[..], [next] if next != worker)), "{}", process.log());
+            counts.push(open());
+        }
+        let (least, most) = (counts.iter().min().expect("some"), counts.iter().max().expect("some"));
+        assert!(most - least <= 3, "{counts:?}");
+    }
 }

@@ -20,8 +20,13 @@ const PAGES: usize = 64;
 
 /// Has `command` run where io_uring_setup(2) fails with `errno`.
 fn without_io_uring(command: &mut Command, errno: i32) -> &mut Command {
+    without(command, libc::SYS_io_uring_setup, errno)
+}
+
+/// Has `command` run where the system call number `call` fails with `errno`.
+pub(super) fn without(command: &mut Command, call: libc::c_long, errno: i32) -> &mut Command {
     let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
-    let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
+    let rules = BTreeMap::from([(call, Vec::new())]);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()), arch);
     let filter: BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
     let install = move || seccompiler::apply_filter(&filter).map_err(|_| std::io::ErrorKind::Other.into());
