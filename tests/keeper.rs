@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use gatherfs_support::daemon::{Daemon, children_of, eventually, is_root, status_field};
+use gatherfs_support::daemon::{Daemon, children_of, eventually, is_root, is_there, status_field};
 use gatherfs_support::guest::client::Client;
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
@@ -34,12 +34,6 @@ fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).expect("a process id"), signal).expect("the process is there");
 }
 
-/// Whether a process lives. One that nobody has waited for yet has ended all the same.
-fn is_there(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
-}
-
 /// The sandboxes that this user may have.
 fn sandboxes() -> &'static [&'static str] {
     if is_root("a sandbox") { &["none", "chroot", "namespace"] } else { &["none"] }
@@ -55,7 +49,7 @@ fn processes(daemon: &Daemon, sandbox: &str) -> (u32, u32) {
 
 /// Whether there is a worker.
 fn is_serving(daemon: &Daemon) -> bool {
-    children_of(daemon.keeper()).iter().filter(|pid| is_there(**pid)).count() == 1
+    children_of(daemon.keeper()).len() == 1
 }
 
 fn guest_memory(pid: u32) -> usize {

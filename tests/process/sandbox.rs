@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-use gatherfs_support::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, status_field};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, eventually, gatherfsd, is_root, is_there, status_field};
 use gatherfs_support::guest::fuse::{ROOT, SetattrIn, flag};
 use gatherfs_support::private_mounts::{self, Mount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,12 +29,6 @@ fn inner(daemon: &Daemon) -> u32 {
     let children = daemon.children();
     assert_eq!(children.len(), 1, "one process inside: {children:?}");
     children[0]
-}
-
-/// Whether a process lives. One that nobody has waited for yet has ended all the same.
-fn is_there(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
 }
 
 /// The mount, network and process namespaces of a process.

@@ -193,10 +193,17 @@ fn send(pid: u32, signal: Signal) {
     kill_process(pid, signal).expect("the process is there");
 }
 
-/// The processes that `pid` has started and that have not ended.
+/// The processes that `pid` has started and that have not ended: one that has, and that `pid` has not waited for, is not among them.
 pub fn children_of(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect()
+    let children = list.split_whitespace().map(|pid| pid.parse().expect("a process id"));
+    children.filter(|child| is_there(*child)).collect()
+}
+
+/// Whether process `pid` lives. Of one that nobody has waited for yet the state is Z (man proc_pid_stat(5)).
+pub fn is_there(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
 }
 
 /// The last of the processes that start one another, of which `pid` is the first; `None` where it started none.
