@@ -382,6 +382,7 @@ impl Keeper {
     /// What the next worker begins with, when it is time to start it.
     fn follow(&mut self, mut life: Life, end: Option<End>) -> io::Result<Verdict> {
         life.hear()?;
+        self.end_late_upgrade();
         if let Link::Connected(relay) = &mut self.link {
             relay.leave_worker()?;
             if !relay.is_under_way() {

@@ -1,14 +1,16 @@
 //! The course of an upgrade: a program is examined while the worker serves, then the worker drains, then the program is executed. Does
 //! not know who asks for it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::handover::Cause;
+use super::handover::{Cause, Given};
 use super::held::Held;
 use super::program::{Examined, Finding, Program};
+use crate::outer::Deadline;
 use crate::sys::process::Child;
 
 /// How long the worker may take to finish the requests in flight, while the guest waits with others. One that is still not finished is
@@ -19,6 +21,8 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// Why an upgrade is given up.
 const BUSY: &str = "the host has not finished requests of the guest within 1 s, and the worker serves on; try again later, or have it ended: \
                     gatherfsctl upgrade --force";
+/// The same, where whoever asked has been told meanwhile that it is not made.
+const TOO_LATE: &str = "the host has held the worker up for so long that nobody waits for the upgrade any more; ask again";
 /// A program whose worker has served so long is not given up for the one before.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 /// How long the first worker of a program may take until it is ready, while the guest waits. 1,000,000 inodes take 0.2 s; the rest is for
@@ -34,6 +38,21 @@ pub struct Next {
     pub cause: Cause,
 }
 
+/// How an upgrade is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// A worker that does not finish what is in flight is ended.
+    pub is_forced: bool,
+    /// When nobody waits for it any more. `None`: whoever asked does not say.
+    pub deadline: Option<Deadline>,
+}
+
+impl Terms {
+    fn check(self) -> Result<(), String> {
+        if self.deadline.is_some_and(Deadline::has_passed) { Err(TOO_LATE.to_owned()) } else { Ok(()) }
+    }
+}
+
 /// How far an upgrade is.
 #[derive(Debug, Default)]
 pub enum Upgrade {
@@ -46,8 +65,8 @@ pub enum Upgrade {
         examined: Examined,
         /// The one that runs, to go back to.
         before: Option<Held>,
-        /// A worker that does not finish what is in flight is ended.
-        is_forced: bool,
+        /// How it is to be made.
+        terms: Terms,
     },
     /// The worker drains.
     Draining {
@@ -56,11 +75,21 @@ pub enum Upgrade {
         /// When it has ended. `None` where it is being ended.
         until: Option<Instant>,
         /// As above.
-        is_forced: bool,
+        terms: Terms,
     },
 }
 
 impl Upgrade {
+    /// Examines `program`, which gets `given`; `before` is the program that runs. The error says why it cannot be examined.
+    pub fn begin(program: OwnedFd, before: Option<OwnedFd>, given: &Given<'_>, terms: Terms) -> Result<Upgrade, String> {
+        terms.check()?;
+        let examined = || -> io::Result<Upgrade> {
+            let (program, before) = (Held::new(program)?, before.map(Held::new).transpose()?);
+            Ok(Upgrade::Examined { examined: Program::new(program)?.examine(given)?, before, terms })
+        };
+        examined().map_err(|e| format!("it cannot be examined: {e}"))
+    }
+
     /// What to wait for before the next [`Upgrade::advance`].
     pub fn awaited(&self) -> Vec<BorrowedFd<'_>> {
         match self {
@@ -82,31 +111,40 @@ impl Upgrade {
     /// waited for. An error ends the upgrade; it says why.
     pub fn advance(self, worker: &Child, is_busy: bool, examined: &mut Vec<Child>) -> Result<Upgrade, String> {
         match self {
-            Upgrade::Examined { examined: examination, before, is_forced } => match examination.finding() {
-                Finding::None(examined) => Ok(Upgrade::Examined { examined, before, is_forced }),
+            Upgrade::Examined { examined: examination, before, terms } => match examination.finding() {
+                Finding::None(examined) => Ok(Upgrade::Examined { examined, before, terms }),
                 Finding::Unable(why, child) => {
                     examined.push(child);
                     Err(why)
                 }
                 Finding::Able(program, version, child) => {
                     examined.push(child);
+                    terms.check()?;
                     tracing::info!("gatherfsd {version} takes over; the requests in flight are finished first");
                     // It may just have ended, and another one is asked when it is time.
                     let _ = worker.send(Signal::USR2);
                     let next = Next { program, cause: Cause::Upgrade(before) };
-                    Ok(Upgrade::Draining { next, until: Some(Instant::now() + DRAIN_MAX + DRAIN_GRACE), is_forced })
+                    Ok(Upgrade::Draining { next, until: Some(Instant::now() + DRAIN_MAX + DRAIN_GRACE), terms })
                 }
             },
-            Upgrade::Draining { next, until: Some(until), is_forced } if is_busy || until <= Instant::now() => {
-                if !is_forced {
+            Upgrade::Draining { next, until: Some(until), terms } if is_busy || until <= Instant::now() => {
+                if !terms.is_forced {
                     return Err(BUSY.to_owned());
                 }
                 tracing::warn!("the worker is ended for the upgrade, before it has finished the requests in flight");
                 // As above.
                 let _ = worker.send(Signal::KILL);
-                Ok(Upgrade::Draining { next, until: None, is_forced })
+                Ok(Upgrade::Draining { next, until: None, terms })
             }
             other => Ok(other),
+        }
+    }
+
+    /// The worker has ended, after whatever time: an error, which says why, ends the upgrade.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Upgrade::Draining { terms, .. } => terms.check(),
+            _ => Ok(()),
         }
     }
 

@@ -11,6 +11,8 @@ use rustix::net::{
     SocketType, recvmsg, sendmsg, socketpair,
 };
 
+use super::deadline::Deadline;
+
 /// Bytes of text in a message at most: a sentence for a person.
 pub const TEXT_MAX: usize = 1024;
 
@@ -72,6 +74,8 @@ pub enum Asked {
         before: Option<OwnedFd>,
         /// A worker that does not finish what is in flight is ended.
         is_forced: bool,
+        /// When nobody waits for it any more. An outer process of an earlier version does not say so.
+        deadline: Option<Deadline>,
     },
     /// Nothing more for now.
     Nothing,
@@ -88,14 +92,21 @@ pub fn channel() -> io::Result<(OuterEnd, KeeperEnd)> {
 
 impl OuterEnd {
     /// Asks the keeper to execute `program`, a sealed memfd, and to go on with it; `before` is the one that runs, to go back
-    /// to, if it can be executed again. With `is_forced` it ends a worker that does not finish what is in flight. WOULDBLOCK or an error of
-    /// sendmsg(2) where it does not get to know.
-    pub fn ask_upgrade(&self, program: BorrowedFd<'_>, before: Option<BorrowedFd<'_>>, is_forced: bool) -> io::Result<()> {
+    /// to, if it can be executed again. With `is_forced` it ends a worker that does not finish what is in flight. After `deadline` it does
+    /// not begin to. WOULDBLOCK or an error of sendmsg(2) where it does not get to know.
+    pub fn ask_upgrade(
+        &self,
+        program: BorrowedFd<'_>,
+        before: Option<BorrowedFd<'_>>,
+        is_forced: bool,
+        deadline: Deadline,
+    ) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<BorrowedFd<'_>> = [program].into_iter().chain(before).collect();
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&self.0, &[IoSlice::new(&[UPGRADE, is_forced.into()])], &mut control, SendFlags::NOSIGNAL)?;
+        let (kind, deadline) = ([UPGRADE, is_forced.into()], deadline.to_bytes());
+        sendmsg(&self.0, &[IoSlice::new(&kind), IoSlice::new(&deadline)], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
@@ -159,14 +170,16 @@ impl KeeperEnd {
     pub fn asked(&self) -> io::Result<Asked> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut packet = [0; 2];
+        let (mut kind, mut deadline) = ([0; 2], [0; Deadline::LEN]);
+        let mut parts = [IoSliceMut::new(&mut kind), IoSliceMut::new(&mut deadline)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        match recvmsg(&self.0, &mut [IoSliceMut::new(&mut packet)], &mut control, flags) {
-            Ok(received) if received.bytes > 0 => {}
+        let bytes = match recvmsg(&self.0, &mut parts, &mut control, flags) {
+            Ok(received) if received.bytes > 0 => received.bytes,
             Ok(_) | Err(rustix::io::Errno::CONNRESET) => return Ok(Asked::Closed),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Asked::Nothing),
             Err(e) => return Err(e.into()),
-        }
+        };
+        let deadline = (bytes == kind.len() + deadline.len()).then_some(Deadline::from_bytes(deadline));
         let mut programs = Vec::new();
         for received in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = received {
@@ -175,9 +188,11 @@ impl KeeperEnd {
         }
         let mut programs = programs.into_iter();
         match programs.next() {
-            Some(program) if packet[0] == UPGRADE => Ok(Asked::Upgrade { program, before: programs.next(), is_forced: packet[1] != 0 }),
+            Some(program) if kind[0] == UPGRADE => {
+                Ok(Asked::Upgrade { program, before: programs.next(), is_forced: kind[1] != 0, deadline })
+            }
             // The kernel had no descriptor for it.
-            _ if packet[0] == UPGRADE => {
+            _ if kind[0] == UPGRADE => {
                 self.say(&Said::Refused("the keeper has no descriptor left for the program; raise --rlimit-nofile".to_owned()));
                 Ok(Asked::Nothing)
             }
@@ -201,6 +216,7 @@ impl AsFd for KeeperEnd {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::time::Duration;
 
     use super::*;
 
@@ -240,9 +256,13 @@ mod tests {
         assert!(matches!(keeper.asked().unwrap(), Asked::Nothing));
         let program = std::fs::File::open("/proc/self/exe").unwrap();
         for asked in [true, false] {
-            outer.ask_upgrade(program.as_fd(), Some(program.as_fd()), asked).unwrap();
-            let Asked::Upgrade { program: passed, before, is_forced } = keeper.asked().unwrap() else { panic!("no program came") };
-            assert!(passed.as_raw_fd() != program.as_raw_fd() && before.is_some() && is_forced == asked);
+            let until = Deadline::after(Duration::from_secs(1));
+            outer.ask_upgrade(program.as_fd(), Some(program.as_fd()), asked, until).unwrap();
+            let Asked::Upgrade { program: passed, before, is_forced, deadline } = keeper.asked().unwrap() else {
+                panic!("no program came")
+            };
+            assert!(passed.as_raw_fd() != program.as_raw_fd() && before.is_some());
+            assert_eq!((is_forced, deadline), (asked, Some(until)));
         }
         rustix::io::write(&outer.0, &[99]).unwrap();
         assert!(matches!(keeper.asked().unwrap(), Asked::Nothing));

@@ -9,6 +9,7 @@
 //! | `upgrade.rs` | an upgrade that is asked for, until it is answered |
 //! | `program.rs` | the program of an upgrade: which it is, and whether it can be executed |
 //! | `channel.rs`, `herald.rs` | messages between the outer process and the keeper, or a process that serves without one |
+//! | `deadline.rs` | a moment that both of them know |
 //! | `control.rs`, `protocol.rs` | clients of the control socket; what they and the daemon say to each other |
 //! | `store.rs` | descriptors that the service manager keeps for the next process |
 //! | `report.rs`, `notify.rs` | what is known of the daemon and when it is told; datagrams to the service manager |
@@ -16,6 +17,7 @@
 
 mod channel;
 mod control;
+mod deadline;
 mod herald;
 mod notify;
 mod program;
@@ -27,6 +29,7 @@ mod waiting;
 
 pub use channel::{Asked, Heard, KeeperEnd, OuterEnd, Said, TEXT_MAX, channel};
 pub use control::ControlSocket;
+pub use deadline::Deadline;
 pub use herald::Herald;
 pub use notify::{Notify, alive_every};
 pub use protocol::{Answer, AskError, STATUS, UPGRADE, UPGRADE_FORCE, ask, path_beside};

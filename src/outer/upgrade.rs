@@ -6,16 +6,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::channel::OuterEnd;
+use super::deadline::Deadline;
 use super::program::{self, DefaultProgram, Unfit};
 
 /// After which time an upgrade without an answer counts as refused: more than what the keeper waits for in it, 10 s for the examination,
 /// 3 s for the requests in flight and 10 s for the first worker.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
+/// After which time the keeper does not go on to another program any more: soon enough that the first worker of one is ready, or given up
+/// for the program before, while the answer is waited for.
+const EXECUTE_WITHIN: Duration = Duration::from_secs(45);
 
 pub const NO_KEEPER: &str = "an upgrade needs a keeper, and gatherfsd was started with --no-keeper; restart it";
 pub const UNDER_WAY: &str = "another upgrade is under way; wait for its end";
 pub const NO_ANSWER: &str =
-    "the keeper does not answer; where it waits for the host (gatherfsctl status), the upgrade is made when that goes on; else see the log";
+    "the keeper does not answer; where it waits for the host (gatherfsctl status), ask again when that goes on; else see the log";
 
 /// Who asked for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +75,7 @@ pub fn ask(channel: &OuterEnd, programs: &Programs, program: Option<BorrowedFd<'
         // In the sandbox the keeper must not execute this one either if it has an interpreter.
         let running = running.as_ref().ok().filter(|running| program::check(running.as_fd(), *is_confined).is_ok());
         let before = running.map(|running| copied(running.as_fd())).transpose()?;
-        let asked = channel.ask_upgrade(program.as_fd(), before.as_ref().map(AsFd::as_fd), is_forced);
+        let asked = channel.ask_upgrade(program.as_fd(), before.as_ref().map(AsFd::as_fd), is_forced, Deadline::after(EXECUTE_WITHIN));
         asked.map(|()| program).map_err(|e| format!("the keeper cannot be asked: {e}; see the log"))
     };
     match (program, default) {

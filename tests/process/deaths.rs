@@ -1,11 +1,12 @@
 //! Workers that die while the host holds something up, or has something pinned, for them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -122,6 +123,25 @@ impl SlowReader {
         self.client.guest().memory().fill(self.at, READS * PAGE as usize, 0xff);
     }
 
+    /// Begins a read for which the host holds a thread up.
+    fn hold_up(&mut self) -> Pending {
+        let before = self.daemon.metrics().get("host_reads");
+        self.pause();
+        let pending = self.begin(0);
+        assert!(eventually(|| self.daemon.metrics().get("host_reads") > before), "{}", self.daemon.log());
+        pending
+    }
+
+    /// The same, and kills the worker, which cannot end for that.
+    fn die_held_up(&mut self) -> Pending {
+        let pending = self.hold_up();
+        let before = self.daemon.log().len();
+        kill_worker(&self.daemon);
+        assert!(self.is_told("the host has not finished a system call of one of its threads", before), "{}", self.daemon.log());
+        assert!(!self.client.is_answered(&pending));
+        pending
+    }
+
     fn begin(&mut self, page: usize) -> Pending {
         begin_read(&mut self.client, self.file, self.at, page)
     }
@@ -138,9 +158,15 @@ impl SlowReader {
     }
 }
 
+fn ctl(daemon: &Daemon, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsctl"));
+    command.arg("--socket-path").arg(daemon.socket()).args(arguments);
+    command
+}
+
 /// What gatherfsctl prints.
 fn status(daemon: &Daemon) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_gatherfsctl")).arg("--socket-path").arg(daemon.socket()).arg("status").output();
+    let output = ctl(daemon, &["status"]).output();
     String::from_utf8(output.expect("gatherfsctl starts").stdout).expect("text")
 }
 
@@ -190,25 +216,13 @@ fn requests_that_waited_for_room_on_the_ring_are_served_by_the_next_worker() {
 /// the records, so the guest waits, the log says for what, and the daemon obeys.
 #[test]
 fn a_thread_that_the_host_holds_up_delays_the_next_worker() {
-    const TOLD: &str = "the host has not finished a system call of one of its threads";
     let at = Scratch::new();
     let manager = UnixDatagram::bind(at.join("notify")).expect("a socket");
     manager.set_nonblocking(true).expect("a flag");
     // Two seconds.
     let variables = [("NOTIFY_SOCKET", &*at.join("notify")), ("WATCHDOG_USEC", Path::new("2000000"))];
     let Some(mut reader) = SlowReader::start_with(&["--io-engine", "sync"], &variables) else { return };
-    let hold_up = |reader: &mut SlowReader| {
-        let before = reader.daemon.metrics().get("host_reads");
-        reader.pause();
-        let pending = reader.begin(0);
-        assert!(eventually(|| reader.daemon.metrics().get("host_reads") > before), "{}", reader.daemon.log());
-        let before = reader.daemon.log().len();
-        kill_worker(&reader.daemon);
-        assert!(reader.is_told(TOLD, before), "{}", reader.daemon.log());
-        assert!(!reader.client.is_answered(&pending));
-        pending
-    };
-    let pending = hold_up(&mut reader);
+    let pending = reader.die_held_up();
     let said = status(&reader.daemon);
     assert!(said.contains("the worker has died, and the host has not finished what a thread of it does\n"), "{said}");
     // What the host does is no reason for the manager to end the daemon.
@@ -223,12 +237,42 @@ fn a_thread_that_the_host_holds_up_delays_the_next_worker() {
     assert!(wake_ups() - before < 50, "{} wake-ups", wake_ups() - before);
     reader.end(vec![pending]);
     assert!(eventually(|| status(&reader.daemon).contains("a VMM is connected; the worker was restarted once\n")));
-    let _pending = hold_up(&mut reader);
+    let _pending = reader.die_held_up();
     reader.daemon.signal(Signal::TERM);
     // The keeper has it when the host goes on.
     std::thread::sleep(Duration::from_millis(500));
     reader.fuse.go_on();
     assert_eq!(reader.daemon.wait().code(), Some(0), "{}", reader.daemon.log());
+}
+
+/// Whoever asked has been told that it is not made, so it is not when the host goes on: neither one that finds a dead worker, nor one that
+/// has ended a worker.
+#[test]
+fn an_upgrade_that_nobody_waits_for_any_more_is_not_made() {
+    let options = ["--io-engine", "sync"];
+    let (Some(mut dead), Some(mut ended)) = (SlowReader::start(&options), SlowReader::start(&options)) else { return };
+    let reads = [dead.die_held_up(), ended.hold_up()];
+    let ask = |reader: &SlowReader| {
+        let mut command = ctl(&reader.daemon, &["upgrade", "--force"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("gatherfsctl starts")
+    };
+    for asked in [&dead, &ended].map(ask) {
+        let output = asked.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("ask again when that goes on"), "{said}");
+    }
+    for (reader, read) in [&mut dead, &mut ended].into_iter().zip(reads) {
+        reader.end(vec![read]);
+        assert!(
+            eventually(|| status(&reader.daemon).contains("the worker was restarted once; the last upgrade was refused")),
+            "{}",
+            reader.daemon.log()
+        );
+        assert!(!reader.daemon.log().contains("serves now"), "{}", reader.daemon.log());
+        let output = ctl(&reader.daemon, &["upgrade"]).output().expect("gatherfsctl starts");
+        assert!(output.status.success(), "{}", reader.daemon.log());
+        assert_serves(&mut reader.client, "after");
+    }
 }
 
 /// The kernel forgets with the ring which memory is registered, and no sooner: until then it counts for the limit of locked memory,
@@ -450,6 +494,8 @@ impl Drop for ProcessGroup {
 /// From no room for the next worker at all to room for all of its threads but one: the guest waits until there is room.
 #[test]
 fn a_worker_for_whose_threads_there_is_no_room_is_waited_for() {
+    /// The first, of signals, of the frontend's messages, of hiprio, of the request queue, and the watchdog.
+    const THREADS: usize = 6;
     if !is_root("a group of processes") {
         return;
     }
@@ -461,10 +507,16 @@ fn a_worker_for_whose_threads_there_is_no_room_is_waited_for() {
     for pid in [daemon.pid(), daemon.keeper(), children_of(daemon.keeper())[0]] {
         fs::write(group.0.join("cgroup.procs"), pid.to_string()).expect("a process can be moved");
     }
-    let tasks = || fs::read_to_string(group.0.join("pids.current")).expect("a number").trim().parse::<u32>().expect("a number");
-    let all = tasks();
-    assert!(all >= 7, "{all} tasks");
-    for room in 2..all {
+    // More than one of a name are there when the first one was in a request for long.
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", daemon.serving())).into_iter().flatten().flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name != "room\n").collect::<BTreeSet<String>>()
+    };
+    assert!(eventually(|| threads().len() == THREADS), "{:?}", threads());
+    let all = threads();
+    // With the outer process and the keeper.
+    for room in 2..2 + all.len() {
         group.set_limit(&room.to_string());
         kill_worker(&daemon);
         let write = client.begin(&Call {
@@ -474,7 +526,7 @@ fn a_worker_for_whose_threads_there_is_no_room_is_waited_for() {
         std::thread::sleep(Duration::from_millis(200));
         group.set_limit("max");
         assert_eq!(client.finish(write).expect("an answer").header.error, 0, "room for {room}: {}", daemon.log());
-        assert!(eventually(|| tasks() >= all), "room for {room}: {} tasks of {all}", tasks());
+        assert!(eventually(|| threads().is_superset(&all)), "room for {room}: {:?} of {all:?}", threads());
     }
     assert!(!daemon.log().contains("is lost"), "{}", daemon.log());
     assert_serves(&mut client, "directory");

@@ -5,28 +5,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::{Keeper, Link, Verdict};
 use crate::keeper::handover::{self, Given};
-use crate::keeper::held::Held;
 use crate::keeper::life::Life;
-use crate::keeper::program::Program;
-use crate::keeper::upgrade::{Next, Upgrade};
+use crate::keeper::upgrade::{Next, Terms, Upgrade};
 use crate::keeper::worker_end::Beginning;
 use crate::outer::Said;
 use crate::sys::process::Child;
 
 impl Keeper {
-    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to. With `is_forced` a
-    /// worker that does not finish what is in flight is ended.
-    pub(super) fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>, is_forced: bool) {
+    /// Begins to replace this program by `file`, a sealed memfd; `before` is this program's, to go back to.
+    pub(super) fn upgrade(&mut self, file: OwnedFd, before: Option<OwnedFd>, terms: Terms) {
         let begun = || -> Result<Upgrade, String> {
             let Upgrade::None = self.upgrade else { return Err("another upgrade is under way; try again when it has ended".to_owned()) };
             let cause = handover::Cause::Upgrade(None);
             let given =
                 self.given(&cause).ok_or("this process has records without a file (RLIMIT_FSIZE is too low); restart it instead")?;
-            let examined = || -> io::Result<Upgrade> {
-                let (program, before) = (Held::new(file)?, before.map(Held::new).transpose()?);
-                Ok(Upgrade::Examined { examined: Program::new(program)?.examine(&given)?, before, is_forced })
-            };
-            examined().map_err(|e| format!("it cannot be examined: {e}"))
+            Upgrade::begin(file, before, &given, terms)
         };
         match begun() {
             Ok(upgrade) => self.upgrade = upgrade,
@@ -38,6 +31,14 @@ impl Keeper {
         match std::mem::take(&mut self.upgrade).advance(&life.worker, std::mem::take(&mut life.is_busy), &mut self.examined) {
             Ok(upgrade) => self.upgrade = upgrade,
             Err(why) => self.report(Err(why)),
+        }
+    }
+
+    /// The worker has ended. An upgrade for which that took too long is none.
+    pub(super) fn end_late_upgrade(&mut self) {
+        if let Err(why) = self.upgrade.check() {
+            self.upgrade = Upgrade::None;
+            self.report(Err(why));
         }
     }
 

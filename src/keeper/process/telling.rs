@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Keeper, Link};
 use crate::keeper::life::Life;
+use crate::keeper::upgrade::Terms;
 use crate::outer::{Asked, Said};
 
 /// How long after one could not be started another worker is: at first, and at most.
@@ -16,7 +17,7 @@ impl Keeper {
     /// Takes what the outer process asks for.
     pub(super) fn hear_outer(&mut self) -> io::Result<()> {
         match self.channel.asked()? {
-            Asked::Upgrade { program, before, is_forced } => self.upgrade(program, before, is_forced),
+            Asked::Upgrade { program, before, is_forced, deadline } => self.upgrade(program, before, Terms { is_forced, deadline }),
             Asked::Closed => self.has_outer = false,
             Asked::Nothing => {}
         }
