@@ -1,6 +1,8 @@
 //! Requests that the host does not finish: they keep neither a queue from stopping nor the daemon from ending, and what
 //! the host does with them later reaches nobody. The host is a file whose READs wait until the test lets them go on.
 
+use std::process::Command;
+
 use gatherfs_support::daemon::eventually;
 use gatherfs_support::guest::client::{Call, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, GuestOptions};
@@ -42,6 +44,32 @@ fn a_stop_answers_what_the_host_does_not_finish_and_later_data_does_not_reach_th
     assert_serves(&mut client);
     drop(slow);
     assert_eq!(client.read(node, fh, 0, 16).map(|data| data.len()), Ok(16), "the guest's memory is in its place again");
+}
+
+/// A process whose thread is in the host may be one that cannot be ended, although the guest has had the answer.
+#[test]
+fn a_request_that_was_given_up_delays_an_upgrade_until_the_host_has_finished_it() {
+    let (daemon, guest, mut client) = mounted(&["--stop-timeout", "0.5"], &GuestOptions::default());
+    let Some(slow) = SlowFile::new(&daemon.put("slow", "content")) else { return };
+    let held = read_held_up(&mut client, &slow);
+    let base = guest.stop_queue(FIRST_REQUEST).expect("GET_VRING_BASE is answered");
+    guest.restart_queue(FIRST_REQUEST, base).expect("the queue starts");
+    assert_eq!(daemon.metrics().get("withdrawn"), 1);
+    let upgrade = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gatherfsctl"));
+        command.arg("--socket-path").arg(daemon.socket()).arg("upgrade").output().expect("gatherfsctl starts")
+    };
+    let worker = daemon.serving();
+    let refused = upgrade();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("gatherfsctl upgrade --force"), "{said}");
+    assert_eq!(daemon.serving(), worker, "{}", daemon.log());
+    assert_serves(&mut client);
+    slow.let_go(held);
+    drop(slow);
+    assert!(eventually(|| upgrade().status.success()), "{}", daemon.log());
+    assert_ne!(daemon.serving(), worker);
+    assert_serves(&mut client);
 }
 
 /// Has the guest send a READ of "slow", which the host does not finish.
