@@ -1,11 +1,12 @@
 //! A daemon with a guest, and one operation on it, during which workers die.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatherfs::sys::crash_plan::{CrashPlan, now_ns};
-use gatherfs_support::daemon::{Daemon, Scratch, eventually};
+use gatherfs_support::daemon::{Daemon, Scratch, children_of, eventually};
 use gatherfs_support::guest::client::{CallError, Client, Result};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::{ROOT, init};
@@ -48,7 +49,7 @@ pub const EXPORTED: Way = Way { exports: true, ..BY_HANDLE };
 const DEATHS_TIME: Duration = Duration::from_secs(5);
 /// How long what was closed may be there.
 const CLOSES_TIME: Duration = Duration::from_secs(1);
-/// As long as nothing comes, the worker is done.
+/// Before a worker is looked at whether it is at rest: what was sent to it has arrived.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// A daemon, its guest and the plan of deaths.
@@ -125,6 +126,7 @@ impl Bench {
         let before = self.open();
         let mut world = World::begin(&mut self.client, &shared, &format!("world{}", self.worlds), false);
         std::thread::sleep(self.life);
+        wait_until_at_rest(&self.daemon);
         self.plan.begin(deaths, self.cuts);
         let answer = operation.1(&mut world);
         let answered_ns = now_ns();
@@ -132,7 +134,7 @@ impl Bench {
         if !within(DEATHS_TIME, || self.plan.deaths() == deaths.len()) {
             wrong.push(format!("{} deaths instead of {}", self.plan.deaths(), deaths.len()));
         }
-        wait_until_quiet(&self.plan);
+        wait_until_at_rest(&self.daemon);
         self.plan.end();
         let points = self.plan.passed();
         let _ = world.client.getattr(ROOT, None).inspect_err(|error| wrong.push(format!("GETATTR afterwards: {error}")));
@@ -182,13 +184,24 @@ fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Waits until workers pass no more points.
-fn wait_until_quiet(plan: &CrashPlan) {
-    let mut passed = usize::MAX;
-    assert!(eventually(|| {
-        std::thread::sleep(QUIET);
-        std::mem::replace(&mut passed, plan.passed().len()) == plan.passed().len()
-    }));
+/// Waits until there is one worker, and each of its threads sleeps: it passes no more points. One that has answered may still run.
+pub fn wait_until_at_rest(daemon: &Daemon) {
+    let is_asleep = |task: &Path| fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") S "));
+    let is_at_rest = || match children_of(daemon.keeper())[..] {
+        [worker] => {
+            let tasks = fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
+            tasks.map(|task| task.path()).all(|task| is_asleep(&task))
+        }
+        _ => false,
+    };
+    assert!(
+        eventually(|| {
+            std::thread::sleep(QUIET);
+            is_at_rest()
+        }),
+        "{}",
+        daemon.log()
+    );
 }
 
 /// What the guest hears of what it knew before the operation.

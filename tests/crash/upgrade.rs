@@ -10,6 +10,7 @@ use gatherfs_support::guest::client::{CallError, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
 
+use crate::bench::wait_until_at_rest;
 use crate::quarantine::POISON;
 
 /// gatherfsctl upgrade to the program that runs: its exit status, and what it printed.
@@ -37,20 +38,24 @@ fn started() -> (CrashPlan, Daemon, Client, (u64, u64)) {
 #[test]
 fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
     let (plan, daemon, mut client, (node, fh)) = started();
+    wait_until_at_rest(&daemon);
     plan.begin(&[], false);
     assert_eq!(upgrade(&daemon).0, Some(0), "{}", daemon.log());
+    wait_until_at_rest(&daemon);
     let points = plan.passed();
     let ready = points.iter().position(|name| name.contains("ready")).unwrap_or_else(|| panic!("{points:?}"));
     assert!(ready > 2, "{points:?}");
     let keeper = daemon.keeper();
     for at in 0..=u32::try_from(ready).unwrap() {
+        wait_until_at_rest(&daemon);
         plan.begin(&[(at, libc::SIGABRT)], false);
         let (status, said) = upgrade(&daemon);
-        plan.end();
         let name = &points[at as usize];
+        assert!(eventually(|| plan.deaths() == 1), "{name}: {said}{}", daemon.log());
+        plan.end();
         if at as usize == ready {
             // It had said that it serves. It is gone back from all the same.
-            assert!(plan.deaths() == 1 && daemon.log().contains("the program before takes over again"), "{name}: {said}{}", daemon.log());
+            assert!(eventually(|| daemon.log().contains("the program before takes over again")), "{name}: {said}{}", daemon.log());
             assert!(eventually(|| daemon.log().matches("the upgrade is refused").count() == ready + 1), "{name}: {}", daemon.log());
         } else {
             let is_refused = status == Some(1) && said.contains("signal 6 (SIGABRT); the program before serves on");
@@ -66,6 +71,7 @@ fn a_program_that_cannot_serve_is_followed_by_the_one_before() {
 #[test]
 fn a_program_whose_worker_hangs_is_followed_by_the_one_before() {
     let (plan, daemon, mut client, (node, fh)) = started();
+    wait_until_at_rest(&daemon);
     plan.begin(&[(0, libc::SIGSTOP)], false);
     let (status, said) = upgrade(&daemon);
     plan.end();
