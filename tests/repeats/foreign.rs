@@ -6,6 +6,7 @@ use gatherfs::host::{Appended, FileHandles, RequestContext};
 use gatherfs::state::RequestRecord;
 use gatherfs::sys::failpoint::Moment::{After, Before, Between};
 use gatherfs::types::{Errno, NodeId};
+use gatherfs_support::share::is_root;
 
 use super::world::{LEN, World, left_of};
 use super::{Point, dying_at, failing};
@@ -15,8 +16,10 @@ const EXCLUSIVE: u32 = (libc::O_RDWR | libc::O_EXCL) as u32;
 const FILE_MODE: u32 = libc::S_IFREG | 0o644;
 const COLLAPSE: u32 = libc::FALLOC_FL_COLLAPSE_RANGE as u32;
 
+type Act = fn(&World, &RequestContext<'_>) -> Result<(), Errno>;
+
 /// Executes `act` in a new world until it dies at `point`, lets `meanwhile` change the directory, and executes it again.
-fn repeated(point: Point, meanwhile: fn(&World), act: fn(&World, &RequestContext<'_>) -> Result<(), Errno>) -> (Result<(), Errno>, World) {
+fn repeated(point: Point, meanwhile: fn(&World), act: Act) -> (Result<(), Errno>, World) {
     let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
     let died = dying_at(usize::MAX, Some(point), || act(&world, &world.request(0, &record, None)));
     assert!(died.is_none(), "the operation does not come to {point:?}");
@@ -51,7 +54,7 @@ fn mode(w: &World, name: &str) -> u32 {
 #[test]
 fn what_another_process_made_at_the_name_is_not_taken_for_the_guests() {
     for (point, act) in [
-        (("begun", Between), mknod as fn(&World, &RequestContext<'_>) -> _),
+        (("begun", Between), mknod as Act),
         (("mknodat", After), mknod),
         (("made", Between), mknod),
         (("openat2", Before), create),
@@ -69,6 +72,26 @@ fn what_another_process_made_at_the_name_is_not_taken_for_the_guests() {
     let (result, world) = repeated(("mkdirat", Before), filled, mkdir);
     assert_eq!(result, Err(Errno::EEXIST));
     assert!(world.path("new/theirs").exists());
+}
+
+/// Which errno comes first is up to the host, in the second execution as in the first.
+#[test]
+fn a_name_that_was_there_before_is_the_hosts_to_refuse() {
+    const USER: u32 = 1000;
+    if !is_root() {
+        return;
+    }
+    let mknod_there: Act = |w, r| w.share.mknod(w.sub, c"entry", FILE_MODE, (0, 0), &w.create(r, false)?).map(|_| ());
+    let mkdir_there: Act = |w, r| w.share.mkdir(w.sub, c"entry", 0o755, &w.create(r, false)?).map(|_| ());
+    let create_there: Act = |w, r| w.share.create(w.sub, c"entry", EXCLUSIVE, 0o644, false, &w.create(r, false)?).map(|_| ());
+    for (name, act) in [("mknodat", mknod_there), ("mkdirat", mkdir_there), ("openat2", create_there)] {
+        let (world, record) = (World::new(FileHandles::Prefer), RequestRecord::default());
+        std::fs::set_permissions(world.path("sub"), PermissionsExt::from_mode(0o700)).unwrap();
+        let died = dying_at(usize::MAX, Some((name, Before)), || act(&world, &world.request(USER, &record, None)));
+        assert!(died.is_none(), "{name}");
+        assert_eq!(act(&world, &world.request(USER, &record, left_of(&record))), Err(Errno::EACCES), "{name}");
+        assert_eq!(act(&world, &world.request(USER, &RequestRecord::default(), None)), Err(Errno::EACCES), "{name}, the first time");
+    }
 }
 
 #[test]

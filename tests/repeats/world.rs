@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use gatherfs::host::{
-    CreateContext, Descriptors, Features, FileHandles, Holdings, Label, Lookup, NodeEntry, Opened, Options, Pending, RequestContext, Share,
-    TmpfilePolicy,
+    CreateContext, Descriptors, Feature, Features, FileHandles, Holdings, Label, Lookup, NodeEntry, Opened, Options, Pending,
+    RequestContext, Share, TmpfilePolicy,
 };
 use gatherfs::state::{RequestRecord, Unfinished};
 use gatherfs::sys::clock::coarse_ns;
@@ -77,7 +77,7 @@ impl World {
         let root = std::fs::File::open(scratch.path()).unwrap().into();
         let share = Share::export(options, Descriptors::of(4096, None), root, DescriptorDir::open().unwrap()).unwrap();
         share.enter_thread().unwrap();
-        share.begin_session(Features::default(), 1);
+        share.begin_session(Features::default().with(Feature::CreateGroup), 1);
         let (file, fh) = (NodeId::ROOT, FileHandle::NONE);
         let mut world = World { share, scratch, file, fh, other: file, other_fh: fh, link: file, sub: file, sub_fh: fh };
         let look_up = |world: &World, parent, name: &CStr| world.plainly(|request| world.look_up(parent, name, request)).unwrap().node;

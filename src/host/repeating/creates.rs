@@ -39,8 +39,9 @@ pub(in crate::host) struct NewFile<'a> {
 }
 
 impl Share {
-    /// The directory `parent`, in which the request has made `new` as `name` for `caller`; `None` where it is still to be made.
-    /// EEXIST where something else is there, ENOENT where it was made and is gone, and the error that the call had.
+    /// The directory `parent`, in which the request has made `new` as `name` for `caller`; `None` where it is still to be made, or to be
+    /// refused by the host, since something else is there. EEXIST where it was made and something else is there, ENOENT where it was made
+    /// and is gone, and the error that the call had.
     pub(in crate::host) fn made_before(
         &self,
         parent: NodeId,
@@ -64,10 +65,15 @@ impl Share {
             // What was made may be known, by a lookup that was counted and not noted, and filled by another process meanwhile.
             && (is_made || !self.inodes.is_known(file.as_fd(), &st)? && is_empty(file.as_fd(), &st)?)
             && is_link_to(file.as_fd(), new.target)?;
-        if is_ours { Ok(Some(dir)) } else { Err(Errno::EEXIST) }
+        match is_ours {
+            true => Ok(Some(dir)),
+            false if is_made => Err(Errno::EEXIST),
+            false => Ok(None),
+        }
     }
 
-    /// Whether the request has made `name` in `dir` a name of `file`. Errors as of [`Share::made_before`].
+    /// Whether the request has made `name` in `dir` a name of `file`. EEXIST where another file is there, ENOENT where it was made and is
+    /// gone, and the error that the call had.
     pub(in crate::host) fn linked_before(
         &self,
         file: BorrowedFd<'_>,
