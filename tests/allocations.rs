@@ -14,7 +14,7 @@ use gatherfs_support::in_process::{self, Device};
 const N: usize = 1000;
 /// Tries for a kind: a thread that starts because a request was slow on a busy host allocates what it works
 /// with. An allocation that belongs to the requests is there in every try.
-const TRIES: usize = 3;
+const TRIES: usize = 20;
 
 /// Allocations of the threads that serve a queue, since the start. One test at a time may look at them.
 static SERVING: AtomicU64 = AtomicU64::new(0);
@@ -92,7 +92,14 @@ fn allocations_over(c: &mut Client, mut request: impl FnMut(&mut Client)) -> u64
         (0..N).for_each(|_| request(c));
         SERVING.load(Ordering::SeqCst) - before
     };
-    (0..TRIES).map(one_try).min().unwrap()
+    let mut fewest = u64::MAX;
+    for count in (0..TRIES).map(one_try) {
+        fewest = fewest.min(count);
+        if fewest == 0 {
+            break;
+        }
+    }
+    fewest
 }
 
 #[test]

@@ -269,6 +269,7 @@ fn what_is_no_message_ends_its_connection_as_without_a_keeper() {
         // A daemon that has just started still opens some.
         drop(mount(&daemon));
         assert!(eventually(|| daemon.log().contains("the VMM disconnected")));
+        (0..3).for_each(|_| _ = daemon.metrics());
         let before = open_descriptors(&daemon);
         for (number, (bytes, fds)) in cases.iter().enumerate() {
             let mut stream = UnixStream::connect(daemon.socket()).expect("a connection");

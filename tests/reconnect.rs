@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatherfs_support::daemon::{Daemon, Killer, Scratch, children_of, eventually, is_root};
+use gatherfs_support::daemon::{Daemon, Killer, Scratch, children_of, eventually, is_root, only_child};
 use gatherfs_support::guest::client::{Call, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions, HIPRIO};
 use gatherfs_support::guest::fuse::{self, CreateIn, FileLock, LkIn, ROOT, ReadIn, WriteIn, opcode};
@@ -65,8 +65,7 @@ fn open_files(daemon: &Daemon) -> usize {
 
 /// Kills the only worker: where the keeper has just ended it, another one follows in any case.
 fn kill_worker(daemon: &Daemon) -> u32 {
-    assert!(eventually(|| children_of(daemon.keeper()).len() == 1), "{}", daemon.log());
-    let worker = children_of(daemon.keeper())[0];
+    let worker = only_child(daemon.keeper());
     let _ = kill_process(Pid::from_raw(worker.cast_signed()).expect("a process id"), Signal::KILL);
     worker
 }
@@ -97,9 +96,9 @@ fn a_frontend_that_is_back_goes_on_in_every_sandbox() {
         client.setlk(file.0, &lock_of(file, 1, libc::F_WRLCK), false).expect("SETLK");
         let wait = client.begin(&Call::new(opcode::SETLKW, file.0, &[lock_of(file, 2, libc::F_WRLCK).as_bytes()]));
         assert!(eventually(|| daemon.metrics().get("parked") == 1));
-        for _ in 0..3 {
+        for round in 1..=3 {
             guest.disconnect();
-            daemon.wait_for_line("its session is kept for 10 s");
+            assert!(eventually(|| daemon.log().matches("its session is kept for 10 s").count() == round), "{}", daemon.log());
             assert!(!is_free(&daemon), "--sandbox {sandbox}");
             // Nobody takes it before the frontend is back, whose base is behind it.
             let read = ReadIn { fh: file.1, size: SIZE, ..ReadIn::default() };
@@ -272,7 +271,7 @@ fn a_worker_that_dies_before_every_message_of_another_guest_takes_nothing_for_it
     guest.say_all(|| replace_worker(&daemon)).expect("the daemon serves it");
     assert!(client.getattr(file.0, Some(file.1)).is_err());
     client.init().expect("INIT");
-    assert!(client.lookup(ROOT, "file").is_ok() && is_free(&daemon));
+    assert!(client.lookup(ROOT, "file").is_ok() && eventually(|| is_free(&daemon)));
     let ring = guest.lock(FIRST_REQUEST);
     assert_eq!(ring.used_idx(), ring.avail_idx(), "nothing of before was answered: {}", daemon.log());
 }
@@ -289,7 +288,7 @@ fn another_guest_gets_nothing_of_the_session_before() {
         daemon.wait_for_line("a VMM connects that is not the one before");
         assert!(other.getattr(file.0, Some(file.1)).is_err(), "{what}: neither the node nor the handle is the other guest's");
         assert!(other.read(file.0, file.1, 0, SIZE).is_err(), "{what}");
-        assert!(eventually(|| open_files(&daemon) == 0) && is_free(&daemon), "{what}");
+        assert!(eventually(|| open_files(&daemon) == 0 && is_free(&daemon)), "{what}");
         let node = other.lookup(ROOT, "file").expect("LOOKUP").nodeid;
         assert!(other.open(node, libc::O_RDONLY).is_ok(), "{what}");
         kill_worker(&daemon);
@@ -330,14 +329,14 @@ fn a_session_that_nobody_goes_on_with_ends() {
             client.init().expect("another INIT");
         } else {
             assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
-            assert!(is_free(&daemon) && !daemon.socket().exists());
+            assert!(eventually(|| is_free(&daemon)) && !daemon.socket().exists());
         }
     }
 }
 
 #[test]
 fn one_that_is_connected_and_says_nothing_does_not_keep_the_session() {
-    let (daemon, guest, mut client, file) = started(&["--reconnect-timeout", "0.2"]);
+    let (daemon, guest, mut client, file) = started(&["--reconnect-timeout", "1", "--keep-listening"]);
     guest.connect_again(daemon.socket()).expect("a connection");
     daemon.wait_for_line("did not connect again in time");
     guest.go_on().expect("the daemon serves it");
@@ -364,7 +363,7 @@ fn a_signal_ends_the_daemon_while_the_frontend_is_away() {
         daemon.wait_for_line("its session is kept for 3600 s");
         daemon.signal(signal);
         assert_eq!(daemon.wait().code(), Some(0), "{signal:?}: {}", daemon.log());
-        assert!(is_free(&daemon));
+        assert!(eventually(|| is_free(&daemon)), "{signal:?}");
     }
 }
 

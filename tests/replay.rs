@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use gatherfs_support::daemon::{Daemon, children_of, eventually};
+use gatherfs_support::daemon::{Daemon, children_of, eventually, only_child};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
@@ -131,7 +131,7 @@ impl Vmm {
     /// Kills the worker when it has taken everything, and waits for the next one.
     fn kill_worker(&self) {
         self.assert_lives("before the kill");
-        let worker = children_of(self.daemon.keeper())[0];
+        let worker = only_child(self.daemon.keeper());
         kill_process(Pid::from_raw(worker.cast_signed()).expect("a process id"), Signal::KILL).expect("the process is there");
         assert!(eventually(|| children_of(self.daemon.keeper()).iter().any(|pid| *pid != worker)), "{}", self.daemon.log());
     }
@@ -237,7 +237,7 @@ fn a_worker_that_cannot_be_started_is_tried_again() {
     let vmm = Vmm::set_up(protocol_features());
     vmm.assert_lives("at first");
     let keeper = vmm.daemon.keeper();
-    let worker = children_of(keeper)[0];
+    let worker = only_child(keeper);
     let limit_files = |count: u64| {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: a valid structure; no limit is set.

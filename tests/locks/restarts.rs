@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatherfs_support::daemon::{Killer, children_of, eventually};
+use gatherfs_support::daemon::{Killer, children_of, eventually, only_child};
 use gatherfs_support::guest::fuse::{FlushIn, ReleaseIn};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -10,7 +10,7 @@ use super::*;
 
 /// Kills the worker, and returns when the next one serves.
 fn kill_worker(daemon: &Daemon, l: &mut Locker) {
-    let worker = children_of(daemon.keeper())[0];
+    let worker = only_child(daemon.keeper());
     kill_process(Pid::from_raw(worker.cast_signed()).expect("a process"), Signal::KILL).expect("a kill");
     assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if next != worker)), "another worker");
     l.client.getattr(l.node, Some(l.fh)).expect("GETATTR");

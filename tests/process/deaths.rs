@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use gatherfs_support::daemon::{Daemon, Process, Scratch, children_of, eventually, is_root, status_field};
+use gatherfs_support::daemon::{Daemon, Process, Scratch, children_of, eventually, is_root, only_child, status_field};
 use gatherfs_support::guest::client::{Call, Caller, Client, Pending};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::{ROOT, ReadIn, WriteIn, opcode};
@@ -61,7 +61,7 @@ fn forget(path: &Path) {
 }
 
 fn kill_worker(daemon: &Daemon) -> u32 {
-    let worker = children_of(daemon.keeper())[0];
+    let worker = only_child(daemon.keeper());
     kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
     worker
 }
@@ -129,6 +129,12 @@ impl SlowReader {
         self.pause();
         let pending = self.begin(0);
         assert!(eventually(|| self.daemon.metrics().get("host_reads") > before), "{}", self.daemon.log());
+        // It is counted before the call.
+        let is_in_host = || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.daemon.serving())).into_iter().flatten().flatten();
+            tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok()).any(|stat| stat.contains(") D "))
+        };
+        assert!(eventually(is_in_host), "{}", self.daemon.log());
         pending
     }
 
@@ -180,10 +186,11 @@ fn transfers_on_the_ring_end_before_they_are_repeated() {
     let Some(mut reader) = SlowReader::start(&["--io-engine", "uring"]) else { return };
     for round in 1..=2 {
         reader.pause();
+        let submitted = reader.daemon.metrics().get("submitted");
         // One after the other: while a thread submits one, another thread would read without the ring.
         let begin = |page| {
             let read = reader.begin(page);
-            assert!(eventually(|| reader.daemon.metrics().get("submitted") > page as u64), "{}", reader.daemon.log());
+            assert!(eventually(|| reader.daemon.metrics().get("submitted") > submitted + page as u64), "{}", reader.daemon.log());
             read
         };
         let pending: Vec<Pending> = (0..COUNT).map(begin).collect();
@@ -193,7 +200,7 @@ fn transfers_on_the_ring_end_before_they_are_repeated() {
         assert!(reader.is_told(&what, before), "round {round}: {}", reader.daemon.log());
         assert!(pending.iter().all(|read| !reader.client.is_answered(read)), "round {round}: the host has moved nothing");
         reader.end(pending);
-        assert!(children_of(reader.daemon.keeper())[0] != worker, "round {round}: by another worker");
+        assert!(only_child(reader.daemon.keeper()) != worker, "round {round}: by another worker");
         assert!(!reader.daemon.log().contains("system call of one of its threads"), "{}", reader.daemon.log());
     }
 }
@@ -223,8 +230,8 @@ fn a_thread_that_the_host_holds_up_delays_the_next_worker() {
     let variables = [("NOTIFY_SOCKET", &*at.join("notify")), ("WATCHDOG_USEC", Path::new("2000000"))];
     let Some(mut reader) = SlowReader::start_with(&["--io-engine", "sync"], &variables) else { return };
     let pending = reader.die_held_up();
-    let said = status(&reader.daemon);
-    assert!(said.contains("the worker has died, and the host has not finished what a thread of it does\n"), "{said}");
+    let is_said = |what: &str| eventually(|| status(&reader.daemon).contains(what));
+    assert!(is_said("the worker has died, and the host has not finished what a thread of it does\n"), "{}", status(&reader.daemon));
     // What the host does is no reason for the manager to end the daemon.
     let mut message = [0; 1024];
     while manager.recv(&mut message).is_ok() {}
@@ -305,14 +312,15 @@ fn memory_is_pinned_again_by_the_next_worker() {
         assert_read(&mut client, pending, at);
         pinned.push(process.metrics().get("pinned_transfers"));
         client.guest().memory().fill(at, READS * PAGE as usize, 0xff);
-        let worker = children_of(process.keeper())[0];
+        let worker = only_child(process.keeper());
         kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
         assert!(eventually(|| matches!(children_of(process.keeper())[..], [next] if next != worker)), "{}", process.log());
     }
     if process.log().contains("it takes Linux 6.15") {
         return println!("skipped: no pinned memory before Linux 6.15");
     }
-    assert!(pinned.iter().all(|pinned| *pinned > READS as u64 / 2), "{pinned:?}: {}", process.log());
+    // Those for which the ring is busy are not made on it.
+    assert!(pinned.iter().all(|pinned| *pinned > 0), "{pinned:?}: {}", process.log());
 }
 
 /// Files of a session that ended, which the host was closing when the worker died.
@@ -420,7 +428,10 @@ fn read_beyond_limit(daemon: &Daemon, group: &MemoryGroup, pids: &[u32], relieve
         }
         assert_eq!(client.finish(pending).expect("an answer").header.error, 0, "{}", daemon.log());
     }
-    assert!(is_relieved && daemon.log().contains("the worker was ended by signal 9 (SIGKILL); another one goes on"), "{}", daemon.log());
+    assert!(is_relieved, "{}", daemon.log());
+    daemon.wait_for_line("; another one goes on");
+    // After a life of a second that is known later.
+    daemon.wait_for_line("ended by signal 9 (SIGKILL)");
     assert!(guest.memory().read_vec(at + 2 * LIMIT - 1, 1) == [7], "the last byte that was read");
     assert_serves(&mut client, "directory");
 }
@@ -444,16 +455,16 @@ fn the_daemon_survives_where_its_worker_is_ended_for_memory_that_stays_taken() {
     }
     let Some(group) = MemoryGroup::new() else { return };
     let daemon = Daemon::start_in(Scratch::on_disk(), &["--sandbox", "namespace"]);
-    let oom_score = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a process").trim().to_owned();
+    let oom_score = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default().trim().to_owned();
     let usual = oom_score(std::process::id());
     if oom_score(daemon.pid()) != "-1000" {
         assert_eq!(oom_score(daemon.keeper()), usual);
         return println!("skipped: no CAP_SYS_RESOURCE, or no /proc/PID/task/PID/children");
     }
     assert_eq!(oom_score(daemon.keeper()), "-1000");
-    let is_rated = || children_of(daemon.keeper()).iter().all(|worker| oom_score(*worker) == usual);
+    let is_rated = || matches!(children_of(daemon.keeper())[..], [worker] if oom_score(worker) == usual);
     assert!(eventually(is_rated));
-    read_beyond_limit(&daemon, &group, &[daemon.pid(), daemon.keeper(), children_of(daemon.keeper())[0]], |group| {
+    read_beyond_limit(&daemon, &group, &[daemon.pid(), daemon.keeper(), only_child(daemon.keeper())], |group| {
         // A while in which the keeper cannot start a worker.
         std::thread::sleep(Duration::from_secs(1));
         group.set_limit(256 << 20);
@@ -504,7 +515,7 @@ fn a_worker_for_whose_threads_there_is_no_room_is_waited_for() {
     let (_guest, mut client) = mount(daemon.socket());
     let made = client.create(ROOT, "file", 0o644, libc::O_RDWR).expect("CREATE");
     let (node, fh) = (made.entry.nodeid, made.open.fh);
-    for pid in [daemon.pid(), daemon.keeper(), children_of(daemon.keeper())[0]] {
+    for pid in [daemon.pid(), daemon.keeper(), only_child(daemon.keeper())] {
         fs::write(group.0.join("cgroup.procs"), pid.to_string()).expect("a process can be moved");
     }
     // More than one of a name are there when the first one was in a request for long.
@@ -545,7 +556,7 @@ fn a_log_that_nobody_reads_holds_up_neither_the_next_worker_nor_the_end() {
     let (_guest, mut client) = mount(&socket);
     let keeper = || children_of(daemon.id()).first().copied().unwrap_or_default();
     for _ in 0..20 {
-        let worker = children_of(keeper())[0];
+        let worker = only_child(keeper());
         kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::USR1).expect("the process is there");
         kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
         assert_serves(&mut client, "directory");
@@ -562,7 +573,7 @@ fn no_guest_memory_is_in_a_core_dump() {
     let daemon = Daemon::start(&[]);
     let (guest, mut client) = mount(daemon.socket());
     assert_serves(&mut client, "directory");
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", children_of(daemon.keeper())[0])).expect("the process is there");
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", only_child(daemon.keeper()))).expect("the process is there");
     let lens: Vec<u64> = GuestOptions::default().layout.iter().map(|(_, len)| *len / 1024).collect();
     // The size and the flags of each mapping (man proc_pid_smaps(5)).
     let value = |line: &str, name: &str| line.strip_prefix(name).map(|value| value.trim().to_owned());
@@ -588,7 +599,7 @@ fn a_filter_without_close_range_costs_no_session() {
         let open = || fs::read_dir(format!("/proc/{}/fd", process.keeper())).expect("the process is there").count();
         let mut counts = Vec::new();
         for _ in 0..4 {
-            let worker = children_of(process.keeper())[0];
+            let worker = only_child(process.keeper());
             kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
             assert_eq!(client.write(made.entry.nodeid, made.open.fh, 0, b"data"), Ok(4), "{}", process.log());
             assert!(eventually(|| matches!(children_of(process.keeper())[..], [next] if next != worker)), "{}", process.log());

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use gatherfs_support::daemon::{Daemon, Scratch, children_of, eventually};
+use gatherfs_support::daemon::{Daemon, Scratch, children_of, eventually, only_child};
 use gatherfs_support::guest::client::{CallError, Client};
 use gatherfs_support::guest::frontend::{FIRST_REQUEST, Guest, GuestOptions};
 use gatherfs_support::guest::fuse::ROOT;
@@ -111,7 +111,7 @@ fn a_guest_that_holds_every_descriptor_keeps_its_session_when_the_worker_dies() 
     let (handles, refusal) = open_all(&mut client, node);
     assert_eq!(refusal, ENFILE);
     for _ in 0..3 {
-        let worker = children_of(daemon.keeper())[0];
+        let worker = only_child(daemon.keeper());
         kill_process(Pid::from_raw(worker.cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
         assert_eq!(client.read(node, handles[0], 0, 100).as_deref(), Ok(&b"content"[..]), "{}", daemon.log());
         assert!(eventually(|| matches!(children_of(daemon.keeper())[..], [next] if next != worker)), "{}", daemon.log());

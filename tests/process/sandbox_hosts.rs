@@ -126,7 +126,9 @@ fn chroot_tree(scratch: &Scratch) -> (std::path::PathBuf, Vec<Mount>) {
         fs::create_dir(root.join(name)).expect("a directory");
         std::os::unix::fs::chown(root.join(name), Some(USER), Some(USER)).expect("root may");
     }
-    fs::copy(env!("CARGO_BIN_EXE_gatherfsd"), root.join("gatherfsd")).expect("the program");
+    // By another process: one that this one starts in the meantime would have the file open for writing, and then it cannot be executed.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_gatherfsd")).arg(root.join("gatherfsd")).status();
+    assert!(copied.expect("cp starts").success());
     (root, mounts)
 }
 

@@ -65,8 +65,10 @@ impl Migrating {
         settle(&self.guest);
         let mut pages: BTreeSet<u64> = self.guest.take_dirty_pages().into_iter().collect();
         let payload = (0..8).filter(|i| pages.remove(&(self.payload + i * PAGE_SIZE))).collect();
-        let (_, _, used) = self.guest.lock(FIRST_REQUEST).addresses();
-        let used_ring = pages.remove(&(used & !(PAGE_SIZE - 1)));
+        let used_ring = |queue| self.guest.lock(queue).addresses().2 & !(PAGE_SIZE - 1);
+        // Its thread stores the event index anew when logging begins, whenever it comes to that.
+        pages.remove(&used_ring(HIPRIO));
+        let used_ring = pages.remove(&used_ring(FIRST_REQUEST));
         (payload, used_ring, pages.len())
     }
 }

@@ -312,7 +312,7 @@ fn a_forced_upgrade_ends_a_worker_that_the_host_holds_up_and_its_request_is_exec
     let first = slow.wait_for_read();
     let (status, said) = upgrade_with(daemon.socket(), &built_program(), &["--force"]);
     assert_eq!((status, said.ends_with(" serves now\n")), (Some(0), true), "{said}{}", daemon.log());
-    assert!(daemon.log().contains("the worker is ended for the upgrade"), "{}", daemon.log());
+    daemon.wait_for_line("the worker is ended for the upgrade");
     slow.let_go(first);
     let again = slow.wait_for_read();
     assert!(!client.is_answered(&waiting), "{}", daemon.log());

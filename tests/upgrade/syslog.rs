@@ -46,7 +46,7 @@ fn the_new_program_goes_on_with_syslog_under_the_same_name() {
                 messages.extend(received(&syslog, "a VMM connected"));
             }
             kill_process(Pid::from_raw(daemon.serving().cast_signed()).expect("an id"), Signal::KILL).expect("the process is there");
-            messages.extend(received(&syslog, "the worker was ended by signal 9"));
+            messages.extend(received(&syslog, "ended by signal 9"));
             messages.extend(received(&syslog, "a VMM connected"));
             assert!(messages.iter().all(|message| message.contains(&name)), "--sandbox {sandbox}: {messages:?}");
         }

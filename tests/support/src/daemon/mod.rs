@@ -17,7 +17,7 @@ use crate::places;
 
 pub use crate::scratch::Scratch;
 pub use killer::Killer;
-pub use process::{Metrics, Process, children_of, is_there, status_field};
+pub use process::{Metrics, Process, children_of, is_there, only_child, status_field};
 
 /// How long anything the daemon does may take in a test. Far beyond what a busy host needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -200,6 +200,18 @@ pub fn children_of(pid: u32) -> Vec<u32> {
     children.filter(|child| is_there(*child)).collect()
 }
 
+/// The one process that `pid` has started and that lives: of two, as where a worker that died has not quite ended, the end of one is waited
+/// for, and of none the start of another one.
+pub fn only_child(pid: u32) -> u32 {
+    let mut children = Vec::new();
+    let is_one = eventually(|| {
+        children = children_of(pid);
+        children.len() == 1
+    });
+    assert!(is_one, "process {pid} has the children {children:?}");
+    children[0]
+}
+
 /// Whether process `pid` lives. Of one that nobody has waited for yet the state is Z (man proc_pid_stat(5)).
 pub fn is_there(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -209,10 +221,18 @@ pub fn is_there(pid: u32) -> bool {
 /// The last of the processes that start one another, of which `pid` is the first; `None` where it started none.
 fn worker_of(pid: u32) -> Option<u32> {
     let mut last = None;
-    while let [child] = children_of(last.unwrap_or(pid))[..] {
-        last = Some(child);
+    loop {
+        let mut children = Vec::new();
+        // The process of an examination, or a worker that died, may not have ended quite.
+        eventually(|| {
+            children = children_of(last.unwrap_or(pid));
+            children.len() < 2
+        });
+        match children[..] {
+            [child] => last = Some(child),
+            _ => return last,
+        }
     }
-    last
 }
 
 /// The value of `field` in /proc/PID/status.
