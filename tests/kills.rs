@@ -85,16 +85,15 @@ fn faults_one_after_the_other_are_followed_by_less_trust() {
     client.write(node, fh, 0, b"contents").expect("WRITE");
     // Two faults in short lives, then two more: the second pair makes the keeper trust the records no more. One more where the machine is
     // so slow that a life was no short one.
-    for (faults, expected) in [(2..=3, "answers what is unfinished with an error"), (2..=3, "without the records of the session")] {
-        let mut count = 0;
-        while !daemon.log().contains(expected) {
-            count += 1;
-            assert!(count <= *faults.end(), "{}", daemon.log());
+    for expected in ["answers what is unfinished with an error", "without the records of the session"] {
+        let mut faults = 0;
+        while !daemon.log().contains(expected) && faults < 3 {
+            faults += 1;
             let before = daemon.log().matches("the worker was ended by").count();
             kill(daemon.keeper(), Signal::ABORT);
             assert!(eventually(|| daemon.log().matches("the worker was ended by").count() > before), "{}", daemon.log());
         }
-        assert!(faults.contains(&count), "{}", daemon.log());
+        assert!(daemon.log().contains(expected) && faults >= 2, "{faults}: {}", daemon.log());
     }
     assert!(client.getattr(node, Some(fh)).is_err(), "its session is over");
     client.init().expect("another INIT");

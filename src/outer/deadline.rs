@@ -1,8 +1,8 @@
-//! A moment that two processes of one host mean the same by: milliseconds of CLOCK_MONOTONIC (man clock_gettime(2)).
+//! A moment that two processes of one host mean the same by: microseconds of CLOCK_MONOTONIC.
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use crate::sys::clock::monotonic_us;
 
 /// When it is too late for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,12 +14,12 @@ impl Deadline {
 
     /// In `time` from now.
     pub fn after(time: Duration) -> Deadline {
-        Deadline(now_ms().saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+        Deadline(monotonic_us().saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// Whether it is too late.
     pub fn has_passed(self) -> bool {
-        now_ms() >= self.0
+        monotonic_us() >= self.0
     }
 
     /// For a message.
@@ -31,12 +31,6 @@ impl Deadline {
     pub fn from_bytes(bytes: [u8; Deadline::LEN]) -> Deadline {
         Deadline(u64::from_le_bytes(bytes))
     }
-}
-
-fn now_ms() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Never negative: the clock begins at the start of the system.
-    now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
 }
 
 #[cfg(test)]

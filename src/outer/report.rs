@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::notify::{self, Notify};
+use crate::sys::clock::monotonic_us;
 
 /// Between two changes of STATUS= at least: a worker that a guest has taken over can change it all the time, and the manager has other
 /// services.
@@ -87,6 +86,7 @@ impl Report {
 
     /// An upgrade begins.
     pub fn upgrading(&mut self) {
+        // By the time the manager knows that it is about its own request.
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
         self.upgrade = Some("an upgrade is under way".to_owned());
     }
@@ -143,10 +143,4 @@ impl Report {
             notify.say(lines.to_owned());
         }
     }
-}
-
-/// Microseconds of CLOCK_MONOTONIC, by which the manager knows that the message is about its own request.
-fn monotonic_us() -> i64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000)
 }
